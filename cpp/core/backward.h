@@ -1,0 +1,441 @@
+// Backward through time for one direction of one layer: the only backward time loop there is, and
+// the products over its steps.
+//
+// Steps are taken in chunks. In a chunk, the time loop writes dL/da of every step; then one product
+// each adds to dW_ih and dW_hh and gives dx. An element of dW is one chain over steps in backward's
+// order and rows in the schedule's, carried on from chunk to chunk, so chunks leave no trace in the
+// bits.
+#pragma once
+
+#include "cells/unit.h"
+#include "gemm.h"
+#include "pack.h"
+#include "work.h"
+
+RNNKERN_BEGIN
+
+// Squares and finiteness of parameter gradients, gathered where they are stored. Per row of a
+// matrix, squares are kept by column modulo one cache line, in doubles: a sum in the same order on
+// every instruction set and number of threads.
+template <class T>
+inline constexpr Index kSquareLanes = kLine<T>;
+
+// Adds the squares of the first n of one vector of values, which stand from `column` on.
+template <class T>
+RNNKERN_INLINE void add_squares(double* lanes, Index column, Vec<T> v, Index n) {
+  alignas(RNNKERN_VECTOR_BYTES) T values[kLanes<T>];
+  store<T>(values, v);
+  lanes += column % kSquareLanes<T>;
+  for (Index i = 0; i < least(n, kLanes<T>); ++i) {
+    const double value = static_cast<double>(values[i]);
+    lanes[i] += value * value;
+  }
+}
+
+// Whether the first n are finite; lanes behind a row's end hold anything.
+template <class T>
+RNNKERN_INLINE bool all_finite(Vec<T> v, Index n) {
+  alignas(RNNKERN_VECTOR_BYTES) T zero_or_nan[kLanes<T>];
+  store<T>(zero_or_nan, v - v);
+  T sum = T(0);
+  for (Index i = 0; i < least(n, kLanes<T>); ++i) sum += zero_or_nan[i];
+  return sum == T(0);
+}
+
+template <class Cell, class T>
+struct BackwardRoom {
+  static constexpr Index da_bytes = 4 * 1024 * 1024;  // of a chunk
+  Index chunk;    // steps
+  Index most_rows;  // of a chunk
+  T* recurrent;   // W_hh in columns, phase by phase: [blocks of H, gates * H, lanes]
+  T* input;       // W_ih in columns: [blocks of I, G * H, lanes]
+  T* dh;          // [B, padded H] dL/dh' as the products leave it
+  T* dc;          // [B, padded H]
+  T* d_operand;   // [B, padded H] phase 1's
+  T* direct;      // [B, padded H] dL/dh' that takes no product
+  T* scale;       // [B] step_norm's factor of dh
+  T* zeros;       // [padded H]
+  T* da;          // [chunk rows, slots, padded H]
+  T* da_lines;    // the same by lines: [slots * padded H / line, chunk rows, line]
+  T* x;           // [blocks of I, chunk rows, lanes]
+  T* h;           // [blocks of H, chunk rows, lanes] h' of each row
+  T* operand;     // [blocks of H, chunk rows, lanes] phase 1's
+  double* squares;  // [square_rows, square lanes]
+  int* finite;      // 0 once a parameter gradient was not
+  // Squares: a row each for [dW_ih, dW_hh, db_ih, db_hh], G * H rows of the first two, G of the others.
+  Index square_rows(Index H) const { return 2 * Cell::gates * (H + 1); }
+
+  void take(Arena& arena, const Schedule& s, Index I, Index H) {
+    constexpr Index G = Cell::gates, size = static_cast<Index>(sizeof(T));
+    const Index Hp = padded<T>(H), row = Hp * Cell::slots;
+    const Index hidden_blocks = blocks_of<T>(H), input_blocks = blocks_of<T>(I);
+    chunk = most(1, least(s.T, da_bytes / (row * size * most(1, s.B))));
+    most_rows = chunk * s.B;
+    recurrent = arena.take<T>(hidden_blocks * kLanes<T> * G * H);
+    input = arena.take<T>(input_blocks * kLanes<T> * G * H);
+    dh = arena.take<T>(s.B * Hp);
+    dc = arena.take<T>(Cell::has_c ? s.B * Hp : 0);
+    d_operand = arena.take<T>(Cell::phases > 1 ? s.B * Hp : 0);
+    direct = arena.take<T>(s.B * Hp);
+    scale = arena.take<T>(s.B);
+    zeros = arena.take<T>(Hp);
+    da = arena.take<T>(most_rows * row);
+    da_lines = arena.take<T>(most_rows * row);
+    x = arena.take<T>(input_blocks * kLanes<T> * most_rows);
+    h = arena.take<T>(hidden_blocks * kLanes<T> * most_rows);
+    operand = arena.take<T>(Cell::phases > 1 ? hidden_blocks * kLanes<T> * most_rows : 0);
+    squares = arena.take<double>(square_rows(H) * kSquareLanes<T>);
+    finite = arena.take<int>(1);
+  }
+  // Gates before the phase's own, in columns of `recurrent`.
+  T* columns(int phase, Index H) const {
+    return recurrent + blocks_of<T>(H) * kLanes<T> * Cell::phase[phase].first * H;
+  }
+};
+
+template <class T>
+struct BackwardPointers {
+  const T** a;    // [max(B, chunk rows, G * H)]
+  T** to;         // the same
+  void take(Arena& arena, Index n) {
+    a = arena.take<const T*>(n);
+    to = arena.take<T*>(n);
+  }
+};
+
+template <class Cell, class T>
+struct Backward {
+  using V = Vec<T>;
+  static constexpr Index G = Cell::gates, slots = Cell::slots;
+  const Schedule& rows;
+  Index H, I;
+  Sequence<const T> x;   // the layer's input, after dropout
+  Sequence<const T> y;   // this direction's own columns
+  Sequence<const T> dy;  // this direction's own columns; null data for zeros
+  Sequence<T> dx;
+  bool adds_dx;          // dx already holds something: add to it
+  const Direction<T>& d;
+  const DirectionGradient<T>& gradient;
+  const Clip& clip;
+  bool reverse;
+  const BackwardRoom<Cell, T>& room;
+  const BackwardPointers<T>& at;  // this thread's
+  Index first_step = 0, steps = 0;  // of the chunk at hand
+
+  // ---- what is where -------------------------------------------------------------------------
+
+  bool last_chunk(Index done) const { return done + steps == rows.T; }
+  void open_chunk(Index done) {
+    steps = least(room.chunk, rows.T - done);
+    first_step = reverse ? done : rows.T - done - steps;
+  }
+  Index step_at(Index i) const { return reverse ? first_step + i : first_step + steps - 1 - i; }
+  Index chunk_rows() const {
+    return rows_before(rows, first_step + steps) - rows_before(rows, first_step);
+  }
+  T* da_row(Index t, Index r) const {
+    const Index index = rows_before(rows, t) - rows_before(rows, first_step) + r;
+    return room.da + index * slots * padded<T>(H);
+  }
+  // The step before t in forward's order, or -1 where the initial state came before.
+  Index step_before(Index t, Index r) const {
+    if (!reverse) return t - 1;
+    return t + 1 < rows.T && r < alive_at(rows, t + 1) ? t + 1 : -1;
+  }
+  const T* h_before(Index t, Index r) const {
+    const Index before = step_before(t, r), caller = row_of(rows, r);
+    if (before >= 0) return y.data + before * y.step + caller * y.row;
+    return d.h0 ? d.h0 + caller * H : room.zeros;
+  }
+  const T* c_before(Index t, Index r) const {
+    const Index before = step_before(t, r);
+    if (before >= 0) return d.cells + (rows_before(rows, before) + r) * padded<T>(H);
+    return d.c0 ? d.c0 + row_of(rows, r) * H : room.zeros;
+  }
+
+  // ---- before and after time -----------------------------------------------------------------
+
+  void pack(const Team& all) const {
+    const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
+    for (int p = 0; p < Cell::phases; ++p) {
+      const Phase ph = Cell::phase[p];
+      pack_columns([&](Index k) { return d.w_hh + (ph.first * H + k) * H; }, ph.count * H, H,
+                   hidden.first, hidden.last, room.columns(p, H));
+    }
+    pack_columns([&](Index k) { return d.w_ih + k * I; }, G * H, I, inputs.first, inputs.last,
+                 room.input);
+  }
+
+  void begin(const Part& part) const {
+    const Index from = part.blocks.first * kLanes<T>;
+    const Index to = least(H, part.blocks.last * kLanes<T>);
+    if (part.rows.first == 0)
+      for (Index j = from; j < to; ++j) room.zeros[j] = T(0);
+    for (Index r = part.rows.first; r < part.rows.last; ++r) {
+      const Index caller = row_of(rows, r) * H;
+      if (part.blocks.first == 0) room.scale[r] = T(1);
+      for (Index j = from; j < to; ++j) {
+        room.dh[r * padded<T>(H) + j] = gradient.h ? gradient.h[caller + j] : T(0);
+        if constexpr (Cell::has_c)
+          room.dc[r * padded<T>(H) + j] = gradient.c ? gradient.c[caller + j] : T(0);
+      }
+    }
+  }
+
+  void finish(const Part& part) const {
+    const Index from = part.blocks.first * kLanes<T>;
+    const Index to = least(H, part.blocks.last * kLanes<T>);
+    for (Index r = part.rows.first; r < part.rows.last; ++r) {
+      const Index caller = row_of(rows, r) * H;
+      for (Index j = from; j < to; ++j) {
+        gradient.h0[caller + j] = room.dh[r * padded<T>(H) + j] * room.scale[r];
+        if constexpr (Cell::has_c) gradient.c0[caller + j] = room.dc[r * padded<T>(H) + j];
+      }
+    }
+  }
+
+  // ---- through time --------------------------------------------------------------------------
+
+  void through_time(const Part& part) const {
+    for (Index i = 0; i < steps; ++i) {
+      const Index t = step_at(i);
+      const Index n = most(0, least(alive_at(rows, t), part.rows.last) - part.rows.first);
+      if (n == 0) continue;
+      if constexpr (Cell::phases > 1) {
+        pointwise<1>(part, t, n);
+        part.team.wait();
+        recurrent<1>(part, t, n);
+      }
+      pointwise<0>(part, t, n);
+      part.team.wait();
+      recurrent<0>(part, t, n);
+      if (clip.step_norm < __builtin_inf()) limit_norm(part, n);
+    }
+  }
+
+  // The cell's derivative of phase P on the registers, the step clip included.
+  template <int P>
+  void pointwise(const Part& part, Index t, Index n) const {
+    constexpr Phase ph = Cell::phase[P];
+    constexpr bool last = P + 1 == Cell::phases;
+    const Index Hp = padded<T>(H);
+    const V bound = splat(static_cast<T>(clip.step_value));
+    const StepClip<V> limits{-bound, bound};
+    for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
+      const Index caller = row_of(rows, r);
+      const T* saved = d.saved + (rows_before(rows, t) + r) * Cell::saved * Hp;
+      const T* c = Cell::has_c ? d.cells + (rows_before(rows, t) + r) * Hp : nullptr;
+      const T* before_h = Cell::reads_h_before ? h_before(t, r) : nullptr;
+      const T* before_c = Cell::has_c ? c_before(t, r) : nullptr;
+      const T* dy_row = dy.data ? dy.data + t * dy.step + caller * dy.row : nullptr;
+      T* da = da_row(t, r);
+      const V scale = splat(room.scale[r]);
+      for (Index block = part.blocks.first; block < part.blocks.last; ++block) {
+        const Index j = block * kLanes<T>, left = H - j;
+        BackwardUnit<V> u;
+        for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load(saved + s * Hp + j);
+        if constexpr (Cell::reads_h_before) u.h_before = load_n(before_h + j, left);
+        if constexpr (Cell::reads_h) u.h = load_n(y.data + t * y.step + caller * y.row + j, left);
+        if constexpr (Cell::has_c) {
+          u.c = load(c + j);
+          u.c_before = load_n(before_c + j, left);
+          u.dc = load(room.dc + r * Hp + j);
+        }
+        if constexpr (last) {
+          const V from_y = dy_row ? load_n(dy_row + j, left) : V{};
+          u.dh = fma(load(room.dh + r * Hp + j), scale, from_y);
+        } else {
+          u.dh = load(room.d_operand + r * Hp + j);
+          u.direct = load(room.direct + r * Hp + j);
+        }
+        Cell::template backward<P>(u, limits);
+        for (int s = 0; s < slots; ++s)
+          if (ph.slots >> s & 1u) store(da + s * Hp + j, u.da[s]);
+        store(room.direct + r * Hp + j, u.direct);
+        if constexpr (Cell::has_c) store(room.dc + r * Hp + j, u.dc);
+      }
+    }
+  }
+
+  // The recurrent product of phase P back in time: to dL/dh', or to dL/d operand.
+  template <int P>
+  void recurrent(const Part& part, Index t, Index n) const {
+    constexpr Phase ph = Cell::phase[P];
+    const Index Hp = padded<T>(H);
+    Depth depth{ph.count, H, 1, {}};
+    for (int g = 0; g < ph.count; ++g) depth.start[g] = Cell::recurrent_slot[ph.first + g] * Hp;
+    for (Index i = 0; i < n; ++i) at.a[i] = da_row(t, part.rows.first + i);
+    T* const to = P == 0 ? room.dh : room.d_operand;
+    product<1>(
+        n, at.a, depth, static_cast<const T*>(room.columns(P, H)), ph.count * H * kLanes<T>,
+        part.blocks.first, part.blocks.last,
+        [&](Index row, int mr, Index block, int np, T* acc) {
+          for (int m = 0; m < mr; ++m) {
+            const T* start = room.direct + (part.rows.first + row + m) * Hp + block * kLanes<T>;
+            for (int p = 0; p < np; ++p, acc += kLanes<T>)
+              store(acc, P == 0 ? load(start + p * kLanes<T>) : V{});
+          }
+        },
+        [&](Index row, int mr, Index block, int np, const T* acc) {
+          for (int m = 0; m < mr; ++m)
+            for (int p = 0; p < np; ++p, acc += kLanes<T>)
+              store(to + (part.rows.first + row + m) * Hp + (block + p) * kLanes<T>, load(acc));
+        });
+  }
+
+  // step_norm: each row's factor, from the row that the product has just left in cache.
+  void limit_norm(const Part& part, Index n) const {
+    part.team.wait();  // the whole row is needed
+    const Range mine = part.team.share_of(n);
+    for (Index r = part.rows.first + mine.first; r < part.rows.first + mine.last; ++r) {
+      double lanes[kSquareLanes<T>] = {}, squares = 0;
+      for (Index j = 0; j < H; j += kLanes<T>)
+        add_squares<T>(lanes, j, load(room.dh + r * padded<T>(H) + j), H - j);
+      for (const double lane : lanes) squares += lane;
+      const double norm = __builtin_sqrt(squares);
+      room.scale[r] = norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
+    }
+    part.team.wait();
+  }
+
+  // ---- over the chunk's steps ----------------------------------------------------------------
+
+  // Brings the chunk's operands into panels, its rows in the order in which they are summed.
+  void gather(const Team& all) const {
+    const Index n = chunk_rows(), Hp = padded<T>(H), line = kLine<T>;
+    const Range lines = all.share_of(slots * Hp / line);
+    Index k = 0;
+    for (Index i = 0; i < steps; ++i) {
+      const Index t = step_at(i);
+      for (Index r = 0; r < alive_at(rows, t); ++r, ++k) {
+        const T* from = da_row(t, r);
+        for (Index l = lines.first; l < lines.last; ++l)
+          for (Index e = 0; e < line; e += kLanes<T>)
+            store(room.da_lines + (l * n + k) * line + e, load(from + l * line + e));
+      }
+    }
+    const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
+    k = 0;
+    for (Index i = 0; i < steps; ++i) {
+      const Index t = step_at(i);
+      for (Index r = 0; r < alive_at(rows, t); ++r, ++k) {
+        const T* x_row = x.data + t * x.step + row_of(rows, r) * x.row;
+        for (Index b = inputs.first; b < inputs.last; ++b)
+          store(room.x + (b * n + k) * kLanes<T>, load_n(x_row + b * kLanes<T>, I - b * kLanes<T>));
+        const T* h_row = h_before(t, r);
+        const T* saved = d.saved + (rows_before(rows, t) + r) * Cell::saved * Hp;
+        for (Index b = hidden.first; b < hidden.last; ++b) {
+          const Index j = b * kLanes<T>;
+          const V h = load_n(h_row + j, H - j);
+          store(room.h + (b * n + k) * kLanes<T>, h);
+          if constexpr (Cell::phases > 1)
+            store(room.operand + (b * n + k) * kLanes<T>, Cell::operand(load(saved + j), h));
+        }
+      }
+    }
+  }
+
+  // Adds the chunk's part to all of this direction's parameter gradients.
+  void parameters(const Team& all, bool first, bool last) const {
+    const Range units = all.share_of(G * H);
+    double* squares = room.squares;
+    matrix(units, Cell::input_slot, 0, G, room.x, I, gradient.w_ih, squares, first, last);
+    squares += G * H * kSquareLanes<T>;
+    for (int p = 0; p < Cell::phases; ++p)
+      matrix(units, Cell::recurrent_slot, Cell::phase[p].first, Cell::phase[p].count,
+             p == 0 ? room.h : room.operand, H, gradient.w_hh, squares, first, last);
+    squares += G * H * kSquareLanes<T>;
+    const Range gates = all.share_of(G);
+    bias(gates, Cell::input_slot, gradient.b_ih, squares, first, last);
+    bias(gates, Cell::recurrent_slot, gradient.b_hh, squares + G * kSquareLanes<T>, first, last);
+  }
+
+  // dL/da of all the chunk's rows in one slot, from `unit` on: a cache line of units a row.
+  const T* da_column(Index slot, Index unit) const {
+    const Index column = slot * padded<T>(H) + unit, line = kLine<T>;
+    return room.da_lines + column / line * chunk_rows() * line + column % line;
+  }
+
+  // dW[unit, column] += sum over the chunk's rows of da[row, unit] operand[row, column], for the
+  // rows of dW in `units` that belong to gates [gate, gate + count).
+  void matrix(Range units, const int* slot, Index gate, Index count, const T* operand,
+              Index columns, T* out, double* squares, bool first, bool last) const {
+    const Index from = most(units.first, gate * H), to = least(units.last, (gate + count) * H);
+    if (from >= to) return;
+    for (Index u = from; u < to; ++u) at.a[u - from] = da_column(slot[u / H], u % H);
+    const Index n = chunk_rows();
+    product<1>(
+        to - from, at.a, Depth{1, n, kLine<T>, {0}}, operand, n * kLanes<T>, 0,
+        blocks_of<T>(columns),
+        [&](Index row, int mr, Index block, int np, T* acc) {
+          for (int m = 0; m < mr; ++m)
+            for (int p = 0; p < np; ++p, acc += kLanes<T>) {
+              const Index c = (block + p) * kLanes<T>;
+              const T* before = out + (from + row + m) * columns + c;
+              store(acc, first ? V{} : load_n(before, columns - c));
+            }
+        },
+        [&](Index row, int mr, Index block, int np, const T* acc) {
+          for (int m = 0; m < mr; ++m)
+            for (int p = 0; p < np; ++p, acc += kLanes<T>) {
+              const Index u = from + row + m, c = (block + p) * kLanes<T>;
+              V v = load(acc);
+              if (last) v = settle(v, squares + u * kSquareLanes<T>, c, columns - c);
+              store_n(out + u * columns + c, v, columns - c);
+            }
+        });
+  }
+
+  // db[unit] += sum over the chunk's rows of da[row, unit].
+  void bias(Range gates, const int* slot, T* out, double* squares, bool first, bool last) const {
+    if (!out) return;
+    const Index n = chunk_rows();
+    for (Index g = gates.first; g < gates.last; ++g)
+      for (Index j = 0; j < H; j += kLanes<T>) {
+        const T* da = da_column(slot[g], j);
+        V sum = first ? V{} : load_n(out + g * H + j, H - j);
+        for (Index k = 0; k < n; ++k) sum += load(da + k * kLine<T>);
+        if (last) sum = settle(sum, squares + g * kSquareLanes<T>, j, H - j);
+        store_n(out + g * H + j, sum, H - j);
+      }
+  }
+
+  // The end of a vector of parameter gradients: finiteness, value clip, squares.
+  V settle(V v, double* lanes, Index column, Index left) const {
+    if (!all_finite<T>(v, left)) __atomic_store_n(room.finite, 0, __ATOMIC_RELAXED);
+    const V bound = splat(static_cast<T>(clip.value));
+    v = limit(v, -bound, bound);
+    add_squares<T>(lanes, column, v, left);
+    return v;
+  }
+
+  // dL/dx of the chunk's rows.
+  void inputs(const Team& all) const {
+    const Range mine = all.share_of(chunk_rows());
+    Index k = 0, n = 0;
+    for (Index t = first_step; t < first_step + steps; ++t)
+      for (Index r = 0; r < alive_at(rows, t); ++r, ++k) {
+        if (k < mine.first || k >= mine.last) continue;
+        at.a[n] = da_row(t, r);
+        at.to[n++] = dx.data + t * dx.step + row_of(rows, r) * dx.row;
+      }
+    Depth depth{static_cast<int>(G), H, 1, {}};
+    for (Index g = 0; g < G; ++g) depth.start[g] = Cell::input_slot[g] * padded<T>(H);
+    product<1>(
+        n, at.a, depth, static_cast<const T*>(room.input), G * H * kLanes<T>, 0, blocks_of<T>(I),
+        [](Index, int mr, Index, int np, T* acc) {
+          for (int i = 0; i < mr * np; ++i) store(acc + i * kLanes<T>, V{});
+        },
+        [&](Index row, int mr, Index block, int np, const T* acc) {
+          for (int m = 0; m < mr; ++m)
+            for (int p = 0; p < np; ++p, acc += kLanes<T>) {
+              const Index c = (block + p) * kLanes<T>;
+              T* to = at.to[row + m] + c;
+              const V v = load(acc);
+              store_n(to, adds_dx ? load_n(to, I - c) + v : v, I - c);
+            }
+        });
+  }
+};
+
+RNNKERN_END

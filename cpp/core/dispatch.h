@@ -1,0 +1,51 @@
+// One table of functions an instruction set; which one is in use is decided once a process.
+#pragma once
+
+#include "optim_step.h"
+#include "problem.h"
+
+namespace rnnkern {
+
+// What one instruction set offers for one element type. Room is memory of the caller's, aligned to
+// a cache line, of as many bytes as the function next to it says.
+template <class T>
+struct TypedKernels {
+  Index (*forward_room)(const ForwardCall<T>&);
+  void (*forward)(const ForwardCall<T>&, void* room);
+  Index (*backward_room)(const BackwardCall<T>&);
+  GradientNorm (*backward)(const BackwardCall<T>&, void* room);
+  // A direction's weights in panels, for Direction::packed.
+  Index (*packed_bytes)(Kind, Index I, Index H);
+  void (*pack)(Kind, const Direction<T>&, Index I, Index H, void* out);
+  double (*sum_of_squares)(const T* values, Index n);
+  void (*optimizer_step)(const OptimizerStep<T>&);
+  void (*sigmoid)(const T* x, T* y, Index n);
+  void (*tanh)(const T* x, T* y, Index n);
+};
+
+struct Kernels {
+  const char* name;
+  bool (*runs_here)();  // asked before anything else of the set runs
+  TypedKernels<float> f32;
+  TypedKernels<double> f64;
+  template <class T>
+  const TypedKernels<T>& of() const;
+};
+template <>
+inline const TypedKernels<float>& Kernels::of() const {
+  return f32;
+}
+template <>
+inline const TypedKernels<double>& Kernels::of() const {
+  return f64;
+}
+
+// The sets built into this library, best last, and how many there are.
+extern const Kernels* const kKernels[];
+extern const int kKernelsCount;
+
+const Kernels& kernels();               // in use
+void use_kernels(const Kernels& wanted);
+const Kernels* find_kernels(const char* name);  // null: not built in
+
+}  // namespace rnnkern

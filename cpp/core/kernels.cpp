@@ -1,0 +1,115 @@
+// Compiled once for each instruction set, with its flags and RNNKERN_ISA naming it. No C++ standard
+// library in here: a function of it that the linker merges with another file's copy could carry
+// instructions that the machine lacks.
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
+#include "dispatch.h"
+#include "optim.h"
+#include "stack.h"
+
+RNNKERN_BEGIN
+namespace {
+
+bool runs_here() {
+#if defined(__x86_64__) && defined(__AVX512F__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__x86_64__) && defined(__AVX2__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return true;
+#endif
+}
+
+// Calls use(Cell<T>{}) with the cell of a kind: the one place that knows all cells.
+template <class T, class Use>
+auto with_cell(Kind kind, const Use& use) {
+  switch (kind) {
+    case Kind::rnn_relu:
+      return use(RnnRelu<T>{});
+    case Kind::lstm:
+      return use(Lstm<T>{});
+    case Kind::gru:
+      return use(Gru<T>{});
+    case Kind::gru_reset_before:
+      return use(GruResetBefore<T>{});
+    case Kind::rnn_tanh:
+      break;
+  }
+  return use(RnnTanh<T>{});
+}
+
+template <class T>
+struct Functions {
+  static Index forward_room(const ForwardCall<T>& call) {
+    return with_cell<T>(call.kind, [&](auto cell) {
+      Arena arena{nullptr};
+      const ForwardStack<decltype(cell), T> stack(call, arena);
+      return arena.used;
+    });
+  }
+  static void forward(const ForwardCall<T>& call, void* room) {
+    with_cell<T>(call.kind, [&](auto cell) {
+      Arena arena{static_cast<char*>(room)};
+      ForwardStack<decltype(cell), T>(call, arena).run();
+    });
+  }
+  static Index backward_room(const BackwardCall<T>& call) {
+    return with_cell<T>(call.kind, [&](auto cell) {
+      Arena arena{nullptr};
+      const BackwardStack<decltype(cell), T> stack(call, arena);
+      return arena.used;
+    });
+  }
+  static GradientNorm backward(const BackwardCall<T>& call, void* room) {
+    return with_cell<T>(call.kind, [&](auto cell) {
+      Arena arena{static_cast<char*>(room)};
+      return BackwardStack<decltype(cell), T>(call, arena).run();
+    });
+  }
+  static Index packed_bytes(Kind kind, Index I, Index H) {
+    return with_cell<T>(kind, [&](auto cell) {
+      Arena arena{nullptr};
+      ForwardWeights<decltype(cell), T>{}.take(arena, I, H);
+      return arena.used;
+    });
+  }
+  static void pack(Kind kind, const Direction<T>& direction, Index I, Index H, void* out) {
+    with_cell<T>(kind, [&](auto cell) {
+      Arena arena{static_cast<char*>(out)};
+      ForwardWeights<decltype(cell), T> weights;
+      weights.take(arena, I, H);
+      weights.pack(direction, I, H, {0, 1, nullptr});
+    });
+  }
+  template <class Map>
+  static void map(const T* x, T* y, Index n, const Map& f) {
+    const std::uint64_t saved = enter_float_environment();
+    for (Index i = 0; i < n; i += kLanes<T>) store_n(y + i, f(load_n(x + i, n - i)), n - i);
+    leave_float_environment(saved);
+  }
+  static void sigmoid(const T* x, T* y, Index n) {
+    map(x, y, n, [](Vec<T> v) { return RNNKERN_ISA::sigmoid<T>(v); });
+  }
+  static void tanh(const T* x, T* y, Index n) {
+    map(x, y, n, [](Vec<T> v) { return hyperbolic_tangent<T>(v); });
+  }
+
+  static constexpr TypedKernels<T> table() {
+    return {forward_room, forward,        backward_room,     backward, packed_bytes,
+            pack,         sum_of_squares<T>, optimizer_step<T>, sigmoid,  tanh};
+  }
+};
+
+#define RNNKERN_TEXT_OF(name) #name
+#define RNNKERN_TEXT(name) RNNKERN_TEXT_OF(name)
+
+}  // namespace
+
+extern const Kernels table;
+const Kernels table = {RNNKERN_TEXT(RNNKERN_ISA), runs_here, Functions<float>::table(),
+                       Functions<double>::table()};
+
+RNNKERN_END

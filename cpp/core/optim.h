@@ -1,0 +1,135 @@
+// The optimizers: the clip's factor, the penalties and the update in one pass over memory. Every
+// element is updated on its own, hence the same bits on any number of threads. The formulas'
+// owner is src/rnnkern/reference.py.
+#pragma once
+
+#include "optim_step.h"
+#include "work.h"
+
+RNNKERN_BEGIN
+
+// The sum of the squares of all n values; not finite if a value is not, or if it is too large for
+// a double. Summed by place modulo a cache line, the same order on every instruction set.
+template <class T>
+static double sum_of_squares(const T* values, Index n) {
+  const std::uint64_t saved = enter_float_environment();
+  constexpr Index line = kLine<T>;
+  double lanes[line] = {};
+  const auto add_line = [&](const T* from, Index count) {
+    for (Index j = 0; j < count; ++j) {
+      const double value = static_cast<double>(from[j]);
+      lanes[j] += value * value;
+    }
+  };
+  const Index whole = n / line * line;
+  for (Index i = 0; i < whole; i += line) add_line(values + i, line);
+  add_line(values + whole, n - whole);
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  leave_float_environment(saved);
+  return sum;
+}
+
+// The rules: p, the moments m (OptimizerStep::first) and v (second) after a step along g, the
+// clipped and penalized gradient. A moment that is not kept comes in as zeros.
+
+// Polyak 1964; Nesterov's momentum as in Sutskever et al. 2013, in PyTorch's form.
+template <class T>
+struct Sgd {
+  explicit Sgd(const OptimizerStep<T>& s)
+      : lr(splat(static_cast<T>(s.lr))),
+        momentum(splat(static_cast<T>(s.momentum))),
+        nesterov(s.nesterov) {}
+  void update(Vec<T>& p, Vec<T> g, Vec<T>& m, Vec<T>&) const {
+    m = fma(momentum, m, g);
+    p = fma(-lr, nesterov ? fma(momentum, m, g) : m, p);
+  }
+  Vec<T> lr, momentum;
+  bool nesterov;
+};
+
+// Tieleman & Hinton 2012, Coursera lecture 6.5, in PyTorch's form: eps outside the root.
+template <class T>
+struct RmsProp {
+  explicit RmsProp(const OptimizerStep<T>& s)
+      : lr(splat(static_cast<T>(s.lr))),
+        momentum(splat(static_cast<T>(s.momentum))),
+        alpha(splat(static_cast<T>(s.beta2))),
+        one_minus_alpha(splat(static_cast<T>(1 - s.beta2))),
+        eps(splat(static_cast<T>(s.eps))) {}
+  void update(Vec<T>& p, Vec<T> g, Vec<T>& m, Vec<T>& v) const {
+    v = fma(alpha, v, one_minus_alpha * (g * g));
+    m = fma(momentum, m, g / (square_root(v) + eps));
+    p = fma(-lr, m, p);
+  }
+  Vec<T> lr, momentum, alpha, one_minus_alpha, eps;
+};
+
+// Kingma & Ba 2014, arXiv 1412.6980 algorithm 1, and AdamW, Loshchilov & Hutter 2019,
+// arXiv 1711.05101 algorithm 2, in PyTorch's form: the decay is lr * weight_decay.
+template <class T>
+struct Adam {
+  explicit Adam(const OptimizerStep<T>& s)
+      : beta1(splat(static_cast<T>(s.beta1))),
+        one_minus_beta1(splat(static_cast<T>(1 - s.beta1))),
+        beta2(splat(static_cast<T>(s.beta2))),
+        one_minus_beta2(splat(static_cast<T>(1 - s.beta2))),
+        eps(splat(static_cast<T>(s.eps))),
+        rate(splat(static_cast<T>(s.lr / s.correction1))),
+        root_of_v_hat(splat(static_cast<T>(1 / s.correction2))),
+        decay(splat(static_cast<T>(s.kind == Optimizer::adamw ? s.lr * s.weight_decay : 0))) {}
+  void update(Vec<T>& p, Vec<T> g, Vec<T>& m, Vec<T>& v) const {
+    m = fma(beta1, m, one_minus_beta1 * g);
+    v = fma(beta2, v, one_minus_beta2 * (g * g));
+    p = fma(-decay, p, p);
+    p = fma(-rate, m / fma(root_of_v_hat, square_root(v), eps), p);
+  }
+  Vec<T> beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
+  Vec<T> rate;           // lr m_hat / m
+  Vec<T> root_of_v_hat;  // sqrt(v_hat) / sqrt(v)
+  Vec<T> decay;
+};
+
+// One step with a rule, on the thread's part of the array.
+template <class Rule, class T>
+static void update_range(const OptimizerStep<T>& s, Range range) {
+  using V = Vec<T>;
+  const Rule rule(s);
+  const V scale = splat(static_cast<T>(s.scale)), l2 = splat(static_cast<T>(s.l2));
+  const V l1 = splat(static_cast<T>(s.l1)), none{};
+  const auto at = [&](Index i, Index n) __attribute__((always_inline)) {
+    V p = load_n(s.parameter + i, n);
+    V m = s.first ? load_n(s.first + i, n) : none;
+    V v = s.second ? load_n(s.second + i, n) : none;
+    const V sparse = p > none ? l1 : p < none ? -l1 : none;  // l1 sign(p)
+    const V g = fma(scale, load_n(s.gradient + i, n), fma(l2, p, sparse));
+    rule.update(p, g, m, v);
+    store_n(s.parameter + i, p, n);
+    if (s.first) store_n(s.first + i, m, n);
+    if (s.second) store_n(s.second + i, v, n);
+  };
+  Index i = range.first;
+  for (; i + kLanes<T> <= range.last; i += kLanes<T>) at(i, kLanes<T>);
+  if (i < range.last) at(i, range.last - i);
+}
+
+template <class T>
+static void optimizer_step(const OptimizerStep<T>& s) {
+  constexpr Index fewest_of_a_thread = 1 << 14;  // elements that are worth a thread's meeting
+  const Index worthwhile = most(1, least(s.threads, s.n / fewest_of_a_thread));
+  parallel(static_cast<int>(worthwhile), [&](int thread, int count) {
+    const Range lines = share(ceil_div(s.n, kLine<T>), thread, count);
+    const Range mine{lines.first * kLine<T>, least(lines.last * kLine<T>, s.n)};
+    switch (s.kind) {
+      case Optimizer::sgd:
+        return update_range<Sgd<T>>(s, mine);
+      case Optimizer::rmsprop:
+        return update_range<RmsProp<T>>(s, mine);
+      case Optimizer::adam:
+      case Optimizer::adamw:
+        return update_range<Adam<T>>(s, mine);
+    }
+  });
+}
+
+RNNKERN_END

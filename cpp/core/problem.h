@@ -1,0 +1,138 @@
+// The dimension letters and the plain records that every part of the core shares.
+//
+//   T steps   B rows of the batch   I inputs   H hidden units   L layers   D directions   G gates
+//
+// Nothing here depends on an instruction set, and nothing here emits code: records and constants
+// only, so that a file compiled for one instruction set can't lend a function to another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rnnkern {
+
+using Index = std::ptrdiff_t;
+
+enum class Kind : int { rnn_tanh, rnn_relu, lstm, gru, gru_reset_before };
+
+struct KindInfo {
+  const char* name;
+  int gates;   // G: rows of a weight matrix are G * H
+  int states;  // 1: h; 2: h and c
+  int saved;   // vectors of H that forward keeps for backward, a step and row, c and y apart
+};
+
+// The table of kinds, in the order of Kind: the bindings and the tests read it too.
+inline constexpr KindInfo kKinds[] = {
+    {"rnn_tanh", 1, 1, 0}, {"rnn_relu", 1, 1, 0},         {"lstm", 4, 2, 4},
+    {"gru", 3, 1, 4},      {"gru_reset_before", 3, 1, 3},
+};
+inline constexpr int kKindCount = static_cast<int>(sizeof(kKinds) / sizeof(kKinds[0]));
+
+// Rows of inner buffers are padded to whole cache lines, for every instruction set alike, so that
+// what one instruction set has saved another can read.
+inline constexpr Index kLineBytes = 64;
+
+// A (T, B, C) array: channels are contiguous, steps and rows are not necessarily.
+template <class T>
+struct Sequence {
+  T* data;
+  Index step;  // elements from one step to the next
+  Index row;   // elements from one row to the next
+};
+
+// Which rows are alive at which step. Rows are sorted by falling length, so that those alive at a
+// step are the first count[t]; null arrays mean that every row lives for all of T.
+struct Schedule {
+  Index T, B;
+  const Index* order;   // [B] sorted place -> the caller's row
+  const Index* count;   // [T] rows alive at step t
+  const Index* offset;  // [T + 1] rows alive before step t, summed: where step t's rows start
+};
+
+// One direction of one layer. Arrays are C-contiguous unless they say otherwise.
+template <class T>
+struct Direction {
+  const T* w_ih;  // [G*H, I]
+  const T* w_hh;  // [G*H, H]
+  const T* b_ih;  // [G*H], null without bias
+  const T* b_hh;  // [G*H], null without bias
+  const T* h0;    // [B, H], null for zeros
+  const T* c0;    // [B, H], null for zeros
+  T* h_last;      // [B, H] the state at each row's own last step
+  T* c_last;      // [B, H], LSTM only
+  T* saved;       // [alive rows, saved, padded H], kept for backward; null when nothing is kept
+  T* cells;       // [alive rows, padded H], kept for backward; null when nothing is kept
+  const T* packed;  // weights in panels, made before (streams); null: pack in this call
+};
+
+template <class T>
+struct Layer {
+  Index inputs;             // I of this layer
+  Sequence<const T> x;      // (T, B, inputs)
+  Sequence<T> y;            // (T, B, D*H)
+  Direction<T> direction[2];
+};
+
+// Dropout between layers: the mask is a function of seed, step, layer and element.
+struct Dropout {
+  double p;  // 0: none
+  std::uint64_t seed, step;
+};
+
+template <class T>
+struct ForwardCall {
+  Kind kind;
+  Index L, D, H;
+  Schedule rows;
+  Layer<T>* layers;  // [L]
+  Dropout dropout;
+  T* dropped;   // [T, B, D*H] room for a layer's input after dropout; null without dropout
+  int threads;  // at most this many
+};
+
+// Gradient clips; infinity: off. In the order in which they act.
+struct Clip {
+  double step_value, step_norm, value, norm;
+};
+
+template <class T>
+struct DirectionGradient {
+  T* w_ih;       // [G*H, I]
+  T* w_hh;       // [G*H, H]
+  T* b_ih;       // [G*H], null without bias
+  T* b_hh;       // [G*H], null without bias
+  const T* h;    // [B, H] dL/dh_last, null for zeros
+  const T* c;    // [B, H] dL/dc_last, null for zeros
+  T* h0;         // [B, H]
+  T* c0;         // [B, H], LSTM only
+};
+
+template <class T>
+struct LayerGradient {
+  Sequence<const T> dy;  // (T, B, D*H); null data for zeros
+  Sequence<T> dx;        // (T, B, inputs)
+  DirectionGradient<T> direction[2];
+};
+
+template <class T>
+struct BackwardCall {
+  Kind kind;
+  Index L, D, H;
+  Schedule rows;
+  const Layer<T>* layers;  // [L] as forward left them
+  LayerGradient<T>* gradients;  // [L]
+  Dropout dropout;
+  T* dropped;  // [T, B, D*H], as in ForwardCall
+  Clip clip;
+  int threads;
+};
+
+// What backward says of the parameter gradients as a whole.
+struct GradientNorm {
+  double norm;   // joint L2 norm after `value`, before `norm`
+  double scale;  // the factor that `norm` applied
+  bool finite;   // whether every element was finite before `value`
+};
+
+}  // namespace rnnkern

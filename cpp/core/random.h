@@ -1,0 +1,61 @@
+// The counter-based generator behind dropout: Philox4x32-10, Salmon et al. 2011, "Parallel random
+// numbers: as easy as 1, 2, 3", SC'11. A mask element is a function of seed, training step, layer,
+// time step, row and channel, so it is the same for any threads, batch and padding, and backward
+// draws it again instead of storing it.
+#pragma once
+
+#include "work.h"
+
+RNNKERN_BEGIN
+
+struct Words {
+  std::uint32_t of[4];
+};
+
+inline Words philox(Words counter, std::uint64_t key) {
+  std::uint32_t low = static_cast<std::uint32_t>(key), high = static_cast<std::uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t a = std::uint64_t{0xD2511F53} * counter.of[0];
+    const std::uint64_t b = std::uint64_t{0xCD9E8D57} * counter.of[2];
+    counter = {{static_cast<std::uint32_t>(b >> 32) ^ counter.of[1] ^ low,
+                static_cast<std::uint32_t>(b),
+                static_cast<std::uint32_t>(a >> 32) ^ counter.of[3] ^ high,
+                static_cast<std::uint32_t>(a)}};
+    low += 0x9E3779B9, high += 0xBB67AE85;
+  }
+  return counter;
+}
+
+// The finalizer of SplitMix64 (Steele, Lea & Flood 2014): spreads seed and step over the key.
+inline std::uint64_t mix(std::uint64_t seed, std::uint64_t step) {
+  std::uint64_t z = seed + (step + 1) * 0x9E3779B97F4A7C15;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+  return z ^ (z >> 31);
+}
+
+// to = from * mask / (1 - p) on the rows alive, for the input of layer `layer`; in place or not.
+template <class T>
+static void apply_dropout(const Dropout& dropout, Index layer, const Schedule& rows, Index channels,
+                          Sequence<const T> from, Sequence<T> to, const Team& team) {
+  const std::uint64_t key = mix(dropout.seed, dropout.step);
+  const auto dropped = static_cast<std::uint64_t>(dropout.p * 4294967296.0);  // of 2^32 words
+  const T scale = static_cast<T>(1.0 / (1.0 - dropout.p));
+  const Range steps = team.share_of(rows.T);
+  for (Index t = steps.first; t < steps.last; ++t)
+    for (Index r = 0; r < alive_at(rows, t); ++r) {
+      const Index b = row_of(rows, r);
+      const T* source = from.data + t * from.step + b * from.row;
+      T* target = to.data + t * to.step + b * to.row;
+      for (Index c = 0; c < channels; c += 4) {
+        const Words words =
+            philox({{static_cast<std::uint32_t>(c / 4), static_cast<std::uint32_t>(b),
+                     static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(layer)}},
+                   key);
+        for (Index i = 0; i < least(4, channels - c); ++i)
+          target[c + i] = words.of[i] < dropped ? T(0) : source[c + i] * scale;
+      }
+    }
+}
+
+RNNKERN_END

@@ -1,0 +1,77 @@
+#include "runtime.h"
+
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace rnnkern {
+namespace {
+
+std::atomic<int> chosen{0};
+
+// GNU OpenMP's pool does not survive fork: a child that asked for it would wait for ever.
+void stay_single_after_fork() { chosen.store(1, std::memory_order_relaxed); }
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, stay_single_after_fork);
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+int threads() {
+  const int n = chosen_threads();
+  return n > 0 ? n : omp_get_max_threads();
+}
+
+int chosen_threads() { return chosen.load(std::memory_order_relaxed); }
+
+void set_threads(int n) { chosen.store(n, std::memory_order_relaxed); }
+
+void wait(Barrier& barrier, int size) {
+  constexpr int spins = 2000;
+  const int generation = __atomic_load_n(&barrier.generation, __ATOMIC_RELAXED);
+  if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == size) {
+    __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_RELEASE);
+    return;
+  }
+  for (int i = 0; __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE) == generation; ++i) {
+    if (i < spins) {
+      pause();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+#if defined(__x86_64__)
+std::uint64_t enter_float_environment() {
+  constexpr unsigned all_masked = 0x1f80, flush_to_zero = 0x8000, subnormals_are_zero = 0x0040;
+  const unsigned saved = _mm_getcsr();
+  _mm_setcsr(all_masked | flush_to_zero | subnormals_are_zero);
+  return saved;
+}
+void leave_float_environment(std::uint64_t saved) { _mm_setcsr(static_cast<unsigned>(saved)); }
+#elif defined(__aarch64__)
+std::uint64_t enter_float_environment() {
+  constexpr std::uint64_t flush_to_zero = std::uint64_t{1} << 24;
+  std::uint64_t saved;
+  asm volatile("mrs %0, fpcr" : "=r"(saved));
+  asm volatile("msr fpcr, %0" : : "r"(flush_to_zero));
+  return saved;
+}
+void leave_float_environment(std::uint64_t saved) { asm volatile("msr fpcr, %0" : : "r"(saved)); }
+#endif
+
+}  // namespace rnnkern

@@ -1,0 +1,262 @@
+// Layers and directions: who runs when. One parallel region a call.
+#pragma once
+
+#include "backward.h"
+#include "forward.h"
+#include "random.h"
+
+RNNKERN_BEGIN
+
+// How many threads are worth their meeting. Below these, one thread more costs more than it gains.
+struct Worth {
+  static constexpr double flops_of_a_thread = 1e6;
+  static constexpr double flops_of_a_thread_and_step = 5e4;  // where units are shared
+};
+template <class Cell>
+inline int worthwhile(int threads, Index L, Index D, Index H, Index I, const Schedule& s) {
+  const auto f = [](Index n) { return static_cast<double>(n); };
+  const double step = 2.0 * f(Cell::gates) * f(H) * f(s.B) * f(D);
+  const double all = step * f(s.T) * (f(I) + f(H) + f(L - 1) * f(D * H + H));
+  const auto capped = [&](int n, double most_threads) {
+    return most_threads < f(n) ? (most_threads < 1 ? 1 : static_cast<int>(most_threads)) : n;
+  };
+  int n = capped(threads, all / Worth::flops_of_a_thread);
+  if (s.B * D < 4 * n) n = capped(n, step * f(H) / Worth::flops_of_a_thread_and_step);
+  return n;
+}
+
+inline Index most_inputs(Index I, Index L, Index D, Index H) { return L > 1 ? most(I, D * H) : I; }
+
+// The barriers of a call: all threads', and one for each direction.
+struct Barriers {
+  Barrier* of;
+  void take(Arena& arena) { of = arena.take<Barrier>(3); }
+  void clear() const {
+    for (int i = 0; i < 3; ++i) of[i].arrived = of[i].generation = 0;
+  }
+  Team all(int thread, int threads) const { return {thread, threads, &of[0]}; }
+  Barrier* directions() const { return of + 1; }
+};
+
+// ---- forward ---------------------------------------------------------------------------------
+
+template <class Cell, class T>
+struct ForwardStack {
+  const ForwardCall<T>& call;
+  Barriers barriers;
+  ForwardRoom<Cell, T> room[2];
+  ForwardPointers<T>* at;
+  int threads;
+
+  ForwardStack(const ForwardCall<T>& c, Arena& arena) : call(c) {
+    const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
+    threads = worthwhile<Cell>(call.threads, call.L, call.D, call.H, call.layers[0].inputs, call.rows);
+    barriers.take(arena);
+    for (Index d = 0; d < call.D; ++d)
+      room[d].take(arena, call.rows, I, call.H, call.layers[0].direction[0].packed != nullptr);
+    at = arena.take<ForwardPointers<T>>(threads);
+    for (int i = 0; i < threads; ++i) {
+      ForwardPointers<T> pointers;
+      pointers.take(arena, room[0].chunk, call.rows.B);
+      if (arena.base) at[i] = pointers;
+    }
+  }
+
+  void run() {
+    barriers.clear();
+    parallel(threads, [&](int thread, int count) { work(thread, count); });
+  }
+
+  void work(int thread, int count) const {
+    const Team all = barriers.all(thread, count);
+    const Part part = part_of(thread, count, call.D, call.rows.B, blocks_of<T>(call.H),
+                              barriers.directions());
+    for (Index l = 0; l < call.L; ++l) {
+      const Layer<T>& layer = call.layers[l];
+      Sequence<const T> x = layer.x;
+      if (l > 0 && call.dropout.p > 0) {
+        const Index C = call.D * call.H;
+        const Sequence<T> dropped{call.dropped, call.rows.B * C, C};
+        apply_dropout(call.dropout, l, call.rows, C, x, dropped, all);
+        x = {dropped.data, dropped.step, dropped.row};
+      }
+      ForwardRoom<Cell, T> rooms[2] = {room[0], room[1]};
+      for (Index d = 0; d < call.D; ++d) {
+        if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
+          Arena kept{reinterpret_cast<char*>(packed)};
+          rooms[d].weights.take(kept, layer.inputs, call.H);
+        } else {
+          rooms[d].weights.pack(layer.direction[d], layer.inputs, call.H, all);
+        }
+      }
+      all.wait();
+      const bool both = call.D == 2 && count == 1;
+      for (Index d = 0; d < call.D; ++d) {
+        if (part.idle || (!both && d != part.direction)) continue;
+        const Sequence<T> y{layer.y.data + d * call.H, layer.y.step, layer.y.row};
+        Forward<Cell, T>{call.rows, call.H, layer.inputs, x, y, layer.direction[d], d == 1,
+                         rooms[d], at[thread], part}
+            .run();
+      }
+      all.wait();
+    }
+  }
+};
+
+// ---- backward --------------------------------------------------------------------------------
+
+template <class Cell, class T>
+struct BackwardStack {
+  const BackwardCall<T>& call;
+  Barriers barriers;
+  BackwardRoom<Cell, T> room[2];
+  BackwardPointers<T>* at;
+  double* squares;  // [L, D, 4, square lanes]: of dW_ih, dW_hh, db_ih, db_hh
+  GradientNorm* result;
+  int threads;
+
+  BackwardStack(const BackwardCall<T>& c, Arena& arena) : call(c) {
+    const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
+    threads = worthwhile<Cell>(call.threads, call.L, call.D, call.H, call.layers[0].inputs, call.rows);
+    barriers.take(arena);
+    result = arena.take<GradientNorm>(1);
+    squares = arena.take<double>(call.L * call.D * 4 * kSquareLanes<T>);
+    for (Index d = 0; d < call.D; ++d) room[d].take(arena, call.rows, I, call.H);
+    at = arena.take<BackwardPointers<T>>(threads);
+    const Index n = most(most(call.rows.B, room[0].most_rows), Cell::gates * call.H);
+    for (int i = 0; i < threads; ++i) {
+      BackwardPointers<T> pointers;
+      pointers.take(arena, n);
+      if (arena.base) at[i] = pointers;
+    }
+  }
+
+  GradientNorm run() {
+    barriers.clear();
+    for (Index d = 0; d < call.D; ++d) *room[d].finite = 1;
+    parallel(threads, [&](int thread, int count) { work(thread, count); });
+    return *result;
+  }
+
+  void work(int thread, int count) const {
+    const Team all = barriers.all(thread, count);
+    for (Index l = call.L - 1; l >= 0; --l) layer(l, all, thread, count);
+    if (thread == 0) *result = norm();
+    all.wait();
+    if (result->scale < 1.0) scale(all);
+  }
+
+  void layer(Index l, const Team& all, int thread, int count) const {
+    const Schedule& rows = call.rows;
+    const Layer<T>& layer = call.layers[l];
+    const LayerGradient<T>& gradient = call.gradients[l];
+    const Index C = call.D * call.H;
+    Sequence<const T> x = layer.x;
+    if (l > 0 && call.dropout.p > 0) {
+      const Sequence<T> dropped{call.dropped, rows.B * C, C};
+      apply_dropout(call.dropout, l, rows, C, x, dropped, all);
+      x = {dropped.data, dropped.step, dropped.row};
+    }
+    using Loop = Backward<Cell, T>;
+    const auto loop = [&](Index d) {
+      const Index column = d * call.H;
+      const Sequence<const T> y{layer.y.data + column, layer.y.step, layer.y.row};
+      const T* dy = gradient.dy.data ? gradient.dy.data + column : nullptr;
+      return Loop{rows, call.H, layer.inputs, x, y, {dy, gradient.dy.step, gradient.dy.row},
+                  gradient.dx, d == 1, layer.direction[d], gradient.direction[d],
+                  call.clip, d == 1, room[d], at[thread]};
+    };
+    Loop loops[2] = {loop(0), loop(call.D - 1)};
+    const Part part = part_of(thread, count, call.D, rows.B, blocks_of<T>(call.H),
+                              barriers.directions());
+    const bool both = call.D == 2 && count == 1;
+    const auto mine = [&](Index d) { return !part.idle && (both || d == part.direction); };
+
+    zero_dx(layer, gradient, all);
+    for (Index d = 0; d < call.D; ++d) {
+      loops[d].pack(all);
+      if (mine(d)) loops[d].begin(part);
+      const Range part_of_squares = all.share_of(room[d].square_rows(call.H) * kSquareLanes<T>);
+      for (Index i = part_of_squares.first; i < part_of_squares.last; ++i) room[d].squares[i] = 0;
+    }
+    all.wait();
+    Index done = 0;
+    do {  // once at least: a sequence of no steps has gradients of zero
+      for (Index d = 0; d < call.D; ++d) {
+        loops[d].open_chunk(done);
+        if (mine(d)) loops[d].through_time(part);
+      }
+      all.wait();
+      for (Index d = 0; d < call.D; ++d) loops[d].gather(all);
+      all.wait();
+      for (Index d = 0; d < call.D; ++d) {
+        loops[d].parameters(all, done == 0, loops[d].last_chunk(done));
+        loops[d].inputs(all);
+        if (call.D == 2) all.wait();  // both directions add to the same dx
+      }
+      all.wait();
+      done += loops[0].steps;
+    } while (done < rows.T);
+    for (Index d = 0; d < call.D; ++d)
+      if (mine(d)) loops[d].finish(part);
+    if (l > 0 && call.dropout.p > 0) {
+      const Sequence<T>& dx = gradient.dx;
+      apply_dropout(call.dropout, l, rows, C, {dx.data, dx.step, dx.row}, dx, all);
+    }
+    if (thread == 0)
+      for (Index d = 0; d < call.D; ++d) gather_squares(l, d);
+    all.wait();
+  }
+
+  // dx is written row by row where rows are alive, and added to by the second direction.
+  void zero_dx(const Layer<T>& layer, const LayerGradient<T>& gradient, const Team& all) const {
+    if (call.D == 1 && !call.rows.count) return;
+    const Range steps = all.share_of(call.rows.T);
+    for (Index t = steps.first; t < steps.last; ++t)
+      for (Index b = 0; b < call.rows.B; ++b)
+        for (Index i = 0; i < layer.inputs; ++i)
+          gradient.dx.data[t * gradient.dx.step + b * gradient.dx.row + i] = T(0);
+  }
+
+  void gather_squares(Index l, Index d) const {
+    constexpr Index G = Cell::gates, lanes = kSquareLanes<T>;
+    const Index rows_of[4] = {G * call.H, G * call.H, G, G};
+    const double* from = room[d].squares;
+    for (Index parameter = 0; parameter < 4; ++parameter) {
+      double* sum = squares + ((l * call.D + d) * 4 + parameter) * lanes;
+      for (Index i = 0; i < lanes; ++i) sum[i] = 0;
+      for (Index row = 0; row < rows_of[parameter]; ++row, from += lanes)
+        for (Index i = 0; i < lanes; ++i) sum[i] += from[i];
+    }
+  }
+
+  GradientNorm norm() const {
+    double sum = 0;
+    for (Index i = 0; i < call.L * call.D * 4 * kSquareLanes<T>; ++i) sum += squares[i];
+    const double norm = __builtin_sqrt(sum);
+    bool finite = true;
+    for (Index d = 0; d < call.D; ++d) finite = finite && *room[d].finite;
+    finite = finite && norm < __builtin_inf();  // doubles whose squares overflow count as exploded
+    const double scale = finite ? call.clip.norm / (norm + 1e-6) : 1.0;  // PyTorch's constant
+    return {norm, scale < 1.0 ? scale : 1.0, finite};
+  }
+
+  // The pass that a norm which was exceeded costs.
+  void scale(const Team& all) const {
+    for (Index l = 0; l < call.L; ++l)
+      for (Index d = 0; d < call.D; ++d) {
+        const DirectionGradient<T>& g = call.gradients[l].direction[d];
+        const Index GH = Cell::gates * call.H;
+        multiply(g.w_ih, GH * call.layers[l].inputs, all);
+        multiply(g.w_hh, GH * call.H, all);
+        if (g.b_ih) multiply(g.b_ih, GH, all), multiply(g.b_hh, GH, all);
+      }
+  }
+  void multiply(T* values, Index n, const Team& all) const {
+    const T factor = static_cast<T>(result->scale);
+    const Range mine = all.share_of(n);
+    for (Index i = mine.first; i < mine.last; ++i) values[i] *= factor;
+  }
+};
+
+RNNKERN_END

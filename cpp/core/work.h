@@ -1,0 +1,103 @@
+// How work and room are handed out: parallel regions, shares of a range, teams, one arena a call.
+#pragma once
+
+#include <omp.h>
+
+#include "runtime.h"
+#include "simd.h"
+
+RNNKERN_BEGIN
+
+struct Range {
+  Index first, last;
+  Index size() const { return last - first; }
+};
+
+// Part `index` of [0, n) cut into `count` parts.
+inline Range share(Index n, Index index, Index count) {
+  return {n * index / count, n * (index + 1) / count};
+}
+
+// Runs body(thread, threads) on up to `threads` threads. One thread does not enter OpenMP at all.
+template <class Body>
+static void parallel(int threads, const Body& body) {
+  if (threads == 1) {
+    const std::uint64_t saved = enter_float_environment();
+    body(0, 1);
+    leave_float_environment(saved);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const std::uint64_t saved = enter_float_environment();
+    body(omp_get_thread_num(), omp_get_num_threads());
+    leave_float_environment(saved);
+  }
+}
+
+// Threads that work on one thing together.
+struct Team {
+  int index, size;
+  Barrier* barrier;
+  void wait() const {
+    if (size > 1) rnnkern::wait(*barrier, size);
+  }
+  Range share_of(Index n) const { return share(n, index, size); }
+};
+
+// Hands out parts of one block, each on its own cache lines. With a null base it only counts, so
+// that the code which takes the room is also the code which says how much is needed.
+struct Arena {
+  char* base;
+  Index used = 0;
+  template <class T>
+  T* take(Index n) {
+    const Index bytes = (n * static_cast<Index>(sizeof(T)) + kLineBytes - 1) / kLineBytes * kLineBytes;
+    T* part = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += bytes;
+    return part;
+  }
+};
+
+// The rows of a schedule.
+inline Index row_of(const Schedule& s, Index r) { return s.order ? s.order[r] : r; }
+inline Index alive_at(const Schedule& s, Index t) { return s.count ? s.count[t] : s.B; }
+inline Index rows_before(const Schedule& s, Index t) { return s.offset ? s.offset[t] : t * s.B; }
+
+// Which part of a layer a thread works on: a direction, some of its rows, some of its units.
+// Rows are shared out where there are enough for every thread (no thread waits for another);
+// units where there are not (the team meets after each step).
+struct Part {
+  int direction;
+  bool idle;
+  Range rows;
+  Range blocks;
+  Team team;
+};
+
+// barriers: one a direction.
+inline Part part_of(int thread, int threads, Index D, Index B, Index blocks, Barrier* barriers) {
+  const bool side_by_side = D == 2 && threads > 1;
+  Part part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr}};
+  int index = thread, size = threads;
+  if (side_by_side) {
+    const int first = threads - threads / 2;
+    part.direction = thread >= first;
+    index = part.direction ? thread - first : thread;
+    size = part.direction ? threads - first : first;
+  }
+  constexpr Index fewest_rows = 4;
+  if (B >= fewest_rows * size) {
+    part.rows = share(B, index, size);
+  } else {
+    size = static_cast<int>(least(size, blocks));
+    part.idle = index >= size;
+    if (!part.idle) {
+      part.blocks = share(blocks, index, size);
+      part.team = {index, size, &barriers[part.direction]};
+    }
+  }
+  return part;
+}
+
+RNNKERN_END
