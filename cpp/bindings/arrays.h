@@ -1,0 +1,110 @@
+// NumPy arrays, checked and seen as the core wants them. The only source of input errors.
+//
+// An error names the argument, what was expected and what came:
+//   x: expected shape (T, 8, 64), got (20, 8, 32)
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "../core/problem.h"
+
+namespace rnnkern {
+
+namespace py = pybind11;
+
+// One expected axis: a size, or a letter for any size.
+struct Axis {
+  Axis(Index n) : size(n), letter(nullptr) {}  // NOLINT: sizes and letters read best bare
+  Axis(const char* any) : size(-1), letter(any) {}  // NOLINT
+  Index size;
+  const char* letter;
+};
+using Shape = std::vector<Axis>;
+
+std::string text(const Shape& shape);
+std::string shape_of(const py::array& a);
+
+[[noreturn]] void bad_value(const std::string& name, const std::string& expected,
+                            const std::string& got);
+[[noreturn]] void bad_type(const std::string& name, const std::string& expected,
+                           const std::string& got);
+
+// `value` as an array of dtype T, of any layout; TypeError otherwise.
+template <class T>
+py::array typed(const std::string& name, py::handle value) {
+  const std::string expected = std::string("an array of dtype ") + (sizeof(T) == 4 ? "float32" : "float64");
+  if (!py::isinstance<py::array>(value))
+    bad_type(name, expected, py::str(py::type::of(value).attr("__name__")));
+  py::array a = py::reinterpret_borrow<py::array>(value);
+  if (!py::isinstance<py::array_t<T>>(value)) bad_type(name, expected, py::str(a.dtype()));
+  return a;
+}
+
+void check_shape(const std::string& name, const py::array& a, const Shape& expected);
+
+bool aligned(const py::array& a);
+bool contiguous(const py::array& a);  // C order and aligned
+
+// C-contiguous and aligned: the array itself where it is so already, else a copy.
+template <class T>
+py::array_t<T, py::array::c_style> flat(const std::string& name, py::handle value,
+                                        const Shape& expected) {
+  py::array a = typed<T>(name, value);
+  check_shape(name, a, expected);
+  if (contiguous(a)) return py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(a);
+  py::array_t<T, py::array::c_style> copy(
+      std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
+  copy[py::ellipsis()] = a;
+  return copy;
+}
+
+// Memory whose channels are contiguous, aligned and of non-negative element strides: as it is
+// where possible, else a copy.
+template <class T>
+py::array channels_last(const std::string& name, py::handle value, const Shape& expected) {
+  py::array a = typed<T>(name, value);
+  check_shape(name, a, expected);
+  bool fits = aligned(a) && a.strides(a.ndim() - 1) == static_cast<py::ssize_t>(sizeof(T));
+  for (py::ssize_t i = 0; i < a.ndim(); ++i)
+    fits = fits && a.strides(i) % static_cast<py::ssize_t>(sizeof(T)) == 0;
+  return fits || a.size() == 0 ? a : flat<T>(name, value, expected);
+}
+
+// A caller's array to write to: writable, C-contiguous, aligned, of the right dtype and shape.
+template <class T>
+T* writable(const std::string& name, const py::array& a, const Shape& expected) {
+  check_shape(name, a, expected);
+  if (!a.writeable()) bad_value(name, "a writable array", "a read-only one");
+  if (!contiguous(a)) bad_value(name, "a C-contiguous, aligned array", "one of another layout");
+  return static_cast<T*>(const_cast<void*>(a.data()));
+}
+
+void refuse_overlap(const std::string& name, const py::array& out, const std::string& with,
+                    const py::array& in);
+
+// Uninitialised memory on cache lines; MemoryError when there is none.
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+template <class T>
+using Block = std::unique_ptr<T[], Free>;
+template <class T>
+Block<T> block(Index n) {
+  const auto line = static_cast<std::size_t>(kLineBytes);
+  const std::size_t bytes = (static_cast<std::size_t>(n) * sizeof(T) + line - 1) / line * line;
+  void* p = std::aligned_alloc(line, bytes ? bytes : line);
+  if (!p) throw std::bad_alloc();
+  return Block<T>(static_cast<T*>(p));
+}
+
+// The product of sizes; MemoryError where it can't be addressed (with room to spare for padding).
+Index product_of(std::initializer_list<Index> sizes);
+
+}  // namespace rnnkern

@@ -1,0 +1,87 @@
+// A stack of layers as the bindings see it: its sizes, its parameters' names and shapes, and the
+// way from checked arrays to a call of the core.
+#pragma once
+
+#include "arrays.h"
+#include "../core/dispatch.h"
+#include "../core/schedule.h"
+
+namespace rnnkern {
+
+struct Sizes {
+  Kind kind;
+  Index I, H, L, D;
+  bool bias, is_double;
+
+  Index gates() const { return kKinds[static_cast<int>(kind)].gates; }
+  bool has_c() const { return kKinds[static_cast<int>(kind)].states == 2; }
+  Index inputs(Index layer) const { return layer == 0 ? I : D * H; }
+  Index parameters_of_direction() const { return bias ? 4 : 2; }
+};
+
+struct Parameter {
+  std::string name;
+  std::vector<Index> shape;
+};
+std::vector<Parameter> parameters_of(const Sizes& sizes);
+
+// The parameter arrays of a call, kept alive, as pointers.
+template <class T>
+class Parameters {
+ public:
+  Parameters(const Sizes& sizes, const py::dict& params);
+  // Parameter `index` (0 W_ih, 1 W_hh, 2 b_ih, 3 b_hh) of a layer's direction; null without bias.
+  const T* of(Index layer, Index direction, Index index) const {
+    if (index >= per_direction_) return nullptr;
+    return pointers_[static_cast<std::size_t>((layer * D_ + direction) * per_direction_ + index)];
+  }
+  void fill(Direction<T>& d, Index layer, Index direction) const {
+    d.w_ih = of(layer, direction, 0), d.w_hh = of(layer, direction, 1);
+    d.b_ih = of(layer, direction, 2), d.b_hh = of(layer, direction, 3);
+  }
+
+ private:
+  Index D_, per_direction_;
+  std::vector<py::array> arrays_;
+  std::vector<const T*> pointers_;
+};
+
+// A stack of layers of one kind: its sizes, and its two calls.
+class Net {
+ public:
+  Net(const std::string& kind, Index I, Index H, Index L, bool bias, bool bidirectional,
+      bool is_double);
+
+  const Sizes& sizes() const { return sizes_; }
+  py::list parameter_shapes() const;
+
+  // -> (y, h_last, c_last or None, tape or None)
+  py::tuple forward(const py::dict& params, const py::object& x, const py::object& h0,
+                    const py::object& c0, const py::object& lengths, bool batch_first, bool keep,
+                    double dropout, std::uint64_t seed, std::uint64_t step) const;
+
+  // -> (gradients by name, dx, dh0, dc0 or None, norm, scale, finite)
+  py::tuple backward(const py::dict& params, const py::object& tape, const py::object& dy,
+                     const py::object& dh, const py::object& dc, double step_value,
+                     double step_norm, double value, double norm) const;
+
+ private:
+  template <class T>
+  py::tuple run(const py::dict& params, const py::object& x_given, const py::object& h_given,
+                const py::object& c_given, const py::object& lengths, bool batch_first, bool keep,
+                const Dropout& dropout) const;
+  template <class T>
+  py::tuple run_back(const py::dict& params, const py::object& tape_given,
+                     const py::object& dy_given, const py::object& dh_given,
+                     const py::object& dc_given, const Clip& clip) const;
+
+  Sizes sizes_;
+  std::uint64_t id_;  // a tape knows its layer by it
+};
+
+void bind_layer(py::module_& m);
+void bind_stream(py::module_& m);
+void bind_optim(py::module_& m);
+void bind_runtime(py::module_& m);
+
+}  // namespace rnnkern

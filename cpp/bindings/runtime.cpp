@@ -1,0 +1,57 @@
+// Threads, instruction sets, what was built, and the activations for tests.
+#include <pybind11/stl.h>
+
+#include "layer.h"
+#include "../core/runtime.h"
+
+namespace rnnkern {
+namespace {
+
+std::vector<std::string> available_sets() {
+  std::vector<std::string> names;
+  for (int i = 0; i < kKernelsCount; ++i)
+    if (kKernels[i]->runs_here()) names.emplace_back(kKernels[i]->name);
+  return names;
+}
+
+void use_set(const std::string& name) {
+  const Kernels* set = find_kernels(name.c_str());
+  if (!set || !set->runs_here()) {
+    std::string all;
+    for (const std::string& one : available_sets()) all += (all.empty() ? "" : ", ") + one;
+    bad_value("instruction set", "one of " + all, "'" + name + "'");
+  }
+  use_kernels(*set);
+}
+
+template <class T>
+py::array activation(const std::string& name, py::handle x) {
+  const auto in = flat<T>("x", x, {"n"});
+  py::array_t<T> out(in.size());
+  const TypedKernels<T>& k = kernels().of<T>();
+  (name == "sigmoid" ? k.sigmoid : k.tanh)(in.data(), out.mutable_data(), in.size());
+  return out;
+}
+
+}  // namespace
+
+void bind_runtime(py::module_& m) {
+  m.attr("__version__") = RNNKERN_VERSION;
+  m.attr("compiler") = RNNKERN_COMPILER;
+  m.attr("flags") = RNNKERN_FLAGS;
+  m.def("instruction_set", [] { return kernels().name; });
+  m.def("available_instruction_sets", &available_sets);
+  m.def("use_instruction_set", &use_set, py::arg("name"));
+  m.def("num_threads", &threads);
+  m.def("chosen_num_threads", &chosen_threads);
+  m.def("set_num_threads", &set_threads, py::arg("n"));
+  m.def(
+      "activation",
+      [](const std::string& name, const py::array& x) {
+        return py::isinstance<py::array_t<double>>(x) ? activation<double>(name, x)
+                                                      : activation<float>(name, x);
+      },
+      py::arg("name"), py::arg("x"), "sigmoid or tanh as the cells compute it, for (n,) arrays.");
+}
+
+}  // namespace rnnkern

@@ -1,0 +1,71 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+__version__: str
+compiler: str
+flags: str
+
+def instruction_set() -> str: ...
+def available_instruction_sets() -> list[str]: ...
+def use_instruction_set(name: str) -> None: ...
+def num_threads() -> int: ...
+def chosen_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def activation(name: str, x: Array) -> Array: ...
+
+class Tape:
+    @property
+    def gates(self) -> list[Array]: ...
+    @property
+    def cells(self) -> list[Array]: ...
+    @property
+    def hiddens(self) -> list[Array]: ...
+
+class Net:
+    def __init__(
+        self,
+        kind: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        bidirectional: bool,
+        is_double: bool,
+    ) -> None: ...
+    def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
+    def forward(
+        self,
+        params: dict[str, Array],
+        x: Array,
+        h0: Array | None,
+        c0: Array | None,
+        lengths: Array | None,
+        batch_first: bool,
+        keep: bool,
+        dropout: float,
+        seed: int,
+        step: int,
+    ) -> tuple[Array, Array, Array | None, Tape]: ...
+    def backward(
+        self,
+        params: dict[str, Array],
+        tape: Tape,
+        dy: Array | None,
+        dh: Array | None,
+        dc: Array | None,
+        step_value: float,
+        step_norm: float,
+        value: float,
+        norm: float,
+    ) -> tuple[dict[str, Array], Array, Array, Array | None, float, float, bool]: ...
+
+class Stream:
+    def __init__(self, net: Net, params: dict[str, Array], batch_size: int) -> None: ...
+    def step(self, x: Array, out: Array | None = None) -> Array: ...
+    def run(self, x: Array, out: Array | None = None) -> Array: ...
+    def state(self) -> tuple[Array, Array | None]: ...
+    def set_state(self, h: Array, c: Array | None) -> None: ...
+    def reset(self) -> None: ...

@@ -1,0 +1,86 @@
+"""What can be clipped in a backward pass, and when."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+__all__ = ["Clip"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Gradient clips, all optional, fused into the backward kernels; they act in this order.
+
+    Parameters
+    ----------
+    step_value : float, optional
+        Every step, each element of dL/da (a: the arguments of the gates' sigmoid, tanh or relu)
+        is limited to ``[-step_value, step_value]`` before it goes on [1]_.
+    step_norm : float, optional
+        Every step, each row of the gradient that the step hands back to the hidden state before
+        it is scaled to at most this L2 norm, per layer and direction (the per-step form of [2]_).
+    value : float, optional
+        Each element of every parameter gradient is limited to ``[-value, value]`` [3]_.
+    norm : float, optional
+        All parameter gradients are scaled by ``min(1, norm / (n + 1e-6))``, where n is their joint
+        L2 norm [2]_.
+
+    Raises
+    ------
+    TypeError
+        If a clip is not a real number.
+    ValueError
+        If a clip is zero, negative, infinite or nan.
+
+    References
+    ----------
+    .. [1] A. Graves, "Generating sequences with recurrent neural networks", 2013,
+       arXiv:1308.0850, section 2.1.
+    .. [2] R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural
+       networks", 2013, arXiv:1211.5063, algorithm 1.
+    .. [3] T. Mikolov, "Statistical language models based on neural networks", PhD thesis, Brno
+       University of Technology, 2012.
+
+    Examples
+    --------
+    >>> import rnnkern as rk
+    >>> rk.Clip(step_value=1.0, norm=5.0)
+    Clip(step_value=1.0, step_norm=None, value=None, norm=5.0)
+    """
+
+    step_value: float | None = None
+    step_norm: float | None = None
+    value: float | None = None
+    norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            bound = getattr(self, field.name)
+            if bound is None:
+                continue
+            if isinstance(bound, bool) or not hasattr(bound, "__float__"):
+                raise TypeError(
+                    f"clip.{field.name}: expected a number or None, got {type(bound).__name__}"
+                )
+            if not (math.isfinite(bound) and bound > 0):
+                raise ValueError(f"clip.{field.name}: expected a finite number > 0, got {bound!r}")
+            object.__setattr__(self, field.name, float(bound))
+
+    def bounds(self) -> tuple[float, float, float, float]:
+        """The four bounds in order, infinity standing for none.
+
+        Returns
+        -------
+        tuple of float
+            ``(step_value, step_norm, value, norm)``.
+
+        Examples
+        --------
+        >>> import rnnkern as rk
+        >>> rk.Clip(value=2).bounds()
+        (inf, inf, 2.0, inf)
+        """
+        each = (self.step_value, self.step_norm, self.value, self.norm)
+        a, b, c, d = (math.inf if bound is None else bound for bound in each)
+        return a, b, c, d

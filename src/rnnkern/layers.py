@@ -1,0 +1,506 @@
+"""RNN, LSTM and GRU: parameters, checks, defaults, docstrings. The maths is in the core."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import _core
+from .clip import Clip
+from .stream import Stream, split_state
+
+__all__ = ["GRU", "LSTM", "RNN", "Gradients"]
+
+Array = NDArray[Any]
+State = Array | tuple[Array, Array]
+
+INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a backward pass returns.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        dL/dp for each of the layer's parameters, under its name, clipped as asked for.
+    x : ndarray
+        dL/dx, shaped like the forward's x; zero at padding.
+    state : ndarray or tuple of ndarray
+        dL/d(initial state), shaped like a state.
+    norm : float
+        The joint L2 norm of `params` after `Clip.value` and before `Clip.norm`. Optimizers use it
+        instead of measuring again, so hand them the dict ``params`` if you change its arrays.
+    scale : float
+        The factor that `Clip.norm` applied; 1.0 if none.
+    finite : bool
+        Whether every element of `params` was finite before `Clip.value` (and, for float64, small
+        enough for its square to be finite).
+    """
+
+    params: dict[str, Array]
+    x: Array
+    state: State
+    norm: float
+    scale: float
+    finite: bool
+
+
+class _Layer:
+    """What RNN, LSTM and GRU have in common."""
+
+    _kind: str
+    _has_c = False
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+        init: str = "uniform",
+    ) -> None:
+        self.input_size = _integer("input_size", input_size)
+        self.hidden_size = _integer("hidden_size", hidden_size)
+        self.num_layers = _integer("num_layers", num_layers)
+        self.bias = _flag("bias", bias)
+        self.batch_first = _flag("batch_first", batch_first)
+        self.bidirectional = _flag("bidirectional", bidirectional)
+        self.dropout = dropout
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
+        if init not in INITIALIZERS:
+            raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {init!r}")
+        if seed is not None:
+            seed = operator.index(seed)
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {seed}")
+        self._net = _core.Net(
+            self._kind,
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.bias,
+            self.bidirectional,
+            self.dtype == np.dtype(np.float64),
+        )
+        generator = np.random.default_rng(seed)
+        self._dropout_seed = int(generator.integers(2**63))
+        self.dropout_step = 0
+        self.params: dict[str, Array] = {
+            name: _initial(init, name, shape, self.hidden_size, generator).astype(self.dtype)
+            for name, shape in self._net.parameter_shapes()
+        }
+
+    @property
+    def dropout(self) -> float:
+        """Probability that an element between two layers is zeroed in a training forward."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, p: float) -> None:
+        if isinstance(p, bool) or not hasattr(p, "__float__"):
+            raise TypeError(f"dropout: expected a number, got {type(p).__name__}")
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"dropout: expected a number from 0 to below 1, got {p!r}")
+        self._dropout = float(p)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.input_size}, {self.hidden_size}, {self.num_layers}, "
+            f"bias={self.bias}, batch_first={self.batch_first}, dropout={self.dropout}, "
+            f"bidirectional={self.bidirectional}, dtype={self.dtype})"
+        )
+
+    def __call__(
+        self, x: Array, state: State | None = None, lengths: Array | None = None
+    ) -> tuple[Array, State]:
+        """Run over a sequence for inference: nothing is kept, nothing is dropped out.
+
+        Parameters
+        ----------
+        x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
+            The input, of the layer's dtype. T and B may be 0.
+        state : ndarray or tuple of ndarray, optional
+            The initial h (L*D, B, H), for an LSTM the pair (h, c); (L*D, H) for one row. Zeros if
+            not given.
+        lengths : ndarray of integers, shape (B,), optional
+            Each row's number of steps, 0 to T, in any order; what lies behind is never read.
+
+        Returns
+        -------
+        y : ndarray, shape (T, B, D*H), laid out as `x`
+            The last layer's h of every step, directions side by side; zero behind a row's end.
+        state : ndarray or tuple of ndarray
+            The state at each row's own last step (the reverse direction's: at its first), shaped
+            like the initial state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another dtype, rank or size than it must; the message names it.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> y, state = rk.GRU(3, 5, seed=0)(np.zeros((7, 2, 3), np.float32))
+        >>> y.shape, state.shape
+        ((7, 2, 5), (1, 2, 5))
+        """
+        h0, c0 = split_state("state", state, self._has_c)
+        y, h, c, _ = self._net.forward(
+            self.params, x, h0, c0, lengths, self.batch_first, False, 0.0, 0, 0
+        )
+        return y, h if c is None else (h, c)
+
+    def forward(
+        self, x: Array, state: State | None = None, lengths: Array | None = None
+    ) -> tuple[Array, State, _core.Tape]:
+        """Run over a sequence for training: what backward needs is kept, dropout acts.
+
+        Parameters
+        ----------
+        x, state, lengths
+            As in calling the layer. `x` is not copied: leave it as it is until backward is done.
+
+        Returns
+        -------
+        y : ndarray
+            As in calling the layer, but read-only: the tape reads it again.
+        state : ndarray or tuple of ndarray
+            As in calling the layer.
+        tape : Tape
+            What `backward` wants. A value: several may be alive, each may be used more than once,
+            and what it holds can be read (``tape.gates``, ``tape.cells``, ``tape.hiddens``).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in calling the layer.
+
+        Notes
+        -----
+        With dropout, each call draws a fresh mask, a function of the layer's seed and of
+        ``dropout_step``, which counts these calls and can be set.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> lstm = rk.LSTM(3, 5, seed=0)
+        >>> y, (h, c), tape = lstm.forward(np.zeros((7, 2, 3), np.float32))
+        >>> tape.gates[0].shape  # steps, rows, (i, f, g, o), units
+        (7, 2, 4, 5)
+        """
+        h0, c0 = split_state("state", state, self._has_c)
+        y, h, c, tape = self._net.forward(
+            self.params,
+            x,
+            h0,
+            c0,
+            lengths,
+            self.batch_first,
+            True,
+            self.dropout,
+            self._dropout_seed,
+            self.dropout_step,
+        )
+        self.dropout_step += 1
+        return y, h if c is None else (h, c), tape
+
+    def backward(
+        self,
+        tape: _core.Tape,
+        dy: Array | None = None,
+        dstate: State | None = None,
+        clip: Clip | None = None,
+    ) -> Gradients:
+        """Backpropagate through time.
+
+        Parameters
+        ----------
+        tape : Tape
+            Of this layer's `forward`. The parameters are read again: update them afterwards.
+        dy : ndarray, shaped like y, optional
+            dL/dy; zeros if not given. Not read at padding.
+        dstate : ndarray or tuple of ndarray, optional
+            dL/d(final state), shaped like a state; zeros if not given.
+        clip : Clip, optional
+            Gradient clips, fused into the kernels.
+
+        Returns
+        -------
+        Gradients
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another type, dtype or shape than it must, or the tape is another
+            layer's; the message names it.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> gru = rk.GRU(3, 5, seed=0)
+        >>> y, state, tape = gru.forward(np.ones((7, 2, 3), np.float32))
+        >>> grads = gru.backward(tape, np.ones_like(y), clip=rk.Clip(norm=1.0))
+        >>> sorted(grads.params) == sorted(gru.params), grads.x.shape, grads.finite
+        (True, (7, 2, 3), True)
+        """
+        if clip is not None and not isinstance(clip, Clip):
+            raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
+        dh, dc = split_state("dstate", dstate, self._has_c)
+        params, dx, dh0, dc0, norm, scale, finite = self._net.backward(
+            self.params, tape, dy, dh, dc, *(clip or Clip()).bounds()
+        )
+        return Gradients(params, dx, dh0 if dc0 is None else (dh0, dc0), norm, scale, finite)
+
+    def stream(self, batch_size: int = 1) -> Stream:
+        """Make a stream: one step, or a block of steps, at a time.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+
+        Returns
+        -------
+        Stream
+            With this layer's parameters as they are now, and a state of zeros.
+
+        Raises
+        ------
+        ValueError
+            If the layer is bidirectional: its outputs need the whole sequence.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> stream = rk.LSTM(3, 5, seed=0).stream()
+        >>> stream.step(np.zeros((1, 3), np.float32)).shape
+        (1, 5)
+        """
+        return Stream(self._net, self.params, _integer("batch_size", batch_size))
+
+
+class RNN(_Layer):
+    """Vanilla RNN: h = act(W_ih x + b_ih + W_hh h' + b_hh) [1]_.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H, at least 1.
+    num_layers : int
+        L, at least 1; each layer takes the outputs of the one below.
+    nonlinearity : {"tanh", "relu"}
+        act.
+    bias : bool
+        Whether there are biases.
+    batch_first : bool
+        Whether sequences are (B, T, C) instead of (T, B, C). States are not affected.
+    dropout : float
+        From 0 to below 1; acts between layers, in `forward` only.
+    bidirectional : bool
+        Whether each layer also runs backward in time, its outputs beside the forward ones.
+    dtype : {float32, float64}
+        Of parameters, inputs and outputs. Nothing is cast.
+    seed : int, optional
+        Of the initial parameters and of dropout; from the system if not given.
+    init : {"uniform", "xavier", "orthogonal", "identity"}
+        How parameters start. ``uniform``: all from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
+        ``xavier``: each gate's matrices from U(-b, b), b = sqrt(6 / (rows + columns)) [2]_.
+        ``orthogonal``: input matrices as xavier, each gate's recurrent matrix orthogonal [3]_.
+        ``identity``: input matrices from N(0, 0.001), recurrent matrices the identity, for
+        ``nonlinearity="relu"`` [4]_. Biases are zero in all but uniform.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight_ih_l{k}{_reverse}`` (G*H, inputs), ``weight_hh_l{k}{_reverse}`` (G*H, H),
+        ``bias_ih_l{k}{_reverse}`` and ``bias_hh_l{k}{_reverse}`` (G*H,): PyTorch's names, order
+        and gate order. Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    References
+    ----------
+    .. [1] J. Elman, "Finding structure in time", Cognitive Science 14(2), 1990.
+    .. [2] X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward
+       neural networks", AISTATS 2010, eq. 16.
+    .. [3] A. Saxe, J. McClelland and S. Ganguli, "Exact solutions to the nonlinear dynamics of
+       learning in deep linear neural networks", 2013, arXiv:1312.6120.
+    .. [4] Q. Le, N. Jaitly and G. Hinton, "A simple way to initialize recurrent networks of
+       rectified linear units", 2015, arXiv:1504.00941.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> rnn = rk.RNN(3, 5, nonlinearity="relu", init="identity", seed=0)
+    >>> y, h = rnn(np.ones((7, 2, 3), np.float32))
+    >>> y.shape
+    (7, 2, 5)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        **options: Any,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        self.nonlinearity = nonlinearity
+        self._kind = f"rnn_{nonlinearity}"
+        super().__init__(input_size, hidden_size, num_layers, **options)
+
+
+class LSTM(_Layer):
+    """LSTM: i, f, o = sigmoid(.), g = tanh(.); c = f c' + i g; h = o tanh(c) [1]_ [2]_.
+
+    Gates stand in the order i, f, g, o. A state is the pair (h, c).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, init
+        As in `RNN`.
+    forget_bias : float, optional
+        What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
+        `init` says if not given. Needs ``bias=True``.
+
+    References
+    ----------
+    .. [1] S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9(8),
+       1997.
+    .. [2] F. Gers, J. Schmidhuber and F. Cummins, "Learning to forget: continual prediction with
+       LSTM", Neural Computation 12(10), 2000.
+    .. [3] R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical exploration of recurrent
+       network architectures", ICML 2015.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> lstm = rk.LSTM(3, 5, num_layers=2, bidirectional=True, forget_bias=1.0, seed=0)
+    >>> y, (h, c) = lstm(np.ones((7, 2, 3), np.float32), lengths=np.array([7, 4]))
+    >>> y.shape, c.shape
+    ((7, 2, 10), (4, 2, 5))
+    """
+
+    _kind = "lstm"
+    _has_c = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        forget_bias: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(input_size, hidden_size, num_layers, **options)
+        if forget_bias is None:
+            return
+        if isinstance(forget_bias, bool) or not hasattr(forget_bias, "__float__"):
+            raise TypeError(f"forget_bias: expected a number, got {type(forget_bias).__name__}")
+        if not math.isfinite(forget_bias):
+            raise ValueError(f"forget_bias: expected a finite number, got {forget_bias!r}")
+        if not self.bias:
+            raise ValueError("forget_bias: expected None with bias=False, got a number")
+        forget = slice(self.hidden_size, 2 * self.hidden_size)
+        for name, array in self.params.items():
+            if name.startswith("bias"):
+                array[forget] = forget_bias if name.startswith("bias_ih") else 0.0
+
+
+class GRU(_Layer):
+    """GRU: r, z = sigmoid(.); h = (1 - z) n + z h' [1]_.
+
+    Gates stand in the order r, z, n.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, init
+        As in `RNN`.
+    reset_after : bool
+        True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
+        of [1]_; ONNX's default): n = tanh(W_in x + b_in + W_hn (r h') + b_hn).
+
+    References
+    ----------
+    .. [1] K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
+       statistical machine translation", 2014, arXiv:1406.1078.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> y, h = rk.GRU(3, 5, batch_first=True, seed=0)(np.ones((2, 7, 3), np.float32))
+    >>> y.shape, h.shape
+    ((2, 7, 5), (1, 2, 5))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        **options: Any,
+    ) -> None:
+        self.reset_after = _flag("reset_after", reset_after)
+        self._kind = "gru" if reset_after else "gru_reset_before"
+        super().__init__(input_size, hidden_size, num_layers, **options)
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    number = operator.index(value)
+    if not 1 <= number < 2**62:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {number}")
+    return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+    return bool(value)
+
+
+def _initial(
+    init: str, name: str, shape: tuple[int, ...], hidden: int, generator: np.random.Generator
+) -> Array:
+    """One parameter's first values, float64."""
+    if init == "uniform":
+        bound = 1.0 / math.sqrt(hidden)
+        return generator.uniform(-bound, bound, shape)
+    if len(shape) == 1:
+        return np.zeros(shape)
+    gates = shape[0] // hidden
+    recurrent = name.startswith("weight_hh")
+    if init == "identity":
+        return np.tile(np.eye(hidden), (gates, 1)) if recurrent else generator.normal(0, 1e-3, shape)
+    if init == "orthogonal" and recurrent:
+        # Q of a Gaussian matrix; the signs of R's diagonal make it uniform over all rotations.
+        q, r = np.linalg.qr(generator.normal(size=(gates, hidden, hidden)))
+        return (q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]).reshape(shape)
+    bound = math.sqrt(6.0 / (hidden + shape[1]))
+    return generator.uniform(-bound, bound, shape)

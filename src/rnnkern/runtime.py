@@ -1,0 +1,157 @@
+"""Threads, instruction sets and what was built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypedDict
+
+from . import _core
+
+__all__ = ["Info", "force_isa", "get_num_threads", "info", "num_threads", "set_num_threads"]
+
+
+class Info(TypedDict):
+    """What `info` returns."""
+
+    version: str
+    isa: str
+    available: list[str]
+    threads: int
+    compiler: str
+    flags: str
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use; small calls use fewer.
+
+    Results do not depend on it, to the bit.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError
+        If `n` is not an integer.
+    ValueError
+        If `n` is less than 1 or more than 1024.
+
+    Examples
+    --------
+    >>> import rnnkern as rk
+    >>> rk.set_num_threads(2)
+    >>> rk.get_num_threads()
+    2
+    """
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n: expected an integer, got {type(n).__name__}")
+    if not 1 <= n <= 1024:
+        raise ValueError(f"n: expected a number of threads from 1 to 1024, got {n}")
+    _core.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call may use: what was set, else what OpenMP says.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> import rnnkern as rk
+    >>> rk.get_num_threads() >= 1
+    True
+    """
+    return _core.num_threads()
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Use `n` threads inside a ``with`` block, for the whole process, and restore after it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Examples
+    --------
+    >>> import rnnkern as rk
+    >>> with rk.num_threads(1):
+    ...     rk.get_num_threads()
+    1
+    """
+    before = _core.chosen_num_threads()
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        _core.set_num_threads(before)
+
+
+@contextmanager
+def force_isa(name: str) -> Iterator[None]:
+    """Use one instruction set inside a ``with`` block, for the whole process, and restore after it.
+
+    Parameters
+    ----------
+    name : str
+        One of ``info()["available"]``.
+
+    Raises
+    ------
+    ValueError
+        If this machine or this build does not have it; the message lists those there are.
+
+    Examples
+    --------
+    >>> import rnnkern as rk
+    >>> with rk.force_isa(rk.info()["available"][0]):
+    ...     rk.info()["isa"] == rk.info()["available"][0]
+    True
+    """
+    before = _core.instruction_set()
+    _core.use_instruction_set(name)
+    try:
+        yield
+    finally:
+        _core.use_instruction_set(before)
+
+
+def info() -> Info:
+    """Return version, instruction set in use and available, threads, compiler and its flags.
+
+    Returns
+    -------
+    dict
+        Keys ``version``, ``isa``, ``available``, ``threads``, ``compiler``, ``flags``.
+
+    Examples
+    --------
+    >>> import rnnkern as rk
+    >>> rk.info()["isa"] in rk.info()["available"]
+    True
+    """
+    return {
+        "version": _core.__version__,
+        "isa": _core.instruction_set(),
+        "available": _core.available_instruction_sets(),
+        "threads": _core.num_threads(),
+        "compiler": _core.compiler,
+        "flags": _core.flags,
+    }
+
+
+def _from_environment() -> None:
+    """Apply RNNKERN_ISA; called once, on import."""
+    name = os.environ.get("RNNKERN_ISA")
+    if name:
+        try:
+            _core.use_instruction_set(name)
+        except ValueError as error:
+            raise ImportError(f"RNNKERN_ISA: {error}") from None
