@@ -1,0 +1,844 @@
+"""The formulas of rnnkern, in float64 NumPy, written to be read.
+
+Forward, backpropagation through time, the clips and the optimizers: what the compiled kernels
+compute is defined here, and tested against here. The module imports nothing of the package.
+
+Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, L layers,
+D directions, G gates (RNN 1, GRU 3, LSTM 4). All quantities are dimensionless.
+
+In the formulas ``a`` is the argument of a gate's nonlinearity, ``h_prev`` and ``c_prev`` are the
+state one step before, and ``dv`` is the gradient of the loss with respect to ``v``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "CELLS",
+    "Cell",
+    "ClipLike",
+    "Config",
+    "Gradients",
+    "Step",
+    "Tape",
+    "Weights",
+    "adam",
+    "adamw",
+    "backward",
+    "clip_factor",
+    "forward",
+    "joint_norm",
+    "parameter_shapes",
+    "penalized",
+    "rmsprop",
+    "sgd",
+]
+
+Array = npt.NDArray[np.float64]
+State = tuple[Array, ...]  # (h,), for LSTM (h, c)
+
+
+class Weights(NamedTuple):
+    """The parameters of one layer and direction, or their gradients."""
+
+    W_ih: Array  # [G*H, I], above the first layer [G*H, D*H]; gate blocks one below the other
+    W_hh: Array  # [G*H, H]
+    b_ih: Array  # [G*H], zeros in a layer without bias
+    b_hh: Array  # [G*H]
+
+
+class Step(NamedTuple):
+    """One step of one layer and direction, on the rows it is alive in (n of them)."""
+
+    t: int
+    rows: npt.NDArray[np.bool_]  # [B], True where t < length
+    x: Array  # [n, I] or [n, D*H]
+    prev: State  # each [n, H]
+    gates: Array  # [n, G*H], after the nonlinearity, in PyTorch's order
+    new: State  # each [n, H]
+
+
+# --------------------------------------------------------------------------------- pointwise
+
+
+def _sigmoid(a: Array) -> Array:
+    e = np.exp(-np.abs(a))  # the exponent is never positive: no overflow, full accuracy
+    return np.where(a >= 0, 1.0, e) / (1.0 + e)
+
+
+def _relu(a: Array) -> Array:
+    return np.maximum(a, 0.0)
+
+
+def _clip_value(d: Array, c: float | None) -> Array:
+    return d if c is None else np.clip(d, -c, c)
+
+
+def _clip_rows(d: Array, c: float | None) -> Array:
+    if c is None:
+        return d
+    norm: Array = np.linalg.norm(d, axis=1, keepdims=True)
+    factor: Array = c / np.maximum(norm, c)  # min(1, c / norm), safe at norm 0
+    return d * factor
+
+
+def _affine(x: Array, W: Array, b: Array) -> Array:
+    a: Array = x @ W.T + b
+    return a
+
+
+def _affine_backward(da: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
+    return da @ W, da.T @ x, da.sum(axis=0)  # dx, dW, db
+
+
+# ------------------------------------------------------------------------------------- cells
+
+
+class Cell(ABC):
+    """One step of a recurrence: its equations, and their derivatives."""
+
+    gates: ClassVar[int]
+    states: ClassVar[int]
+
+    @abstractmethod
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        """Return the new state and the gates (n, G*H), from x (n, I) and state (n, H) each."""
+
+    @abstractmethod
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> tuple[Array, State, Weights]:
+        """Return dx, the gradient of the state before, and those of the weights.
+
+        Each da is clipped to [-step_value, step_value] where it arises: all that lies further
+        down the chain gets the clipped one.
+        """
+
+
+@dataclass(frozen=True)
+class _RNN(Cell):
+    """Elman 1990, Finding structure in time."""
+
+    gates = 1
+    states = 1
+    act: Callable[[Array], Array]
+    slope: Callable[[Array], Array]  # act'(a), as a function of h = act(a)
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,) = state
+        h = self.act(_affine(x, w.W_ih, w.b_ih) + _affine(h_prev, w.W_hh, w.b_hh))
+        return (h,), h
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> tuple[Array, State, Weights]:
+        (dh,), (h_prev,), (h,) = d_state, step.prev, step.new
+        da = _clip_value(dh * self.slope(h), step_value)
+        dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
+        dh_prev, dW_hh, db_hh = _affine_backward(da, h_prev, w.W_hh)
+        return dx, (dh_prev,), Weights(dW_ih, dW_hh, db_ih, db_hh)
+
+
+class _LSTM(Cell):
+    """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000."""
+
+    gates = 4
+    states = 2
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        h_prev, c_prev = state
+        a = _affine(x, w.W_ih, w.b_ih) + _affine(h_prev, w.W_hh, w.b_hh)
+        a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
+        i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
+        c = f * c_prev + i * g
+        h = o * np.tanh(c)
+        return (h, c), np.hstack([i, f, g, o])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> tuple[Array, State, Weights]:
+        (dh, dc_next), (h_prev, c_prev), (_, c) = d_state, step.prev, step.new
+        i, f, g, o = np.split(step.gates, 4, axis=1)
+        tanh_c = np.tanh(c)
+        dc = dc_next + dh * o * (1 - tanh_c**2)
+        da_i = dc * g * i * (1 - i)
+        da_f = dc * c_prev * f * (1 - f)
+        da_g = dc * i * (1 - g**2)
+        da_o = dh * tanh_c * o * (1 - o)
+        da = _clip_value(np.hstack([da_i, da_f, da_g, da_o]), step_value)
+        dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
+        dh_prev, dW_hh, db_hh = _affine_backward(da, h_prev, w.W_hh)
+        return dx, (dh_prev, dc * f), Weights(dW_ih, dW_hh, db_ih, db_hh)
+
+
+class _GRUResetAfter(Cell):
+    """Cho et al. 2014, arXiv 1406.1078v1: r acts on the product W_hn h_prev + b_hn, here q."""
+
+    gates = 3
+    states = 1
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,) = state
+        x_r, x_z, x_n = np.split(_affine(x, w.W_ih, w.b_ih), 3, axis=1)
+        h_r, h_z, q = np.split(_affine(h_prev, w.W_hh, w.b_hh), 3, axis=1)
+        r = _sigmoid(x_r + h_r)
+        z = _sigmoid(x_z + h_z)
+        n = np.tanh(x_n + r * q)
+        h = (1 - z) * n + z * h_prev
+        return (h,), np.hstack([r, z, n])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> tuple[Array, State, Weights]:
+        (dh,), (h_prev,) = d_state, step.prev
+        r, z, n = np.split(step.gates, 3, axis=1)
+        _, _, q = np.split(_affine(h_prev, w.W_hh, w.b_hh), 3, axis=1)
+        da_n = _clip_value(dh * (1 - z) * (1 - n**2), step_value)
+        da_z = _clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
+        da_r = _clip_value(da_n * q * r * (1 - r), step_value)
+        dq = da_n * r
+        dx, dW_ih, db_ih = _affine_backward(np.hstack([da_r, da_z, da_n]), step.x, w.W_ih)
+        dh_prev, dW_hh, db_hh = _affine_backward(np.hstack([da_r, da_z, dq]), h_prev, w.W_hh)
+        return dx, (dh_prev + dh * z,), Weights(dW_ih, dW_hh, db_ih, db_hh)
+
+
+class _GRUResetBefore(Cell):
+    """Cho et al. 2014, arXiv 1406.1078v3: r acts on the state, W_hn (r h_prev) + b_hn."""
+
+    gates = 3
+    states = 1
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,) = state
+        (W_hr, W_hz, W_hn), (b_hr, b_hz, b_hn) = np.split(w.W_hh, 3), np.split(w.b_hh, 3)
+        x_r, x_z, x_n = np.split(_affine(x, w.W_ih, w.b_ih), 3, axis=1)
+        r = _sigmoid(x_r + _affine(h_prev, W_hr, b_hr))
+        z = _sigmoid(x_z + _affine(h_prev, W_hz, b_hz))
+        n = np.tanh(x_n + _affine(r * h_prev, W_hn, b_hn))
+        h = (1 - z) * n + z * h_prev
+        return (h,), np.hstack([r, z, n])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> tuple[Array, State, Weights]:
+        (dh,), (h_prev,) = d_state, step.prev
+        r, z, n = np.split(step.gates, 3, axis=1)
+        W_hr, W_hz, W_hn = np.split(w.W_hh, 3)
+        da_n = _clip_value(dh * (1 - z) * (1 - n**2), step_value)
+        da_z = _clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
+        drh, dW_hn, db_hn = _affine_backward(da_n, r * h_prev, W_hn)
+        da_r = _clip_value(drh * h_prev * r * (1 - r), step_value)
+        dh_r, dW_hr, db_hr = _affine_backward(da_r, h_prev, W_hr)
+        dh_z, dW_hz, db_hz = _affine_backward(da_z, h_prev, W_hz)
+        dx, dW_ih, db_ih = _affine_backward(np.hstack([da_r, da_z, da_n]), step.x, w.W_ih)
+        dh_prev = dh * z + drh * r + dh_r + dh_z
+        dW_hh, db_hh = np.vstack([dW_hr, dW_hz, dW_hn]), np.hstack([db_hr, db_hz, db_hn])
+        return dx, (dh_prev,), Weights(dW_ih, dW_hh, db_ih, db_hh)
+
+
+CELLS: dict[str, Cell] = {
+    "rnn_tanh": _RNN(act=np.tanh, slope=lambda h: 1 - h**2),
+    "rnn_relu": _RNN(act=_relu, slope=lambda h: (h > 0).astype(np.float64)),
+    "lstm": _LSTM(),
+    "gru": _GRUResetAfter(),
+    "gru_reset_before": _GRUResetBefore(),
+}
+
+
+# ---------------------------------------------------------------------- layers and directions
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is computed: the cell and the sizes.
+
+    Parameters
+    ----------
+    cell : str
+        A key of `CELLS`.
+    input_size : int
+        I.
+    hidden_size : int
+        H.
+    num_layers : int
+        L.
+    bidirectional : bool
+        D = 2 instead of 1.
+    bias : bool
+        Whether there are ``bias_ih`` and ``bias_hh``.
+
+    Raises
+    ------
+    ValueError
+        When `cell` is not a key of `CELLS`.
+
+    Examples
+    --------
+    >>> Config("lstm", input_size=3, hidden_size=2, bidirectional=True).directions
+    2
+    """
+
+    cell: str
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.cell not in CELLS:
+            raise ValueError(f"cell: expected one of {list(CELLS)}, got {self.cell!r}")
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return 2 if self.bidirectional else 1
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What `forward` saves for `backward`."""
+
+    x_shape: tuple[int, int, int]  # (T, B, I)
+    masks: list[Array] | None  # L-1 arrays [T, B, D*H]
+    steps: list[list[Step]]  # [L*D][T], layer-major, then direction; in the order they were run
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What `backward` returns."""
+
+    params: dict[str, Array]  # PyTorch's names, order and shapes
+    x: Array  # [T, B, I]
+    state: Array | tuple[Array, Array]  # as the state: h [L*D, B, H], for LSTM (h, c)
+    norm: float  # joint L2 norm of params, after the value clip, before the norm clip
+    finite: bool  # whether all of params was finite, before the value clip
+    scale: float  # the factor that the norm clip applied, 1.0 if none
+
+
+class ClipLike(Protocol):
+    """The clips of the gradient; each a bound > 0, or None for none. Applied in this order.
+
+    Sources: `step_value` Graves 2013, arXiv 1308.0850 sec. 2.1; `step_norm` the per-step form,
+    `norm` the algorithm 1 of Pascanu et al. 2013, arXiv 1211.5063; `value` Mikolov 2012.
+    """
+
+    @property
+    def step_value(self) -> float | None:
+        """Bound of each element of da, every step."""
+
+    @property
+    def step_norm(self) -> float | None:
+        """Bound of the L2 norm of each row that a step hands back to h_prev."""
+
+    @property
+    def value(self) -> float | None:
+        """Bound of each element of every parameter gradient."""
+
+    @property
+    def norm(self) -> float | None:
+        """Bound of the joint L2 norm of all parameter gradients."""
+
+
+@dataclass(frozen=True)
+class _NoClip:
+    step_value: None = None
+    step_norm: None = None
+    value: None = None
+    norm: None = None
+
+
+def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter, in PyTorch's names and order.
+
+    Parameters
+    ----------
+    config : Config
+        The cell and the sizes.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        ``weight_ih_l{k}{_reverse}`` (G*H, I or D*H), ``weight_hh`` (G*H, H), ``bias_ih`` and
+        ``bias_hh`` (G*H,), direction by direction, layer by layer.
+
+    Examples
+    --------
+    >>> parameter_shapes(Config("gru", input_size=5, hidden_size=2, bias=False))
+    {'weight_ih_l0': (6, 5), 'weight_hh_l0': (6, 2)}
+    """
+    H, GH = config.hidden_size, CELLS[config.cell].gates * config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(config.num_layers):
+        inputs = config.input_size if layer == 0 else config.directions * H
+        for suffix in _suffixes(config, layer):
+            shapes["weight_ih" + suffix] = (GH, inputs)
+            shapes["weight_hh" + suffix] = (GH, H)
+            if config.bias:
+                shapes["bias_ih" + suffix] = (GH,)
+                shapes["bias_hh" + suffix] = (GH,)
+    return shapes
+
+
+def forward(
+    config: Config,
+    params: Mapping[str, npt.ArrayLike],
+    x: npt.ArrayLike,
+    state: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    lengths: npt.ArrayLike | None = None,
+    masks: Sequence[npt.ArrayLike] | None = None,
+) -> tuple[Array, Array | tuple[Array, Array], Tape]:
+    """Run the layers over a batch of sequences.
+
+    A row is run on its own steps t < length only, so that what lies behind them cannot matter.
+
+    Parameters
+    ----------
+    config : Config
+        The cell and the sizes.
+    params : mapping of str to array
+        As `parameter_shapes` says.
+    x : array (T, B, I)
+        The inputs.
+    state : array (L*D, B, H), for LSTM the pair (h, c) of them, optional
+        The initial state, layer-major, then direction; None is zeros.
+    lengths : array of int (B,), optional
+        Steps of each row, 0 <= length <= T, in any order; None is T for each.
+    masks : sequence of L-1 arrays (T, B, D*H), optional
+        Dropout masks: factors, 0 or 1 / (1 - p), on what layer l hands to layer l + 1.
+
+    Returns
+    -------
+    y : array (T, B, D*H)
+        The last layer's h, forward then reverse; zero behind a row's end.
+    state : array (L*D, B, H), for LSTM the pair (h, c) of them
+        The state after each row's own last step.
+    tape : Tape
+        For `backward`.
+
+    Raises
+    ------
+    ValueError
+        When an argument's shape, names or range are not those above.
+
+    Examples
+    --------
+    >>> config = Config("rnn_relu", input_size=1, hidden_size=1, bias=False)
+    >>> params = {"weight_ih_l0": [[1.0]], "weight_hh_l0": [[2.0]]}
+    >>> y, h, tape = forward(config, params, np.ones((3, 1, 1)))
+    >>> y.ravel(), h.ravel()
+    (array([1., 3., 7.]), array([7.]))
+    """
+    cell, H, D = CELLS[config.cell], config.hidden_size, config.directions
+    x = np.asarray(x)
+    if x.ndim != 3:
+        raise ValueError(f"x: expected shape (T, B, {config.input_size}), got {x.shape}")
+    T, B, _ = x.shape
+    x = _checked("x", x, (T, B, config.input_size))
+    ends = _checked_lengths(lengths, T, B)
+    factors = None if masks is None else _checked_masks(config, masks, T, B)
+    weights = _weights(config, params)
+    states = _states(config, "state", state, B)
+    steps: list[list[Step]] = []
+
+    y = x
+    for layer in range(config.num_layers):
+        if factors is not None and layer > 0:
+            y = y * factors[layer - 1]
+        x, y = y, np.zeros((T, B, D * H))
+        for d in range(D):
+            k = layer * D + d
+            steps.append([])
+            for t in reversed(range(T)) if d == 1 else range(T):
+                rows = t < ends
+                prev = tuple(s[k, rows] for s in states)
+                new, gates = cell.forward_step(x[t, rows], prev, weights[k])
+                y[t, rows, d * H : (d + 1) * H] = new[0]
+                for s, s_new in zip(states, new, strict=True):
+                    s[k, rows] = s_new
+                steps[k].append(Step(t, rows, x[t, rows], prev, gates, new))
+    return y, _as_given(states), Tape((T, B, config.input_size), factors, steps)
+
+
+def backward(
+    config: Config,
+    params: Mapping[str, npt.ArrayLike],
+    tape: Tape,
+    dy: npt.ArrayLike | None = None,
+    dstate: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    clip: ClipLike | None = None,
+) -> Gradients:
+    """Backpropagate through time, with the clips.
+
+    Parameters
+    ----------
+    config, params
+        As they were given to `forward`.
+    tape : Tape
+        From `forward`.
+    dy : array (T, B, D*H), optional
+        The gradient of the loss with respect to y; None is zeros.
+    dstate : array (L*D, B, H), for LSTM the pair (h, c) of them, optional
+        The gradient of the loss with respect to the final state; None is zeros.
+    clip : ClipLike, optional
+        What to clip; None is nothing.
+
+    Returns
+    -------
+    Gradients
+        Zero for x behind a row's end; a row of length 0 hands its dstate through.
+
+    Raises
+    ------
+    ValueError
+        When an argument's shape or names are not those above.
+
+    Examples
+    --------
+    >>> config = Config("rnn_relu", input_size=1, hidden_size=1, bias=False)
+    >>> params = {"weight_ih_l0": [[1.0]], "weight_hh_l0": [[2.0]]}
+    >>> y, h, tape = forward(config, params, np.ones((3, 1, 1)))
+    >>> grads = backward(config, params, tape, dstate=np.ones((1, 1, 1)))
+    >>> grads.x.ravel(), grads.state.item(), grads.params["weight_ih_l0"].item()
+    (array([4., 2., 1.]), 8.0, 7.0)
+    """
+    cell, H, D = CELLS[config.cell], config.hidden_size, config.directions
+    T, B, _ = tape.x_shape
+    clip = _NoClip() if clip is None else clip
+    weights = _weights(config, params)
+    d_weights = [Weights(*(np.zeros_like(v) for v in w)) for w in weights]
+    d_states = _states(config, "dstate", dstate, B)
+
+    d_out = np.zeros((T, B, D * H)) if dy is None else _checked("dy", dy, (T, B, D * H))
+    for layer in reversed(range(config.num_layers)):
+        dx = np.zeros((T, B, weights[layer * D].W_ih.shape[1]))
+        for d in range(D):
+            k = layer * D + d
+            for step in reversed(tape.steps[k]):
+                t, rows = step.t, step.rows
+                dh, *dc = (s[k, rows] for s in d_states)
+                dh = dh + d_out[t, rows, d * H : (d + 1) * H]
+                dx_t, d_prev, d_w = cell.backward_step((dh, *dc), step, weights[k], clip.step_value)
+                dh_prev, *dc_prev = d_prev
+                dh_prev = _clip_rows(dh_prev, clip.step_norm)
+                for s, s_prev in zip(d_states, (dh_prev, *dc_prev), strict=True):
+                    s[k, rows] = s_prev
+                dx[t, rows] += dx_t
+                d_weights[k] = Weights(*(a + b for a, b in zip(d_weights[k], d_w, strict=True)))
+        d_out = dx
+        if tape.masks is not None and layer > 0:
+            d_out = d_out * tape.masks[layer - 1]
+
+    grads = _named(config, d_weights)
+    finite = all(bool(np.isfinite(g).all()) for g in grads.values())
+    grads = {name: _clip_value(g, clip.value) for name, g in grads.items()}
+    norm = joint_norm(grads.values())
+    scale = 1.0 if clip.norm is None else clip_factor(norm, clip.norm)
+    grads = {name: scale * g for name, g in grads.items()}
+    return Gradients(grads, d_out, _as_given(d_states), norm, finite, scale)
+
+
+def _suffixes(config: Config, layer: int) -> list[str]:
+    return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: config.directions]]
+
+
+def _weights(config: Config, params: Mapping[str, npt.ArrayLike]) -> list[Weights]:
+    shapes = parameter_shapes(config)
+    if set(params) != set(shapes):
+        raise ValueError(f"params: expected the names {list(shapes)}, got {list(params)}")
+    arrays = {name: _checked(name, params[name], shape) for name, shape in shapes.items()}
+    no_bias = np.zeros(CELLS[config.cell].gates * config.hidden_size)
+    return [
+        Weights(
+            arrays["weight_ih" + suffix],
+            arrays["weight_hh" + suffix],
+            arrays.get("bias_ih" + suffix, no_bias),
+            arrays.get("bias_hh" + suffix, no_bias),
+        )
+        for layer in range(config.num_layers)
+        for suffix in _suffixes(config, layer)
+    ]
+
+
+def _named(config: Config, weights: list[Weights]) -> dict[str, Array]:
+    used = [array for w in weights for array in (w if config.bias else w[:2])]
+    return dict(zip(parameter_shapes(config), used, strict=True))
+
+
+def _states(config: Config, name: str, state: Any, B: int) -> State:
+    shape = (config.num_layers * config.directions, B, config.hidden_size)
+    if CELLS[config.cell].states == 1:
+        return (np.zeros(shape) if state is None else _checked(name, state, shape),)
+    if state is None:
+        return np.zeros(shape), np.zeros(shape)
+    if not (isinstance(state, tuple) and len(state) == 2):
+        raise ValueError(f"{name}: expected the pair (h, c), got {type(state).__name__}")
+    h, c = state
+    return _checked(f"{name} h", h, shape), _checked(f"{name} c", c, shape)
+
+
+def _as_given(states: State) -> Array | tuple[Array, Array]:
+    return states[0] if len(states) == 1 else (states[0], states[1])
+
+
+def _checked(name: str, array: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
+    own = np.array(array, dtype=np.float64)  # a copy: the tape must not see later writes
+    if own.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {own.shape}")
+    return own
+
+
+def _checked_lengths(lengths: npt.ArrayLike | None, T: int, B: int) -> npt.NDArray[Any]:
+    ends = np.full(B, T) if lengths is None else np.asarray(lengths)
+    if ends.shape != (B,) or np.any((ends < 0) | (ends > T) | (ends != np.floor(ends))):
+        raise ValueError(f"lengths: expected {B} integers from 0 to {T}, got {ends}")
+    return ends
+
+
+def _checked_masks(config: Config, masks: Sequence[Any], T: int, B: int) -> list[Array]:
+    shape = (T, B, config.directions * config.hidden_size)
+    if len(masks) != config.num_layers - 1:
+        raise ValueError(f"masks: expected {config.num_layers - 1} arrays, got {len(masks)}")
+    return [_checked(f"masks[{i}]", mask, shape) for i, mask in enumerate(masks)]
+
+
+# ----------------------------------------------------------------------- norm and optimizers
+
+
+def joint_norm(arrays: Iterable[npt.ArrayLike]) -> float:
+    """Return the L2 norm of all elements of all arrays.
+
+    Parameters
+    ----------
+    arrays : iterable of array
+        Of any shapes.
+
+    Returns
+    -------
+    float
+        0.0 for none; not finite if an element is not.
+
+    Examples
+    --------
+    >>> joint_norm([[3.0], [[4.0, 12.0]]])
+    13.0
+    """
+    return float(np.sqrt(sum(np.sum(np.asarray(a, dtype=np.float64) ** 2) for a in arrays)))
+
+
+def clip_factor(norm: float, c: float) -> float:
+    """Return the factor that brings a norm to at most c.
+
+    Pascanu et al. 2013, arXiv 1211.5063 algorithm 1, with PyTorch's constant in the divisor.
+
+    Parameters
+    ----------
+    norm : float
+        The norm before.
+    c : float
+        The bound, > 0.
+
+    Returns
+    -------
+    float
+        min(1, c / (norm + 1e-6)); nan for a norm of nan.
+
+    Examples
+    --------
+    >>> clip_factor(0.5, 1.0), round(clip_factor(4.0, 1.0), 6)
+    (1.0, 0.25)
+    """
+    return float(np.minimum(1.0, c / (norm + 1e-6)))
+
+
+def penalized(p: Array, g: Array, *, scale: float = 1.0, l1: float = 0.0, l2: float = 0.0) -> Array:
+    """Return the gradient that an optimizer works on: clipped, then with the penalties' own.
+
+    The penalties are l1 * sum(abs(p)) and l2 / 2 * sum(p**2); the subgradient at 0 is 0.
+
+    Parameters
+    ----------
+    p, g : array, of one shape
+        The parameter and its gradient.
+    scale : float
+        The factor of the joint norm clip, see `clip_factor`; it leaves the penalties alone.
+    l1, l2 : float
+        The penalties' strengths.
+
+    Returns
+    -------
+    array
+        scale * g + l1 * sign(p) + l2 * p.
+
+    Examples
+    --------
+    >>> penalized(np.array([-2.0]), np.array([4.0]), scale=0.5, l1=0.25, l2=0.125)
+    array([1.5])
+    """
+    return scale * g + l1 * np.sign(p) + l2 * p
+
+
+def sgd(
+    p: Array,
+    g: Array,
+    v: Array,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+) -> tuple[Array, Array]:
+    """Return the parameter and its velocity after a step of gradient descent.
+
+    Polyak 1964; `nesterov` as in Sutskever et al. 2013; in PyTorch's form, with dampening 0.
+
+    Parameters
+    ----------
+    p, g, v : array, of one shape
+        The parameter, its gradient (see `penalized`), and its velocity (zeros before the first
+        step).
+    lr, momentum, nesterov
+        As in ``torch.optim.SGD``.
+
+    Returns
+    -------
+    p, v : array
+        The new ones.
+
+    Examples
+    --------
+    >>> sgd(np.array([1.0]), np.array([0.5]), np.zeros(1), lr=0.5)
+    (array([0.75]), array([0.5]))
+    """
+    v = momentum * v + g
+    return p - lr * (g + momentum * v if nesterov else v), v
+
+
+def rmsprop(
+    p: Array,
+    g: Array,
+    s: Array,
+    v: Array,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+) -> tuple[Array, Array, Array]:
+    """Return the parameter and its moments after a step of RMSprop.
+
+    Tieleman & Hinton 2012, Coursera lecture 6.5; in PyTorch's form (eps outside the root).
+
+    Parameters
+    ----------
+    p, g, s, v : array, of one shape
+        The parameter, its gradient (see `penalized`), the mean of its squares, and its velocity
+        (both zeros before the first step).
+    lr, alpha, eps, momentum : float
+        As in ``torch.optim.RMSprop``.
+
+    Returns
+    -------
+    p, s, v : array
+        The new ones.
+
+    Examples
+    --------
+    >>> p, s, v = rmsprop(np.ones(1), np.ones(1), np.zeros(1), np.zeros(1), lr=0.1, alpha=0.75)
+    >>> p.round(6), s
+    (array([0.8]), array([0.25]))
+    """
+    s = alpha * s + (1 - alpha) * g**2
+    v = momentum * v + g / (np.sqrt(s) + eps)
+    return p - lr * v, s, v
+
+
+def adam(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    t: int,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> tuple[Array, Array, Array]:
+    """Return the parameter and its moments after a step of Adam.
+
+    Kingma & Ba 2015, arXiv 1412.6980 algorithm 1.
+
+    Parameters
+    ----------
+    p, g, m, v : array, of one shape
+        The parameter, its gradient (see `penalized`), and the means of the gradient and of its
+        squares (both zeros before the first step).
+    t : int
+        The number of this step, from 1.
+    lr, betas, eps
+        As in ``torch.optim.Adam``.
+
+    Returns
+    -------
+    p, m, v : array
+        The new ones.
+
+    Examples
+    --------
+    >>> p, m, v = adam(np.ones(1), np.full(1, 0.5), np.zeros(1), np.zeros(1), 1, lr=0.1)
+    >>> p.round(6)
+    array([0.9])
+    """
+    beta1, beta2 = betas
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    return p - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
+
+
+def adamw(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    t: int,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> tuple[Array, Array, Array]:
+    """Return the parameter and its moments after a step of AdamW.
+
+    Loshchilov & Hutter 2019, arXiv 1711.05101 algorithm 2, in PyTorch's form: the decay is
+    lr * weight_decay, and bypasses the moments.
+
+    Parameters
+    ----------
+    p, g, m, v, t, lr, betas, eps
+        As in `adam`.
+    weight_decay : float
+        As in ``torch.optim.AdamW``.
+
+    Returns
+    -------
+    p, m, v : array
+        The new ones.
+
+    Examples
+    --------
+    >>> p, m, v = adamw(
+    ...     np.ones(1), np.zeros(1), np.zeros(1), np.zeros(1), 1, lr=0.5, weight_decay=0.5
+    ... )
+    >>> p
+    array([0.75])
+    """
+    p_adam, m, v = adam(p, g, m, v, t, lr=lr, betas=betas, eps=eps)
+    return p_adam - lr * weight_decay * p, m, v

@@ -1,0 +1,705 @@
+"""The float64 reference: against differences, against itself row by row, and against PyTorch."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from rnnkern import reference
+from rnnkern.reference import CELLS, Config, backward, forward, parameter_shapes
+
+# Two float64 evaluations of one formula, in another order of summation: sums of at most a few
+# hundred terms of size 1, each rounded to 2^-53, stay well below 1e-12.
+SAME_FORMULA = {"rtol": 1e-10, "atol": 1e-12}
+
+LENGTHS = [3, 0, 2]  # unsorted, with a full row, an empty row and a padded one
+T, B, I, H = 3, 3, 3, 2
+
+
+@dataclass(frozen=True)
+class Clip:
+    step_value: float | None = None
+    step_norm: float | None = None
+    value: float | None = None
+    norm: float | None = None
+
+
+class Problem:
+    """Random arguments for one configuration."""
+
+    def __init__(self, config, *, steps=T, rows=B, lengths=None, dropout=False, seed=0):
+        draw = np.random.default_rng(seed).normal
+        shape = (config.num_layers * config.directions, rows, config.hidden_size)
+        width = config.directions * config.hidden_size
+        states = CELLS[config.cell].states
+        self.config = config
+        self.lengths = None if lengths is None else np.array(lengths)
+        self.params = {k: draw(size=s) for k, s in parameter_shapes(config).items()}
+        self.x = draw(size=(steps, rows, config.input_size))
+        self.dy = draw(size=(steps, rows, width))
+        self.states = [draw(size=shape) for _ in range(states)]
+        self.dstates = [draw(size=shape) for _ in range(states)]
+        self.masks = None
+        if dropout:
+            masks = draw(size=(config.num_layers - 1, steps, rows, width)) > 0
+            self.masks = list(2.0 * masks)
+
+    def forward(self):
+        state = joined(self.states)
+        return forward(self.config, self.params, self.x, state, self.lengths, self.masks)
+
+    def backward(self, clip=None):
+        *_, tape = self.forward()
+        return backward(self.config, self.params, tape, self.dy, joined(self.dstates), clip)
+
+    def loss(self):
+        y, state, _ = self.forward()
+        pairs = zip([y, *split(state)], [self.dy, *self.dstates], strict=True)
+        return sum(np.sum(a * da) for a, da in pairs)
+
+    def row(self, b):
+        """The same problem, with this row alone and its padding cut off."""
+        one = Problem(self.config)
+        end = len(self.x) if self.lengths is None else self.lengths[b]
+        one.params, one.lengths = self.params, None
+        one.x, one.dy = self.x[:end, b : b + 1], self.dy[:end, b : b + 1]
+        one.states = [s[:, b : b + 1] for s in self.states]
+        one.dstates = [s[:, b : b + 1] for s in self.dstates]
+        one.masks = None if self.masks is None else [m[:end, b : b + 1] for m in self.masks]
+        return one
+
+
+def split(state):
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def joined(states):
+    return tuple(states) if len(states) == 2 else states[0]
+
+
+def assert_same(actual, expected, name):
+    np.testing.assert_allclose(actual, expected, **SAME_FORMULA, err_msg=name)
+
+
+def assert_same_gradients(grads, params, x, states):
+    assert list(grads.params) == list(params)
+    for name, expected in params.items():
+        assert_same(grads.params[name], expected, name)
+    assert_same(grads.x, x, "x")
+    for name, actual, expected in zip("hc", split(grads.state), states, strict=False):
+        assert_same(actual, expected, f"state {name}")
+
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+every_shape = pytest.mark.parametrize(
+    ("layers", "bidirectional"), [(1, False), (1, True), (2, False), (2, True)]
+)
+
+
+# ------------------------------------------------------------------------- forward, backward
+
+
+def difference_quotients(loss, array):
+    """Central differences of loss over each element of array."""
+    # 2^-17 balances the truncation error, eps^2 f''' / 6, about 1e-11 f''', against the
+    # rounding error, 2^-53 |loss| / eps, about 1e-11 |loss|.
+    eps = 2.0**-17
+    quotients = np.empty_like(array)
+    for index in np.ndindex(array.shape):
+        middle = array[index]
+        array[index] = middle + eps
+        above = loss()
+        array[index] = middle - eps
+        below = loss()
+        array[index] = middle
+        quotients[index] = (above - below) / (2 * eps)
+    return quotients
+
+
+@every_cell
+@every_shape
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_gradients_are_the_central_differences(cell, layers, bidirectional, bias, lengths):
+    config = Config(cell, I, H, layers, bidirectional, bias)
+    problem = Problem(config, lengths=lengths, dropout=layers > 1)
+    grads = problem.backward()
+    named = {**problem.params, "x": problem.x, **dict(zip("hc", problem.states, strict=False))}
+    analytic = {**grads.params, "x": grads.x, **dict(zip("hc", split(grads.state), strict=False))}
+    assert list(named) == list(analytic)
+    for name, array in named.items():
+        # The error bound of difference_quotients, with |loss| about 10 and f''' up to some
+        # hundreds, is 1e-8; a wrong term is of the size of the gradients, 0.01 to 10.
+        np.testing.assert_allclose(
+            analytic[name],
+            difference_quotients(problem.loss, array),
+            rtol=1e-7,
+            atol=1e-8,
+            err_msg=f"gradient of {name}",
+        )
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+@every_cell
+def test_one_scalar_step_is_the_equation(cell):
+    gates = CELLS[cell].gates
+    w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates).reshape(4, gates)
+    x, h, c = 0.7, -0.4, 0.9
+    if cell == "rnn_tanh":
+        expected = [np.tanh(w[0] * x + b[0] + u[0] * h + d[0])]
+    elif cell == "rnn_relu":
+        b = b + 1  # on the side where relu passes something
+        expected = [w[0] * x + b[0] + u[0] * h + d[0]]
+        assert expected[0] > 0
+    elif cell == "lstm":
+        i, f, o = (sigmoid(w[k] * x + b[k] + u[k] * h + d[k]) for k in (0, 1, 3))
+        c_new = f * c + i * np.tanh(w[2] * x + b[2] + u[2] * h + d[2])
+        expected = [o * np.tanh(c_new), c_new]
+    else:
+        r, z = (sigmoid(w[k] * x + b[k] + u[k] * h + d[k]) for k in (0, 1))
+        if cell == "gru":
+            n = np.tanh(w[2] * x + b[2] + r * (u[2] * h + d[2]))
+        else:
+            n = np.tanh(w[2] * x + b[2] + u[2] * (r * h) + d[2])
+        expected = [(1 - z) * n + z * h]
+    params = dict(zip(parameter_shapes(Config(cell, 1, 1)), (w, u, b, d), strict=True))
+    params = {k: v[:, None] if k.startswith("weight") else v for k, v in params.items()}
+    state = joined([np.full((1, 1, 1), s) for s in (h, c)[: len(expected)]])
+    y, final, _ = forward(Config(cell, 1, 1), params, np.full((1, 1, 1), x), state)
+    assert_same(y.item(), expected[0], "y")
+    assert_same([s.item() for s in split(final)], expected, "final state")
+
+
+def test_saturated_gates_stay_finite_without_a_warning():
+    problem = Problem(Config("lstm", I, H))
+    problem.x *= 1e4
+    grads = problem.backward()
+    assert grads.finite
+    assert np.isfinite(grads.x).all()
+
+
+@every_cell
+def test_parameter_shapes(cell):
+    G = CELLS[cell].gates
+    assert list(parameter_shapes(Config(cell, 5, 3, 2, bidirectional=True)).items()) == [
+        ("weight_ih_l0", (3 * G, 5)),
+        ("weight_hh_l0", (3 * G, 3)),
+        ("bias_ih_l0", (3 * G,)),
+        ("bias_hh_l0", (3 * G,)),
+        ("weight_ih_l0_reverse", (3 * G, 5)),
+        ("weight_hh_l0_reverse", (3 * G, 3)),
+        ("bias_ih_l0_reverse", (3 * G,)),
+        ("bias_hh_l0_reverse", (3 * G,)),
+        ("weight_ih_l1", (3 * G, 6)),
+        ("weight_hh_l1", (3 * G, 3)),
+        ("bias_ih_l1", (3 * G,)),
+        ("bias_hh_l1", (3 * G,)),
+        ("weight_ih_l1_reverse", (3 * G, 6)),
+        ("weight_hh_l1_reverse", (3 * G, 3)),
+        ("bias_ih_l1_reverse", (3 * G,)),
+        ("bias_hh_l1_reverse", (3 * G,)),
+    ]
+
+
+@every_cell
+def test_none_stands_for_zeros(cell):
+    config = Config(cell, I, H, 2, bidirectional=True)
+    given = Problem(config)
+    zeros = np.zeros_like(given.states[0])
+    zero_state = joined([zeros] * len(given.states))
+    y, final, tape = forward(config, given.params, given.x)
+    y_zero, final_zero, _ = forward(config, given.params, given.x, zero_state, [T] * B)
+    np.testing.assert_array_equal(y, y_zero)
+    np.testing.assert_array_equal(final, final_zero)
+    grads = backward(config, given.params, tape, given.dy)
+    with_zeros = backward(config, given.params, tape, given.dy, zero_state, Clip())
+    np.testing.assert_array_equal(grads.x, with_zeros.x)
+    grads = backward(config, given.params, tape, None, joined(given.dstates))
+    with_zeros = backward(config, given.params, tape, 0 * given.dy, joined(given.dstates))
+    np.testing.assert_array_equal(grads.x, with_zeros.x)
+
+
+@every_cell
+@pytest.mark.parametrize(("steps", "rows"), [(0, 3), (3, 0), (0, 0)])
+def test_empty_problems(cell, steps, rows):
+    problem = Problem(Config(cell, I, H, 2, bidirectional=True), steps=steps, rows=rows)
+    y, final, _ = problem.forward()
+    grads = problem.backward()
+    assert y.shape == (steps, rows, 2 * H)
+    assert grads.x.shape == (steps, rows, I)
+    np.testing.assert_array_equal(split(final), problem.states)
+    np.testing.assert_array_equal(split(grads.state), problem.dstates)
+    assert (grads.norm, grads.finite, grads.scale) == (0.0, True, 1.0)
+
+
+def test_the_tape_is_a_value():
+    problem = Problem(Config("lstm", I, H, 2), dropout=True)
+    before = problem.backward()
+    *_, tape = problem.forward()
+    for array in (problem.x, *problem.states, *problem.masks):
+        array[...] = np.nan
+    after = backward(problem.config, problem.params, tape, problem.dy, joined(problem.dstates))
+    np.testing.assert_array_equal(before.x, after.x)
+
+
+# ----------------------------------------------------------------------------------- lengths
+
+
+@every_cell
+@every_shape
+@pytest.mark.parametrize("clip", [None, Clip(step_value=0.05), Clip(step_norm=0.2)])
+def test_each_row_is_as_if_alone(cell, layers, bidirectional, clip):
+    config = Config(cell, I, H, layers, bidirectional)
+    problem = Problem(config, lengths=LENGTHS, dropout=layers > 1)
+    y, final, _ = problem.forward()
+    grads = problem.backward(clip)
+    sums = {name: np.zeros_like(p) for name, p in problem.params.items()}
+    for b, end in enumerate(LENGTHS):
+        alone = problem.row(b)
+        y_alone, final_alone, _ = alone.forward()
+        grads_alone = alone.backward(clip)
+        assert_same(y[:end, b : b + 1], y_alone, f"y of row {b}")
+        assert_same(grads.x[:end, b : b + 1], grads_alone.x, f"dx of row {b}")
+        np.testing.assert_array_equal(y[end:, b], 0.0)
+        np.testing.assert_array_equal(grads.x[end:, b], 0.0)
+        for whole, part in [(final, final_alone), (grads.state, grads_alone.state)]:
+            for s, s_alone in zip(split(whole), split(part), strict=True):
+                assert_same(s[:, b : b + 1], s_alone, f"state of row {b}")
+        for name in sums:
+            sums[name] += grads_alone.params[name]
+    for name, total in sums.items():
+        assert_same(grads.params[name], total, name)
+
+
+@every_cell
+def test_a_row_of_length_0_hands_its_state_and_its_gradient_through(cell):
+    problem = Problem(Config(cell, I, H, 2, bidirectional=True), lengths=LENGTHS)
+    _, final, _ = problem.forward()
+    grads = problem.backward(Clip(step_value=1e-3, step_norm=1e-3))
+    for s, initial in zip(split(final), problem.states, strict=True):
+        np.testing.assert_array_equal(s[:, 1], initial[:, 1])
+    for d, given in zip(split(grads.state), problem.dstates, strict=True):
+        np.testing.assert_array_equal(d[:, 1], given[:, 1])
+
+
+@every_cell
+def test_nan_in_padding_changes_nothing(cell):
+    config = Config(cell, I, H, 2, bidirectional=True)
+    clean, dirty = (Problem(config, lengths=LENGTHS, dropout=True) for _ in range(2))
+    for b, end in enumerate(LENGTHS):
+        for array in (dirty.x, dirty.dy, *dirty.masks):
+            array[end:, b] = np.nan
+    for s in dirty.states:
+        s[:, 1] = np.nan  # the empty row's: it goes through, and nowhere else
+    live = [b for b, end in enumerate(LENGTHS) if end > 0]
+    (y, final, _), (y_clean, final_clean, _) = dirty.forward(), clean.forward()
+    grads, grads_clean = dirty.backward(), clean.backward()
+    np.testing.assert_array_equal(y, y_clean)
+    np.testing.assert_array_equal(grads.x, grads_clean.x)
+    for s, s_clean in zip(split(final), split(final_clean), strict=True):
+        np.testing.assert_array_equal(s[:, live], s_clean[:, live])
+    np.testing.assert_array_equal(grads.state, grads_clean.state)
+    for name, g in grads_clean.params.items():
+        np.testing.assert_array_equal(grads.params[name], g, err_msg=name)
+
+
+# ------------------------------------------------------------------------------------- clips
+
+CLIPS = ["step_value", "step_norm", "value", "norm"]
+
+
+def flat(grads):
+    arrays = [*grads.params.values(), grads.x, *split(grads.state)]
+    return np.concatenate([a.ravel() for a in arrays])
+
+
+@every_cell
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_acts_when_its_bound_is_small_and_only_then(cell, name):
+    problem = Problem(Config(cell, I, H, 2, bidirectional=True), lengths=LENGTHS)
+    free = flat(problem.backward())
+    np.testing.assert_array_equal(flat(problem.backward(Clip(**{name: 1e6}))), free)
+    change = np.max(np.abs(flat(problem.backward(Clip(**{name: 0.01}))) - free))
+    assert change > 0.01, f"{name} is accepted and not applied"
+
+
+@every_cell
+def test_value_and_norm_are_applied_to_the_finished_parameter_gradients(cell):
+    problem = Problem(Config(cell, I, H, 2, bidirectional=True))
+    free = problem.backward()
+    c = 0.3
+    clipped = {k: np.minimum(np.maximum(g, -c), c) for k, g in free.params.items()}
+
+    for clip, expected in [(Clip(), free.params), (Clip(value=c), clipped)]:
+        norm = np.linalg.norm(np.concatenate([g.ravel() for g in expected.values()]))
+        grads = problem.backward(clip)
+        assert_same_gradients(grads, expected, free.x, split(free.state))
+        assert grads.norm == pytest.approx(norm, rel=1e-12)  # sums of squares: see SAME_FORMULA
+        assert grads.scale == 1.0
+
+        grads = problem.backward(Clip(value=clip.value, norm=1.0))
+        scale = 1.0 / (norm + 1e-6)
+        scaled = {k: g * scale for k, g in expected.items()}
+        assert scale < 1
+        assert_same_gradients(grads, scaled, free.x, split(free.state))
+        assert grads.norm == pytest.approx(norm, rel=1e-12)
+        assert grads.scale == pytest.approx(scale, rel=1e-12)
+
+
+def test_step_clips_in_a_scalar_rnn_written_out():
+    # h1 = relu(w x1 + u h0), h2 = relu(w x2 + u h1), all positive, so that relu' = 1
+    w, u, x1, x2, h0 = 0.5, 2.0, 1.0, 3.0, 4.0
+    h1 = w * x1 + u * h0
+    dy1, dy2 = 0.7, 5.0
+    config = Config("rnn_relu", 1, 1, bias=False)
+    params = {"weight_ih_l0": [[w]], "weight_hh_l0": [[u]]}
+    x, dy = np.reshape([x1, x2], (2, 1, 1)), np.reshape([dy1, dy2], (2, 1, 1))
+    *_, tape = forward(config, params, x, [[[h0]]])
+
+    def run(**bounds):
+        grads = backward(config, params, tape, dy, clip=Clip(**bounds))
+        assert_same(grads.params["weight_ih_l0"].item(), grads.x.ravel() @ x.ravel() / w, "dW_ih")
+        return grads.x.ravel() / w, grads.params["weight_hh_l0"].item(), grads.state.item()
+
+    # unclipped: da2 = 5, da1 = 0.7 + 2 * 5
+    da, du, dh0 = run()
+    assert_same([*da, du, dh0], [10.7, 5.0, 5.0 * h1 + 10.7 * h0, 2 * 10.7], "free")
+    # to [-1.5, 1.5]: da2 = 1.5, da1 = 0.7 + 2 * 1.5 = 3.7, clipped to 1.5
+    da, du, dh0 = run(step_value=1.5)
+    assert_same([*da, du, dh0], [1.5, 1.5, 1.5 * h1 + 1.5 * h0, 2 * 1.5], "step_value")
+    # step 2 hands back 2 * 5, clipped to 3, then 0.7 is added; step 1 hands 2 * 3.7, clipped to 3
+    da, du, dh0 = run(step_norm=3.0)
+    assert_same([*da, du, dh0], [3.7, 5.0, 5.0 * h1 + 3.7 * h0, 3.0], "step_norm")
+    # both: da2 = 1.5, hands back 3, clipped to 2; da1 = 2.7, clipped to 1.5, hands back 3
+    da, du, dh0 = run(step_value=1.5, step_norm=2.0)
+    assert_same([*da, du, dh0], [1.5, 1.5, 1.5 * h1 + 1.5 * h0, 2.0], "both")
+
+
+@every_cell
+def test_step_value_bounds_each_argument_of_a_single_step(cell):
+    # With one step and one row, the gradient of bias_ih is da itself. Every da of the RNNs, of
+    # the LSTM, and z and n of the GRUs is reached from dh alone, and clips by itself; r is
+    # reached through n, so it starts from the clipped da_n.
+    n_units = 20  # enough for some to exceed the bound in every gate, and some not
+    problem = Problem(Config(cell, I, n_units), steps=1, rows=1)
+    free, c = problem.backward(), 0.02
+    grads = problem.backward(Clip(step_value=c))
+    da_free, da = (g.params["bias_ih_l0"].reshape(-1, n_units) for g in (free, grads))
+    expected = np.clip(da_free, -c, c)
+    if cell == "gru":
+        expected[0] = np.clip(da_free[0] * (da[2] / da_free[2]), -c, c)
+    elif cell == "gru_reset_before":
+        W_hn = problem.params["weight_hh_l0"][2 * n_units :]
+        ratio = (da[2] @ W_hn) / (da_free[2] @ W_hn)  # the rest of da_r does not depend on da_n
+        expected[0] = np.clip(da_free[0] * ratio, -c, c)
+    over = np.abs(da_free) > c
+    assert np.all(np.any(over, axis=1) & ~np.all(over, axis=1)), "each gate on both sides"
+    assert_same(da, expected, "da")
+    assert_same(grads.params["weight_ih_l0"], np.outer(da, problem.x), "dW_ih")
+    assert_same(grads.x[0, 0], da.ravel() @ problem.params["weight_ih_l0"], "dx")
+    if cell == "gru":
+        r = sigmoid(
+            problem.params["weight_ih_l0"][:n_units] @ problem.x[0, 0]
+            + problem.params["bias_ih_l0"][:n_units]
+            + problem.params["weight_hh_l0"][:n_units] @ problem.states[0][0, 0]
+            + problem.params["bias_hh_l0"][:n_units]
+        )
+        dq = grads.params["bias_hh_l0"][2 * n_units :]
+        assert_same(dq, da[2] * r, "the factor r comes after the clip")
+
+
+@every_cell
+def test_step_norm_bounds_what_a_single_step_hands_to_the_initial_h(cell):
+    problem = Problem(Config(cell, I, H, bidirectional=True), steps=1)
+    free, c = problem.backward(), 0.5
+    grads = problem.backward(Clip(step_norm=c))
+    dh_free, *dc_free = split(free.state)
+    dh, *dc = split(grads.state)
+    expected = dh_free.copy()
+    norms = [np.hypot(*row) for row in expected.reshape(-1, H)]
+    assert min(norms) < c < max(norms), "a row on either side of the bound"
+    for row, norm in zip(expected.reshape(-1, H), norms, strict=True):
+        if norm > c:
+            row *= c / norm
+    assert_same(dh, expected, "dh")
+    assert_same(dc, dc_free, "dc")
+    assert_same_gradients(grads, free.params, free.x, [])
+
+
+def test_step_norm_leaves_a_zero_gradient_alone():
+    problem = Problem(Config("gru", I, H))
+    problem.dy[:] = 0.0
+    problem.dstates[0][:] = 0.0
+    assert not np.any(flat(problem.backward(Clip(step_norm=1.0))))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_finite_is_about_the_gradients_before_the_value_clip(bad):
+    problem = Problem(Config("rnn_relu", 1, 1), steps=1, rows=1)
+    problem.params = {name: np.ones_like(p) for name, p in problem.params.items()}
+    problem.x[:], problem.states[0][:] = 1.0, 1.0
+    problem.dy[:], problem.dstates[0][:] = bad, 0.0
+    assert not problem.backward().finite
+    assert not np.isfinite(problem.backward().norm)
+    clipped = problem.backward(Clip(value=1.0))
+    assert not clipped.finite
+    assert np.isfinite(clipped.norm) == (bad == np.inf), "inf is clipped to the bound, nan is not"
+
+
+def test_joint_norm_and_clip_factor():
+    assert reference.joint_norm([]) == 0.0
+    assert reference.joint_norm([np.array([3.0]), np.array([[4.0, 12.0]])]) == 13.0
+    assert reference.clip_factor(13.0, 6.5) == 6.5 / 13.000001
+    assert reference.clip_factor(6.0, 6.5) == 1.0
+    assert reference.clip_factor(np.inf, 1.0) == 0.0
+    assert np.isnan(reference.clip_factor(np.nan, 1.0))
+
+
+# --------------------------------------------------------------------------------- optimizers
+
+
+def test_optimizers_by_hand():
+    one, zero = np.ones(1), np.zeros(1)
+
+    def check(actual, expected):
+        assert_same(np.ravel(actual), expected, "p and its moments")
+
+    p, v = reference.sgd(one, 0.5 * one, zero, lr=0.1, momentum=0.9)
+    check([p, v], [1 - 0.1 * 0.5, 0.5])
+    p, v = reference.sgd(p, 0.5 * one, v, lr=0.1, momentum=0.9)
+    check([p, v], [0.95 - 0.1 * 0.95, 0.95])
+    p, v = reference.sgd(one, 0.5 * one, one, lr=0.1, momentum=0.9, nesterov=True)
+    check([p, v], [1 - 0.1 * (0.5 + 0.9 * 1.4), 1.4])
+
+    p, s, v = reference.rmsprop(one, 3 * one, 16 * one, 2 * one, lr=0.1, alpha=1 / 8, eps=0.5)
+    s_new = 16 / 8 + 9 * 7 / 8
+    check([p, s, v], [1 - 0.1 * 3 / (s_new**0.5 + 0.5), s_new, 3 / (s_new**0.5 + 0.5)])
+    p, s, v = reference.rmsprop(one, zero, 4 * one, 2 * one, lr=0.1, momentum=0.5)
+    check([p, s, v], [1 - 0.1 * 1.0, 3.96, 1.0])
+
+    p, m, v = reference.adam(one, -2 * one, zero, zero, 1, lr=0.1, eps=1.0)
+    check([p, m, v], [1 + 0.1 * 2 / (2 + 1), -0.2, 0.004])
+    p, m, v = reference.adam(one, 2 * one, 0.1 * one, 0.01 * one, 2, lr=0.1, betas=(0.9, 0.99))
+    # m = 0.09 + 0.2, v = 0.0099 + 0.04; corrections 1 - 0.81 and 1 - 0.9801
+    check([p, m, v], [1 - 0.1 * (0.29 / 0.19) / ((0.0499 / 0.0199) ** 0.5 + 1e-8), 0.29, 0.0499])
+
+    decayed = reference.adamw(one, -2 * one, zero, zero, 1, lr=0.1, eps=1.0, weight_decay=0.5)
+    check(decayed, [1 - 0.1 * 0.5 + 0.1 * 2 / (2 + 1), -0.2, 0.004])
+
+
+def test_penalties_are_added_after_the_scale():
+    p, g = np.array([-2.0, 0.0, 3.0]), np.array([1.0, 1.0, 1.0])
+    expected = [0.5 - 0.25 - 0.25, 0.5, 0.5 + 0.25 + 0.375]
+    np.testing.assert_array_equal(reference.penalized(p, g, scale=0.5, l1=0.25, l2=0.125), expected)
+    np.testing.assert_array_equal(reference.penalized(p, g), g)
+
+
+OPTIMIZERS = {
+    "sgd": ("SGD", {"lr": 0.1}, {}, {}),
+    "sgd momentum": ("SGD", {"lr": 0.1, "momentum": 0.9}, {}, {}),
+    "sgd nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}, {}, {}),
+    "sgd l2": ("SGD", {"lr": 0.1, "momentum": 0.9}, {"weight_decay": 0.2}, {"l2": 0.2}),
+    "rmsprop": ("RMSprop", {"lr": 0.01, "alpha": 0.9}, {}, {}),
+    "rmsprop momentum": ("RMSprop", {"lr": 0.01, "momentum": 0.8, "eps": 1e-3}, {}, {}),
+    "rmsprop l2": ("RMSprop", {"lr": 0.01}, {"weight_decay": 0.2}, {"l2": 0.2}),
+    "adam": ("Adam", {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3}, {}, {}),
+    "adam l2": ("Adam", {"lr": 0.1}, {"weight_decay": 0.2}, {"l2": 0.2}),
+    "adamw": ("AdamW", {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.3}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizers_against_torch(kind):
+    torch = pytest.importorskip("torch")
+    torch_name, options, torch_only, penalties = OPTIMIZERS[kind]
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=(4, 3))
+    theirs = torch.nn.Parameter(torch.tensor(p))
+    optimizer = getattr(torch.optim, torch_name)([theirs], **options, **torch_only)
+    ours = getattr(reference, torch_name.lower())
+    moments = [np.zeros_like(p)] * (1 if torch_name == "SGD" else 2)
+    for t in range(1, 6):
+        g = rng.normal(size=p.shape)
+        count = [t] if torch_name.startswith("Adam") else []
+        penalized = reference.penalized(p, g, **penalties)
+        p, *moments = ours(p, penalized, *moments, *count, **options)
+        theirs.grad = torch.tensor(g)
+        optimizer.step()
+        assert_same(p, theirs.detach().numpy(), f"p after step {t}")
+
+
+# ------------------------------------------------------------------------------ against torch
+
+TORCH_CELLS = {
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+    "lstm": ("LSTM", {}),
+    "gru": ("GRU", {}),
+}
+
+
+@pytest.mark.parametrize("cell", TORCH_CELLS)
+@every_shape
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lengths", [None, [5, 1, 3, 7]])
+def test_forward_and_backward_against_torch(cell, layers, bidirectional, bias, lengths):
+    torch = pytest.importorskip("torch")
+    config = Config(cell, 5, 6, layers, bidirectional, bias)
+    problem = Problem(config, steps=7, rows=4, lengths=lengths)
+
+    class_name, options = TORCH_CELLS[cell]
+    module = getattr(torch.nn, class_name)(
+        5, 6, layers, bias=bias, bidirectional=bidirectional, dtype=torch.float64, **options
+    )
+    assert parameter_shapes(config) == {k: tuple(p.shape) for k, p in module.named_parameters()}
+    module.load_state_dict({k: torch.tensor(p) for k, p in problem.params.items()})
+    x = torch.tensor(problem.x, requires_grad=True)
+    states = [torch.tensor(s, requires_grad=True) for s in problem.states]
+    if lengths is None:
+        y, final = module(x, joined(states))
+    else:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        y, final = module(packed, joined(states))
+        y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=7)
+    torch.autograd.backward(
+        [y, *split(final)], [torch.tensor(d) for d in (problem.dy, *problem.dstates)]
+    )
+
+    y_ours, final_ours, _ = problem.forward()
+    assert_same(y_ours, y.detach().numpy(), "y")
+    for s_ours, s in zip(split(final_ours), split(final), strict=True):
+        assert_same(s_ours, s.detach().numpy(), "final state")
+    assert_same_gradients(
+        problem.backward(),
+        {k: p.grad.numpy() for k, p in module.named_parameters()},
+        x.grad.numpy(),
+        [s.grad.numpy() for s in states],
+    )
+
+
+def hooked_step(torch, cell, x, state, w, clip):
+    """One row's step in torch, with the step clips as hooks where the definition has them."""
+
+    def clipped(a):  # the identity; on the way back, each element of da to [-c, c]
+        a.register_hook(lambda d: d.clamp(-clip.step_value, clip.step_value))
+        return a
+
+    def handed_back(h):  # the identity; on the way back, the row to at most norm c
+        h = h.clone()
+        h.register_hook(lambda d: d * min(1.0, clip.step_norm / float(d.norm())))
+        return h
+
+    W_ih, W_hh, b_ih, b_hh = w
+    h_prev = handed_back(state[0])
+    from_x = (W_ih @ x + b_ih).reshape(CELLS[cell].gates, -1)
+    W_h = W_hh.reshape(CELLS[cell].gates, -1, W_hh.shape[1])
+    b_h = b_hh.reshape(CELLS[cell].gates, -1)
+
+    def a(k):
+        return clipped(from_x[k] + W_h[k] @ h_prev + b_h[k])
+
+    if cell == "rnn_tanh":
+        return [torch.tanh(a(0))]
+    if cell == "rnn_relu":
+        return [torch.relu(a(0))]
+    if cell == "lstm":
+        c = torch.sigmoid(a(1)) * state[1] + torch.sigmoid(a(0)) * torch.tanh(a(2))
+        return [torch.sigmoid(a(3)) * torch.tanh(c), c]
+    r, z = torch.sigmoid(a(0)), torch.sigmoid(a(1))
+    if cell == "gru":
+        n = torch.tanh(clipped(from_x[2] + r * (W_h[2] @ h_prev + b_h[2])))
+    else:
+        n = torch.tanh(clipped(from_x[2] + W_h[2] @ (r * h_prev) + b_h[2]))
+    return [(1 - z) * n + z * h_prev]
+
+
+@every_cell
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "clip", [Clip(0.05, 1e6), Clip(1e6, 0.3), Clip(0.05, 0.1)], ids=["value", "norm", "both"]
+)
+def test_step_clips_against_torch_hooks(cell, reverse, clip):
+    torch = pytest.importorskip("torch")
+    config = Config(cell, 5, 6, bidirectional=reverse)
+    problem = Problem(config, steps=7, rows=2, lengths=[7, 3])
+    params = {k: torch.tensor(p, requires_grad=True) for k, p in problem.params.items()}
+    x = torch.tensor(problem.x, requires_grad=True)
+    states = [torch.tensor(s, requires_grad=True) for s in problem.states]
+    loss = torch.zeros((), dtype=torch.float64)
+    tensors = list(params.values())
+    for d in range(config.directions):
+        w = tensors[4 * d : 4 * d + 4]
+        for b, end in enumerate(problem.lengths):
+            state = [s[d, b] for s in states]
+            for t in reversed(range(end)) if d == 1 else range(end):
+                state = hooked_step(torch, cell, x[t, b], state, w, clip)
+                loss = loss + state[0] @ torch.tensor(problem.dy[t, b, d * 6 : (d + 1) * 6])
+            for s, ds in zip(state, problem.dstates, strict=True):
+                loss = loss + s @ torch.tensor(ds[d, b])
+    loss.backward()
+    free, grads = problem.backward(), problem.backward(clip)
+    assert np.max(np.abs(flat(grads) - flat(free))) > 0.1, "the bound is too large to matter"
+    assert_same_gradients(
+        grads,
+        {k: p.grad.numpy() for k, p in params.items()},
+        x.grad.numpy(),
+        [s.grad.numpy() for s in states],
+    )
+
+
+# --------------------------------------------------------------------------------- the module
+
+
+def test_the_module_stands_alone():
+    names = set()
+    for node in ast.walk(ast.parse(inspect.getsource(reference))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(node.module)
+    assert not [name for name in names if name.split(".")[0] == "rnnkern"]
+
+
+def test_the_examples_run():
+    results = doctest.testmod(reference)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.zeros((3, 3, 2))}, r"x: expected shape \(3, 3, 3\), got \(3, 3, 2\)"),
+        ({"x": np.zeros((3, 3))}, r"x: expected shape \(T, B, 3\), got \(3, 3\)"),
+        ({"states": [np.zeros((2, 3, 2))]}, r"state: expected the pair \(h, c\), got ndarray"),
+        ({"states": [np.zeros((1, 3, 2))] * 2}, r"state h: expected shape \(2, 3, 2\), got"),
+        ({"lengths": [1, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1 2\]"),
+        ({"lengths": [1, 5, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1 5 2\]"),
+        ({"lengths": [1, 0.5, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1"),
+        ({"masks": []}, "masks: expected 1 arrays, got 0"),
+        ({"masks": [np.ones((3, 3, 1))]}, r"masks\[0\]: expected shape \(3, 3, 2\), got"),
+        ({"params": {}}, r"params: expected the names \['weight_ih_l0', .*\], got \[\]"),
+        ({"dy": np.zeros((3, 3, 1))}, r"dy: expected shape \(3, 3, 2\), got \(3, 3, 1\)"),
+        ({"dstates": [np.zeros((2, 3, 1))] * 2}, r"dstate h: expected shape \(2, 3, 2\), got"),
+    ],
+)
+def test_errors_name_the_argument(change, message):
+    problem = Problem(Config("lstm", I, H, 2))
+    for name, value in change.items():
+        setattr(problem, name, value)
+    with pytest.raises(ValueError, match=message):
+        problem.backward()
+
+
+def test_an_unknown_cell_is_named():
+    with pytest.raises(ValueError, match=r"cell: expected one of .*'gru'.*, got 'sru'"):
+        Config("sru", 1, 1)
