@@ -26,7 +26,8 @@ std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& a) {
 
 std::string text(const Shape& shape) {
   std::vector<std::string> axes;
-  for (const Axis& axis : shape) axes.push_back(axis.letter ? axis.letter : std::to_string(axis.size));
+  for (const Axis& axis : shape)
+    axes.push_back(axis.letter ? axis.letter : std::to_string(axis.size));
   return joined(axes);
 }
 
@@ -50,7 +51,9 @@ void check_shape(const std::string& name, const py::array& a, const Shape& expec
   if (!fits) bad_value(name, "shape " + text(expected), shape_of(a));
 }
 
-bool aligned(const py::array& a) { return (a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0; }
+bool aligned(const py::array& a) {
+  return (a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+}
 bool contiguous(const py::array& a) { return (a.flags() & py::array::c_style) != 0 && aligned(a); }
 
 void refuse_overlap(const std::string& name, const py::array& out, const std::string& with,

@@ -21,7 +21,7 @@ namespace py = pybind11;
 
 // One expected axis: a size, or a letter for any size.
 struct Axis {
-  Axis(Index n) : size(n), letter(nullptr) {}  // NOLINT: sizes and letters read best bare
+  Axis(Index n) : size(n), letter(nullptr) {}       // NOLINT: sizes and letters read best bare
   Axis(const char* any) : size(-1), letter(any) {}  // NOLINT
   Index size;
   const char* letter;
@@ -39,7 +39,8 @@ std::string shape_of(const py::array& a);
 // `value` as an array of dtype T, of any layout; TypeError otherwise.
 template <class T>
 py::array typed(const std::string& name, py::handle value) {
-  const std::string expected = std::string("an array of dtype ") + (sizeof(T) == 4 ? "float32" : "float64");
+  const std::string expected =
+      std::string("an array of dtype ") + (sizeof(T) == 4 ? "float32" : "float64");
   if (!py::isinstance<py::array>(value))
     bad_type(name, expected, py::str(py::type::of(value).attr("__name__")));
   py::array a = py::reinterpret_borrow<py::array>(value);

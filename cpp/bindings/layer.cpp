@@ -91,9 +91,9 @@ struct TapeOf final : Tape {
   RowSchedule rows;
   Dropout dropout{};
   py::array x, y;
-  std::vector<Block<T>> middle;        // [L - 1] outputs of the layers below the last, [T, B, D*H]
-  std::vector<Block<T>> saved, cell;   // [L * D] as Direction says
-  Block<T> h0, c0;                     // [L * D, B, H] copies of the caller's initial state
+  std::vector<Block<T>> middle;       // [L - 1] outputs of the layers below the last, [T, B, D*H]
+  std::vector<Block<T>> saved, cell;  // [L * D] as Direction says
+  Block<T> h0, c0;                    // [L * D, B, H] copies of the caller's initial state
   bool has_h0 = false;
 
   Sequence<T> output(Index layer) const {
@@ -158,7 +158,8 @@ RowSchedule schedule(const Axes& axes, const py::object& lengths) {
   std::vector<Index> of(wide.data(), wide.data() + wide.size());
   for (const Index length : of)
     if (length < 0 || length > axes.T)
-      bad_value("lengths", "values from 0 to T = " + std::to_string(axes.T), std::to_string(length));
+      bad_value("lengths", "values from 0 to T = " + std::to_string(axes.T),
+                std::to_string(length));
   return RowSchedule(axes.B ? axes.T : 0, of);
 }
 
@@ -211,8 +212,8 @@ py::list Net::parameter_shapes() const {
 }
 
 py::tuple Net::forward(const py::dict& params, const py::object& x, const py::object& h0,
-                       const py::object& c0, const py::object& lengths, bool batch_first,
-                       bool keep, double dropout, std::uint64_t seed, std::uint64_t step) const {
+                       const py::object& c0, const py::object& lengths, bool batch_first, bool keep,
+                       double dropout, std::uint64_t seed, std::uint64_t step) const {
   const Dropout drop{dropout, seed, step};
   return sizes_.is_double ? run<double>(params, x, h0, c0, lengths, batch_first, keep, drop)
                           : run<float>(params, x, h0, c0, lengths, batch_first, keep, drop);
@@ -235,10 +236,14 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
   const Parameters<T> weights(s, params);
 
   const bool batched = typed<T>("x", x_given).ndim() != 2;
-  const Shape x_shape = !batched ? Shape{"T", s.I} : batch_first ? Shape{"B", "T", s.I} : Shape{"T", "B", s.I};
+  const Shape x_shape = !batched      ? Shape{"T", s.I}
+                        : batch_first ? Shape{"B", "T", s.I}
+                                      : Shape{"T", "B", s.I};
   const py::array x = channels_last<T>("x", x_given, x_shape);
   const Axes axes{batched, batch_first, batched && batch_first ? x.shape(1) : x.shape(0),
-                  !batched ? 1 : batch_first ? x.shape(0) : x.shape(1)};
+                  !batched      ? 1
+                  : batch_first ? x.shape(0)
+                                : x.shape(1)};
   product_of({axes.T, axes.B, LD, 16, padded_units<T>(std::max(s.I, C))});
   const auto h0 = state_part<T>(s.has_c() ? "state[0]" : "state", h_given, axes.state(LD, s.H));
   const auto c0 = state_part<T>("state[1]", c_given, axes.state(LD, s.H));
@@ -252,7 +257,8 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
   py::array_t<T> h_last = axes.make<T>(axes.state(LD, s.H));
   py::object c_last = py::none();
   if (s.has_c()) c_last = axes.make<T>(axes.state(LD, s.H));
-  T* const c_data = s.has_c() ? py::reinterpret_borrow<py::array_t<T>>(c_last).mutable_data() : nullptr;
+  T* const c_data =
+      s.has_c() ? py::reinterpret_borrow<py::array_t<T>>(c_last).mutable_data() : nullptr;
 
   const Index state_size = axes.B * s.H, Hp = padded_units<T>(s.H);
   for (Index l = 0; l + 1 < s.L; ++l) {
@@ -300,7 +306,8 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
       if (!tape->cell.empty()) direction.cells = tape->cell[static_cast<std::size_t>(i)].get();
     }
   }
-  const ForwardCall<T> call{s.kind,  s.L, s.D, s.H, rows, layers.data(), dropout, dropped.get(), threads()};
+  const ForwardCall<T> call{s.kind,        s.L,     s.D,           s.H,      rows,
+                            layers.data(), dropout, dropped.get(), threads()};
   const TypedKernels<T>& use = kernels().of<T>();
   const Block<char> room = block<char>(use.forward_room(call));
   {
@@ -323,7 +330,8 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   const Sizes& s = sizes_;
   const Index LD = s.L * s.D, C = s.D * s.H;
   if (!py::isinstance<Tape>(tape_given))
-    bad_type("tape", "a tape of this layer's forward", py::str(py::type::of(tape_given).attr("__name__")));
+    bad_type("tape", "a tape of this layer's forward",
+             py::str(py::type::of(tape_given).attr("__name__")));
   const auto* tape = dynamic_cast<const TapeOf<T>*>(&tape_given.cast<const Tape&>());
   if (!tape || tape->layer_id != id_)
     bad_value("tape", "a tape of this layer's forward", "one of another layer");
@@ -345,7 +353,8 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   py::array_t<T> dh0 = axes.make<T>(state_shape);
   py::object dc0 = py::none();
   if (s.has_c()) dc0 = axes.make<T>(state_shape);
-  T* const dc0_data = s.has_c() ? py::reinterpret_borrow<py::array_t<T>>(dc0).mutable_data() : nullptr;
+  T* const dc0_data =
+      s.has_c() ? py::reinterpret_borrow<py::array_t<T>>(dc0).mutable_data() : nullptr;
   py::dict gradients;
   std::vector<T*> pointers;
   for (const Parameter& parameter : parameters_of(s)) {
@@ -397,8 +406,9 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
                                dc0_data ? dc0_data + at : nullptr};
     }
   }
-  const BackwardCall<T> call{s.kind, s.L, s.D, s.H, rows, layers.data(), layer_gradients.data(),
-                             tape->dropout, dropped.get(), clip, threads()};
+  const BackwardCall<T> call{
+      s.kind,        s.L,           s.D,  s.H,      rows, layers.data(), layer_gradients.data(),
+      tape->dropout, dropped.get(), clip, threads()};
   const TypedKernels<T>& use = kernels().of<T>();
   const Block<char> room = block<char>(use.backward_room(call));
   GradientNorm norm;

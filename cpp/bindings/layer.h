@@ -2,9 +2,9 @@
 // way from checked arrays to a call of the core.
 #pragma once
 
-#include "arrays.h"
 #include "../core/dispatch.h"
 #include "../core/schedule.h"
+#include "arrays.h"
 
 namespace rnnkern {
 

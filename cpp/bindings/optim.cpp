@@ -1,5 +1,5 @@
-// The fused optimizer steps, one array at a time. src/rnnkern/optim.py checks a whole step's arrays
-// before the first one is written, and says which one is wrong; here is what memory safety needs.
+// The optimizers' one pass over all arrays of a step. Every array is checked before the first is
+// written; the messages that name a caller's array are src/rnnkern/optim.py's.
 #include <pybind11/stl.h>
 
 #include <iterator>
@@ -18,65 +18,66 @@ Optimizer optimizer(const std::string& kind) {
   bad_value("kind", "sgd, rmsprop, adam or adamw", "'" + kind + "'");
 }
 
-// Calls use(T{}) with the element type of an array of float32 or float64.
-template <class Use>
-auto with_dtype(const py::array& a, const Use& use) {
-  return py::isinstance<py::array_t<double>>(a) ? use(double{}) : use(float{});
-}
-
+bool is_double(const py::array& a) { return py::isinstance<py::array_t<double>>(a); }
 Shape shape_like(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
 
+template <class T>
+double sum_of(const py::array& values) {
+  const auto a = flat<T>("values", values, shape_like(values));
+  const T* const data = a.data();
+  const Index n = a.size();
+  const py::gil_scoped_release released;
+  return kernels().of<T>().sum_of_squares(data, n);
+}
 double sum_of_squares(const py::array& values) {
-  return with_dtype(values, [&](auto zero) {
-    using T = decltype(zero);
-    const auto a = flat<T>("values", values, shape_like(values));
-    const T* const data = a.data();
-    const Index n = a.size();
-    const py::gil_scoped_release released;
-    return kernels().of<T>().sum_of_squares(data, n);
-  });
+  return is_double(values) ? sum_of<double>(values) : sum_of<float>(values);
 }
 
-void optimizer_step(const std::string& kind, const py::array& parameter, const py::array& gradient,
-                    const std::optional<py::array>& first, const std::optional<py::array>& second,
-                    double scale, double l1, double l2, double lr, double momentum, bool nesterov,
-                    double beta1, double beta2, double eps, double correction1, double correction2,
-                    double weight_decay) {
-  with_dtype(parameter, [&](auto zero) {
-    using T = decltype(zero);
-    const Shape shape = shape_like(parameter);
-    const auto written = [&](const char* name, const std::optional<py::array>& a) {
-      return a ? writable<T>(name, typed<T>(name, *a), shape) : nullptr;
-    };
-    const auto g = flat<T>("gradient", gradient, shape);
-    OptimizerStep<T> step{};
-    step.kind = optimizer(kind);
-    step.n = parameter.size();
-    step.parameter = written("parameter", parameter);
-    step.gradient = g.data();
-    step.first = written("first", first);
-    step.second = written("second", second);
-    step.scale = scale, step.l1 = l1, step.l2 = l2;
-    step.lr = lr, step.momentum = momentum, step.nesterov = nesterov;
-    step.beta1 = beta1, step.beta2 = beta2, step.eps = eps;
-    step.correction1 = correction1, step.correction2 = correction2;
-    step.weight_decay = weight_decay;
-    step.threads = threads();
-    const py::gil_scoped_release released;
-    kernels().of<T>().optimizer_step(step);
-  });
+// Parameter, gradient, first and second moment, l1, l2.
+using Arrays = std::tuple<py::array, py::array, std::optional<py::array>, std::optional<py::array>,
+                          double, double>;
+
+template <class T>
+OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
+                         std::vector<py::array>& kept) {
+  const auto& [parameter, gradient, first, second, l1, l2] = arrays;
+  const Shape shape = shape_like(parameter);
+  const auto written = [&](const char* name, const std::optional<py::array>& a) {
+    return a ? writable<T>(name, typed<T>(name, *a), shape) : nullptr;
+  };
+  const auto g = flat<T>("gradient", gradient, shape);
+  kept.push_back(g);
+  return {rule, parameter.size(), written("parameter", parameter), g.data(),
+          written("first", first), written("second", second), l1, l2};
+}
+
+void optimizer_step(const std::string& kind, const std::vector<Arrays>& all, double scale, double lr,
+                    double momentum, bool nesterov, double beta1, double beta2, double eps,
+                    double correction1, double correction2, double weight_decay) {
+  const OptimizerRule rule{optimizer(kind), scale, lr,          momentum,    nesterov,     beta1,
+                           beta2,           eps,   correction1, correction2, weight_decay, threads()};
+  std::vector<OptimizerStep<float>> f32;
+  std::vector<OptimizerStep<double>> f64;
+  std::vector<py::array> kept;  // the gradients that are read, until the end
+  for (const Arrays& arrays : all) {
+    if (is_double(std::get<0>(arrays)))
+      f64.push_back(checked<double>(rule, arrays, kept));
+    else
+      f32.push_back(checked<float>(rule, arrays, kept));
+  }
+  const py::gil_scoped_release released;
+  for (const auto& step : f32) kernels().f32.optimizer_step(step);
+  for (const auto& step : f64) kernels().f64.optimizer_step(step);
 }
 
 }  // namespace
 
 void bind_optim(py::module_& m) {
   m.def("sum_of_squares", &sum_of_squares, py::arg("values"));
-  m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("parameter"),
-        py::arg("gradient"), py::arg("first"), py::arg("second"), py::kw_only(), py::arg("scale"),
-        py::arg("l1"), py::arg("l2"), py::arg("lr"), py::arg("momentum") = 0.0,
-        py::arg("nesterov") = false, py::arg("beta1") = 0.0, py::arg("beta2") = 0.0,
-        py::arg("eps") = 0.0, py::arg("correction1") = 1.0, py::arg("correction2") = 1.0,
-        py::arg("weight_decay") = 0.0);
+  m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"), py::kw_only(),
+        py::arg("scale"), py::arg("lr"), py::arg("momentum") = 0.0, py::arg("nesterov") = false,
+        py::arg("beta1") = 0.0, py::arg("beta2") = 0.0, py::arg("eps") = 0.0,
+        py::arg("correction1") = 1.0, py::arg("correction2") = 1.0, py::arg("weight_decay") = 0.0);
 }
 
 }  // namespace rnnkern

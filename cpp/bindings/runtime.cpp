@@ -1,8 +1,8 @@
 // Threads, instruction sets, what was built, and the activations for tests.
 #include <pybind11/stl.h>
 
-#include "layer.h"
 #include "../core/runtime.h"
+#include "layer.h"
 
 namespace rnnkern {
 namespace {

@@ -81,7 +81,8 @@ class StreamOf final : public Stream {
     py::array y;
     T* to;
     if (out.is_none()) {
-      py::array_t<T> fresh = one_step ? py::array_t<T>({B_, sizes_.H}) : py::array_t<T>({T_, B_, sizes_.H});
+      py::array_t<T> fresh =
+          one_step ? py::array_t<T>({B_, sizes_.H}) : py::array_t<T>({T_, B_, sizes_.H});
       to = fresh.mutable_data();
       y = std::move(fresh);
     } else {
@@ -104,8 +105,9 @@ class StreamOf final : public Stream {
       layer.y = {at, B_ * sizes_.H, sizes_.H};
       input = {at, B_ * sizes_.H, sizes_.H};
     }
-    const ForwardCall<T> call{sizes_.kind, sizes_.L, 1, sizes_.H, {T_, B_, nullptr, nullptr, nullptr},
-                              layers_.data(), {}, nullptr, threads()};
+    const ForwardCall<T> call{
+        sizes_.kind,    sizes_.L, 1,       sizes_.H, {T_, B_, nullptr, nullptr, nullptr},
+        layers_.data(), {},       nullptr, threads()};
     grow(room_, room_size_, use_.forward_room(call));
     // Giving up and taking back the GIL costs more than the smallest calls.
     constexpr double flops_worth_a_release = 2e5;
@@ -171,8 +173,7 @@ class StreamOf final : public Stream {
 void bind_stream(py::module_& m) {
   py::class_<Stream>(m, "Stream")
       .def(py::init([](const Net& net, const py::dict& params, Index batch_size) {
-             if (batch_size < 1)
-               bad_value("batch_size", "at least 1", std::to_string(batch_size));
+             if (batch_size < 1) bad_value("batch_size", "at least 1", std::to_string(batch_size));
              const Sizes& sizes = net.sizes();
              if (sizes.D != 1)
                bad_value("stream", "a layer of one direction", "a bidirectional one");
@@ -182,10 +183,14 @@ void bind_stream(py::module_& m) {
            }),
            py::arg("net"), py::arg("params"), py::arg("batch_size"))
       .def(
-          "step", [](Stream& s, const py::object& x, const py::object& out) { return s.run(x, out, true); },
+          "step",
+          [](Stream& s, const py::object& x, const py::object& out) { return s.run(x, out, true); },
           py::arg("x"), py::arg("out") = py::none())
       .def(
-          "run", [](Stream& s, const py::object& x, const py::object& out) { return s.run(x, out, false); },
+          "run",
+          [](Stream& s, const py::object& x, const py::object& out) {
+            return s.run(x, out, false);
+          },
           py::arg("x"), py::arg("out") = py::none())
       .def("state", &Stream::state)
       .def("set_state", &Stream::set_state, py::arg("h"), py::arg("c"))

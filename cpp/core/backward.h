@@ -12,7 +12,7 @@
 #include "pack.h"
 #include "work.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 // Squares and finiteness of parameter gradients, gathered where they are stored. Per row of a
 // matrix, squares are kept by column modulo one cache line, in doubles: a sum in the same order on
@@ -45,24 +45,25 @@ RNNKERN_INLINE bool all_finite(Vec<T> v, Index n) {
 template <class Cell, class T>
 struct BackwardRoom {
   static constexpr Index da_bytes = 4 * 1024 * 1024;  // of a chunk
-  Index chunk;    // steps
-  Index most_rows;  // of a chunk
-  T* recurrent;   // W_hh in columns, phase by phase: [blocks of H, gates * H, lanes]
-  T* input;       // W_ih in columns: [blocks of I, G * H, lanes]
-  T* dh;          // [B, padded H] dL/dh' as the products leave it
-  T* dc;          // [B, padded H]
-  T* d_operand;   // [B, padded H] phase 1's
-  T* direct;      // [B, padded H] dL/dh' that takes no product
-  T* scale;       // [B] step_norm's factor of dh
-  T* zeros;       // [padded H]
-  T* da;          // [chunk rows, slots, padded H]
-  T* da_lines;    // the same by lines: [slots * padded H / line, chunk rows, line]
-  T* x;           // [blocks of I, chunk rows, lanes]
-  T* h;           // [blocks of H, chunk rows, lanes] h' of each row
-  T* operand;     // [blocks of H, chunk rows, lanes] phase 1's
+  Index chunk;                                        // steps
+  Index most_rows;                                    // of a chunk
+  T* recurrent;     // W_hh in columns, phase by phase: [blocks of H, gates * H, lanes]
+  T* input;         // W_ih in columns: [blocks of I, G * H, lanes]
+  T* dh;            // [B, padded H] dL/dh' as the products leave it
+  T* dc;            // [B, padded H]
+  T* d_operand;     // [B, padded H] phase 1's
+  T* direct;        // [B, padded H] dL/dh' that takes no product
+  T* scale;         // [B] step_norm's factor of dh
+  T* zeros;         // [padded H]
+  T* da;            // [chunk rows, slots, padded H]
+  T* da_lines;      // the same by lines: [slots * padded H / line, chunk rows, line]
+  T* x;             // [blocks of I, chunk rows, lanes]
+  T* h;             // [blocks of H, chunk rows, lanes] h' of each row
+  T* operand;       // [blocks of H, chunk rows, lanes] phase 1's
   double* squares;  // [square_rows, square lanes]
   int* finite;      // 0 once a parameter gradient was not
-  // Squares: a row each for [dW_ih, dW_hh, db_ih, db_hh], G * H rows of the first two, G of the others.
+  // Squares: a row each for [dW_ih, dW_hh, db_ih, db_hh], G * H rows of the first two, G of the
+  // others.
   Index square_rows(Index H) const { return 2 * Cell::gates * (H + 1); }
 
   void take(Arena& arena, const Schedule& s, Index I, Index H) {
@@ -95,8 +96,8 @@ struct BackwardRoom {
 
 template <class T>
 struct BackwardPointers {
-  const T** a;    // [max(B, chunk rows, G * H)]
-  T** to;         // the same
+  const T** a;  // [max(B, chunk rows, G * H)]
+  T** to;       // the same
   void take(Arena& arena, Index n) {
     a = arena.take<const T*>(n);
     to = arena.take<T*>(n);
@@ -113,13 +114,13 @@ struct Backward {
   Sequence<const T> y;   // this direction's own columns
   Sequence<const T> dy;  // this direction's own columns; null data for zeros
   Sequence<T> dx;
-  bool adds_dx;          // dx already holds something: add to it
+  bool adds_dx;  // dx already holds something: add to it
   const Direction<T>& d;
   const DirectionGradient<T>& gradient;
   const Clip& clip;
   bool reverse;
   const BackwardRoom<Cell, T>& room;
-  const BackwardPointers<T>& at;  // this thread's
+  const BackwardPointers<T>& at;    // this thread's
   Index first_step = 0, steps = 0;  // of the chunk at hand
 
   // ---- what is where -------------------------------------------------------------------------
@@ -438,4 +439,4 @@ struct Backward {
   }
 };
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

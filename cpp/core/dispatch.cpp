@@ -6,8 +6,8 @@
 namespace rnnkern {
 
 // One row an instruction set: a file compiled with its flags exports its table under its name.
-#define RNNKERN_SET(name) \
-  namespace name {        \
+#define RNNKERN_SET(name)     \
+  namespace name {            \
   extern const Kernels table; \
   }
 RNNKERN_SETS

@@ -44,7 +44,7 @@ inline const TypedKernels<double>& Kernels::of() const {
 extern const Kernels* const kKernels[];
 extern const int kKernelsCount;
 
-const Kernels& kernels();               // in use
+const Kernels& kernels();  // in use
 void use_kernels(const Kernels& wanted);
 const Kernels* find_kernels(const char* name);  // null: not built in
 

@@ -6,7 +6,7 @@
 #include "pack.h"
 #include "work.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 // Weights of one direction in panels.
 template <class Cell, class T>
@@ -52,10 +52,10 @@ template <class Cell, class T>
 struct ForwardRoom {
   static constexpr Index z_bytes = 256 * 1024;  // the input's products of a chunk stay in cache
   ForwardWeights<Cell, T> weights;
-  T* h[2];     // [B, padded H] the state, before and after, in turns
-  T* c;        // [B, padded H]
-  T* operand;  // [B, padded H] phase 1's operand
-  T* z;        // [chunk, B, slots, padded H], unless kept on the tape
+  T* h[2];      // [B, padded H] the state, before and after, in turns
+  T* c;         // [B, padded H]
+  T* operand;   // [B, padded H] phase 1's operand
+  T* z;         // [chunk, B, slots, padded H], unless kept on the tape
   Index chunk;  // steps
 
   void take(Arena& arena, const Schedule& s, Index I, Index H, bool packed) {
@@ -72,9 +72,9 @@ struct ForwardRoom {
 // Row pointers, one set a thread.
 template <class T>
 struct ForwardPointers {
-  const T** x;  // [chunk * B]
-  T** z;        // [chunk * B]
-  const T** h[2];  // [B]
+  const T** x;        // [chunk * B]
+  T** z;              // [chunk * B]
+  const T** h[2];     // [B]
   const T** operand;  // [B]
   void take(Arena& arena, Index chunk, Index B) {
     x = arena.take<const T*>(chunk * B);
@@ -192,8 +192,7 @@ struct Forward {
     const Index to = least(H, part.blocks.last * kLanes<T>);
     for (Index j = part.blocks.first * kLanes<T>; j < to; ++j) {
       d.h_last[row_of(rows, r) * H + j] = room.h[now][r * padded<T>(H) + j];
-      if constexpr (Cell::has_c)
-        d.c_last[row_of(rows, r) * H + j] = room.c[r * padded<T>(H) + j];
+      if constexpr (Cell::has_c) d.c_last[row_of(rows, r) * H + j] = room.c[r * padded<T>(H) + j];
     }
   }
 
@@ -255,4 +254,4 @@ struct Forward {
   }
 };
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

@@ -9,7 +9,7 @@
 
 #include "simd.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 // How the k axis of A is walked: `count` segments of `length` elements, `step` apart within a
 // segment; segment s starts `start[s]` elements into the row. B is contiguous over all of k.
@@ -43,17 +43,34 @@ __attribute__((noinline)) static void tile(const T* const* rows, const Depth& de
     for (int m = 0; m < MR; ++m) a[m] = rows[m] + depth.start[s];
     const Index end = depth.length * depth.step;
     for (Index k = 0; k != end; k += depth.step) {
-      V x[MR];
+      // The shorter side of the tile stays in registers, the longer is taken one by one.
+      if constexpr (NP * NV <= MR) {
+        V b[NP][NV];
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) x[m] = splat(a[m][k]);
-#pragma GCC unroll 8
-      for (int p = 0; p < NP; ++p)
+        for (int p = 0; p < NP; ++p)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-          const V b = load(panel + p * panel_stride + v * kLanes<T>);
+          for (int v = 0; v < NV; ++v) b[p][v] = load(panel + p * panel_stride + v * kLanes<T>);
 #pragma GCC unroll 8
-          for (int m = 0; m < MR; ++m) sum[m][p][v] = fma(x[m], b, sum[m][p][v]);
+        for (int m = 0; m < MR; ++m) {
+          const V x = splat(a[m][k]);
+#pragma GCC unroll 8
+          for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) sum[m][p][v] = fma(x, b[p][v], sum[m][p][v]);
         }
+      } else {
+        V x[MR];
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m) x[m] = splat(a[m][k]);
+#pragma GCC unroll 8
+        for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) {
+            const V b = load(panel + p * panel_stride + v * kLanes<T>);
+#pragma GCC unroll 8
+            for (int m = 0; m < MR; ++m) sum[m][p][v] = fma(x[m], b, sum[m][p][v]);
+          }
+      }
       panel += NV * kLanes<T>;
     }
   }
@@ -125,4 +142,4 @@ RNNKERN_INLINE void product(Index rows, const T* const* a, const Depth& depth, c
   }
 }
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

@@ -8,7 +8,7 @@
 #include "optim.h"
 #include "stack.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 namespace {
 
 bool runs_here() {
@@ -98,7 +98,7 @@ struct Functions {
   }
 
   static constexpr TypedKernels<T> table() {
-    return {forward_room, forward,        backward_room,     backward, packed_bytes,
+    return {forward_room, forward,           backward_room,     backward, packed_bytes,
             pack,         sum_of_squares<T>, optimizer_step<T>, sigmoid,  tanh};
   }
 };
@@ -112,4 +112,4 @@ extern const Kernels table;
 const Kernels table = {RNNKERN_TEXT(RNNKERN_ISA), runs_here, Functions<float>::table(),
                        Functions<double>::table()};
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

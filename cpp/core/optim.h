@@ -6,7 +6,7 @@
 #include "optim_step.h"
 #include "work.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 // The sum of the squares of all n values; not finite if a value is not, or if it is too large for
 // a double. Summed by place modulo a cache line, the same order on every instruction set.
@@ -132,4 +132,4 @@ static void optimizer_step(const OptimizerStep<T>& s) {
   });
 }
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

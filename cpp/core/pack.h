@@ -3,7 +3,7 @@
 
 #include "simd.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 template <class T>
 inline constexpr Index blocks_of(Index n) {
@@ -60,4 +60,4 @@ static void pack_bias(const T* b, const T* b_too, int gates, Index H, T* out) {
     }
 }
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

@@ -53,24 +53,24 @@ struct Schedule {
 // One direction of one layer. Arrays are C-contiguous unless they say otherwise.
 template <class T>
 struct Direction {
-  const T* w_ih;  // [G*H, I]
-  const T* w_hh;  // [G*H, H]
-  const T* b_ih;  // [G*H], null without bias
-  const T* b_hh;  // [G*H], null without bias
-  const T* h0;    // [B, H], null for zeros
-  const T* c0;    // [B, H], null for zeros
-  T* h_last;      // [B, H] the state at each row's own last step
-  T* c_last;      // [B, H], LSTM only
-  T* saved;       // [alive rows, saved, padded H], kept for backward; null when nothing is kept
-  T* cells;       // [alive rows, padded H], kept for backward; null when nothing is kept
+  const T* w_ih;    // [G*H, I]
+  const T* w_hh;    // [G*H, H]
+  const T* b_ih;    // [G*H], null without bias
+  const T* b_hh;    // [G*H], null without bias
+  const T* h0;      // [B, H], null for zeros
+  const T* c0;      // [B, H], null for zeros
+  T* h_last;        // [B, H] the state at each row's own last step
+  T* c_last;        // [B, H], LSTM only
+  T* saved;         // [alive rows, saved, padded H], kept for backward; null when nothing is kept
+  T* cells;         // [alive rows, padded H], kept for backward; null when nothing is kept
   const T* packed;  // weights in panels, made before (streams); null: pack in this call
 };
 
 template <class T>
 struct Layer {
-  Index inputs;             // I of this layer
-  Sequence<const T> x;      // (T, B, inputs)
-  Sequence<T> y;            // (T, B, D*H)
+  Index inputs;         // I of this layer
+  Sequence<const T> x;  // (T, B, inputs)
+  Sequence<T> y;        // (T, B, D*H)
   Direction<T> direction[2];
 };
 
@@ -98,14 +98,14 @@ struct Clip {
 
 template <class T>
 struct DirectionGradient {
-  T* w_ih;       // [G*H, I]
-  T* w_hh;       // [G*H, H]
-  T* b_ih;       // [G*H], null without bias
-  T* b_hh;       // [G*H], null without bias
-  const T* h;    // [B, H] dL/dh_last, null for zeros
-  const T* c;    // [B, H] dL/dc_last, null for zeros
-  T* h0;         // [B, H]
-  T* c0;         // [B, H], LSTM only
+  T* w_ih;     // [G*H, I]
+  T* w_hh;     // [G*H, H]
+  T* b_ih;     // [G*H], null without bias
+  T* b_hh;     // [G*H], null without bias
+  const T* h;  // [B, H] dL/dh_last, null for zeros
+  const T* c;  // [B, H] dL/dc_last, null for zeros
+  T* h0;       // [B, H]
+  T* c0;       // [B, H], LSTM only
 };
 
 template <class T>
@@ -120,7 +120,7 @@ struct BackwardCall {
   Kind kind;
   Index L, D, H;
   Schedule rows;
-  const Layer<T>* layers;  // [L] as forward left them
+  const Layer<T>* layers;       // [L] as forward left them
   LayerGradient<T>* gradients;  // [L]
   Dropout dropout;
   T* dropped;  // [T, B, D*H], as in ForwardCall

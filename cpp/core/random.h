@@ -6,7 +6,7 @@
 
 #include "work.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 struct Words {
   std::uint32_t of[4];
@@ -58,4 +58,4 @@ static void apply_dropout(const Dropout& dropout, Index layer, const Schedule& r
     }
 }
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

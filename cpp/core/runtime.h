@@ -8,7 +8,7 @@ namespace rnnkern {
 
 // The number of threads that a call may use: set by the program, else what OpenMP says.
 int threads();
-int chosen_threads();  // 0: nothing was set
+int chosen_threads();     // 0: nothing was set
 void set_threads(int n);  // 0: leave it to OpenMP
 
 // A barrier for a fixed group of threads: spins briefly, then gives up its time slice.

@@ -10,8 +10,8 @@ namespace rnnkern {
 class RowSchedule {
  public:
   RowSchedule() = default;
-  RowSchedule(Index T, Index B) : T_(T), B_(B) {}               // every row lives for all of T
-  RowSchedule(Index T, const std::vector<Index>& lengths);      // [B], each 0 <= length <= T
+  RowSchedule(Index T, Index B) : T_(T), B_(B) {}           // every row lives for all of T
+  RowSchedule(Index T, const std::vector<Index>& lengths);  // [B], each 0 <= length <= T
 
   Schedule view() const;
   Index alive_rows() const { return offset_.empty() ? T_ * B_ : offset_.back(); }

@@ -17,10 +17,7 @@
 #include "problem.h"
 
 // All that is compiled once per instruction set lives in a namespace named after the set.
-#define RNNKERN_BEGIN namespace rnnkern { namespace RNNKERN_ISA {
-#define RNNKERN_END }}
-
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 #if defined(__AVX512F__)
 #define RNNKERN_VECTOR_BYTES 64
@@ -47,7 +44,8 @@ struct VectorOf<float> {
 template <>
 struct VectorOf<double> {
   typedef double Type __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
-  typedef double Unaligned __attribute__((vector_size(RNNKERN_VECTOR_BYTES), aligned(8), may_alias));
+  typedef double Unaligned
+      __attribute__((vector_size(RNNKERN_VECTOR_BYTES), aligned(8), may_alias));
   typedef std::int64_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
 };
 template <class T>
@@ -150,23 +148,23 @@ struct Exponential<float> {
   static constexpr float w[] = {0x1.5554b2p-3f, 0x1.5554c8p-5f, 0x1.1226eep-7f, 0x1.6d7186p-10f};
   static constexpr float log2_e = 0x1.715476p+0f, ln2_high = 0x1.62e400p-1f,
                          ln2_low = 0x1.7f7d1cp-20f;
-  static constexpr float round = 0x1.8p23f;             // x + round - round: x to an integer
-  static constexpr float lowest = -87.0f, highest = 89.0f;  // 2^n: n from -126 to 128 (infinity)
-  static constexpr float saturated = -20.0f;            // tanh(10) is 1 in float
+  static constexpr float round = 0x1.8p23f;                 // x + round - round: x to an integer
+  // 2^n with n from -126 to 127; 1 / (1 + e^highest) is subnormal, hence zero.
+  static constexpr float lowest = -87.0f, highest = 88.3f;
+  static constexpr float saturated = -20.0f;                // tanh(10) is 1 in float
   static constexpr int mantissa = 23;
   static constexpr std::int32_t one = 0x3f800000, sign = INT32_MIN;
 };
 template <>
 struct Exponential<double> {
-  static constexpr double w[] = {0x1.5555555555559p-3,  0x1.5555555555559p-5,
-                                 0x1.111111110f6c7p-7,  0x1.6c16c16c14a60p-10,
-                                 0x1.a01a01afdf443p-13, 0x1.a01a01af6f2dep-16,
-                                 0x1.71ddf85b5b99fp-19, 0x1.27e4c7ac239afp-22,
-                                 0x1.af5ebb603d707p-26, 0x1.1f92e4be0be08p-29};
+  static constexpr double w[] = {
+      0x1.5555555555559p-3,  0x1.5555555555559p-5,  0x1.111111110f6c7p-7,  0x1.6c16c16c14a60p-10,
+      0x1.a01a01afdf443p-13, 0x1.a01a01af6f2dep-16, 0x1.71ddf85b5b99fp-19, 0x1.27e4c7ac239afp-22,
+      0x1.af5ebb603d707p-26, 0x1.1f92e4be0be08p-29};
   static constexpr double log2_e = 0x1.71547652b82fep+0, ln2_high = 0x1.62e42fee00000p-1,
                           ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double round = 0x1.8p52;
-  static constexpr double lowest = -708.0, highest = 710.0;
+  static constexpr double lowest = -708.0, highest = 709.4;
   static constexpr double saturated = -40.0;
   static constexpr int mantissa = 52;
   static constexpr std::int64_t one = 0x3ff0000000000000, sign = INT64_MIN;
@@ -197,7 +195,8 @@ RNNKERN_INLINE Power<T> power(Vec<T> x) {
   return {reinterpret_cast<Vec<T>>(scale), fma(r * r, half, r)};
 }
 
-// 1 / (1 + e^-x). Any x; at most 3 ULP (float, measured over every float: tests/test_activations.py).
+// 1 / (1 + e^-x). Any x; at most 3 ULP (float, measured over every float:
+// tests/test_activations.py).
 template <class T>
 RNNKERN_INLINE Vec<T> sigmoid(Vec<T> x) {
   using E = Exponential<T>;
@@ -219,4 +218,4 @@ RNNKERN_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
   return reinterpret_cast<Vec<T>>(reinterpret_cast<Bits>(result) | sign);
 }
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

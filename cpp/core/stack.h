@@ -5,7 +5,7 @@
 #include "forward.h"
 #include "random.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 // How many threads are worth their meeting. Below these, one thread more costs more than it gains.
 struct Worth {
@@ -50,7 +50,8 @@ struct ForwardStack {
 
   ForwardStack(const ForwardCall<T>& c, Arena& arena) : call(c) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
-    threads = worthwhile<Cell>(call.threads, call.L, call.D, call.H, call.layers[0].inputs, call.rows);
+    threads =
+        worthwhile<Cell>(call.threads, call.L, call.D, call.H, call.layers[0].inputs, call.rows);
     barriers.take(arena);
     for (Index d = 0; d < call.D; ++d)
       room[d].take(arena, call.rows, I, call.H, call.layers[0].direction[0].packed != nullptr);
@@ -69,8 +70,8 @@ struct ForwardStack {
 
   void work(int thread, int count) const {
     const Team all = barriers.all(thread, count);
-    const Part part = part_of(thread, count, call.D, call.rows.B, blocks_of<T>(call.H),
-                              barriers.directions());
+    const Part part =
+        part_of(thread, count, call.D, call.rows.B, blocks_of<T>(call.H), barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
       const Layer<T>& layer = call.layers[l];
       Sequence<const T> x = layer.x;
@@ -94,8 +95,8 @@ struct ForwardStack {
       for (Index d = 0; d < call.D; ++d) {
         if (part.idle || (!both && d != part.direction)) continue;
         const Sequence<T> y{layer.y.data + d * call.H, layer.y.step, layer.y.row};
-        Forward<Cell, T>{call.rows, call.H, layer.inputs, x, y, layer.direction[d], d == 1,
-                         rooms[d], at[thread], part}
+        Forward<Cell, T>{call.rows,          call.H, layer.inputs, x,          y,
+                         layer.direction[d], d == 1, rooms[d],     at[thread], part}
             .run();
       }
       all.wait();
@@ -117,7 +118,8 @@ struct BackwardStack {
 
   BackwardStack(const BackwardCall<T>& c, Arena& arena) : call(c) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
-    threads = worthwhile<Cell>(call.threads, call.L, call.D, call.H, call.layers[0].inputs, call.rows);
+    threads =
+        worthwhile<Cell>(call.threads, call.L, call.D, call.H, call.layers[0].inputs, call.rows);
     barriers.take(arena);
     result = arena.take<GradientNorm>(1);
     squares = arena.take<double>(call.L * call.D * 4 * kSquareLanes<T>);
@@ -162,13 +164,24 @@ struct BackwardStack {
       const Index column = d * call.H;
       const Sequence<const T> y{layer.y.data + column, layer.y.step, layer.y.row};
       const T* dy = gradient.dy.data ? gradient.dy.data + column : nullptr;
-      return Loop{rows, call.H, layer.inputs, x, y, {dy, gradient.dy.step, gradient.dy.row},
-                  gradient.dx, d == 1, layer.direction[d], gradient.direction[d],
-                  call.clip, d == 1, room[d], at[thread]};
+      return Loop{rows,
+                  call.H,
+                  layer.inputs,
+                  x,
+                  y,
+                  {dy, gradient.dy.step, gradient.dy.row},
+                  gradient.dx,
+                  d == 1,
+                  layer.direction[d],
+                  gradient.direction[d],
+                  call.clip,
+                  d == 1,
+                  room[d],
+                  at[thread]};
     };
     Loop loops[2] = {loop(0), loop(call.D - 1)};
-    const Part part = part_of(thread, count, call.D, rows.B, blocks_of<T>(call.H),
-                              barriers.directions());
+    const Part part =
+        part_of(thread, count, call.D, rows.B, blocks_of<T>(call.H), barriers.directions());
     const bool both = call.D == 2 && count == 1;
     const auto mine = [&](Index d) { return !part.idle && (both || d == part.direction); };
 
@@ -259,4 +272,4 @@ struct BackwardStack {
   }
 };
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

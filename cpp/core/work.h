@@ -6,7 +6,7 @@
 #include "runtime.h"
 #include "simd.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 struct Range {
   Index first, last;
@@ -52,7 +52,8 @@ struct Arena {
   Index used = 0;
   template <class T>
   T* take(Index n) {
-    const Index bytes = (n * static_cast<Index>(sizeof(T)) + kLineBytes - 1) / kLineBytes * kLineBytes;
+    const Index bytes =
+        (n * static_cast<Index>(sizeof(T)) + kLineBytes - 1) / kLineBytes * kLineBytes;
     T* part = base ? reinterpret_cast<T*>(base + used) : nullptr;
     used += bytes;
     return part;
@@ -100,4 +101,4 @@ inline Part part_of(int thread, int threads, Index D, Index B, Index blocks, Bar
   return part;
 }
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

@@ -4,7 +4,7 @@
 
 #include "unit.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 // v1 of the paper (cuDNN, PyTorch): n = tanh(W_in x + b_in + r q) with q = W_hn h' + b_hn.
 template <class T>
@@ -81,4 +81,4 @@ struct GruResetBefore {
   RNNKERN_INLINE V operand(V r, V h_before) { return r * h_before; }
 };
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

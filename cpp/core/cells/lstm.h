@@ -6,7 +6,7 @@
 
 #include "unit.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 template <class T>
 struct Lstm {
@@ -42,4 +42,4 @@ struct Lstm {
   }
 };
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

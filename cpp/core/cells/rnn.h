@@ -3,7 +3,7 @@
 
 #include "unit.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 template <class T>
 struct Tanh {
@@ -45,4 +45,4 @@ using RnnTanh = Rnn<T, Tanh>;
 template <class T>
 using RnnRelu = Rnn<T, Relu>;
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA

@@ -11,7 +11,7 @@
 
 #include "../simd.h"
 
-RNNKERN_BEGIN
+namespace rnnkern::RNNKERN_ISA {
 
 inline constexpr int kMostGates = 4;
 inline constexpr int kMostSaved = 4;
@@ -40,10 +40,10 @@ struct BackwardUnit {
   V saved[kMostSaved];  // as forward left them
   V h_before, h;        // h only where the cell reads it
   V c_before, c;
-  V dh;         // in: dL/dh, complete; in phase 0 of two: dL/d operand
-  V dc;         // in: dL/dc; out: dL/dc'
+  V dh;              // in: dL/dh, complete; in phase 0 of two: dL/d operand
+  V dc;              // in: dL/dc; out: dL/dc'
   V da[kMostGates];  // out: gradient slots of the phase
-  V direct;     // out of the last phase, in and out of phase 0: dL/dh' that takes no product
+  V direct;          // out of the last phase, in and out of phase 0: dL/dh' that takes no product
 };
 
 // step_value: the clip of dL/da, on registers.
@@ -53,4 +53,4 @@ struct StepClip {
   V operator()(V da) const { return limit(da, low, high); }
 };
 
-RNNKERN_END
+}  // namespace rnnkern::RNNKERN_ISA
