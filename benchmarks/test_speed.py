@@ -1,0 +1,106 @@
+"""Forward, training and single steps of each cell, with the Python reference beside them.
+
+Run by ``pytest benchmarks``; groups put what compares side by side. No test fails on a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import rnnkern as rk
+from rnnkern import reference
+
+KINDS = tuple(reference.CELLS)
+SIZES = [(1, 100, 64), (32, 50, 128), (16, 50, 256)]  # B, T, H = I
+
+
+def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
+    if kind == "lstm":
+        return rk.LSTM(size, size, dtype=dtype, seed=0)
+    if kind.startswith("gru"):
+        return rk.GRU(size, size, dtype=dtype, seed=0, reset_after=kind == "gru")
+    return rk.RNN(size, size, dtype=dtype, seed=0, nonlinearity=kind.removeprefix("rnn_"))
+
+
+def sequence(T: int, B: int, size: int, dtype: Any = np.float32) -> Any:
+    return np.random.default_rng(0).normal(size=(T, B, size)).astype(dtype)
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Any:
+    with rk.num_threads(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("B", "T", "H"), SIZES)
+def test_forward(benchmark: Any, threads: int, kind: str, B: int, T: int, H: int) -> None:
+    layer, x = layer_of(kind, H), sequence(T, B, H)
+    benchmark.group = f"forward {kind} B={B} T={T} H={H}"
+    y, _ = benchmark(layer, x)
+    assert y.shape == (T, B, H)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("B", "T", "H"), SIZES)
+def test_training(benchmark: Any, threads: int, kind: str, B: int, T: int, H: int) -> None:
+    layer, x = layer_of(kind, H), sequence(T, B, H)
+
+    def step() -> Any:
+        y, _, tape = layer.forward(x)
+        return layer.backward(tape, y)
+
+    benchmark.group = f"training {kind} B={B} T={T} H={H}"
+    assert benchmark(step).finite
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("H", [16, 64, 256])
+def test_step(benchmark: Any, kind: str, H: int) -> None:
+    x, out = sequence(1, 1, H)[0], np.empty((1, H), np.float32)
+    stream = layer_of(kind, H).stream()
+    benchmark.group = f"step {kind} H={H}"
+    assert benchmark(stream.step, x, out) is out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", ["forward", "training"])
+@pytest.mark.parametrize("who", ["kernels", "reference"])
+def test_against_reference(benchmark: Any, who: str, what: str, kind: str) -> None:
+    B, T, H = 16, 50, 64
+    layer, x = layer_of(kind, H, np.float64), sequence(T, B, H, np.float64)
+    config = reference.Config(kind, H, H)
+
+    def kernels() -> Any:
+        y, _, tape = layer.forward(x)
+        return layer.backward(tape, y) if what == "training" else y
+
+    def formulas() -> Any:
+        y, _, tape = reference.forward(config, layer.params, x)
+        return reference.backward(config, layer.params, tape, y) if what == "training" else y
+
+    benchmark.group = f"{what} {kind} float64 B={B} T={T} H={H}"
+    benchmark(kernels if who == "kernels" else formulas)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [None, rk.Clip(step_value=1.0), rk.Clip(step_norm=1.0), rk.Clip(value=1.0), rk.Clip(norm=1e9)],
+    ids=["none", "step_value", "step_norm", "value", "norm"],
+)
+def test_clips(benchmark: Any, clip: rk.Clip | None) -> None:
+    layer, x = layer_of("lstm", 128), sequence(50, 32, 128)
+    y, _, tape = layer.forward(x)
+    benchmark.group = "clips, backward lstm B=32 T=50 H=128"
+    assert benchmark(layer.backward, tape, y, clip=clip).finite
+
+
+@pytest.mark.parametrize("optimizer", [rk.SGD, rk.RMSprop, rk.Adam, rk.AdamW])
+def test_optimizers(benchmark: Any, optimizer: Any) -> None:
+    params = {"w": np.zeros((1024, 1024), np.float32)}
+    grads = {"w": np.ones((1024, 1024), np.float32)}
+    opt = optimizer(params, lr=1e-3)
+    benchmark.group = "optimizers, 1M parameters"
+    assert benchmark(opt.step, grads, max_norm=1.0).applied

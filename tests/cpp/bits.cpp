@@ -1,0 +1,136 @@
+// Prints a hash of every result of the core for fixed problems, one line a case, so that runs of it
+// on different instruction sets (emulated ones, too) can be compared by eye or by diff.
+//
+//   bits [set]      the set to use; the best that runs here if none is named
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "schedule.h"
+
+namespace {
+
+using namespace rnnkern;
+
+// Numbers in [-1, 1) that are exact in float, from a linear congruential generator.
+struct Numbers {
+  std::uint64_t state = 1;
+  template <class T>
+  std::vector<T> operator()(Index n) {
+    std::vector<T> out(static_cast<std::size_t>(n));
+    for (T& value : out) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      value = static_cast<T>(static_cast<std::int32_t>(state >> 40) - (1 << 23)) / T(1 << 23);
+    }
+    return out;
+  }
+};
+
+struct Hash {
+  std::uint64_t value = 14695981039346656037u;  // FNV-1a
+  template <class T>
+  void add(const std::vector<T>& values) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+    for (std::size_t i = 0; i < values.size() * sizeof(T); ++i)
+      value = (value ^ bytes[i]) * 1099511628211u;
+  }
+};
+
+void* room(Index bytes) { return std::aligned_alloc(64, static_cast<std::size_t>(bytes + 64)); }
+
+template <class T>
+void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H, bool ragged,
+         const Clip& clip) {
+  const TypedKernels<T>& use = kernels.of<T>();
+  const KindInfo& info = kKinds[static_cast<int>(kind)];
+  const Index G = info.gates, line = 64 / static_cast<Index>(sizeof(T));
+  const Index Hp = (H + line - 1) / line * line, D = 2, C = D * H;
+  Numbers numbers;
+  std::vector<Index> lengths;
+  for (Index b = 0; b < B; ++b) lengths.push_back(ragged ? (b * 7 + 3) % (T_ + 1) : T_);
+  const RowSchedule schedule = ragged ? RowSchedule(T_, lengths) : RowSchedule(T_, B);
+  const Index alive = schedule.alive_rows();
+
+  struct Arrays {
+    std::vector<T> w_ih, w_hh, b_ih, b_hh, h0, c0, h_last, c_last, saved, cells;
+    std::vector<T> dw_ih, dw_hh, db_ih, db_hh, dh, dc, dh0, dc0;
+  };
+  const auto x = numbers.operator()<T>(T_ * B * I), dy = numbers.operator()<T>(T_ * B * C);
+  std::vector<T> y(static_cast<std::size_t>(T_ * B * C)), dx(static_cast<std::size_t>(T_ * B * I));
+  Arrays arrays[2];
+  Layer<T> layer{I, {x.data(), B * I, I}, {y.data(), B * C, C}, {}};
+  LayerGradient<T> gradient{{dy.data(), B * C, C}, {dx.data(), B * I, I}, {}};
+  for (Index d = 0; d < D; ++d) {
+    Arrays& a = arrays[d];
+    const auto make = [&](std::vector<T>& v, Index n) { return (v = numbers.operator()<T>(n)).data(); };
+    layer.direction[d] = {make(a.w_ih, G * H * I), make(a.w_hh, G * H * H), make(a.b_ih, G * H),
+                          make(a.b_hh, G * H),     make(a.h0, B * H),       make(a.c0, B * H),
+                          make(a.h_last, B * H),   make(a.c_last, B * H),
+                          make(a.saved, alive * info.saved * Hp), make(a.cells, alive * Hp), nullptr};
+    gradient.direction[d] = {make(a.dw_ih, G * H * I), make(a.dw_hh, G * H * H), make(a.db_ih, G * H),
+                             make(a.db_hh, G * H),     make(a.dh, B * H),        make(a.dc, B * H),
+                             make(a.dh0, B * H),       make(a.dc0, B * H)};
+  }
+  const ForwardCall<T> forward{kind, 1, D, H, schedule.view(), &layer, {}, nullptr, 1};
+  void* forward_room = room(use.forward_room(forward));
+  use.forward(forward, forward_room);
+  std::free(forward_room);
+  const BackwardCall<T> backward{kind, 1,       D,    H, schedule.view(), &layer, &gradient,
+                                 {},   nullptr, clip, 1};
+  void* backward_room = room(use.backward_room(backward));
+  const GradientNorm norm = use.backward(backward, backward_room);
+  std::free(backward_room);
+
+  Hash hash;
+  hash.add(y), hash.add(dx), hash.add(std::vector<double>{norm.norm, norm.scale});
+  for (const Arrays& a : arrays) {
+    hash.add(a.h_last), hash.add(a.c_last);
+    for (const auto* part : {&a.dw_ih, &a.dw_hh, &a.db_ih, &a.db_hh, &a.dh0, &a.dc0}) hash.add(*part);
+  }
+  std::printf("%-17s f%d T%-2d B%-2d I%-2d H%-3d %s %s %016llx\n", info.name,
+              static_cast<int>(sizeof(T) * 8), static_cast<int>(T_), static_cast<int>(B),
+              static_cast<int>(I), static_cast<int>(H), ragged ? "ragged" : "full  ",
+              std::isinf(clip.norm) ? "free   " : "clipped",
+              static_cast<unsigned long long>(hash.value));
+}
+
+template <class T>
+void activations(const Kernels& kernels) {
+  std::vector<T> x, y;
+  for (int i = -4000; i <= 4000; ++i) x.push_back(static_cast<T>(i) / T(37));
+  for (int i = -140; i < 20; ++i) x.push_back(std::ldexp(T(1.1), i)), x.push_back(std::ldexp(T(-1.3), i));
+  y.resize(x.size());
+  Hash hash;
+  for (auto* f : {kernels.of<T>().sigmoid, kernels.of<T>().tanh}) {
+    f(x.data(), y.data(), static_cast<Index>(x.size()));
+    hash.add(y);
+  }
+  std::printf("activations f%d %016llx\n", static_cast<int>(sizeof(T) * 8),
+              static_cast<unsigned long long>(hash.value));
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  const Kernels* set = count > 1 ? find_kernels(words[1]) : &kernels();
+  if (!set || !set->runs_here()) {
+    std::fprintf(stderr, "bits: no instruction set '%s' here\n", words[1]);
+    return 2;
+  }
+  std::fprintf(stderr, "set: %s\n", set->name);
+  activations<float>(*set);
+  activations<double>(*set);
+  const double off = INFINITY;
+  for (int kind = 0; kind < kKindCount; ++kind)
+    for (const bool ragged : {false, true})
+      for (const Clip& clip : {Clip{off, off, off, off}, Clip{0.05, 0.5, 0.3, 1.0}})
+        for (const Index H : {1, 7, 17, 33, 130}) {
+          const Index B = H == 130 ? 3 : 9, T_ = H == 130 ? 4 : 11, I = H == 17 ? 16 : H / 2 + 2;
+          run<float>(*set, static_cast<Kind>(kind), T_, B, I, H, ragged, clip);
+          run<double>(*set, static_cast<Kind>(kind), T_, B, I, H, ragged, clip);
+        }
+  return 0;
+}
