@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import rnnkern as rk
 from rnnkern import reference
 

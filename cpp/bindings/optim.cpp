@@ -47,15 +47,22 @@ OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
   };
   const auto g = flat<T>("gradient", gradient, shape);
   kept.push_back(g);
-  return {rule, parameter.size(), written("parameter", parameter), g.data(),
-          written("first", first), written("second", second), l1, l2};
+  return {rule,
+          parameter.size(),
+          written("parameter", parameter),
+          g.data(),
+          written("first", first),
+          written("second", second),
+          l1,
+          l2};
 }
 
-void optimizer_step(const std::string& kind, const std::vector<Arrays>& all, double scale, double lr,
-                    double momentum, bool nesterov, double beta1, double beta2, double eps,
-                    double correction1, double correction2, double weight_decay) {
-  const OptimizerRule rule{optimizer(kind), scale, lr,          momentum,    nesterov,     beta1,
-                           beta2,           eps,   correction1, correction2, weight_decay, threads()};
+void optimizer_step(const std::string& kind, const std::vector<Arrays>& all, double scale,
+                    double lr, double momentum, bool nesterov, double beta1, double beta2,
+                    double eps, double correction1, double correction2, double weight_decay) {
+  const OptimizerRule rule{optimizer(kind), scale,       lr,           momentum,
+                           nesterov,        beta1,       beta2,        eps,
+                           correction1,     correction2, weight_decay, threads()};
   std::vector<OptimizerStep<float>> f32;
   std::vector<OptimizerStep<double>> f64;
   std::vector<py::array> kept;  // the gradients that are read, until the end

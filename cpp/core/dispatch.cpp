@@ -27,6 +27,7 @@ std::atomic<const Kernels*> chosen{nullptr};
 const Kernels& kernels() {
   const Kernels* in_use = chosen.load(std::memory_order_acquire);
   if (in_use) return *in_use;
+  in_use = kKernels[0];  // the plain machine's runs everywhere
   for (const Kernels* set : kKernels)
     if (set->runs_here()) in_use = set;
   chosen.store(in_use, std::memory_order_release);

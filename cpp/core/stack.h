@@ -171,7 +171,7 @@ struct BackwardStack {
                   y,
                   {dy, gradient.dy.step, gradient.dy.row},
                   gradient.dx,
-                  d == 1,
+                  call.D == 2,
                   layer.direction[d],
                   gradient.direction[d],
                   call.clip,
@@ -221,7 +221,8 @@ struct BackwardStack {
     all.wait();
   }
 
-  // dx is written row by row where rows are alive, and added to by the second direction.
+  // Two directions reach a step of dx in an order that depends on chunks: both add to zeros.
+  // One direction writes the rows alive, and the padding stays zero.
   void zero_dx(const Layer<T>& layer, const LayerGradient<T>& gradient, const Team& all) const {
     if (call.D == 1 && !call.rows.count) return;
     const Range steps = all.share_of(call.rows.T);

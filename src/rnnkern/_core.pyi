@@ -69,3 +69,20 @@ class Stream:
     def state(self) -> tuple[Array, Array | None]: ...
     def set_state(self, h: Array, c: Array | None) -> None: ...
     def reset(self) -> None: ...
+
+def sum_of_squares(values: Array) -> float: ...
+def optimizer_step(
+    kind: str,
+    arrays: list[tuple[Array, Array, Array | None, Array | None, float, float]],
+    *,
+    scale: float,
+    lr: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    beta1: float = 0.0,
+    beta2: float = 0.0,
+    eps: float = 0.0,
+    correction1: float = 1.0,
+    correction2: float = 1.0,
+    weight_decay: float = 0.0,
+) -> None: ...

@@ -379,7 +379,9 @@ class LSTM(_Layer):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, init
+    input_size, hidden_size, num_layers : int
+        As in `RNN`.
+    bias, batch_first, dropout, bidirectional, dtype, seed, init
         As in `RNN`.
     forget_bias : float, optional
         What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
@@ -437,7 +439,9 @@ class GRU(_Layer):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, init
+    input_size, hidden_size, num_layers : int
+        As in `RNN`.
+    bias, batch_first, dropout, bidirectional, dtype, seed, init
         As in `RNN`.
     reset_after : bool
         True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
@@ -497,10 +501,13 @@ def _initial(
     gates = shape[0] // hidden
     recurrent = name.startswith("weight_hh")
     if init == "identity":
-        return np.tile(np.eye(hidden), (gates, 1)) if recurrent else generator.normal(0, 1e-3, shape)
+        if recurrent:
+            return np.tile(np.eye(hidden), (gates, 1))
+        return generator.normal(0, 1e-3, shape)
     if init == "orthogonal" and recurrent:
         # Q of a Gaussian matrix; the signs of R's diagonal make it uniform over all rotations.
         q, r = np.linalg.qr(generator.normal(size=(gates, hidden, hidden)))
-        return (q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]).reshape(shape)
+        signs: Array = np.sign(np.diagonal(r, axis1=1, axis2=2))
+        return np.reshape(q * signs[:, None, :], shape)
     bound = math.sqrt(6.0 / (hidden + shape[1]))
     return generator.uniform(-bound, bound, shape)

@@ -1,0 +1,612 @@
+"""A character-level language model on top of a layer: its text, its training and its file.
+
+Letters: T steps, B lanes of text read side by side, E embedding size, H hidden units,
+V characters in the vocabulary. Losses are in bits per character, gradients in nats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+import rnnkern as rk
+
+Array: TypeAlias = NDArray[Any]
+State: TypeAlias = "Array | tuple[Array, Array] | None"
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # how <unk>, id 0, is written
+MIN_COUNT = 3  # characters seen less often than this in the training text become <unk>
+HELD_OUT_SHARE = 0.1
+HELD_OUT_CHARACTERS = 32_768  # read in one evaluation, so that it costs a fraction of a second
+EVALUATE_EVERY = 50  # steps; fixed, so that the history does not depend on where a run stopped
+STDLIB_CHARACTERS = 16_000_000
+FILE_VERSION = 1
+METADATA_KEY = "rnnkern.charlm"
+CELLS = {"rnn": rk.RNN, "gru": rk.GRU, "lstm": rk.LSTM}
+
+
+class CharLMError(ValueError):
+    """Text, model file or surroundings that the character model can't work with."""
+
+
+def extra(name: str) -> Any:
+    """Import a module of the ``cli`` extra, or say how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CharLMError(f"{name} is missing ({error}): pip install 'rnnkern[cli]'") from error
+
+
+def stdlib_texts(limit: int = STDLIB_CHARACTERS) -> list[str]:
+    """Read the source of the running interpreter's standard library.
+
+    Parameters
+    ----------
+    limit : int
+        Read no further file once this many characters are there.
+
+    Returns
+    -------
+    list of str
+        One text a module, in the order of their paths; no tests, no installed packages,
+        nothing that is not UTF-8.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+    texts: list[str] = []
+    total = 0
+    for path in sorted(root.rglob("*.py")):
+        if skipped.isdisjoint(path.relative_to(root).parts) and (text := _text_of(path)):
+            texts.append(text)
+            total += len(text)
+            if total >= limit:
+                break
+    if not texts:
+        raise CharLMError(f"{root}: no source of the standard library here; give FILE")
+    return texts
+
+
+def read_texts(paths: Iterable[Path]) -> list[str]:
+    """Read files, and folders with all UTF-8 files under them that are not hidden, sorted.
+
+    Raises
+    ------
+    CharLMError
+        A path is missing, is empty or, where a file was named, is not UTF-8.
+    """
+    texts: list[str] = []
+    for path in paths:
+        if path.is_dir():
+            found: list[str] = []
+            for file in sorted(path.rglob("*")):
+                hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+                if file.is_file() and not hidden and (text := _text_of(file)):
+                    found.append(text)
+            if not found:
+                raise CharLMError(f"{path}: expected UTF-8 text in this folder, found none")
+            texts += found
+        else:
+            text = _text_of(path)
+            if text is None:
+                raise CharLMError(f"{path}: expected UTF-8 text, got other bytes")
+            if not text:
+                raise CharLMError(f"{path}: expected text, got an empty file")
+            texts.append(text)
+    return texts
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+class Vocabulary:
+    """The characters a model knows; id 0 is <unk>, all others are ``characters`` in order.
+
+    Parameters
+    ----------
+    characters : str
+        Distinct characters.
+
+    Examples
+    --------
+    >>> from rnnkern.charlm import Vocabulary
+    >>> Vocabulary("ab").encode("ba?").tolist()
+    [2, 1, 0]
+    """
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        codes = np.array([ord(c) for c in characters], np.int64)
+        self._ids = np.zeros(0x110000, np.int32)  # one entry for each code point
+        self._ids[codes] = np.arange(1, len(codes) + 1)
+
+    def __len__(self) -> int:
+        return len(self.characters) + 1
+
+    @classmethod
+    def of(cls, text: str) -> Vocabulary:
+        """Take the characters that `text` holds at least ``MIN_COUNT`` times."""
+        codes, counts = np.unique(_code_points(text), return_counts=True)
+        return cls("".join(map(chr, codes[counts >= MIN_COUNT])))
+
+    def encode(self, text: str) -> Array:
+        """Return the ids of `text`, int32 (len(text),)."""
+        return self._ids[_code_points(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`."""
+        letters = UNKNOWN + self.characters
+        return "".join(letters[i] for i in ids)
+
+
+def _code_points(text: str) -> Array:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text as ids: `train` and `held_out` (n,) int32, and the SHA-256 of the whole.
+
+    The last tenth of *each* file is held out: files differ in style, and so the number does
+    not hang on which of them come last. The vocabulary is that of the training part.
+    """
+
+    vocabulary: Vocabulary
+    train: Array
+    held_out: Array
+    digest: str
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Corpus:
+        """Split `texts` and encode them."""
+        cuts = [len(text) - math.ceil(len(text) * HELD_OUT_SHARE) for text in texts]
+        train = "".join(text[:cut] for text, cut in zip(texts, cuts, strict=True))
+        held_out = "".join(text[cut:] for text, cut in zip(texts, cuts, strict=True))
+        vocabulary = Vocabulary.of(train)
+        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        return cls(vocabulary, vocabulary.encode(train), vocabulary.encode(held_out), digest)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that, with the text, decides a training run; the options of ``rnnkern train``."""
+
+    cell: str = "gru"
+    hidden: int = 256
+    embedding: int = 64
+    layers: int = 1
+    dropout: float = 0.0
+    batch: int = 32
+    length: int = 64
+    lr: float = 4e-3
+    clip_norm: float | None = 1.0
+    clip_value: float | None = None
+    clip_step_value: float | None = None
+    clip_step_norm: float | None = None
+    l2: float = 0.0
+    seed: int = 0
+
+
+class CharLM:
+    """Embedding, recurrent layer, softmax over the next character.
+
+    Parameters
+    ----------
+    vocabulary : Vocabulary
+        The V characters known.
+    settings : Settings
+        Cell, sizes, dropout and seed; the rest is not looked at.
+    dtype : float32 or float64
+        Of all parameters.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``embedding.weight`` (V, E), ``output.weight`` (V, H) and ``output.bias`` (V,).
+    layer : RNN, GRU or LSTM
+        The recurrent layer, with its own ``params``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnkern.charlm import CharLM, Settings, Vocabulary
+    >>> model = CharLM(Vocabulary("ab"), Settings(hidden=8, embedding=4))
+    >>> ids = np.array([[1], [2], [1]])  # T = 2 characters and the one behind them, B = 1
+    >>> bits, state = model.loss(ids[:-1], ids[1:])
+    >>> state.shape
+    (1, 1, 8)
+    """
+
+    def __init__(self, vocabulary: Vocabulary, settings: Settings, dtype: Any = np.float32) -> None:
+        v, e, h = len(vocabulary), settings.embedding, settings.hidden
+        self.vocabulary = vocabulary
+        self.layer = CELLS[settings.cell](
+            e, h, settings.layers, dropout=settings.dropout, dtype=dtype, seed=settings.seed
+        )
+        generator = np.random.default_rng([settings.seed, 1])  # the layer has its own draws
+        bound = 1 / math.sqrt(h)
+        self.params: dict[str, Array] = {
+            "embedding.weight": generator.standard_normal((v, e)).astype(dtype),
+            "output.weight": generator.uniform(-bound, bound, (v, h)).astype(dtype),
+            "output.bias": np.zeros(v, dtype),
+        }
+        self._probabilities = np.empty((0, v), dtype)  # (T*B, V), kept between calls
+
+    def loss(self, ids: Array, targets: Array, state: State = None) -> tuple[float, State]:
+        """Mean cross-entropy, nothing kept, no dropout.
+
+        Parameters
+        ----------
+        ids, targets : (T, B) integers
+            Characters, and the one behind each.
+        state : as the layer's, optional
+            Carried over from the characters before; None is zeros.
+
+        Returns
+        -------
+        bits : float
+            Bits per character.
+        state : as the layer's
+            Behind the last step.
+        """
+        y, state = self.layer(self.params["embedding.weight"][ids], state)
+        return self._softmax(y, targets)[0], state
+
+    def gradients(
+        self, ids: Array, targets: Array, state: State = None, clip: rk.Clip | None = None
+    ) -> tuple[float, dict[str, Array], rk.Gradients, State]:
+        """Loss as `loss` gives it, and its gradient in nats per character.
+
+        Parameters
+        ----------
+        ids, targets, state
+            See `loss`; no gradient goes back into `state` (truncated BPTT).
+        clip : Clip, optional
+            For the layer's backward pass.
+
+        Returns
+        -------
+        bits : float
+        own : dict
+            Gradients of `params`.
+        grads : Gradients
+            Of the layer.
+        state : as the layer's
+        """
+        table, weight = self.params["embedding.weight"], self.params["output.weight"]
+        y, state, tape = self.layer.forward(table[ids], state)
+        bits, p = self._softmax(y, targets)
+        p[np.arange(len(p)), targets.reshape(-1)] -= 1
+        p /= len(p)  # now the gradient of the logits
+        grads = self.layer.backward(tape, (p @ weight).reshape(y.shape), clip=clip)
+        rows = np.argsort(ids, axis=None, kind="stable")
+        of_row = ids.reshape(-1)[rows]
+        first = np.flatnonzero(np.diff(of_row, prepend=-1))
+        d_table = np.zeros_like(table)
+        d_table[of_row[first]] = np.add.reduceat(grads.x.reshape(-1, table.shape[1])[rows], first)
+        own = {
+            "embedding.weight": d_table,
+            "output.weight": p.T @ y.reshape(-1, weight.shape[1]),
+            "output.bias": p.sum(0),
+        }
+        return bits, own, grads, state
+
+    def _softmax(self, y: Array, targets: Array) -> tuple[float, Array]:
+        """Bits per character and the probabilities (T*B, V), valid until the next call."""
+        weight = self.params["output.weight"]
+        y = y.reshape(-1, weight.shape[1])
+        if len(self._probabilities) != len(y):
+            self._probabilities = np.empty((len(y), len(weight)), weight.dtype)
+        p = self._probabilities
+        with np.errstate(over="ignore", invalid="ignore"):  # the optimizer skips what blew up
+            np.matmul(y, weight.T, out=p)
+            p += self.params["output.bias"]
+            p -= p.max(1, keepdims=True)
+            at_target = p[np.arange(len(p)), targets.reshape(-1)]
+            np.exp(p, out=p)
+            total = p.sum(1, keepdims=True)
+            nats = float(np.mean(np.log(total[:, 0]) - at_target, dtype=np.float64))
+            p /= total
+        return nats / math.log(2), p
+
+    def sample(self, prompt: str, length: int, temperature: float, seed: int) -> str:
+        """Continue `prompt` by `length` characters, one step at a time.
+
+        Parameters
+        ----------
+        prompt : str
+            At least one character; those unknown are read as <unk>, which is never written.
+        length : int
+            Number of characters to write.
+        temperature : float
+            Divides the logits; 0 takes the likeliest character each time.
+        seed : int
+            Of the draws.
+
+        Returns
+        -------
+        str
+            What follows the prompt.
+        """
+        if not prompt:
+            raise CharLMError("prompt: expected at least one character, got none")
+        table, weight = self.params["embedding.weight"], self.params["output.weight"]
+        generator = np.random.default_rng(seed)
+        stream = self.layer.stream(batch_size=1)
+        x = np.empty((1, table.shape[1]), table.dtype)
+        y = np.empty((1, weight.shape[1]), table.dtype)
+        ids = self.vocabulary.encode(prompt).tolist()
+        for step in range(len(ids) + length - 1):
+            x[0] = table[ids[step]]
+            stream.step(x, out=y)
+            if step + 1 < len(ids):  # still reading the prompt
+                continue
+            logits = (weight[1:] @ y[0] + self.params["output.bias"][1:]).astype(np.float64)
+            if temperature == 0:
+                ids.append(1 + int(logits.argmax()))
+            else:
+                share = np.exp((logits - logits.max()) / temperature).cumsum()
+                draw = np.searchsorted(share, generator.random() * share[-1], side="right")
+                ids.append(1 + int(draw))
+        return self.vocabulary.decode(ids[len(prompt) :])
+
+
+class Trainer:
+    """A training run: model, optimizer, place in the text, history.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        The text.
+    settings : Settings
+        All else. The text is cut into ``batch`` lanes, read side by side in windows of
+        ``length`` characters with the state carried over from window to window (truncated
+        BPTT). Each pass begins at a fresh random offset, so that the cuts fall elsewhere.
+
+    Attributes
+    ----------
+    history : list of (bits, norm, scale, applied)
+        One row a step: loss in bits per character, joint gradient norm before the clip, the
+        factor of the clip, and 0 where the step was skipped because it was not finite.
+    held_out : list of (step, bits)
+        Every ``EVALUATE_EVERY`` steps.
+    """
+
+    def __init__(self, corpus: Corpus, settings: Settings) -> None:
+        self._span = (len(corpus.train) - 1) // settings.batch  # characters a lane
+        if self._span < settings.length or len(corpus.held_out) < 2:
+            needed = settings.batch * settings.length + 1
+            raise CharLMError(
+                f"text: expected at least {needed} characters to train on for {settings.batch} "
+                f"lanes of {settings.length} steps, got {len(corpus.train)}"
+            )
+        self.corpus, self.settings = corpus, settings
+        self.model = CharLM(corpus.vocabulary, settings)
+        self.optimizer = rk.Adam(
+            [self.model.params, self.model.layer.params],
+            lr=settings.lr,
+            l2={"*weight*": settings.l2},
+        )
+        self.history: list[tuple[float, float, float, float]] = []
+        self.held_out: list[tuple[float, float]] = []
+        self._clip = rk.Clip(
+            value=settings.clip_value,
+            step_value=settings.clip_step_value,
+            step_norm=settings.clip_step_norm,
+        )
+        self._state = self._zeros()
+        self._position = self._span  # at the end of a pass: the first step begins another
+        self._generator = np.random.default_rng([settings.seed, 2])
+
+    def step(self) -> None:
+        """Train on one window of all lanes."""
+        batch, length = self.settings.batch, self.settings.length
+        if self._position + length > self._span:
+            self._position = int(self._generator.integers(min(length, self._span - length + 1)))
+            self._state = self._zeros()
+        first = np.arange(batch) * self._span + self._position
+        window = self.corpus.train[first + np.arange(length + 1)[:, None]]  # (T + 1, B)
+        bits, own, grads, self._state = self.model.gradients(
+            window[:-1], window[1:], self._state, self._clip
+        )
+        if (limit := self.settings.clip_value) is not None:  # the layer's are clipped by now
+            for array in own.values():
+                np.clip(array, -limit, limit, out=array)
+        done = self.optimizer.step([own, grads], max_norm=self.settings.clip_norm)
+        if not done.applied:
+            self._state = self._zeros()  # it may hold what is not finite
+        self._position += length
+        self.history.append((bits, done.norm, done.scale, float(done.applied)))
+        if len(self.history) % EVALUATE_EVERY == 0:
+            self.held_out.append((len(self.history), self.evaluate()))
+
+    def evaluate(self) -> float:
+        """Bits per character on at most ``HELD_OUT_CHARACTERS`` of the held-out text."""
+        ids, length = self.corpus.held_out, self.settings.length
+        lanes = max(1, min(self.settings.batch, (len(ids) - 1) // length))
+        span = (len(ids) - 1) // lanes
+        used = min(span, math.ceil(HELD_OUT_CHARACTERS / lanes))
+        first = np.arange(lanes) * span
+        total, state = 0.0, None
+        for start in range(0, used, length):
+            stop = min(start + length, used)
+            window = ids[first + np.arange(start, stop + 1)[:, None]]
+            bits, state = self.model.loss(window[:-1], window[1:], state)
+            total += bits * (stop - start)
+        return total / used
+
+    def save(self, path: Path) -> None:
+        """Write all that `load` needs to go on with the same bits; `path` is whole at any time."""
+        tensors = {
+            **self._tensors(),
+            "history": np.array(self.history, np.float64).reshape(-1, 4),
+            "held_out": np.array(self.held_out, np.float64).reshape(-1, 2),
+        }
+        about = {
+            "version": FILE_VERSION,
+            "settings": asdict(self.settings),
+            "vocabulary": self.corpus.vocabulary.characters,
+            "digest": self.corpus.digest,
+            "position": self._position,
+            "dropout_step": self.model.layer.dropout_step,
+            "generator": self._generator.bit_generator.state,
+        }
+        data = extra("safetensors.numpy").save(
+            {name: np.asarray(array, order="C") for name, array in tensors.items()},
+            {METADATA_KEY: json.dumps(about)},
+        )
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, corpus: Corpus) -> Trainer:
+        """Take up the run that `save` wrote.
+
+        Raises
+        ------
+        CharLMError
+            The file is not such a file, is damaged, or belongs to another text.
+        """
+        with _reading(path):
+            tensors, about = _read(path)
+            if about["digest"] != corpus.digest:
+                raise CharLMError("was trained on another text; give the same FILEs")
+            trainer = cls(corpus, _settings(tensors, about))
+            _check(tensors, trainer._tensors())
+            _fill(trainer.model, tensors)
+            prefix = "optimizer."
+            trainer.optimizer.load_state_dict(
+                {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
+            )
+            if isinstance(trainer._state, tuple):
+                trainer._state = tensors["state.0"], tensors["state.1"]
+            else:
+                trainer._state = tensors["state.0"]
+            trainer.history = [(a, b, c, d) for a, b, c, d in tensors["history"].tolist()]
+            trainer.held_out = [(step, bits) for step, bits in tensors["held_out"].tolist()]
+            trainer._position = int(about["position"])
+            trainer.model.layer.dropout_step = int(about["dropout_step"])
+            trainer._generator.bit_generator.state = about["generator"]
+        return trainer
+
+    def _zeros(self) -> State:
+        s = self.settings
+        h, c = np.zeros((2, s.layers, s.batch, s.hidden), np.float32)
+        return (h, c) if s.cell == "lstm" else h
+
+    def _tensors(self) -> dict[str, Array]:
+        """The arrays of a file by name, but for the histories."""
+        state = self._state if isinstance(self._state, tuple) else (self._state,)
+        optimizer = self.optimizer.state_dict()
+        return {
+            **_model_tensors(self.model),
+            **{f"optimizer.{name}": np.asarray(array) for name, array in optimizer.items()},
+            **{f"state.{i}": np.asarray(array) for i, array in enumerate(state)},
+        }
+
+
+def load_model(path: Path) -> CharLM:
+    """Read the model of a file that `Trainer.save` wrote; the text is not needed.
+
+    Raises
+    ------
+    CharLMError
+        The file is not such a file, or is damaged.
+    """
+    with _reading(path):
+        tensors, about = _read(path)
+        model = CharLM(Vocabulary(about["vocabulary"]), _settings(tensors, about))
+        _check(tensors, _model_tensors(model))
+        _fill(model, tensors)
+    return model
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file in every error, those of tampered metadata included."""
+    try:
+        yield
+    except CharLMError as error:
+        raise CharLMError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CharLMError(f"{path}: damaged: {error!r}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    safetensors = extra("safetensors")
+    if not path.is_file():
+        raise CharLMError("no such file")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise CharLMError(f"not a whole safetensors file: {error}") from error
+    if METADATA_KEY not in metadata:
+        raise CharLMError("not written by rnnkern train")
+    about = json.loads(metadata[METADATA_KEY])
+    if about["version"] != FILE_VERSION:
+        raise CharLMError(f"expected file version {FILE_VERSION}, got {about['version']!r}")
+    return tensors, about
+
+
+def _settings(tensors: dict[str, Array], about: dict[str, Any]) -> Settings:
+    """Return the saved settings, held against the arrays: no giant model from a damaged size."""
+    settings = Settings(**about["settings"])
+    expected = (len(about["vocabulary"]) + 1, settings.embedding, settings.hidden, settings.layers)
+    got = (
+        *tensors["model.embedding.weight"].shape,
+        tensors["model.output.weight"].shape[1],
+        sum(name.startswith("model.layer.weight_hh_l") for name in tensors),
+    )
+    if expected != got:
+        raise CharLMError(f"sizes V, E, H, L: expected {expected} as in the metadata, got {got}")
+    return settings
+
+
+def _model_tensors(model: CharLM) -> dict[str, Array]:
+    own, layer = model.params, model.layer.params
+    return {
+        **{f"model.{name}": array for name, array in own.items()},
+        **{f"model.layer.{name}": array for name, array in layer.items()},
+    }
+
+
+def _check(tensors: dict[str, Array], expected: dict[str, Array]) -> None:
+    for name, array in expected.items():
+        if name not in tensors:
+            raise CharLMError(f"{name} is missing")
+        got = tensors[name]
+        if (got.dtype, got.shape) != (array.dtype, array.shape):
+            wanted = f"expected {array.dtype} {array.shape}"
+            raise CharLMError(f"{name}: {wanted}, got {got.dtype} {got.shape}")
+        if not np.isfinite(got).all():
+            raise CharLMError(f"{name}: expected finite values")
+
+
+def _fill(model: CharLM, tensors: dict[str, Array]) -> None:
+    for name, array in _model_tensors(model).items():
+        array[...] = tensors[name]

@@ -1,0 +1,600 @@
+"""SGD, RMSprop, Adam and AdamW over dicts of arrays. The fused update is in the core."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+
+__all__ = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
+
+Array = NDArray[Any]
+Params: TypeAlias = Mapping[str, Array]
+Penalty: TypeAlias = float | Mapping[str, float]  # of all parameters, or by glob pattern
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+SMALLEST_EPS = float(np.finfo(np.float32).tiny)  # smaller is zero in float32, and 0 / 0 near
+
+
+class Measured(Protocol):
+    """Gradients that know their norm, as a layer's backward returns them (`Gradients`)."""
+
+    @property
+    def params(self) -> Params:
+        """dL/dp by name."""
+
+    @property
+    def norm(self) -> float:
+        """Their joint L2 norm before `scale`."""
+
+    @property
+    def scale(self) -> float:
+        """The factor that they have been scaled by."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether they were all finite."""
+
+
+Grads: TypeAlias = Measured | Params
+
+
+class Step(NamedTuple):
+    """What a step of an optimizer returns.
+
+    Attributes
+    ----------
+    norm : float
+        The joint L2 norm of all gradients before the clip.
+    scale : float
+        The factor that the clip applied; 1.0 if none, or if the step was skipped.
+    applied : bool
+        False if the step was skipped, because a gradient or the norm was not finite.
+    """
+
+    norm: float
+    scale: float
+    applied: bool
+
+
+@dataclass
+class _Slot:
+    """One parameter: where it is found, what is expected there, and what is kept for it."""
+
+    index: int  # of its dict
+    name: str
+    place: str  # in messages, behind "params" or "grads"
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    first: Array | None  # the moments, of that shape and dtype; None: not kept
+    second: Array | None
+    l1: float
+    l2: float
+
+
+class _Optimizer:
+    """What the optimizers have in common: all but the rule."""
+
+    _kind: ClassVar[str]
+
+    def __init__(
+        self,
+        params: Params | Sequence[Params],
+        lr: float,
+        l1: Penalty,
+        l2: Penalty,
+        first: bool,
+        second: bool,
+    ) -> None:
+        self.lr = lr
+        self._step = self._skipped = 0
+        self._params: list[Params] = _as_list(params)
+        if not self._params:
+            raise ValueError("params: expected a dict of arrays or a list of them, got none")
+        listed = isinstance(params, (list, tuple))
+        self._places = [f"[{index}]" if listed else "" for index in range(len(self._params))]
+        for place, arrays in zip(self._places, self._params, strict=True):
+            _check_dict("params" + place, arrays)
+        self._names = [list(arrays) for arrays in self._params]
+        names = list(dict.fromkeys(name for some in self._names for name in some))
+        l1_of, l2_of = _strengths("l1", l1, names), _strengths("l2", l2, names)
+        self._slots = [
+            _Slot(
+                index,
+                name,
+                f"{place}[{name!r}]",
+                array.shape,
+                array.dtype,
+                np.zeros(array.shape, array.dtype) if first else None,
+                np.zeros(array.shape, array.dtype) if second else None,
+                l1_of[name],
+                l2_of[name],
+            )
+            for index, (place, arrays) in enumerate(zip(self._places, self._params, strict=True))
+            for name, array in arrays.items()
+        ]
+        self._arrays("params", self._params)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, at least 0; may be set between steps."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = _number("lr", lr)
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped, because a gradient or the joint norm was not finite."""
+        return self._skipped
+
+    def step(self, grads: Grads | Sequence[Grads], max_norm: float | None = None) -> Step:
+        """Clip by the joint norm, add the penalties and update the parameters, in one pass.
+
+        Parameters
+        ----------
+        grads : Gradients, dict of str to ndarray, or a list of these
+            dL/dp for each parameter, under its name, of its shape and dtype; as many, and in the
+            same order, as the dicts of parameters. `Gradients` bring their norm along, as their
+            own clip left it; the arrays of a dict are measured in a pass of their own.
+        max_norm : float, optional
+            All gradients are scaled by ``min(1, max_norm / (norm + 1e-6))``, where norm is the L2
+            norm of all of them together [1]_. The penalties are not scaled.
+
+        Returns
+        -------
+        Step
+            ``(norm, scale, applied)``. If a gradient or the norm is not finite, the step is
+            skipped and counted in `skipped`; parameters and moments stay as they are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient, a parameter (each is looked up anew) or `max_norm` is not what it must
+            be; the message names it. Nothing has been written then.
+
+        References
+        ----------
+        .. [1] R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent
+           neural networks", 2013, arXiv:1211.5063, algorithm 1; 1e-6 is PyTorch's.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> params = {"w": np.zeros(2)}
+        >>> done = rk.SGD(params, lr=1.0).step({"w": np.array([3.0, 4.0])}, max_norm=2.5)
+        >>> done.norm, round(done.scale, 6), done.applied
+        (5.0, 0.5, True)
+        >>> params["w"].round(3)
+        array([-1.5, -2. ])
+        """
+        bound = math.inf if max_norm is None else _number("max_norm", max_norm, above=True)
+        given: list[Grads] = _as_list(grads)
+        if len(given) != len(self._params):
+            raise ValueError(
+                f"grads: expected {len(self._params)}, as many as dicts of params, got {len(given)}"
+            )
+        gradients = self._arrays("grads", [_params_of(g) for g in given])
+        parameters = self._arrays("params", self._params)
+
+        measured = [g for g in given if not isinstance(g, Mapping)]
+        norms = [g.norm * g.scale for g in measured] + [
+            math.sqrt(_core.sum_of_squares(gradient))
+            for slot, gradient in zip(self._slots, gradients, strict=True)
+            if isinstance(given[slot.index], Mapping)
+        ]
+        norm = math.hypot(*norms)
+        if not (math.isfinite(norm) and all(g.finite for g in measured)):
+            self._skipped += 1
+            return Step(norm, 1.0, False)
+
+        scale = min(1.0, bound / (norm + 1e-6))
+        self._step += 1
+        arrays = [
+            (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2)
+            for slot, parameter, gradient in zip(self._slots, parameters, gradients, strict=True)
+        ]
+        _core.optimizer_step(self._kind, arrays, scale=scale, lr=self.lr, **self._rule(self._step))
+        return Step(norm, scale, True)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of what steps have changed, besides the parameters.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The counters ``step`` and ``skipped`` (int64, shape ()), and the moments, under names
+            such as ``0.weight_ih_l0.first``: the dict's place, the parameter's name, and ``first``
+            (velocity or first moment) or ``second`` (second moment). No hyper-parameters.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> list(rk.Adam({"w": np.zeros(2)}).state_dict())
+        ['step', 'skipped', '0.w.first', '0.w.second']
+        """
+        return {name: array.copy() for name, array in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Go on from a state: the same steps then give the same bits.
+
+        Parameters
+        ----------
+        state : dict of str to ndarray
+            From `state_dict`, of an optimizer of the same kind over parameters of the same names,
+            shapes and dtypes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a name, dtype or shape is not this optimizer's; the message names it. Nothing has
+            been written then.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> params = {"w": np.zeros(2)}
+        >>> opt, other = rk.Adam(params), rk.Adam(params)
+        >>> _ = opt.step({"w": np.ones(2)})
+        >>> other.load_state_dict(opt.state_dict())
+        >>> other.state_dict()["step"]
+        array(1)
+        """
+        own = self._state()
+        _check_names("state", state, own)
+        for name, array in own.items():
+            _check_array(f"state[{name!r}]", state[name], array.shape, array.dtype)
+        step, skipped = int(state["step"]), int(state["skipped"])
+        if step < 0 or skipped < 0:
+            raise ValueError(f"state: expected counters of at least 0, got {step} and {skipped}")
+        self._step, self._skipped = step, skipped
+        for name, array in own.items():
+            array[...] = state[name]
+
+    def _rule(self, step: int) -> dict[str, Any]:
+        """What the core wants to know for a step, counted from 1, besides the learning rate."""
+        raise NotImplementedError
+
+    def _state(self) -> dict[str, Array]:
+        """The counters, and the moments themselves."""
+        state = {"step": np.array(self._step), "skipped": np.array(self._skipped)}
+        for slot in self._slots:
+            for moment, array in (("first", slot.first), ("second", slot.second)):
+                if array is not None:
+                    state[f"{slot.index}.{slot.name}.{moment}"] = array
+        return state
+
+    def _arrays(self, what: str, dicts: Sequence[Params]) -> list[Array]:
+        """The arrays of `dicts`, which are "params" or "grads": checked, slot by slot."""
+        for place, arrays, names in zip(self._places, dicts, self._names, strict=True):
+            _check_names(what + place, arrays, names)
+        found = [dicts[slot.index][slot.name] for slot in self._slots]
+        for slot, array in zip(self._slots, found, strict=True):
+            _check_array(what + slot.place, array, slot.shape, slot.dtype)
+            if what == "params" and not array.flags.carray:
+                got = "one of another layout" if array.flags.writeable else "a read-only one"
+                expected = "a writable, C-contiguous, aligned array"
+                raise ValueError(f"params{slot.place}: expected {expected}, got {got}")
+        return found
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent, with momentum [1]_ or Nesterov's [2]_, in PyTorch's form.
+
+    ``v = momentum v + g; p = p - lr v``; with `nesterov` ``p = p - lr (g + momentum v)``.
+    The gradient g is the clipped one, ``+ l1 sign(p) + l2 p``.
+
+    Parameters
+    ----------
+    params : dict of str to ndarray, or a list of these
+        What is updated in place: writable C-contiguous arrays, each float32 or float64. They are
+        looked up by name at each step, so an array may be replaced by one of its shape and dtype.
+    lr : float
+        Learning rate, at least 0; see also the attribute.
+    momentum : float
+        From 0 to below 1.
+    nesterov : bool
+        Whether to look ahead; needs a momentum.
+    l1, l2 : float or dict of str to float
+        Strengths, at least 0, of the penalties ``l1 sum |p|`` and ``l2/2 sum p^2`` on the loss;
+        for all parameters, or by name: ``{"weight_*": 1e-4}``. Keys are patterns of `fnmatch`; the
+        first that matches counts, and what none matches has no penalty.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be, or a pattern matches no name; the message says which.
+
+    References
+    ----------
+    .. [1] B. Polyak, "Some methods of speeding up the convergence of iteration methods", USSR
+       Computational Mathematics and Mathematical Physics 4(5), 1964.
+    .. [2] I. Sutskever, J. Martens, G. Dahl and G. Hinton, "On the importance of initialization and
+       momentum in deep learning", ICML 2013.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> params = {"w": np.ones(3), "b": np.zeros(1)}
+    >>> opt = rk.SGD(params, lr=0.5, l2={"w": 0.1})
+    >>> opt.step({"w": np.ones(3), "b": np.ones(1)}).applied
+    True
+    >>> params["w"], params["b"]
+    (array([0.45, 0.45, 0.45]), array([-0.5]))
+    """
+
+    _kind = "sgd"
+
+    def __init__(
+        self,
+        params: Params | Sequence[Params],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        *,
+        l1: Penalty = 0.0,
+        l2: Penalty = 0.0,
+    ) -> None:
+        self._momentum = _number("momentum", momentum, below=1.0)
+        if not isinstance(nesterov, (bool, np.bool_)):
+            raise TypeError(f"nesterov: expected True or False, got {type(nesterov).__name__}")
+        if nesterov and not self._momentum:
+            raise ValueError("nesterov: expected False without momentum, got True")
+        self._nesterov = bool(nesterov)
+        super().__init__(params, lr, l1, l2, bool(self._momentum), False)
+
+    def _rule(self, step: int) -> dict[str, Any]:
+        return {"momentum": self._momentum, "nesterov": self._nesterov}
+
+
+class RMSprop(_Optimizer):
+    """RMSprop [1]_, in PyTorch's form: eps stands outside the root.
+
+    ``s = alpha s + (1 - alpha) g^2; v = momentum v + g / (sqrt(s) + eps); p = p - lr v``.
+
+    Parameters
+    ----------
+    params, lr, momentum, l1, l2
+        As in `SGD`.
+    alpha : float
+        Decay of the mean of squares, from 0 to below 1.
+    eps : float
+        What keeps the divisor from zero, at least 1.2e-38.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `SGD`.
+
+    References
+    ----------
+    .. [1] T. Tieleman and G. Hinton, "Lecture 6.5: RMSProp", Coursera, Neural Networks for Machine
+       Learning, 2012.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> params = {"w": np.ones(2)}
+    >>> rk.RMSprop(params, lr=0.1, alpha=0.75).step({"w": np.array([5.0, -5.0])}).applied
+    True
+    >>> params["w"].round(6)
+    array([0.8, 1.2])
+    """
+
+    _kind = "rmsprop"
+
+    def __init__(
+        self,
+        params: Params | Sequence[Params],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        momentum: float = 0.0,
+        *,
+        l1: Penalty = 0.0,
+        l2: Penalty = 0.0,
+    ) -> None:
+        self._alpha = _number("alpha", alpha, below=1.0)
+        self._eps = _number("eps", eps, least=SMALLEST_EPS)
+        self._momentum = _number("momentum", momentum, below=1.0)
+        super().__init__(params, lr, l1, l2, bool(self._momentum), True)
+
+    def _rule(self, step: int) -> dict[str, Any]:
+        return {"momentum": self._momentum, "beta2": self._alpha, "eps": self._eps}
+
+
+class Adam(_Optimizer):
+    """Adam [1]_.
+
+    ``m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;``
+    ``p = p - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)`` at step t, from 1.
+
+    Parameters
+    ----------
+    params, lr, l1, l2
+        As in `SGD`. `l2` is part of the gradient, as PyTorch's ``weight_decay`` is in its Adam;
+        see `AdamW` for the other kind.
+    betas : tuple of float
+        Decays of the two moments, each from 0 to below 1.
+    eps : float
+        What keeps the divisor from zero, at least 1.2e-38.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `SGD`.
+
+    References
+    ----------
+    .. [1] D. Kingma and J. Ba, "Adam: a method for stochastic optimization", 2014,
+       arXiv:1412.6980, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> params = {"w": np.ones(2)}
+    >>> opt = rk.Adam(params, lr=0.1)
+    >>> opt.step({"w": np.array([5.0, -0.5])}).applied
+    True
+    >>> params["w"].round(6)
+    array([0.9, 1.1])
+    """
+
+    _kind = "adam"
+
+    def __init__(
+        self,
+        params: Params | Sequence[Params],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        l1: Penalty = 0.0,
+        l2: Penalty = 0.0,
+    ) -> None:
+        if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
+            raise TypeError(f"betas: expected a pair of numbers, got {betas!r}")
+        self._betas = tuple(_number(f"betas[{i}]", b, below=1.0) for i, b in enumerate(betas))
+        self._eps = _number("eps", eps, least=SMALLEST_EPS)
+        super().__init__(params, lr, l1, l2, True, True)
+
+    def _rule(self, step: int) -> dict[str, Any]:
+        beta1, beta2 = self._betas
+        return {
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": self._eps,
+            "correction1": 1.0 - beta1**step,
+            "correction2": math.sqrt(1.0 - beta2**step),
+        }
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay [1]_, in PyTorch's form.
+
+    Each parameter also loses ``lr * weight_decay`` of itself, past the moments.
+
+    Parameters
+    ----------
+    params, lr, betas, eps, l1, l2
+        As in `Adam`.
+    weight_decay : float
+        At least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `SGD`.
+
+    References
+    ----------
+    .. [1] I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019,
+       arXiv:1711.05101, algorithm 2.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> params = {"w": np.ones(2)}
+    >>> rk.AdamW(params, lr=0.5, weight_decay=0.5).step({"w": np.zeros(2)}).applied
+    True
+    >>> params["w"]
+    array([0.75, 0.75])
+    """
+
+    _kind = "adamw"
+
+    def __init__(
+        self,
+        params: Params | Sequence[Params],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        l1: Penalty = 0.0,
+        l2: Penalty = 0.0,
+    ) -> None:
+        self._weight_decay = _number("weight_decay", weight_decay)
+        super().__init__(params, lr, betas, eps, l1=l1, l2=l2)
+
+    def _rule(self, step: int) -> dict[str, Any]:
+        return super()._rule(step) | {"weight_decay": self._weight_decay}
+
+
+def _as_list(one_or_more: Any) -> list[Any]:
+    return list(one_or_more) if isinstance(one_or_more, (list, tuple)) else [one_or_more]
+
+
+def _params_of(grads: Any) -> Any:
+    """A dict's arrays, those of `Gradients`, or what was given instead, to be refused by name."""
+    return grads if isinstance(grads, Mapping) else getattr(grads, "params", grads)
+
+
+def _number(
+    name: str, value: Any, *, least: float = 0.0, above: bool = False, below: float = math.inf
+) -> float:
+    """A finite number of at least `least`, or `above` it, and below `below`."""
+    if isinstance(value, (bool, np.bool_, np.ndarray)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    number = float(value)
+    if not (least < number if above else least <= number) or not number < below:
+        bounds = f"{'>' if above else '>='} {least:.3g}"
+        bounds += f" and < {below:.3g}" if below < math.inf else ""
+        raise ValueError(f"{name}: expected a finite number {bounds}, got {value!r}")
+    return number
+
+
+def _strengths(name: str, penalty: Penalty, names: list[str]) -> dict[str, float]:
+    """The strength of a penalty for each parameter name."""
+    if not isinstance(penalty, Mapping):
+        strength = _number(name, penalty)
+        return dict.fromkeys(names, strength)
+    by_pattern = {p: _number(f"{name}[{p!r}]", strength) for p, strength in penalty.items()}
+    for pattern in by_pattern:
+        if not any(fnmatchcase(n, pattern) for n in names):
+            raise ValueError(f"{name}: expected patterns of the names {names}, got {pattern!r}")
+    return {
+        n: next((s for pattern, s in by_pattern.items() if fnmatchcase(n, pattern)), 0.0)
+        for n in names
+    }
+
+
+def _check_dict(name: str, arrays: Any) -> None:
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"{name}: expected a dict of arrays, got {type(arrays).__name__}")
+    for key, array in arrays.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{name}: expected names, got the key {key!r}")
+        if not isinstance(array, np.ndarray) or array.dtype not in DTYPES:
+            raise TypeError(
+                f"{name}[{key!r}]: expected an array of dtype float32 or float64, "
+                f"got {_kind_of(array)}"
+            )
+
+
+def _check_names(name: str, arrays: Any, expected: Collection[str]) -> None:
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"{name}: expected a dict of arrays, got {type(arrays).__name__}")
+    if arrays.keys() != set(expected):
+        raise ValueError(f"{name}: expected the names {list(expected)}, got {list(arrays)}")
+
+
+def _check_array(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        raise TypeError(f"{name}: expected an array of dtype {dtype}, got {_kind_of(array)}")
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, np.generic):
+        return "a scalar"
+    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__

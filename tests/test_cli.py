@@ -1,0 +1,668 @@
+"""The command `rnnkern`: options act, resuming gives the same bits, errors say what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rnnkern as rk
+from rnnkern import bench, charlm, cli, reference
+from rnnkern.charlm import CharLM, CharLMError, Corpus, Settings, Trainer, Vocabulary
+
+for module in ("rich", "matplotlib", "safetensors"):
+    pytest.importorskip(module, reason="the command's extra is not installed")
+
+TINY = Settings(hidden=12, embedding=6, batch=4, length=8, lr=0.01)
+TEXT = "".join(f"def add_{i}(x, y):\n    return {i} * x + y  # é\n\n" for i in range(80))
+Train = Callable[..., Path]
+
+
+def options(settings: Settings) -> list[str]:
+    """The settings as options of `rnnkern train`, those that are off left out."""
+    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in vars(settings).items()]
+    return [text for name, value in pairs if value is not None for text in (name, str(value))]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.py"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def train(text: Path, tmp_path: Path) -> Train:
+    """Train on the text into folder `name`; returns the model's file."""
+
+    def run(name: str, *more: str, settings: Settings = TINY, status: int = 0) -> Path:
+        folder = tmp_path / name
+        args = ["train", str(text), "--out", str(folder), *options(settings), *more]
+        assert cli.main(args) == status
+        return folder / "model.safetensors"
+
+    return run
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return dict(json.loads(file.metadata()[charlm.METADATA_KEY]))
+
+
+def weights(model: CharLM) -> list[bytes]:
+    return [p.tobytes() for params in (model.params, model.layer.params) for p in params.values()]
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+def test_train_writes_model_picture_and_sample(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train("run", "--steps", "150")
+    out = capsys.readouterr().out
+    assert "A sample:\n\ndef " in out
+    assert "step 1: " in out
+    assert "step 150: held-out " in out
+    assert "char/s" in out
+    assert "clip " in out
+    assert (path.parent / "training.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.safetensors", "training.png"]
+
+    saved = load(path)
+    bits, norm, scale, applied = saved["history"].T
+    assert len(bits) == 150
+    assert bits[0] > 4  # near log2 of the vocabulary
+    assert bits[-10:].mean() < bits[:10].mean() - 1.5
+    assert saved["held_out"][:, 0].tolist() == [50, 100, 150]
+    assert saved["held_out"][-1, 1] < saved["held_out"][0, 1]
+    assert (norm > 0).all()
+    assert (applied == 1).all()
+    np.testing.assert_allclose(scale, np.minimum(1, 1 / (norm + 1e-6)), rtol=1e-6)
+    assert f"held-out {saved['held_out'][-1, 1]:.3f} bits per character" in out
+
+
+def trained(settings: Settings, steps: int) -> Trainer:
+    trainer = Trainer(Corpus.of([TEXT]), settings)
+    for _ in range(steps):
+        trainer.step()
+    return trainer
+
+
+def test_resumed_run_has_the_bytes_of_an_uninterrupted_one(train: Train) -> None:
+    settings = replace(TINY, layers=2, dropout=0.3, clip_step_value=0.1, l2=0.001)
+    whole = train("whole", "--steps", "120", settings=settings)
+    parts = train("parts", "--steps", "37", settings=settings)
+    assert parts.read_bytes() != whole.read_bytes()
+    train("parts", "--steps", "120", "--resume", "--save-every", "11", settings=settings)
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_loaded_run_goes_on_with_the_same_bytes(tmp_path: Path, cell: str) -> None:
+    settings = replace(TINY, cell=cell, layers=2, dropout=0.3)
+    whole = trained(settings, 110)  # more than one pass over the text
+    parts = trained(settings, 1)
+    for _ in range(109):
+        parts.save(tmp_path / "parts")
+        parts = Trainer.load(tmp_path / "parts", parts.corpus)
+        parts.step()
+    whole.save(tmp_path / "whole")
+    parts.save(tmp_path / "parts")
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
+
+
+def test_resume_takes_the_settings_from_the_file(train: Train, text: Path) -> None:
+    path = train("run", "--steps", "3", settings=replace(TINY, cell="lstm"))
+    args = ["train", str(text), "--out", str(path.parent), "--resume", "--steps", "5"]
+    assert cli.main(args) == 0
+    assert len(load(path)["history"]) == 5
+
+
+CHANGES: dict[str, Any] = {
+    "cell": "rnn",
+    "hidden": 13,
+    "embedding": 7,
+    "layers": 3,
+    "dropout": 0.5,
+    "batch": 5,
+    "length": 7,
+    "lr": 0.02,
+    "l2": 0.01,
+    "seed": 1,
+    "clip_norm": 0.05,
+    "clip_value": 0.005,
+    "clip_step_value": 1e-4,
+    "clip_step_norm": 1e-3,
+}
+
+
+def test_options_arrive_in_the_settings(train: Train) -> None:
+    path = train("run", "--steps", "1", settings=Settings(**CHANGES))
+    assert metadata(path)["settings"] == vars(Settings(**CHANGES))
+
+
+@pytest.mark.parametrize("name", vars(TINY))
+def test_every_setting_changes_the_model(name: str) -> None:
+    base = replace(TINY, layers=2)
+    before = trained(base, 6).model
+    after = trained(replace(base, **{name: CHANGES[name]}), 6).model
+    assert weights(before) != weights(after)
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "clip_value", "clip_step_value", "clip_step_norm"])
+def test_clip_beyond_all_gradients_changes_nothing(name: str) -> None:
+    off = replace(TINY, clip_norm=None)
+    far = replace(off, **dict[str, Any]({name: 1e9}))
+    assert weights(trained(off, 4).model) == weights(trained(far, 4).model)
+
+
+def test_clips_reach_the_core_with_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    backward, step = rk.GRU.backward, rk.Adam.step
+
+    def spy_backward(self: Any, tape: Any, dy: Any, clip: Any) -> Any:
+        seen.append(clip)
+        return backward(self, tape, dy, clip=clip)
+
+    def spy_step(self: Any, grads: Any, max_norm: Any = None) -> Any:
+        own, layer = grads
+        seen.append(
+            (max_norm, max(np.abs(g).max() for g in [*own.values(), *layer.params.values()]))
+        )
+        return step(self, grads, max_norm=max_norm)
+
+    monkeypatch.setattr(rk.GRU, "backward", spy_backward)
+    monkeypatch.setattr(rk.Adam, "step", spy_step)
+    limits: dict[str, Any] = {"clip_value": 0.001, "clip_step_value": 0.02, "clip_step_norm": 0.03}
+    trained(replace(TINY, clip_norm=0.04, **limits), 1)
+    clip, (max_norm, largest) = seen
+    assert clip == rk.Clip(value=0.001, step_value=0.02, step_norm=0.03)
+    assert max_norm == 0.04
+    assert largest == np.float32(0.001)  # of all parameters, the embedding's included
+
+
+def test_threads_are_set_for_the_run_only_and_keep_the_bits(train: Train) -> None:
+    threads = rk.get_num_threads()
+    one = train("one", "--steps", "4", "--threads", "1")
+    two = train("two", "--steps", "4", "--threads", "2")
+    assert one.read_bytes() == two.read_bytes()
+    assert rk.get_num_threads() == threads
+
+
+def test_threads_option_reaches_the_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    before = rk.get_num_threads()
+    for threads in (1, 3):
+        assert cli.main(["info", "--threads", str(threads)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert ["threads", str(threads)] in [line.split() for line in lines]
+        assert rk.get_num_threads() == before
+
+
+def test_seconds_end_a_run(train: Train) -> None:
+    path = train("run", "--seconds", "0.3")
+    assert 1 <= len(load(path)["history"]) < 100_000
+
+
+def test_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
+    trainer = trained(TINY, 1)
+    weight = trainer.model.params["output.weight"]
+    weight[...] = 3e38
+    before = trainer.model.params["embedding.weight"].copy()
+    trainer.step()
+    assert [row[3] for row in trainer.history] == [1.0, 0.0]
+    assert trainer.optimizer.skipped == 1
+    assert (weight == np.float32(3e38)).all()
+    assert (trainer.model.params["embedding.weight"] == before).all()
+    trainer.model.layer.params["weight_hh_l0"][...] = np.nan
+    trainer.step()
+    state = np.asarray(trainer._state, np.float32)
+    assert np.isfinite(state).all()  # else no later step would be finite again
+    cli._draw(trainer, 1.0, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def start(tmp_path: Path, text: Path, stdout: int) -> subprocess.Popen[bytes]:
+    args = ["train", str(text), "--out", str(tmp_path / "run"), *options(TINY), "--seconds", "60"]
+    return subprocess.Popen([sys.executable, "-m", "rnnkern.cli", *args], stdout=stdout)
+
+
+def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, text: Path, train: Train) -> None:
+    process = start(tmp_path, text, subprocess.PIPE)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(b"step 1:"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    path = tmp_path / "run" / "model.safetensors"
+    done = len(load(path)["history"])
+    assert out.decode().splitlines()[-1] == f"interrupted at step {done}; --resume goes on"
+    assert (path.parent / "training.png").exists()
+    train("run", "--resume", "--steps", str(done + 5))
+    assert path.read_bytes() == train("whole", "--steps", str(done + 5)).read_bytes()
+
+
+def test_terminal_gets_a_progress_bar(tmp_path: Path, text: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = start(tmp_path, text, theirs)
+    os.close(theirs)
+    seen = b""
+    while "━".encode() not in seen or b"char/s" not in seen:
+        seen += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    try:
+        while os.read(ours, 4096):
+            pass
+    except OSError:  # EIO is how Linux reports that the other end is closed
+        process.wait(timeout=30)
+    finally:
+        os.close(ours)
+    assert process.returncode == 130
+
+
+# ------------------------------------------------------------------------------------- model
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_gradients_are_those_of_central_differences(cell: str) -> None:
+    model = CharLM(Vocabulary("abcd"), replace(TINY, cell=cell, layers=2), dtype=np.float64)
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, 4, (6, 3))  # id 4 does not occur: its row has no gradient
+    targets = generator.integers(0, 5, (6, 3))
+    _, state = model.loss(ids, targets)
+    bits, own, grads, _ = model.gradients(ids, targets, state)
+    assert bits == model.loss(ids, targets, state)[0]
+    assert (own["embedding.weight"][4] == 0).all()
+    eps = 1e-5
+    for params, gradients in ((model.params, own), (model.layer.params, grads.params)):
+        for name, p in params.items():
+            direction = generator.standard_normal(p.shape)
+            start = p.copy()
+            loss = []
+            for sign in (1, -1):
+                p[...] = start + sign * eps * direction
+                loss.append(model.loss(ids, targets, state)[0] * np.log(2))
+            p[...] = start
+            measured = (loss[0] - loss[1]) / (2 * eps)
+            # Truncation is near eps**2, rounding near 1e-16 / eps: 1e-8 leaves room for both.
+            assert measured == pytest.approx((gradients[name] * direction).sum(), abs=1e-8), name
+            assert abs(measured) > 1e-6, name
+
+
+def test_training_reads_each_lane_in_order_with_the_state_carried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus = Corpus.of([TEXT])
+    trainer = Trainer(corpus, TINY)
+    windows: list[tuple[Any, ...]] = []
+    gradients = trainer.model.gradients
+
+    def spy(ids: Any, targets: Any, state: Any, clip: Any) -> Any:
+        result = gradients(ids, targets, state, clip)
+        windows.append((ids, targets, state, result[3]))
+        return result
+
+    monkeypatch.setattr(trainer.model, "gradients", spy)
+    for _ in range(3):
+        trainer.step()
+    span = (len(corpus.train) - 1) // TINY.batch
+    for lane in range(TINY.batch):
+        read = np.concatenate([w[0][:, lane] for w in windows])
+        following = np.concatenate([w[1][:, lane] for w in windows])
+        offset = next(
+            o
+            for o in range(TINY.length)
+            if (corpus.train[lane * span + o :][: len(read)] == read).all()
+        )
+        assert (corpus.train[lane * span + offset + 1 :][: len(read)] == following).all()
+    assert (windows[0][2] == 0).all()
+    assert (windows[1][2] == windows[0][3]).all()
+    assert (windows[2][2] == windows[1][3]).all()
+
+
+def test_held_out_is_the_end_of_each_file_and_rare_characters_are_unknown() -> None:
+    corpus = Corpus.of(["a" * 90 + "b" * 10, "c" * 40 + "é" + "x" * 2 + "cc" + "d" * 5])
+    assert corpus.vocabulary.characters == "ac"  # é and x are rare, b and d held out only
+    assert corpus.vocabulary.decode(corpus.train) == "a" * 90 + "c" * 40 + "\ufffd" * 3 + "cc"
+    assert corpus.held_out.tolist() == [0] * 15
+
+
+def test_stdlib_texts_are_bounded_and_in_order() -> None:
+    few = charlm.stdlib_texts(200_000)
+    more = charlm.stdlib_texts(400_000)
+    assert more[: len(few)] == few
+    assert len(more) > len(few)
+    assert sum(map(len, few[:-1])) < 200_000 <= sum(map(len, few))
+
+
+def test_folder_gives_its_text_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("bb", encoding="utf-8")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "z.txt").write_text("\ufeffaé\r\n", encoding="utf-8", newline="")
+    (tmp_path / "a" / "y.bin").write_bytes(b"\xff\xfe")
+    (tmp_path / ".hidden").write_text("no", encoding="utf-8")
+    assert charlm.read_texts([tmp_path]) == ["aé\n", "bb"]
+
+
+# ------------------------------------------------------------------------------ sample, model file
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small trained model of two layers, to be copied before it is damaged."""
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    trained(replace(TINY, layers=2), 60).save(path)
+    return path
+
+
+def test_sample_goes_on_from_a_prompt_with_unknown_characters(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["sample", str(saved), "--prompt", "∀ def ", "--length", "40"]
+    outs = []
+    for more in ([], [], ["--seed", "1"], ["--temperature", "0.1"]):
+        assert cli.main([*args, *more]) == 0
+        outs.append(capsys.readouterr().out)
+    assert all(out.startswith("∀ def ") and len(out) == len("∀ def ") + 40 + 1 for out in outs)
+    assert outs[0] == outs[1]
+    assert len(set(outs)) == 3
+    assert charlm.UNKNOWN not in "".join(outs)
+
+
+def test_sample_without_temperature_is_the_argmax_of_the_whole_text(saved: Path) -> None:
+    model = charlm.load_model(saved)
+    prompt = "def add_"
+    text = prompt + model.sample(prompt, 30, 0.0, seed=0)
+    ids = model.vocabulary.encode(text)
+    y, _ = model.layer(model.params["embedding.weight"][ids[:-1, None]])
+    logits = y[:, 0] @ model.params["output.weight"].T + model.params["output.bias"]
+    likeliest = 1 + logits[len(prompt) - 1 :, 1:].argmax(1)  # <unk> is never written
+    assert (ids[len(prompt) :] == likeliest).all()
+
+
+def test_draws_follow_the_probabilities() -> None:
+    model = CharLM(Vocabulary("ab"), TINY)
+    model.params["output.weight"][...] = 0
+    model.params["output.bias"][...] = [9, np.log(3), 0]  # <unk> would be likeliest
+    share = model.sample("a", 4000, 1.0, seed=0).count("a") / 4000
+    assert share == pytest.approx(0.75, abs=0.03)  # four standard deviations
+    share = model.sample("a", 4000, 0.5, seed=0).count("a") / 4000
+    assert share == pytest.approx(0.9, abs=0.02)
+
+
+def rewrite(
+    path: Path, about: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None
+) -> None:
+    """Save the model file again with parts of its metadata or tensors replaced (None: left out)."""
+    from safetensors.numpy import save_file
+
+    old, new = metadata(path), load(path) | (tensors or {})
+    save_file(
+        {name: array for name, array in new.items() if array is not None},
+        path,
+        {charlm.METADATA_KEY: json.dumps(old | (about or {}))},
+    )
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def garble(path: Path) -> None:
+    path.write_bytes(b"not a model at all")
+
+
+def foreign(path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(3)}, path)
+
+
+BIAS = "model.output.bias"
+DAMAGE = {
+    "truncated": (truncate, "not a whole safetensors file"),
+    "garbled": (garble, "not a whole safetensors file"),
+    "foreign": (foreign, "not written by rnnkern train"),
+    "version": (lambda p: rewrite(p, {"version": 99}), "expected file version 1, got 99"),
+    "settings": (lambda p: rewrite(p, {"settings": {"size": 3}}), "damaged: TypeError"),
+    "no cell": (lambda p: rewrite(p, {"settings": vars(TINY) | {"layers": 2, "cell": "x"}}), "'x'"),
+    "giant": (lambda p: rewrite(p, {"settings": vars(TINY) | {"hidden": 10**9}}), "sizes V, E, H"),
+    "missing": (lambda p: rewrite(p, tensors={BIAS: None}), f"{BIAS} is missing"),
+    "shape": (lambda p: rewrite(p, tensors={BIAS: np.zeros(2, np.float32)}), f"{BIAS}: expected"),
+    "dtype": (lambda p: rewrite(p, tensors={BIAS: load(p)[BIAS].astype(float)}), "got float64"),
+    "nan": (lambda p: rewrite(p, tensors={BIAS: load(p)[BIAS] * np.nan}), "expected finite"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_model_gives_a_clear_error(
+    saved: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved.read_bytes())
+    harm, message = DAMAGE[damage]
+    harm(path)
+    for args in (["sample", str(path)], ["train", str(text), "--resume", "--out", str(tmp_path)]):
+        assert cli.main(args) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"rnnkern {args[0]}: error: {path}: ")
+        assert message in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors"),
+    [
+        ({"generator": {"bit_generator": "MT19937"}}, {}),
+        ({"position": None}, {}),
+        ({}, {"history": np.zeros((2, 3))}),
+        ({}, {"state.0": np.zeros((1, 4, 12), np.float32)}),
+    ],
+    ids=["generator", "position", "history", "state"],
+)
+def test_damaged_run_is_not_resumed(
+    saved: Path, tmp_path: Path, about: dict[str, Any], tensors: dict[str, Any]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved.read_bytes())
+    Trainer.load(path, Corpus.of([TEXT]))
+    rewrite(path, about, tensors)
+    with pytest.raises(CharLMError, match=r"model\.safetensors: "):
+        Trainer.load(path, Corpus.of([TEXT]))
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
+def test_failing_save_leaves_the_last_file_whole(
+    owner: Any, name: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved.read_bytes())
+    trainer = Trainer.load(path, Corpus.of([TEXT]))
+    trainer.step()
+
+    def full(*args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(OSError, match="disk full"):
+        trainer.save(path)
+    assert path.read_bytes() == saved.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+# ------------------------------------------------------------------------------ errors of input
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--hidden", "0"], "argument --hidden: expected an integer at least 1 and"),
+        (["train", "--layers", "1.5"], "argument --layers: expected an integer"),
+        (["train", "--dropout", "1"], "argument --dropout: expected a number at least 0 and at"),
+        (["train", "--lr", "0"], "argument --lr: expected a number above 0, got '0'"),
+        (["train", "--lr", "inf"], "argument --lr: expected a number above 0, got 'inf'"),
+        (["train", "--lr", "nan"], "argument --lr: expected a number above 0, got 'nan'"),
+        (["train", "--clip-norm", "-1"], "argument --clip-norm: expected a number above 0, got"),
+        (["train", "--clip-value", "no"], "got 'no' (or 'off')"),
+        (["train", "--clip-step-value", "0"], "argument --clip-step-value: expected"),
+        (["train", "--clip-step-norm", "0"], "argument --clip-step-norm: expected"),
+        (["train", "--cell", "xlstm"], "argument --cell: invalid choice: 'xlstm'"),
+        (["train", "--steps", "0"], "argument --steps: expected an integer"),
+        (["train", "--seconds", "-3"], "argument --seconds: expected a number above 0"),
+        (["train", "--threads", "0"], "argument --threads: expected an integer"),
+        (["train", "--seed", "-1"], "argument --seed: expected an integer at least 0"),
+        (["sample", "model", "--temperature", "-1"], "argument --temperature: expected"),
+        (["sample"], "MODEL"),
+        (["bench", "--slow"], "--slow"),
+        ([], "command"),
+    ],
+)
+def test_bad_option_is_named(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_dropout_of_one_layer_is_refused(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(text), "--dropout", "0.5", "--out", str(tmp_path / "run")])
+    assert "argument --dropout: acts between layers only" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_refuses_other_settings_text_and_a_finished_run(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train("run", "--steps", "3")
+    for more, message in (
+        (["--hidden", "13"], "argument --hidden: the saved run has 12, got 13"),
+        (["--clip-norm", "off"], "argument --clip-norm: the saved run has 1.0, got None"),
+        (["--steps", "3"], "argument --steps: expected more than the 3 steps done, got 3"),
+    ):
+        with pytest.raises(SystemExit):
+            train("run", "--resume", *more)
+        assert message in capsys.readouterr().err
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT + "x", encoding="utf-8")
+    assert cli.main(["train", str(other), "--out", str(path.parent), "--resume"]) == 1
+    assert "was trained on another text" in capsys.readouterr().err
+    train("run", status=1)
+    assert "exists: --resume goes on with it" in capsys.readouterr().err
+    train("nothing", "--resume", status=1)
+    assert "model.safetensors: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        (b"", "expected text, got an empty file"),
+        (b"caf\xe9", "expected UTF-8 text"),
+        (b"PK\x03\x04\x00\x00", "expected UTF-8 text"),
+        (b"short", "expected at least 2049 characters to train on for 32 lanes of 64 steps"),
+    ],
+    ids=["missing", "empty", "latin-1", "binary", "short"],
+)
+def test_bad_text_is_named(
+    tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "input"
+    if content is not None:
+        path.write_bytes(content)
+    assert cli.main(["train", str(path), "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("rnnkern train: error: ")
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_without_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    assert cli.main(["train", str(tmp_path / "folder")]) == 1
+    assert "expected UTF-8 text in this folder, found none" in capsys.readouterr().err
+
+
+def test_empty_prompt_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", str(saved), "--prompt", ""]) == 1
+    assert "prompt: expected at least one character" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["rich.progress", "matplotlib", "safetensors"])
+def test_missing_extra_says_how_to_install_it(
+    name: str, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["train", str(text)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"rnnkern train: error: {name} is missing")
+    assert error.endswith("pip install 'rnnkern[cli]'\n")
+
+
+# -------------------------------------------------------------------------------- info and bench
+
+
+def test_info_prints_every_item(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(rk.info())
+
+
+def test_bench_quick_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--quick"]) == 0
+    out = capsys.readouterr().out
+    assert f"{rk.get_num_threads()} threads" in out
+    assert out.count("NumPy float64") == 3 * 2 * len(bench.QUICK)
+    assert out.count("Python lists") == 2
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_table_needs_no_rich(
+    rich: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    bench.show([bench.Row("gru", "forward", (1, 20, 300, 4000), "NumPy float64", 0.5, 4.0)])
+    out = capsys.readouterr().out
+    assert ("┃" in out) == rich
+    words = "gru forward 1 x 20 x 300 x 4000 0.500 NumPy float64 4.000 8.0"
+    assert words.split() in [line.replace("│", " ").split() for line in out.splitlines()]
+
+
+def test_plain_lstm_is_the_reference() -> None:
+    config = reference.Config("lstm", 3, 5)
+    generator = np.random.default_rng(0)
+    shapes = reference.parameter_shapes(config)
+    params = {name: generator.standard_normal(shape) for name, shape in shapes.items()}
+    x, dy = generator.standard_normal((7, 1, 3)), generator.standard_normal((7, 1, 5))
+    y, _, tape = reference.forward(config, params, x)
+    expected = reference.backward(config, params, tape, dy).params
+    plain = bench.PlainLSTM({name: p.tolist() for name, p in params.items()})
+    np.testing.assert_allclose(plain.forward(x[:, 0].tolist()), y[:, 0], rtol=1e-12)
+    grads = map(np.asarray, plain.backward(x[:, 0].tolist(), dy[:, 0].tolist()))
+    for got, name in zip(grads, ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0"], strict=True):
+        np.testing.assert_allclose(got, expected[name], rtol=1e-10, atol=1e-12)

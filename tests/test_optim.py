@@ -1,0 +1,666 @@
+"""The optimizers: against the reference's formulas, against PyTorch, and bit against bit."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import fused_sets, sets
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rnnkern as rk
+from rnnkern.reference import adam, adamw, clip_factor, joint_norm, penalized, rmsprop, sgd
+
+# A step rounds some 15 times, each time a number of size at most 4 by at most half an eps; six
+# steps may add up. Divisions by sqrt(v) are of the size of g, so they don't magnify more than 4x.
+TOLERANCE = {
+    np.float32: {"rtol": 0, "atol": 6 * 15 * 4 * 2.0**-24},
+    np.float64: {"rtol": 0, "atol": 6 * 15 * 4 * 2.0**-53},
+}
+DTYPES = list(TOLERANCE)
+SIZES = [0, 1, 7, 15, 17, 33, 1000]  # below, at and behind the vectors of all instruction sets
+STEPS = 6
+
+
+OPTIMIZERS = {"sgd": rk.SGD, "rmsprop": rk.RMSprop, "adam": rk.Adam, "adamw": rk.AdamW}
+REFERENCES = {"sgd": sgd, "rmsprop": rmsprop, "adam": adam, "adamw": adamw}
+MOMENTS = {"sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
+DEFAULTS = {
+    "sgd": {"lr": 0.1},
+    "rmsprop": {"lr": 0.01},
+    "adam": {"lr": 0.05},
+    "adamw": {"lr": 0.05},
+}
+# Each setting that is not a default must change the result.
+SETTINGS = [
+    ("sgd", {}),
+    ("sgd", {"lr": 0.2}),
+    ("sgd", {"momentum": 0.9}),
+    ("sgd", {"momentum": 0.9, "nesterov": True}),
+    ("rmsprop", {}),
+    ("rmsprop", {"lr": 0.02}),
+    ("rmsprop", {"alpha": 0.9}),
+    ("rmsprop", {"eps": 0.1}),
+    ("rmsprop", {"momentum": 0.5}),
+    ("adam", {}),
+    ("adam", {"lr": 0.1}),
+    ("adam", {"betas": (0.8, 0.999)}),
+    ("adam", {"betas": (0.9, 0.9)}),
+    ("adam", {"betas": (0.0, 0.0)}),
+    ("adam", {"eps": 0.1}),
+    ("adamw", {}),
+    ("adamw", {"weight_decay": 0.1}),
+    ("adamw", {"weight_decay": 0.0}),
+]
+PENALTIES = [{}, {"l1": 0.05}, {"l2": 0.2}, {"l1": 0.05, "l2": 0.2}]
+
+every_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS, ids=str)
+every_kind = pytest.mark.parametrize("kind", OPTIMIZERS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+
+
+def drawn(*shape, dtype=np.float64, seed=0):
+    return np.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def problem(n, dtype, steps=STEPS):
+    """A parameter array with zeros of both signs in it, and gradients for some steps."""
+    p = drawn(n, dtype=dtype)
+    p[1::5] = 0.0
+    p[2::5] = -0.0
+    return p, [drawn(n, dtype=dtype, seed=1 + i) for i in range(steps)]
+
+
+def run(kind, p, gradients, *, max_norm=None, **options):
+    """A copy of p after steps with the package."""
+    params = {"w": p.copy()}
+    opt = OPTIMIZERS[kind](params, **(DEFAULTS[kind] | options))
+    for g in gradients:
+        assert opt.step({"w": g}, max_norm).applied
+    return params["w"]
+
+
+def run_reference(kind, p, gradients, *, max_norm=None, l1=0.0, l2=0.0, **options):
+    p, moments = p.astype(np.float64), [np.zeros(p.shape)] * MOMENTS[kind]
+    for step, g in enumerate(np.asarray(gradients, np.float64), start=1):
+        scale = 1.0 if max_norm is None else clip_factor(joint_norm([g]), max_norm)
+        g = penalized(p, g, scale=scale, l1=l1, l2=l2)
+        count = [step] if kind.startswith("adam") else []
+        p, *moments = REFERENCES[kind](p, g, *moments, *count, **(DEFAULTS[kind] | options))
+    return p
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def states(opt, *dicts):
+    """All that a step may write."""
+    kept = [opt.state_dict(), *dicts]
+    return [{name: array.copy() for name, array in d.items()} for d in kept]
+
+
+# ---------------------------------------------------------------------- against the reference
+
+
+@every_setting
+@every_dtype
+@pytest.mark.parametrize("n", SIZES)
+def test_settings_are_the_references(kind, options, dtype, n):
+    p, gradients = problem(n, dtype)
+    expected = run_reference(kind, p, gradients, **options)
+    np.testing.assert_allclose(run(kind, p, gradients, **options), expected, **TOLERANCE[dtype])
+
+
+@every_kind
+@every_dtype
+@pytest.mark.parametrize("penalties", PENALTIES, ids=str)
+@pytest.mark.parametrize("max_norm", [None, 1.0, 1e6])
+@pytest.mark.parametrize("isa", sets())
+def test_penalties_and_clip_are_the_references(kind, dtype, penalties, max_norm, isa):
+    p, gradients = problem(33, dtype)
+    expected = run_reference(kind, p, gradients, max_norm=max_norm, **penalties)
+    with rk.force_isa(isa):
+        got = run(kind, p, gradients, max_norm=max_norm, **penalties)
+    np.testing.assert_allclose(got, expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("kind", "options"), [s for s in SETTINGS if s[1]], ids=str)
+def test_each_option_changes_the_result(kind, options):
+    p, gradients = problem(33, np.float64)
+    without_one = [{k: v for k, v in options.items() if k != left_out} for left_out in options]
+    without_one = [o for o in without_one if "momentum" in o or "nesterov" not in o]
+    got = run(kind, p, gradients, **options)
+    for fewer in without_one:
+        assert np.abs(got - run(kind, p, gradients, **fewer)).max() > 1e-3
+
+
+@every_kind
+@pytest.mark.parametrize("option", [{"l1": 0.05}, {"l2": 0.2}, {"max_norm": 1.0}], ids=str)
+def test_each_penalty_and_the_clip_change_the_result(kind, option):
+    p, gradients = problem(33, np.float64)
+    gradients = [g * (1 + i) for i, g in enumerate(gradients)]  # Adam ignores a constant scale
+    got = run(kind, p, gradients, **option)
+    assert np.abs(got - run(kind, p, gradients)).max() > 1e-3
+
+
+def test_lr_may_be_set_between_steps():
+    params = {"w": np.zeros(3)}
+    opt = rk.SGD(params, lr=1.0)
+    opt.step({"w": np.ones(3)})
+    opt.lr = 0.25
+    opt.step({"w": np.ones(3)})
+    assert opt.lr == 0.25
+    assert params["w"].tolist() == [-1.25] * 3
+    with pytest.raises(ValueError, match=r"^lr: expected a finite number >= 0, got -1$"):
+        opt.lr = -1
+    assert opt.lr == 0.25
+
+
+def test_momentum_and_second_moment_are_the_references():
+    params = {"w": drawn(5)}
+    opt = rk.RMSprop(params, momentum=0.5)
+    g = drawn(5, seed=1)
+    _, second, first = rmsprop(params["w"].copy(), g, np.zeros(5), np.zeros(5), lr=0, momentum=0.5)
+    opt.step({"w": g})
+    state = opt.state_dict()
+    np.testing.assert_allclose(state["0.w.first"], first, rtol=1e-15)
+    np.testing.assert_allclose(state["0.w.second"], second, rtol=1e-15)
+
+
+# ----------------------------------------------------------------------------- against PyTorch
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("kind", "name", "options", "torch_options"),
+    [
+        ("sgd", "SGD", {}, {}),
+        ("sgd", "SGD", {"momentum": 0.9, "l2": 0.1}, {"momentum": 0.9, "weight_decay": 0.1}),
+        ("sgd", "SGD", {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "nesterov": True}),
+        ("rmsprop", "RMSprop", {}, {}),
+        (
+            "rmsprop",
+            "RMSprop",
+            {"momentum": 0.5, "l2": 0.1},
+            {"momentum": 0.5, "weight_decay": 0.1},
+        ),
+        ("rmsprop", "RMSprop", {"alpha": 0.9, "eps": 0.1}, {"alpha": 0.9, "eps": 0.1}),
+        ("adam", "Adam", {"l2": 0.1}, {"weight_decay": 0.1}),
+        ("adam", "Adam", {"betas": (0.8, 0.9), "eps": 0.1}, {"betas": (0.8, 0.9), "eps": 0.1}),
+        ("adamw", "AdamW", {"weight_decay": 0.1}, {"weight_decay": 0.1}),
+        ("adamw", "AdamW", {}, {}),
+    ],
+)
+@pytest.mark.parametrize("max_norm", [None, 2.0])
+def test_steps_are_pytorchs(kind, name, options, torch_options, dtype, max_norm):
+    torch = pytest.importorskip("torch")
+    arrays = [drawn(17, 3, dtype=dtype), drawn(5, dtype=dtype, seed=1)]
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    theirs = getattr(torch.optim, name)(tensors, lr=DEFAULTS[kind]["lr"], **torch_options)
+    params = {str(i): a.copy() for i, a in enumerate(arrays)}
+    ours = OPTIMIZERS[kind](params, **DEFAULTS[kind], **options)
+    for step in range(STEPS):
+        grads = {k: drawn(*p.shape, dtype=dtype, seed=10 + step) for k, p in params.items()}
+        for tensor, g in zip(tensors, grads.values(), strict=True):
+            tensor.grad = torch.tensor(g)
+        if max_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(tensors, max_norm)
+        theirs.step()
+        done = ours.step(grads, max_norm)
+        if max_norm is not None:
+            assert done.norm == pytest.approx(norm.item(), rel=1e-6)  # a float32 sum over there
+    for ours_now, tensor in zip(params.values(), tensors, strict=True):
+        # Two evaluations, each of them as far from the exact one as TOLERANCE says.
+        tolerance = {"rtol": 0, "atol": 2 * TOLERANCE[dtype]["atol"]}
+        np.testing.assert_allclose(ours_now, tensor.detach().numpy(), **tolerance)
+
+
+# ------------------------------------------------------------------------------ norm and clip
+
+
+def lanes_summed(x):
+    """The slow twin: squares by place modulo a cache line, line after line, in doubles."""
+    lanes = np.zeros(64 // x.itemsize)
+    for start in range(0, x.size, lanes.size):
+        line = x[start : start + lanes.size].astype(np.float64)
+        lanes[: line.size] += line * line
+    total = 0.0
+    for lane in lanes:
+        total += lane
+    return total
+
+
+@every_dtype
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("isa", sets())
+def test_norm_is_summed_in_one_order_on_every_set(dtype, n, isa):
+    g = drawn(n, dtype=dtype)
+    with rk.force_isa(isa):
+        done = rk.SGD({"w": np.zeros(n, dtype)}, lr=0.0).step({"w": g})
+    assert done.norm == math.sqrt(lanes_summed(g))
+    assert done.norm == pytest.approx(joint_norm([g]), rel=1e-14)
+
+
+def test_norm_is_joint_and_scales_all_arrays():
+    dicts = [{"w": np.zeros(2), "b": np.zeros((1, 1))}, {"w": np.zeros(3, np.float32)}]
+    grads = [
+        {"w": np.array([1.0, -2.0]), "b": np.array([[4.0]])},
+        {"w": np.array([6.0, 8.0, 0.0], np.float32)},
+    ]
+    done = rk.SGD(dicts, lr=1.0).step(grads, max_norm=2.2)
+    assert done.norm == 11.0
+    assert done.scale == 2.2 / (11.0 + 1e-6)
+    assert done.applied
+    for params, of in zip(dicts, grads, strict=True):
+        for name, p in params.items():
+            # One rounding of the scale and one of the product.
+            np.testing.assert_allclose(p, -done.scale * of[name], rtol=2 * np.finfo(p.dtype).eps)
+
+
+def test_norm_below_the_bound_scales_nothing():
+    params = {"w": np.zeros(2)}
+    done = rk.SGD(params, lr=1.0).step({"w": np.array([3.0, 4.0])}, max_norm=5.1)
+    assert done == rk.Step(5.0, 1.0, True)
+    assert params["w"].tolist() == [-3.0, -4.0]
+
+
+def test_penalties_are_not_scaled():
+    params = {"w": np.ones(1)}
+    done = rk.SGD(params, lr=1.0, l1=0.25, l2=0.5).step({"w": np.array([4.0])}, max_norm=1.0)
+    assert params["w"][0] == pytest.approx(1.0 - 4.0 * done.scale - 0.25 - 0.5, rel=1e-15)
+
+
+def layers_and_grads(clip=None):
+    layers = [rk.LSTM(3, 5, seed=0), rk.GRU(5, 4, bidirectional=True, dtype=np.float64, seed=1)]
+    grads = []
+    for layer in layers:
+        y, _, tape = layer.forward(drawn(7, 2, layer.input_size, dtype=layer.dtype, seed=2))
+        grads.append(layer.backward(tape, drawn(*y.shape, dtype=y.dtype, seed=3), clip=clip))
+    return layers, grads
+
+
+def test_gradients_bring_their_norm():
+    layers, grads = layers_and_grads()
+    own = {"out": drawn(4, 2)}
+    d_own = {"out": drawn(4, 2, seed=1)}
+    params = [*(layer.params for layer in layers), own]
+    before = [{name: p.copy() for name, p in d.items()} for d in params]
+    done = rk.SGD(params, lr=0.5).step([*grads, d_own], max_norm=1.5)
+
+    dicts = [*(g.params for g in grads), d_own]
+    norm = joint_norm([array for d in dicts for array in d.values()])
+    assert done.norm == pytest.approx(norm, rel=1e-14)
+    assert done.scale == pytest.approx(clip_factor(norm, 1.5), rel=1e-14)
+    assert done.scale < 1.0
+    for old, new, d in zip(before, params, dicts, strict=True):
+        for name, p in new.items():
+            expected = old[name] - 0.5 * done.scale * d[name]
+            np.testing.assert_allclose(p, expected, **TOLERANCE[p.dtype.type])
+
+
+def test_norm_is_that_which_backwards_own_clip_left():
+    layers, grads = layers_and_grads(rk.Clip(norm=0.5))
+    assert all(g.scale < 1.0 for g in grads)
+    done = rk.SGD([layer.params for layer in layers], lr=0.5).step(grads)
+    assert done.norm == pytest.approx(math.hypot(0.5, 0.5), rel=1e-5)  # PyTorch's 1e-6 / norm
+    assert done.scale == 1.0
+
+
+def test_norm_of_gradients_is_not_measured_again():
+    told = SimpleNamespace(params={"w": np.ones(2)}, norm=8.0, scale=0.5, finite=True)
+    params = {"w": np.zeros(2)}
+    done = rk.SGD(params, lr=1.0).step(told, max_norm=1.0)
+    assert done == rk.Step(4.0, 1.0 / (4.0 + 1e-6), True)
+    assert params["w"][0] == -done.scale
+
+
+# ---------------------------------------------------------------------------------- penalties
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_first_pattern_that_matches_counts(penalty):
+    dicts = [
+        {"weight_ih": np.full(2, 2.0), "bias": np.full(2, 2.0)},
+        {"weight_hh": np.full(2, 2.0)},
+    ]
+    patterns = {"weight_h?": 0.5, "weight_*": 0.25}
+    zeros = [{name: np.zeros(2) for name in d} for d in dicts]
+    rk.SGD(dicts, lr=1.0, **{penalty: patterns}).step(zeros)
+    slope = {"l1": 1.0, "l2": 2.0}[penalty]
+    assert dicts[0]["weight_ih"].tolist() == [2.0 - 0.25 * slope] * 2
+    assert dicts[0]["bias"].tolist() == [2.0] * 2
+    assert dicts[1]["weight_hh"].tolist() == [2.0 - 0.5 * slope] * 2
+
+
+# -------------------------------------------------------------------------------- skipped steps
+
+
+@every_kind
+@every_dtype
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 16, 36])  # in a whole line and behind it
+def test_step_that_is_not_finite_touches_nothing(kind, dtype, bad, place):
+    first, second = {"w": drawn(37, dtype=dtype)}, {"w": drawn(4, 3)}
+    opt = OPTIMIZERS[kind]([first, second], **DEFAULTS[kind])
+    good = [{"w": drawn(37, dtype=dtype, seed=1)}, {"w": drawn(4, 3, seed=2)}]
+    opt.step(good)
+    before = states(opt, first, second)
+    broken = [{"w": good[0]["w"].copy()}, good[1]]
+    broken[0]["w"][place] = bad
+    done = opt.step(broken, max_norm=1.0)
+    assert not done.applied
+    assert not math.isfinite(done.norm)
+    assert done.scale == 1.0
+    assert opt.skipped == 1
+    before[0]["skipped"] += 1
+    for was, now in zip(before, states(opt, first, second), strict=True):
+        assert all(same_bits(was[name], now[name]) for name in was)
+    assert opt.step(good).applied
+    assert opt.skipped == 1
+    assert opt.state_dict()["step"] == 2
+
+
+def test_norm_too_large_for_a_double_is_skipped():
+    params = {"w": np.zeros(2)}
+    opt = rk.SGD(params, lr=1.0)
+    assert opt.step({"w": np.full(2, 1e200)}, max_norm=1.0) == rk.Step(math.inf, 1.0, False)
+    assert params["w"].tolist() == [0.0, 0.0]
+
+
+def test_gradients_that_were_not_finite_are_skipped():
+    layer = rk.RNN(2, 3, seed=0)
+    x = np.ones((4, 1, 2), np.float32)
+    x[2] = np.inf
+    y, _, tape = layer.forward(x)
+    grads = layer.backward(tape, np.ones_like(y), clip=rk.Clip(value=1.0))
+    assert not grads.finite
+    opt = rk.Adam(layer.params)
+    before = states(opt, layer.params)
+    assert not opt.step(grads).applied
+    assert opt.skipped == 1
+    for name, p in layer.params.items():
+        assert same_bits(p, before[1][name])
+
+
+def test_flag_of_gradients_alone_skips():
+    told = SimpleNamespace(params={"w": np.ones(2)}, norm=2.0, scale=1.0, finite=False)
+    opt = rk.SGD({"w": np.zeros(2)}, lr=1.0)
+    assert opt.step(told) == rk.Step(2.0, 1.0, False)
+
+
+# ---------------------------------------------------------------------------------- same bits
+
+LARGE = 5 * 2**14 + 7  # worth five threads, with a tail
+
+
+@every_setting
+@every_dtype
+def test_threads_do_not_change_a_bit(kind, options, dtype):
+    p, gradients = problem(LARGE, dtype, steps=2)
+    results = []
+    for threads in (1, 2, 3, 5):
+        with rk.num_threads(threads):
+            results.append(run(kind, p, gradients, max_norm=1.0, l1=0.05, l2=0.2, **options))
+    assert all(same_bits(results[0], result) for result in results[1:])
+
+
+@pytest.mark.skipif(
+    len(fused_sets()) < 2, reason="this machine has one set with a fused multiply-add"
+)
+@every_setting
+@every_dtype
+def test_instruction_sets_do_not_change_a_bit(kind, options, dtype):
+    p, gradients = problem(1000, dtype)
+    results = []
+    for isa in fused_sets():
+        with rk.force_isa(isa):
+            results.append(run(kind, p, gradients, max_norm=1.0, l1=0.05, l2=0.2, **options))
+    assert all(same_bits(results[0], result) for result in results[1:])
+
+
+@given(
+    kind=st.sampled_from(list(OPTIMIZERS)),
+    dtype=st.sampled_from(DTYPES),
+    n=st.integers(0, 100),
+    cut=st.integers(0, 100),
+    offset=st.integers(0, 9),
+)
+def test_place_of_an_element_does_not_change_a_bit(kind, dtype, n, cut, offset):
+    p, gradients = problem(n, dtype)
+    whole = run(kind, p, gradients, l1=0.05, l2=0.2)
+    room = np.empty(offset + n, dtype)
+    room[offset:] = p
+    params = {"a": room[offset:][:cut], "b": room[offset:][cut:]}
+    opt = OPTIMIZERS[kind](params, **DEFAULTS[kind], l1=0.05, l2=0.2)
+    for g in gradients:
+        opt.step({"a": g[:cut], "b": g[cut:]})
+    assert same_bits(room[offset:], whole)
+
+
+@given(
+    kind=st.sampled_from(list(OPTIMIZERS)),
+    dtype=st.sampled_from(DTYPES),
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple),
+    layout=st.sampled_from(["transposed", "strided", "reversed", "misaligned"]),
+)
+def test_layout_of_a_gradient_does_not_change_a_bit(kind, dtype, shape, layout):
+    p = drawn(*shape, dtype=dtype)
+    g = drawn(*shape, dtype=dtype, seed=1)
+    if layout == "transposed":
+        same = np.asfortranarray(g)
+    elif layout == "strided":
+        same = np.repeat(g[..., None], 2, axis=-1)[..., 0]
+    elif layout == "reversed":
+        same = np.flip(np.flip(g).copy())
+    else:
+        same = np.frombuffer(b"-" + g.tobytes(), dtype, g.size, offset=1).reshape(shape)
+        assert g.size == 0 or not same.flags.aligned
+    assert same_bits(run(kind, p, [g]), run(kind, p, [same]))
+
+
+@every_setting
+def test_state_goes_on_with_the_same_bits(kind, options):
+    p, gradients = problem(33, np.float32)
+    make = OPTIMIZERS[kind]
+    params = {"w": p.copy()}
+    opt = make(params, **(DEFAULTS[kind] | options))
+    for g in gradients[:3]:
+        opt.step({"w": g})
+    opt.step({"w": np.full(33, np.nan, np.float32)})
+    copy, state = {"w": params["w"].copy()}, opt.state_dict()
+    for g in gradients[3:]:
+        opt.step({"w": g})
+    assert not np.shares_memory(
+        opt.state_dict().get("0.w.second", p), state.get("0.w.second", p[:0])
+    )
+
+    other = make(copy, **(DEFAULTS[kind] | options))
+    other.load_state_dict(state)
+    assert other.skipped == 1
+    for g in gradients[3:]:
+        other.step({"w": g})
+    assert same_bits(copy["w"], params["w"])
+    for name, array in opt.state_dict().items():
+        assert same_bits(array, other.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda p: rk.SGD(p, 0.1), []),
+        (lambda p: rk.SGD(p, 0.1, momentum=0.9), ["0.w.first", "1.w.first"]),
+        (lambda p: rk.RMSprop(p), ["0.w.second", "1.w.second"]),
+        (rk.Adam, ["0.w.first", "0.w.second", "1.w.first", "1.w.second"]),
+    ],
+)
+def test_state_has_stable_names(make, names):
+    opt = make([{"w": np.zeros(2)}, {"w": np.zeros((3, 1), np.float32)}])
+    state = opt.state_dict()
+    assert list(state) == ["step", "skipped", *names]
+    for name in names:
+        expected = np.zeros(2) if name.startswith("0") else np.zeros((3, 1), np.float32)
+        assert same_bits(state[name], expected)
+    if names:
+        state[names[0]][...] = 1.0
+        assert opt.state_dict()[names[0]].sum() == 0.0  # a copy was handed out
+
+
+# --------------------------------------------------------------------------- arrays and errors
+
+
+def test_array_may_be_replaced_between_steps():
+    old = np.zeros(3)
+    params = {"w": old}
+    opt = rk.SGD(params, lr=1.0)
+    params["w"] = np.ones(3)
+    opt.step({"w": np.ones(3)})
+    assert params["w"].tolist() == [0.0] * 3
+    assert old.tolist() == [0.0] * 3
+    params["w"] = np.zeros(3, np.float32)
+    with pytest.raises(TypeError, match=r"params\['w'\]: expected .* float64, got float32"):
+        opt.step({"w": np.ones(3)})
+
+
+@every_kind
+def test_arrays_of_no_elements_and_of_no_axes(kind):
+    params = {"none": np.zeros((0, 3)), "one": np.array(1.0)}
+    opt = OPTIMIZERS[kind](params, **DEFAULTS[kind])
+    assert opt.step({"none": np.zeros((0, 3)), "one": np.array(2.0)}).norm == 2.0
+    assert params["one"] < 1.0
+
+
+def frozen(array):
+    array.flags.writeable = False
+    return array
+
+
+W = np.zeros(3)
+CONSTRUCTION = [
+    (lambda: rk.SGD({"w": W}, -0.1), ValueError, r"lr: expected a finite number >= 0, got -0.1"),
+    (lambda: rk.Adam({"w": W}, math.nan), ValueError, "lr: .* got nan"),
+    (lambda: rk.Adam({"w": W}, math.inf), ValueError, "lr: .* got inf"),
+    (lambda: rk.Adam({"w": W}, "fast"), TypeError, "lr: expected a number, got str"),
+    (lambda: rk.Adam({"w": W}, True), TypeError, "lr: expected a number, got bool"),
+    (lambda: rk.SGD({"w": W}, 0.1, momentum=1.0), ValueError, "momentum: .* >= 0 and < 1, got 1.0"),
+    (lambda: rk.SGD({"w": W}, 0.1, nesterov=True), ValueError, "nesterov: .* without momentum"),
+    (lambda: rk.SGD({"w": W}, 0.1, nesterov=1), TypeError, "nesterov: expected True or False, got"),
+    (lambda: rk.RMSprop({"w": W}, alpha=1.0), ValueError, "alpha: "),
+    (lambda: rk.RMSprop({"w": W}, eps=0.0), ValueError, "eps: expected .* >= 1.18e-38, got 0.0"),
+    (lambda: rk.RMSprop({"w": W}, momentum=-0.5), ValueError, "momentum: "),
+    (lambda: rk.Adam({"w": W}, betas=(0.9, 1.0)), ValueError, r"betas\[1\]: .* got 1.0"),
+    (lambda: rk.Adam({"w": W}, betas=(-0.1, 0.9)), ValueError, r"betas\[0\]: .* got -0.1"),
+    (lambda: rk.Adam({"w": W}, betas=(math.nan, 0.9)), ValueError, r"betas\[0\]: .* got nan"),
+    (lambda: rk.Adam({"w": W}, betas=0.9), TypeError, "betas: expected a pair of numbers, got 0.9"),
+    (lambda: rk.Adam({"w": W}, eps=-1e-8), ValueError, "eps: "),
+    (lambda: rk.AdamW({"w": W}, weight_decay=-1.0), ValueError, "weight_decay: "),
+    (lambda: rk.Adam({"w": W}, l1=-1.0), ValueError, "l1: "),
+    (lambda: rk.Adam({"w": W}, l2={"*": math.nan}), ValueError, r"l2\['\*'\]: .* got nan"),
+    (lambda: rk.Adam({"w": W}, l2={"b*": 0.1}), ValueError, r"l2: .* \['w'\], got 'b\*'"),
+    (lambda: rk.Adam([]), ValueError, "params: expected a dict of arrays or a list of them"),
+    (lambda: rk.Adam(W), TypeError, "params: expected a dict of arrays, got ndarray"),
+    (lambda: rk.Adam([{"w": W}, 3]), TypeError, r"params\[1\]: expected a dict of arrays, got int"),
+    (lambda: rk.Adam({1: W}), TypeError, "params: expected names, got the key 1"),
+    (lambda: rk.Adam({"w": [0.0]}), TypeError, r"params\['w'\]: expected an array .* got list"),
+    (lambda: rk.Adam({"w": np.arange(3)}), TypeError, "float32 or float64, got int64"),
+    (lambda: rk.Adam({"w": W.astype(">f8")}), TypeError, "float32 or float64, got >f8"),
+    (lambda: rk.Adam({"w": np.zeros(6)[::2]}), ValueError, "C-contiguous, .* another layout"),
+    (lambda: rk.Adam({"w": np.asfortranarray(np.zeros((2, 3)))}), ValueError, "another layout"),
+    (
+        lambda: rk.Adam([{"w": frozen(np.zeros(3))}]),
+        ValueError,
+        r"params\[0\]\['w'\]: .* read-only",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "match"), CONSTRUCTION)
+def test_construction_refuses(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def two():
+    return [{"w": np.ones(3), "b": np.ones(2)}, {"w": np.ones((2, 2), np.float32)}]
+
+
+def without(name):
+    grads = two()
+    del grads[0][name]
+    return grads
+
+
+def having(index, name, array):
+    grads = two()
+    grads[index][name] = array
+    return grads
+
+
+STEPPING = [
+    (lambda: two()[0], {}, ValueError, "grads: expected 2, as many as dicts of params, got 1"),
+    (lambda: without("b"), {}, ValueError, r"grads\[0\]: expected the names \['w', 'b'\], got"),
+    (lambda: having(1, "v", W), {}, ValueError, r"grads\[1\]: expected the names \['w'\], got"),
+    (lambda: [two()[0], None], {}, TypeError, r"grads\[1\]: expected a dict of arrays, got None"),
+    (lambda: having(0, "w", [1.0]), {}, TypeError, r"grads\[0\]\['w'\]: .* float64, got list"),
+    (lambda: having(1, "w", np.ones((2, 2))), {}, TypeError, r"\[1\]\['w'\]: .* got float64"),
+    (lambda: having(1, "w", np.ones(4, "f4")), {}, ValueError, r"shape \(2, 2\), got \(4,\)"),
+    (two, {"max_norm": 0}, ValueError, "max_norm: expected a finite number > 0, got 0"),
+    (two, {"max_norm": math.nan}, ValueError, "max_norm: .* got nan"),
+    (two, {"max_norm": "1"}, TypeError, "max_norm: expected a number, got str"),
+]
+
+
+@pytest.mark.parametrize(("grads", "options", "error", "match"), STEPPING)
+def test_step_refuses_before_it_writes(grads, options, error, match):
+    params = two()
+    opt = rk.Adam(params)
+    opt.step(two())
+    before = states(opt, *params)
+    with pytest.raises(error, match=match):
+        opt.step(grads(), **options)
+    for was, now in zip(before, states(opt, *params), strict=True):
+        assert all(same_bits(was[name], now[name]) for name in was)
+
+
+def test_step_refuses_parameters_that_have_gone_bad():
+    params = two()
+    opt = rk.Adam(params)
+    params[1]["w"] = frozen(np.ones((2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"params\[1\]\['w'\]: .* got a read-only one"):
+        opt.step(two())
+    params[1]["w"] = np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"params\[1\]\['w'\]: expected shape \(2, 2\), got"):
+        opt.step(two())
+    del params[1]["w"]
+    with pytest.raises(ValueError, match=r"params\[1\]: expected the names \['w'\], got \[\]"):
+        opt.step(two())
+    assert params[0]["w"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"0.w.first": None}, ValueError, "state: expected the names"),
+        ({"0.w.third": np.zeros(3)}, ValueError, "state: expected the names"),
+        ({"1.w.second": np.zeros((2, 2))}, TypeError, r"state\['1.w.second'\]: .* got float64"),
+        ({"0.b.first": np.zeros(3)}, ValueError, r"state\['0.b.first'\]: .* \(2,\), got \(3,\)"),
+        ({"step": 3}, TypeError, r"state\['step'\]: .* int64, got int"),
+        ({"step": np.int64(3)}, TypeError, r"state\['step'\]: .* int64, got a scalar"),
+        ({"step": np.array(-1)}, ValueError, "state: expected counters of at least 0, got -1 and"),
+        ({"skipped": np.array(-1)}, ValueError, "state: expected counters of at least 0, got 1"),
+    ],
+)
+def test_load_refuses_before_it_writes(change, error, match):
+    opt = rk.Adam(two())
+    opt.step(two())
+    before = opt.state_dict()
+    state = {name: np.asarray(array + 1) for name, array in before.items()} | change
+    state = {name: array for name, array in state.items() if array is not None}
+    if "skipped" in change:
+        state["step"] = before["step"]
+    with pytest.raises(error, match=match):
+        opt.load_state_dict(state)
+    assert all(same_bits(before[name], array) for name, array in opt.state_dict().items())
