@@ -67,7 +67,7 @@ Index product_of(std::initializer_list<Index> sizes) {
   Index product = 1;
   for (const Index size : sizes)
     if (__builtin_mul_overflow(product, size, &product) || product > PTRDIFF_MAX / 64)
-      throw std::bad_alloc();
+      throw OutOfMemory("sizes: expected a product that memory can hold, got more");
   return product;
 }
 

@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../core/problem.h"
@@ -90,7 +91,17 @@ T* writable(const std::string& name, const py::array& a, const Shape& expected) 
 void refuse_overlap(const std::string& name, const py::array& out, const std::string& with,
                     const py::array& in);
 
-// Uninitialised memory on cache lines; MemoryError when there is none.
+// What Python sees as MemoryError, in words.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::string text) : text_(std::move(text)) {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
+
+// Uninitialised memory on cache lines; OutOfMemory when there is none.
 struct Free {
   void operator()(void* p) const { std::free(p); }
 };
@@ -101,11 +112,11 @@ Block<T> block(Index n) {
   const auto line = static_cast<std::size_t>(kLineBytes);
   const std::size_t bytes = (static_cast<std::size_t>(n) * sizeof(T) + line - 1) / line * line;
   void* p = std::aligned_alloc(line, bytes ? bytes : line);
-  if (!p) throw std::bad_alloc();
+  if (!p) throw OutOfMemory("no memory for " + std::to_string(bytes) + " bytes");
   return Block<T>(static_cast<T*>(p));
 }
 
-// The product of sizes; MemoryError where it can't be addressed (with room to spare for padding).
+// The product of sizes; OutOfMemory where it can't be addressed (with room to spare for padding).
 Index product_of(std::initializer_list<Index> sizes);
 
 }  // namespace rnnkern

@@ -153,13 +153,12 @@ RowSchedule schedule(const Axes& axes, const py::object& lengths) {
     bad_type("lengths", "an array of integers",
              a ? py::str(a.dtype()) : py::str(py::type::of(lengths)));
   check_shape("lengths", a, {axes.B});
-  // Unsigned 64-bit values above the signed range turn negative here and are refused below.
   const auto wide = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>(a);
   std::vector<Index> of(wide.data(), wide.data() + wide.size());
-  for (const Index length : of)
-    if (length < 0 || length > axes.T)
+  for (std::size_t i = 0; i < of.size(); ++i)
+    if (of[i] < 0 || of[i] > axes.T)
       bad_value("lengths", "values from 0 to T = " + std::to_string(axes.T),
-                std::to_string(length));
+                py::str(a[py::int_(i)]));
   return RowSchedule(axes.B ? axes.T : 0, of);
 }
 
@@ -198,6 +197,9 @@ Net::Net(const std::string& kind, Index I, Index H, Index L, bool bias, bool bid
     if (value < 1) bad_value(name, "at least 1", std::to_string(value));
   };
   positive("input_size", I), positive("hidden_size", H), positive("num_layers", L);
+  constexpr Index most_layers = 65536;  // their names alone would fill memory
+  if (L > most_layers)
+    bad_value("num_layers", "at most " + std::to_string(most_layers), std::to_string(L));
   product_of({8, L, sizes_.D, sizes_.gates(), H, std::max(I, product_of({sizes_.D, H}))});
 }
 

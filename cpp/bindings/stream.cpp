@@ -24,7 +24,8 @@ class StreamOf final : public Stream {
   StreamOf(const Sizes& sizes, const py::dict& params, Index B)
       : sizes_(sizes), B_(B), kernels_(rnnkern::kernels()), use_(kernels_.of<T>()) {
     const Parameters<T> weights(sizes, params);
-    const Index state = product_of({B, sizes.H, 8});
+    product_of({B, sizes.H, 8 * static_cast<Index>(sizeof(T))});
+    const Index state = B * sizes.H;
     layers_.resize(static_cast<std::size_t>(sizes.L));
     for (Index l = 0; l < sizes.L; ++l) {
       packed_.push_back(block<char>(use_.packed_bytes(sizes.kind, sizes.inputs(l), sizes.H)));

@@ -16,7 +16,8 @@ namespace {
 std::atomic<int> chosen{0};
 
 // GNU OpenMP's pool does not survive fork: a child that asked for it would wait for ever.
-void stay_single_after_fork() { chosen.store(1, std::memory_order_relaxed); }
+std::atomic<bool> forked{false};
+void stay_single_after_fork() { forked.store(true, std::memory_order_relaxed); }
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, stay_single_after_fork);
 
 void pause() {
@@ -30,6 +31,7 @@ void pause() {
 }  // namespace
 
 int threads() {
+  if (forked.load(std::memory_order_relaxed)) return 1;
   const int n = chosen_threads();
   return n > 0 ? n : omp_get_max_threads();
 }

@@ -6,7 +6,8 @@
 
 namespace rnnkern {
 
-// The number of threads that a call may use: set by the program, else what OpenMP says.
+// The number of threads that a call may use: set by the program, else what OpenMP says. Always 1 in
+// a forked child.
 int threads();
 int chosen_threads();     // 0: nothing was set
 void set_threads(int n);  // 0: leave it to OpenMP

@@ -148,10 +148,10 @@ struct Exponential<float> {
   static constexpr float w[] = {0x1.5554b2p-3f, 0x1.5554c8p-5f, 0x1.1226eep-7f, 0x1.6d7186p-10f};
   static constexpr float log2_e = 0x1.715476p+0f, ln2_high = 0x1.62e400p-1f,
                          ln2_low = 0x1.7f7d1cp-20f;
-  static constexpr float round = 0x1.8p23f;                 // x + round - round: x to an integer
+  static constexpr float round = 0x1.8p23f;  // x + round - round: x to an integer
   // 2^n with n from -126 to 127; 1 / (1 + e^highest) is subnormal, hence zero.
   static constexpr float lowest = -87.0f, highest = 88.3f;
-  static constexpr float saturated = -20.0f;                // tanh(10) is 1 in float
+  static constexpr float saturated = -20.0f;  // tanh(10) is 1 in float
   static constexpr int mantissa = 23;
   static constexpr std::int32_t one = 0x3f800000, sign = INT32_MIN;
 };

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from .checks import number
+
 __all__ = ["Clip"]
 
 
@@ -59,13 +61,9 @@ class Clip:
             bound = getattr(self, field.name)
             if bound is None:
                 continue
-            if isinstance(bound, bool) or not hasattr(bound, "__float__"):
-                raise TypeError(
-                    f"clip.{field.name}: expected a number or None, got {type(bound).__name__}"
-                )
-            if not (math.isfinite(bound) and bound > 0):
-                raise ValueError(f"clip.{field.name}: expected a finite number > 0, got {bound!r}")
-            object.__setattr__(self, field.name, float(bound))
+            name, kind = f"clip.{field.name}", "a number or None"
+            checked = number(name, bound, "a finite number > 0", lambda x: x > 0, kind)
+            object.__setattr__(self, field.name, checked)
 
     def bounds(self) -> tuple[float, float, float, float]:
         """The four bounds in order, infinity standing for none.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
+from .checks import flag, integer, number
 from .clip import Clip
 from .stream import Stream, split_state
 
@@ -72,22 +72,18 @@ class _Layer:
         seed: int | None = None,
         init: str = "uniform",
     ) -> None:
-        self.input_size = _integer("input_size", input_size)
-        self.hidden_size = _integer("hidden_size", hidden_size)
-        self.num_layers = _integer("num_layers", num_layers)
-        self.bias = _flag("bias", bias)
-        self.batch_first = _flag("batch_first", batch_first)
-        self.bidirectional = _flag("bidirectional", bidirectional)
+        self.input_size = _size("input_size", input_size)
+        self.hidden_size = _size("hidden_size", hidden_size)
+        self.num_layers = _size("num_layers", num_layers)
+        self.bias = flag("bias", bias)
+        self.batch_first = flag("batch_first", batch_first)
+        self.bidirectional = flag("bidirectional", bidirectional)
         self.dropout = dropout
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
+        self.dtype = _dtype(dtype)
         if init not in INITIALIZERS:
             raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {init!r}")
         if seed is not None:
-            seed = operator.index(seed)
-            if not 0 <= seed < 2**64:
-                raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {seed}")
+            seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
         self._net = _core.Net(
             self._kind,
             self.input_size,
@@ -112,11 +108,18 @@ class _Layer:
 
     @dropout.setter
     def dropout(self, p: float) -> None:
-        if isinstance(p, bool) or not hasattr(p, "__float__"):
-            raise TypeError(f"dropout: expected a number, got {type(p).__name__}")
-        if not 0.0 <= p < 1.0:
-            raise ValueError(f"dropout: expected a number from 0 to below 1, got {p!r}")
-        self._dropout = float(p)
+        expected = "a number from 0 to below 1"
+        self._dropout = number("dropout", p, expected, lambda x: 0.0 <= x < 1.0)
+
+    @property
+    def dropout_step(self) -> int:
+        """How many training forwards have been; with the seed, it determines the next mask."""
+        return self._dropout_step
+
+    @dropout_step.setter
+    def dropout_step(self, step: int) -> None:
+        expected = "an integer from 0 to 2**64 - 1"
+        self._dropout_step = integer("dropout_step", step, expected, 0, 2**64 - 1)
 
     def __repr__(self) -> str:
         return (
@@ -292,7 +295,7 @@ class _Layer:
         >>> stream.step(np.zeros((1, 3), np.float32)).shape
         (1, 5)
         """
-        return Stream(self._net, self.params, _integer("batch_size", batch_size))
+        return Stream(self._net, self.params, _size("batch_size", batch_size))
 
 
 class RNN(_Layer):
@@ -420,10 +423,10 @@ class LSTM(_Layer):
         super().__init__(input_size, hidden_size, num_layers, **options)
         if forget_bias is None:
             return
-        if isinstance(forget_bias, bool) or not hasattr(forget_bias, "__float__"):
-            raise TypeError(f"forget_bias: expected a number, got {type(forget_bias).__name__}")
-        if not math.isfinite(forget_bias):
-            raise ValueError(f"forget_bias: expected a finite number, got {forget_bias!r}")
+        largest = float(np.finfo(self.dtype).max)
+        forget_bias = number(
+            "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
+        )
         if not self.bias:
             raise ValueError("forget_bias: expected None with bias=False, got a number")
         forget = slice(self.hidden_size, 2 * self.hidden_size)
@@ -469,24 +472,24 @@ class GRU(_Layer):
         reset_after: bool = True,
         **options: Any,
     ) -> None:
-        self.reset_after = _flag("reset_after", reset_after)
+        self.reset_after = flag("reset_after", reset_after)
         self._kind = "gru" if reset_after else "gru_reset_before"
         super().__init__(input_size, hidden_size, num_layers, **options)
 
 
-def _integer(name: str, value: Any) -> int:
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    number = operator.index(value)
-    if not 1 <= number < 2**62:
-        raise ValueError(f"{name}: expected an integer of at least 1, got {number}")
-    return number
+def _size(name: str, value: Any) -> int:
+    return integer(name, value, "an integer of at least 1", 1, 2**62)
 
 
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
-    return bool(value)
+def _dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    try:
+        wanted = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        wanted = None
+    got = repr(dtype) if wanted is None else str(wanted)
+    if wanted is None or wanted not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype: expected float32 or float64, got {got}")
+    return wanted
 
 
 def _initial(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .checks import number
 
 __all__ = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
 
@@ -542,14 +543,9 @@ def _number(
     name: str, value: Any, *, least: float = 0.0, above: bool = False, below: float = math.inf
 ) -> float:
     """A finite number of at least `least`, or `above` it, and below `below`."""
-    if isinstance(value, (bool, np.bool_, np.ndarray)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
-    if not (least < number if above else least <= number) or not number < below:
-        bounds = f"{'>' if above else '>='} {least:.3g}"
-        bounds += f" and < {below:.3g}" if below < math.inf else ""
-        raise ValueError(f"{name}: expected a finite number {bounds}, got {value!r}")
-    return number
+    bounds = f"a finite number {'>' if above else '>='} {least:.3g}"
+    bounds += f" and < {below:.3g}" if below < math.inf else ""
+    return number(name, value, bounds, lambda x: (least < x if above else least <= x) and x < below)
 
 
 def _strengths(name: str, penalty: Penalty, names: list[str]) -> dict[str, float]:

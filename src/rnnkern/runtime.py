@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypedDict
 
 from . import _core
+from .checks import integer
 
 __all__ = ["Info", "force_isa", "get_num_threads", "info", "num_threads", "set_num_threads"]
 
@@ -47,11 +48,7 @@ def set_num_threads(n: int) -> None:
     >>> rk.get_num_threads()
     2
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n: expected an integer, got {type(n).__name__}")
-    if not 1 <= n <= 1024:
-        raise ValueError(f"n: expected a number of threads from 1 to 1024, got {n}")
-    _core.set_num_threads(n)
+    _core.set_num_threads(integer("n", n, "a number of threads from 1 to 1024", 1, 1024))
 
 
 def get_num_threads() -> int:
@@ -116,7 +113,7 @@ def force_isa(name: str) -> Iterator[None]:
     True
     """
     before = _core.instruction_set()
-    _core.use_instruction_set(name)
+    _use(name)
     try:
         yield
     finally:
@@ -147,11 +144,21 @@ def info() -> Info:
     }
 
 
+def _use(name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a str, got {type(name).__name__}")
+    available = _core.available_instruction_sets()
+    if name not in available:
+        one_of = ", ".join(available)
+        raise ValueError(f"instruction set: expected one of {one_of}, got {name!r}")
+    _core.use_instruction_set(name)
+
+
 def _from_environment() -> None:
     """Apply RNNKERN_ISA; called once, on import."""
     name = os.environ.get("RNNKERN_ISA")
     if name:
         try:
-            _core.use_instruction_set(name)
+            _use(name)
         except ValueError as error:
             raise ImportError(f"RNNKERN_ISA: {error}") from None

@@ -1,0 +1,184 @@
+"""What the tests of the compiled core share: layers by kind, random problems, the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import rnnkern as rk
+from rnnkern import reference
+
+# The reference's table: a cell that is added there is tested, or fails for want of a maker here.
+KINDS = tuple(reference.CELLS)
+MAKERS = {
+    "rnn_tanh": rk.RNN,
+    "rnn_relu": partial(rk.RNN, nonlinearity="relu"),
+    "lstm": rk.LSTM,
+    "gru": rk.GRU,
+    "gru_reset_before": partial(rk.GRU, reset_after=False),
+}
+DTYPES = (np.float32, np.float64)
+
+
+def sets():
+    """The instruction sets that this build has and this machine runs."""
+    return rk.info()["available"]
+
+
+def fused_sets():
+    """Those of them with a fused multiply-add, which share their bits."""
+    return [name for name in sets() if name != "baseline"]
+
+
+def make_layer(kind, I, H, **options):
+    return MAKERS[kind](I, H, **{"seed": 1, **options})
+
+
+def parts(state):
+    """The arrays of a state: [h], for an LSTM [h, c], none of None."""
+    if state is None:
+        return []
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of a forward and a backward, in the layer's layout."""
+
+    x: Any
+    state: Any
+    lengths: Any
+    dy: Any
+    dstate: Any
+
+    def but(self, **changes):
+        return replace(self, **changes)
+
+    def forward(self, layer):
+        return layer.forward(self.x, self.state, self.lengths)
+
+    def backward(self, layer, tape, clip=None):
+        return layer.backward(tape, self.dy, self.dstate, clip)
+
+
+def random_problem(layer, T, B=None, *, state=True, lengths=None, seed=0):
+    """Draw a problem; B None is one unbatched row, lengths "random" draws from 0 to T."""
+    rng = np.random.default_rng(seed)
+    H, D = layer.hidden_size, 1 + layer.bidirectional
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(layer.dtype)
+
+    def sequence(C):
+        if B is None:
+            return draw(T, C)
+        return draw(B, T, C) if layer.batch_first else draw(T, B, C)
+
+    def states():
+        rows = () if B is None else (B,)
+        h = draw(layer.num_layers * D, *rows, H)
+        return (h, draw(*h.shape)) if isinstance(layer, rk.LSTM) else h
+
+    if isinstance(lengths, str):
+        lengths = rng.integers(0, T + 1, B)
+    return Problem(
+        x=sequence(layer.input_size),
+        state=states() if state else None,
+        lengths=lengths,
+        dy=sequence(D * H),
+        dstate=states() if state else None,
+    )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference says of a problem, in float64 and the layer's layout."""
+
+    y: Any
+    state: Any
+    tape: Any
+    grads: Any
+
+
+def run_reference(layer, problem, clip=None, masks=None):
+    """Run the reference on a layer's parameters."""
+    unbatched = problem.x.ndim == 2
+    config = reference.Config(
+        layer._kind,
+        layer.input_size,
+        layer.hidden_size,
+        layer.num_layers,
+        layer.bidirectional,
+        layer.bias,
+    )
+    params = {name: p.astype(np.float64) for name, p in layer.params.items()}
+
+    def sequence(a):  # to (T, B, C); its own inverse but for the unbatched row
+        if unbatched:
+            return a[:, None]
+        return a.swapaxes(0, 1) if layer.batch_first else a
+
+    def state_in(state):
+        arrays = [a[:, None] if unbatched else a for a in parts(state)]
+        return tuple(arrays) if len(arrays) == 2 else next(iter(arrays), None)
+
+    def state_out(state):
+        arrays = [a[:, 0] if unbatched else a for a in parts(state)]
+        return tuple(arrays) if len(arrays) == 2 else arrays[0]
+
+    def sequence_out(a):
+        return a[:, 0] if unbatched else sequence(a)
+
+    y, state, tape = reference.forward(
+        config, params, sequence(problem.x), state_in(problem.state), problem.lengths, masks
+    )
+    dy = None if problem.dy is None else sequence(problem.dy)
+    grads = reference.backward(config, params, tape, dy, state_in(problem.dstate), clip)
+    grads = replace(grads, x=sequence_out(grads.x), state=state_out(grads.state))
+    return Reference(sequence_out(y), state_out(state), tape, grads)
+
+
+def assert_close(got, want, dtype, what="", chain=10_000):
+    """Compare a result in `dtype` with the reference's float64.
+
+    A value is the end of chains of n roundings: over the T steps of L layers a product of I + H
+    terms each, in a parameter's gradient a sum over T * B more. The error grows as sqrt(n) units
+    of the largest terms that entered (Higham & Mary 2019), which we take to be the size of the
+    array's largest value; the factor 4 covers sums that cancel and slopes 1 - h**2 near 0.
+    `chain` is n; 10,000 bounds all but the longest sums here. The bound is then 5e-5 (float32) or
+    9e-14 (float64) of the largest value; the worst measured was two fifths of it. Values below
+    the smallest normal number are flushed to zero, wherever in a chain they arise.
+    """
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
+    if not want.size:
+        return
+    limits = np.finfo(dtype)
+    bound = 4.0 * chain**0.5 * limits.eps * np.abs(want).max() + chain * limits.tiny
+    worst = np.abs(got - want).max()
+    assert worst <= bound, f"{what}: off by {worst:.3g}, more than {bound:.3g}"
+
+
+def assert_same(layer, result, want, chain=10_000):
+    """Compare (y, state, grads) with a `Reference`'s; `chain`: of the parameters' gradients."""
+    y, state, grads = result
+    assert list(grads.params) == list(want.grads.params)
+    for name, got, expected in (
+        ("y", y, want.y),
+        ("state", state, want.state),
+        ("grads.x", grads.x, want.grads.x),
+        ("grads.state", grads.state, want.grads.state),
+    ):
+        assert isinstance(got, tuple) == isinstance(expected, tuple)
+        for part, part_expected in zip(parts(got), parts(expected), strict=True):
+            assert part.dtype == layer.dtype, f"{name}: dtype {part.dtype}"
+            assert_close(part, part_expected, layer.dtype, name)
+    for name, got in grads.params.items():
+        assert got.dtype == layer.dtype, f"{name}: dtype {got.dtype}"
+        assert_close(got, want.grads.params[name], layer.dtype, name, chain)
+    assert_close(grads.norm, want.grads.norm, layer.dtype, "grads.norm", chain)
+    assert_close(grads.scale, want.grads.scale, layer.dtype, "grads.scale", chain)
+    assert grads.finite == want.grads.finite

@@ -1,0 +1,184 @@
+"""What was built: no set's code outside its namespace; and what an import brings along."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import pkgutil
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rnnkern as rk
+from rnnkern import _core
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(rk.__file__).parent
+LIBRARY = _core.__file__
+NM, OBJDUMP, CXX = map(shutil.which, ("nm", "objdump", "g++"))
+
+
+def output(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+# ---- instruction sets --------------------------------------------------------------------------
+
+
+def sets_of_this_machine():
+    """Name and compiler flags of the instruction sets that CMake builds here."""
+    file = ROOT / "CMakeLists.txt"
+    text = file.read_text() if file.exists() else ""
+    branches = re.findall(
+        r'if\(CMAKE_SYSTEM_PROCESSOR MATCHES "([^"]+)"\)(.+?)(?=else)', text, re.DOTALL
+    )
+    return [
+        (name, flags.split())
+        for processors, rows in branches
+        if re.search(processors, platform.machine())
+        for name, flags in re.findall(r"rnnkern_instruction_set\((\w+)([^)]*)\)", rows)
+    ]
+
+
+SETS = sets_of_this_machine()
+
+
+def test_the_table_of_sets_was_read():
+    if not (ROOT / "CMakeLists.txt").exists():
+        pytest.skip("no sources beside the tests")
+    assert {name for name, _ in SETS} >= set(rk.info()["available"])
+
+
+@pytest.mark.skipif(not (NM and CXX), reason="no g++ or nm here")
+@pytest.mark.parametrize(("name", "flags"), SETS, ids=[name for name, _ in SETS])
+def test_a_set_shares_no_code(name, flags, tmp_path):
+    """The linker merges weak symbols: a shared one might bring instructions that others lack.
+
+    Without optimisation nothing that a file holds is inlined away, so nothing hides.
+    """
+    target = tmp_path / "kernels.o"
+    output(
+        *(CXX, "-std=c++17", "-O0", "-fopenmp", "-fPIC", "-Wno-psabi", *flags),
+        *(f"-DRNNKERN_ISA={name}", "-c", ROOT / "cpp/core/kernels.cpp", "-o", target),
+    )
+    symbols = re.findall(r"^[0-9a-f]* +(\w) (.+)$", output(NM, "-C", target), re.MULTILINE)
+    own = f"rnnkern::{name}::"
+    assert sum(own in symbol for _, symbol in symbols) > 100
+    visible = [symbol for kind, symbol in symbols if kind in "TDBRWVu"]
+    # DW.ref. is a pointer to a function, not code.
+    assert not [s for s in visible if own not in s and not s.startswith("DW.ref.")]
+    # Nothing of the C++ standard library is asked for, and nothing runs when the library is loaded.
+    wanted = [symbol for kind, symbol in symbols if kind == "U"]
+    assert not [s for s in wanted if re.match(r"std::|operator |__cxa_", s)]
+    assert not [symbol for _, symbol in symbols if "_GLOBAL__sub_I" in symbol]
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """Name and instructions of all functions in the library as it was linked."""
+    if not OBJDUMP or platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("no objdump here, or no x86")
+    text = output(OBJDUMP, "-d", "-C", "--no-show-raw-insn", LIBRARY)
+    found = re.findall(r"^[0-9a-f]+ <(.+)>:\n((?:.+\n)+)", text, re.MULTILINE)
+    if not any("rnnkern::" in name for name, _ in found):
+        pytest.skip("the library is stripped: its functions have no names")
+    return found
+
+
+def uses_vectors(instructions, registers="xyz"):
+    """Whether there is an instruction of AVX or later; all of theirs begin with v."""
+    return re.search(rf"\tv\w+ .*%[{registers}]mm", instructions) is not None
+
+
+def test_linked_code_is_for_the_plain_machine(functions):
+    beyond = [name for name, text in functions if uses_vectors(text)]
+    assert any("rnnkern::avx2::" in name for name in beyond)
+    assert not [name for name in beyond if not re.search(r"rnnkern::avx(2|512)::", name)]
+    widest = [name for name, text in functions if uses_vectors(text, "z")]
+    assert all("rnnkern::avx512::" in name for name in widest)
+
+
+def test_asking_for_a_set_needs_no_set(functions):
+    asking = [text for name, text in functions if name.endswith("::runs_here()")]
+    assert len(asking) == len(SETS)
+    assert not any(uses_vectors(text) for text in asking)
+
+
+@pytest.mark.skipif(not NM, reason="no nm here")
+def test_exports():
+    symbols = re.findall(r" ([TDBR]) (\S+)", output(NM, "-D", "--defined-only", LIBRARY))
+    assert symbols == [("T", "PyInit__core")]
+
+
+# ---- imports -----------------------------------------------------------------------------------
+
+EXTRAS = ["rich", "matplotlib", "safetensors", "torch", "onnx", "keras", "threadpoolctl"]
+MODULES = [module.name for module in pkgutil.iter_modules([PACKAGE])]
+
+
+def imported(statements):
+    """Packages outside the standard library that are imported on the way, the extras missing."""
+    code = f"""if True:
+        import sys
+        before = set(sys.modules)
+        for name in {EXTRAS}:
+            sys.modules[name] = None  # an import of it fails
+        {statements}
+        found = {{name.partition(".")[0] for name, module in sys.modules.items()
+                  if module is not None and name not in before}}
+        print(*sorted(found - set(sys.stdlib_module_names)))
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "RNNKERN_ISA"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_import_needs_numpy_alone():
+    assert imported("import rnnkern") == ["numpy", "rnnkern"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_without_extras(module):
+    assert imported(f"import rnnkern.{module}") == ["numpy", "rnnkern"]
+
+
+def test_public_names():
+    assert len(set(rk.__all__)) == len(rk.__all__)
+    for name in rk.__all__:
+        assert inspect.getdoc(getattr(rk, name)), name
+
+
+def test_the_stub_is_the_module():
+    """_core.pyi declares what the compiled module has, neither more nor less."""
+
+    def declared(body):
+        names = set()
+        for node in body:
+            if isinstance(node, ast.AnnAssign):
+                names.add(node.target.id)
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names.add(node.name)
+        return names - {"Array"}
+
+    def public(thing):
+        return {name for name in vars(thing) if not name.startswith("_")}
+
+    body = ast.parse((PACKAGE / "_core.pyi").read_text()).body
+    assert declared(body) == public(_core) | {"__version__"}
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            assert declared(node.body) - {"__init__"} == public(getattr(_core, node.name))
+    assert (PACKAGE / "py.typed").exists()

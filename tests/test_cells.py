@@ -1,0 +1,543 @@
+"""Every cell against the reference: outputs, states, tapes and gradients, over sizes, options,
+instruction sets, threads and clips."""
+
+from __future__ import annotations
+
+import math
+import threading
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+from helpers import (
+    DTYPES,
+    KINDS,
+    Problem,
+    assert_close,
+    assert_same,
+    make_layer,
+    parts,
+    random_problem,
+    run_reference,
+    sets,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import rnnkern as rk
+from rnnkern.reference import CELLS
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+each_set = pytest.mark.parametrize("isa", sets())
+
+ODD = (1, 7, 15, 17, 33, 65)
+CLIPS = {"step_value": 0.02, "step_norm": 0.3, "value": 0.2, "norm": 0.5}
+
+
+@cache  # the instruction sets and thread counts share a case's reference
+def case(kind, I, H, T, B, *, lengths=None, state=True, clip=None, **options):
+    layer = make_layer(kind, I, H, **options)
+    problem = random_problem(layer, T, B, state=state, lengths=lengths)
+    return layer, problem, run_reference(layer, problem, clip)
+
+
+def run(layer, problem, clip=None):
+    y, state, tape = problem.forward(layer)
+    return y, state, problem.backward(layer, tape, clip)
+
+
+def flat(result):
+    """All arrays and numbers of (y, state, grads)."""
+    y, state, grads = result
+    arrays = [y, *parts(state), *grads.params.values(), grads.x, *parts(grads.state)]
+    return [*arrays, np.array([grads.norm, grads.scale, grads.finite])]
+
+
+def same_bits(a, b):
+    return all(p.tobytes() == q.tobytes() for p, q in zip(flat(a), flat(b), strict=True))
+
+
+def check(layer, problem, want, clip=None, chain=10_000):
+    assert_same(layer, run(layer, problem, clip), want, chain)
+    y, state = layer(problem.x, problem.state, problem.lengths)
+    assert_close(y, want.y, layer.dtype, "y of inference", chain)
+    for got, expected in zip(parts(state), parts(want.state), strict=True):
+        assert_close(got, expected, layer.dtype, "state of inference", chain)
+
+
+# ------------------------------------------------------------------------------------- options
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_every_option_with_every_other(isa, kind, dtype, bidirectional, num_layers):
+    layouts = ({"B": 3}, {"B": 3, "batch_first": True}, {"B": 3, "lengths": "random"}, {"B": None})
+    for bias, state, layout in product([True, False], [True, False], layouts):
+        options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": num_layers}
+        with rk.force_isa(isa):
+            check(*case(kind, 5, 7, 4, bias=bias, state=state, **layout, **options))
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize("H", ODD)
+def test_odd_sizes(isa, kind, dtype, H):
+    for I, B in ((1, 1), (7, 5), (15, 2), (17, 1), (33, 9), (65, 3)):
+        with rk.force_isa(isa):
+            check(*case(kind, I, H, 3, B, dtype=dtype, num_layers=2, bidirectional=I > 15))
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize(("T", "B"), [(0, 3), (2, 0), (0, 0), (0, None)])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_no_steps_or_no_rows(isa, kind, dtype, T, B, num_layers):
+    with rk.force_isa(isa):
+        for bidirectional in (False, True):
+            options = {"num_layers": num_layers, "bidirectional": bidirectional, "dtype": dtype}
+            check(*case(kind, 2, 3, T, B, **options))
+
+
+_bounds = {name: st.floats(0.01, 2.0) for name in CLIPS}
+
+
+@given(data=st.data())
+def test_any_shape_and_options(data):
+    kind, dtype = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(DTYPES))
+    # A float32 sum that falls on the other side of 0 than the float64 one has another slope. Over
+    # shapes that Hypothesis is free to choose, one in some thousand does.
+    assume(kind != "rnn_relu" or dtype == np.float64)
+    clip = rk.Clip(**data.draw(st.fixed_dictionaries({}, optional=_bounds)))
+    layer = make_layer(
+        kind,
+        data.draw(st.integers(1, 40), "I"),
+        data.draw(st.integers(1, 40), "H"),
+        num_layers=data.draw(st.integers(1, 3), "L"),
+        bias=data.draw(st.booleans(), "bias"),
+        bidirectional=data.draw(st.booleans(), "bidirectional"),
+        batch_first=data.draw(st.booleans(), "batch_first"),
+        dtype=dtype,
+    )
+    T, B = data.draw(st.integers(0, 9), "T"), data.draw(st.none() | st.integers(0, 9), "B")
+    lengths = None
+    if B is not None and data.draw(st.booleans(), "padded"):
+        lengths = np.array(data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B)), int)
+    problem = random_problem(layer, T, B, state=data.draw(st.booleans(), "state"), lengths=lengths)
+    want = run_reference(layer, problem, clip)
+    isa, threads = data.draw(st.sampled_from(sets())), data.draw(st.integers(1, 4), "threads")
+    with rk.force_isa(isa), rk.num_threads(threads):
+        check(layer, problem, want, clip)
+
+
+# -------------------------------------------------------------------------- chunks and threads
+
+
+def steps_of_chunk(room, kind, H, B, dtype):
+    """Most steps of a chunk of `room` bytes: [steps, rows, values, H padded to a cache line]."""
+    line = 64 // np.dtype(dtype).itemsize
+    values = CELLS[kind].gates  # at least: the GRU keeps one more
+    return max(1, room // (math.ceil(H / line) * 64 * values * B))
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize("lengths", [None, "random"])
+@pytest.mark.parametrize(
+    ("room", "H", "B", "num_layers"),
+    [
+        pytest.param(256 * 1024, 65, 40, 2, id="forward"),  # ForwardRoom::z_bytes
+        pytest.param(4 * 1024 * 1024, 17, 1000, 1, id="backward"),  # BackwardRoom::da_bytes
+    ],
+)
+def test_three_chunks(isa, kind, dtype, lengths, room, H, B, num_layers):
+    T = 2 * steps_of_chunk(room, kind, H, B, dtype) + 3
+    options = {"dtype": dtype, "lengths": lengths, "num_layers": num_layers}
+    with rk.force_isa(isa):
+        check(*case(kind, 9, H, T, B, bidirectional=True, **options), chain=10_000 + T * B)
+
+
+def test_three_chunks_of_many_units():
+    T = 2 * steps_of_chunk(4 * 1024 * 1024, "lstm", 65, 40, np.float64) + 3
+    check(*case("lstm", 9, 65, T, 40, bidirectional=True, dtype=np.float64, num_layers=2))
+
+
+def test_a_long_sequence():
+    for kind, dtype in product(KINDS, DTYPES):
+        check(*case(kind, 4, 33, 200, 3, dtype=dtype, num_layers=2))
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_threads_that_share_rows(isa, kind, dtype, threads, bidirectional):
+    B, H, I = 4 * threads + 1, 33, 17
+    # The core takes a thread more for each 1e6 flops (Worth in stack.h).
+    T = math.ceil(1e6 * threads / (2 * CELLS[kind].gates * H * B * (I + H)))
+    for lengths in (None, "random"):
+        options = {"dtype": dtype, "bidirectional": bidirectional, "lengths": lengths}
+        with rk.force_isa(isa), rk.num_threads(threads):
+            check(*case(kind, I, H, T, B, **options))
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize(("threads", "B"), [(2, 1), (3, 1), (3, 3)])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_threads_that_share_units(isa, kind, dtype, threads, B, bidirectional):
+    # Where rows are fewer than 4 a thread, one more for each 5e4 flops a step (Worth in stack.h).
+    flops = 2 * CELLS[kind].gates * B
+    H = math.ceil(math.sqrt(5e4 * threads / flops)) | 1
+    T = math.ceil(1e6 * threads / (flops * H * (9 + H)))
+    options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": 2}
+    with rk.force_isa(isa), rk.num_threads(threads):
+        check(*case(kind, 9, H, T, B, **options))
+
+
+# ------------------------------------------------------------------------- what a tape holds
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize("lengths", [None, "random"])
+def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
+    options = {"num_layers": 2, "bidirectional": True, "dtype": dtype, "lengths": lengths}
+    layer, problem, want = case(kind, 5, 7, 6, 4, **options)
+    with rk.force_isa(isa):
+        *_, tape = problem.forward(layer)
+    T, B, H, G = 6, 4, 7, CELLS[kind].gates
+    hiddens = np.zeros((2, T, B, 2, H))
+    cells = np.zeros((4, T, B, H))
+    gates = np.zeros((4, T, B, G, H))
+    products = np.zeros((4, T, B, H))  # W_hn h' + b_hn, which the reset-after GRU keeps too
+    for k, steps in enumerate(want.tape.steps):
+        direction = f"l{k // 2}" + "_reverse" * (k % 2)
+        W_hn = layer.params[f"weight_hh_{direction}"].astype(float)[-H:]
+        b_hn = layer.params[f"bias_hh_{direction}"].astype(float)[-H:]
+        for s in steps:
+            hiddens[k // 2, s.t, s.rows, k % 2] = s.new[0]
+            cells[k, s.t, s.rows] = s.new[-1]
+            gates[k, s.t, s.rows] = s.gates.reshape(-1, G, H)
+            products[k, s.t, s.rows] = s.prev[0] @ W_hn.T + b_hn
+    if kind == "gru":
+        gates = np.concatenate([gates, products[:, :, :, None]], axis=3)
+
+    assert_close(np.array(tape.hiddens), hiddens.reshape(2, T, B, 2 * H), dtype, "hiddens")
+    if kind.startswith("rnn"):  # whose gates are its outputs
+        assert tape.gates == []
+    else:
+        assert_close(np.array(tape.gates), gates, dtype, "gates")
+    if CELLS[kind].states == 2:
+        assert_close(np.array(tape.cells), cells, dtype, "cells")
+    else:
+        assert tape.cells == []
+
+
+@each_kind
+def test_a_tape_used_twice_gives_the_same_bits(kind):
+    layer, problem, _ = case(kind, 5, 17, 6, 3, num_layers=2, lengths="random")
+    y, state, tape = problem.forward(layer)
+    first, second = problem.backward(layer, tape), problem.backward(layer, tape)
+    assert same_bits((y, state, first), (y, state, second))
+
+
+@each_kind
+def test_two_tapes_alive_at_once(kind):
+    layer = make_layer(kind, 5, 17, num_layers=2)
+    problems = [random_problem(layer, T, B, seed=T) for T, B in ((6, 3), (4, 8))]
+    runs = [p.forward(layer) for p in problems]
+    for problem, (y, state, tape) in zip(problems, runs, strict=True):
+        assert same_bits((y, state, problem.backward(layer, tape)), run(layer, problem))
+
+
+@each_kind
+@pytest.mark.parametrize("threads", [1, 2])
+def test_backward_from_another_thread(kind, threads):
+    layer, problem, _ = case(kind, 17, 65, 9, 9)
+    results = []
+    with rk.num_threads(threads):
+        want = run(layer, problem)
+        y, state, tape = problem.forward(layer)
+        worker = threading.Thread(target=lambda: results.append(problem.backward(layer, tape)))
+        worker.start()
+        worker.join()
+    assert same_bits((y, state, *results), want)
+
+
+@each_kind
+def test_a_tape_outlives_what_it_was_made_from(kind):
+    layer, problem, _ = case(kind, 5, 7, 4, 3)
+    want = run(layer, problem)
+    own = problem.but(state=tuple(s.copy() for s in parts(problem.state)))
+    own = own.but(state=own.state if len(own.state) == 2 else own.state[0])
+    y, state, tape = own.forward(layer)
+    for array in (*parts(own.state), *parts(state)):
+        array[:] = 99.0  # copied by the tape, or not needed by it
+    with pytest.raises(ValueError, match="read-only"):
+        y[:] = 99.0  # needed by it
+    kept = y.copy()
+    del y, state, own
+    grads = problem.backward(layer, tape)
+    assert same_bits((kept, want[1], grads), want)
+
+
+# -------------------------------------------------------------------------------- arguments
+
+
+@each_kind
+def test_what_is_not_given_is_zeros_or_whole(kind):
+    layer, problem, _ = case(kind, 5, 7, 4, 3, num_layers=2, bidirectional=True)
+
+    def zeros(state):
+        arrays = tuple(np.zeros_like(s) for s in parts(state))
+        return arrays if len(arrays) == 2 else arrays[0]
+
+    full = np.full(3, 4)
+    for left_out, given_ in (
+        ({"dy": None}, {"dy": np.zeros_like(problem.dy)}),
+        ({"dstate": None}, {"dstate": zeros(problem.dstate)}),
+        ({"state": None}, {"state": zeros(problem.state)}),
+        ({"lengths": None}, {"lengths": full}),
+    ):
+        results = [run(layer, problem.but(**change)) for change in (left_out, given_)]
+        # Equal, not the same bits: 0 + -0 is 0.
+        assert all(np.array_equal(a, b) for a, b in zip(*map(flat, results), strict=True))
+    nothing = problem.but(dy=None, dstate=None)
+    assert all(not g.any() for g in run(layer, nothing)[2].params.values())
+
+
+@each_kind
+@each_dtype
+def test_any_strides_and_alignment(kind, dtype):
+    layer, problem, _ = case(kind, 5, 7, 4, 3, dtype=dtype, num_layers=2)
+    want = run(layer, problem)
+
+    def every_other(a):
+        room = np.full([2 * n for n in a.shape], np.nan, dtype)
+        view = room[tuple(slice(None, None, 2) for _ in a.shape)]
+        view[:] = a
+        return view
+
+    def backwards(a):
+        return a[::-1, ::-1].copy()[::-1, ::-1]
+
+    def transposed(a):
+        return a.swapaxes(0, 1).copy().swapaxes(0, 1)
+
+    def misaligned(a):  # by one element: a vector's load starts where no vector may
+        room = np.empty(a.size + 1, dtype)
+        room[1:] = a.ravel()
+        return room[1:].reshape(a.shape)
+
+    for change in (every_other, backwards, transposed, misaligned):
+        states = [
+            tuple(map(change, s)) if isinstance(s, tuple) else change(s)
+            for s in (problem.state, problem.dstate)
+        ]
+        other = Problem(change(problem.x), states[0], None, change(problem.dy), states[1])
+        assert same_bits(run(layer, other), want), change.__name__
+
+
+@each_kind
+def test_what_lies_behind_a_rows_end_is_not_read(kind):
+    layer, problem, _ = case(kind, 5, 7, 6, 4, num_layers=2, bidirectional=True, lengths="random")
+    behind = np.arange(6)[:, None] >= problem.lengths
+    assert behind.any()
+    x, dy = problem.x.copy(), problem.dy.copy()
+    x[behind] = dy[behind] = np.nan
+    result = run(layer, problem.but(x=x, dy=dy))
+    assert same_bits(result, run(layer, problem))
+    y, _, grads = result
+    assert not y[behind].any()
+    assert not grads.x[behind].any()
+
+
+@each_kind
+def test_a_row_of_length_0_hands_its_state_through(kind):
+    layer, problem, _ = case(kind, 5, 7, 6, 4, num_layers=2, bidirectional=True)
+    _, state, grads = run(layer, problem.but(lengths=np.array([3, 0, 6, 0])))
+    for last, first in zip(parts(state), parts(problem.state), strict=True):
+        assert np.array_equal(last[:, [1, 3]], first[:, [1, 3]])
+        assert not np.array_equal(last[:, [0, 2]], first[:, [0, 2]])
+    for first, last in zip(parts(grads.state), parts(problem.dstate), strict=True):
+        assert np.array_equal(first[:, [1, 3]], last[:, [1, 3]])
+
+
+# ------------------------------------------------------------------------------------- clips
+
+every_clip = pytest.mark.parametrize("names", [[n] for n in CLIPS] + [list(CLIPS)], ids="+".join)
+
+
+@each_set
+@each_kind
+@each_dtype
+@every_clip
+def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
+    clip = rk.Clip(**{name: CLIPS[name] for name in names})
+    options = {"num_layers": 2, "bidirectional": True, "dtype": dtype, "lengths": "random"}
+    layer, problem, want = case(kind, 9, 17, 7, 5, clip=clip, **options)
+    with rk.force_isa(isa):
+        clipped, free = run(layer, problem, clip), run(layer, problem)
+        huge = run(layer, problem, rk.Clip(**dict.fromkeys(names, 1e30)))
+    assert_same(layer, clipped, want)
+    assert same_bits(huge, free)
+    clipped, free = clipped[2], free[2]
+    for name, g in clipped.params.items():
+        assert not np.array_equal(g, free.params[name]), name
+    # The step clips act on what goes on in time, the others on the parameters' gradients alone.
+    for array, before in zip(parts(clipped.state), parts(free.state), strict=True):
+        if "step_value" in names:
+            assert not np.array_equal(array, before)
+        elif "step_norm" not in names:
+            assert np.array_equal(array, before)
+    assert np.array_equal(clipped.x, free.x) == (not {"step_value", "step_norm"} & set(names))
+    assert (clipped.norm == free.norm) == (names == ["norm"])
+    assert (clipped.scale < 1.0) == ("norm" in names)
+
+
+@each_set
+@each_kind
+@each_dtype
+def test_clips_in_chunks_on_threads(isa, kind, dtype):
+    B, H = 1000, 17
+    T = steps_of_chunk(4 * 1024 * 1024, kind, H, B, dtype) + 3
+    clip = rk.Clip(**CLIPS)
+    layer, problem, want = case(kind, 9, H, T, B, clip=clip, dtype=dtype, lengths="random")
+    for threads in (1, 2):
+        with rk.force_isa(isa), rk.num_threads(threads):
+            check(layer, problem, want, clip, chain=10_000 + T * B)
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_step_norm_with_shared_units(isa, kind, dtype, bidirectional):
+    # A row's norm runs over units that several threads hold.
+    H = math.ceil(math.sqrt(5e4 * 3 / (2 * CELLS[kind].gates * 2))) | 1
+    clip = rk.Clip(step_norm=0.3)
+    options = {"clip": clip, "dtype": dtype, "bidirectional": bidirectional, "lengths": "random"}
+    layer, problem, want = case(kind, 9, H, 25, 2, **options)
+    for threads in (1, 2, 3):
+        with rk.force_isa(isa), rk.num_threads(threads):
+            check(layer, problem, want, clip)
+
+
+@each_kind
+def test_step_clips_bound_what_they_name(kind):
+    layer, problem, _ = case(kind, 5, 7, 6, 3)
+    # dL/dW_ih of one row and step is da x^T: with x = 1 each element is a da of the step clip.
+    one = random_problem(layer, 1, 1).but(x=np.ones((1, 1, 5), np.float32))
+    free, clipped = (run(layer, one, c)[2] for c in (None, rk.Clip(step_value=0.05)))
+    da, limited = (g.params["weight_ih_l0"][:, 0] for g in (free, clipped))
+    assert np.abs(da).max() > 0.05
+    assert np.abs(limited).max() == np.float32(0.05)
+    # The initial h gets what the first step handed back.
+    grads = run(layer, problem, rk.Clip(step_norm=0.1))[2]
+    assert np.linalg.norm(parts(grads.state)[0], axis=-1).max() == pytest.approx(0.1, rel=1e-5)
+
+
+@each_kind
+def test_value_and_norm_bound_what_they_name(kind):
+    layer, problem, _ = case(kind, 5, 7, 6, 3, dtype=np.float64)
+
+    def joint(grads):
+        return np.sqrt(sum((g**2).sum() for g in grads.params.values()))
+
+    valued = run(layer, problem, rk.Clip(value=0.1))[2]
+    assert max(np.abs(g).max() for g in valued.params.values()) == 0.1
+    assert valued.norm == pytest.approx(joint(valued), rel=1e-12)
+    assert valued.scale == 1.0
+    normed = run(layer, problem, rk.Clip(norm=0.1))[2]
+    assert joint(normed) == pytest.approx(0.1, rel=1e-5)  # 1e-6 in the divisor
+    assert normed.scale == pytest.approx(0.1 / (normed.norm + 1e-6), rel=1e-12)
+
+
+# ---------------------------------------------------------------------------- what is not finite
+
+
+@each_set
+@each_kind
+@each_dtype
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_seen_and_stays_in_its_row(isa, kind, dtype, value):
+    layer, problem, _ = case(kind, 5, 7, 6, 4, dtype=dtype)
+    x = problem.x.copy()
+    x[2, 1, 3] = value
+    with rk.force_isa(isa):
+        clean = run(layer, problem)
+        y, state, grads = run(layer, problem.but(x=x))
+    assert clean[2].finite
+    assert not grads.finite
+    others = [0, 2, 3]
+    assert np.array_equal(y[:, others], clean[0][:, others])
+    assert np.array_equal(grads.x[:, others], clean[2].x[:, others])
+    assert np.array_equal(y[:2, 1], clean[0][:2, 1])
+    with np.errstate(all="ignore"):
+        want = run_reference(layer, problem.but(x=x))
+    assert not want.grads.finite
+    if np.isnan(value):
+        assert np.array_equal(np.isnan(y), np.isnan(want.y))
+        assert np.isnan(y[2:, 1]).all()
+        assert all(np.isnan(s[:, 1]).any() for s in parts(state))
+        assert np.isnan(grads.norm)
+        assert grads.scale == 1.0
+    else:
+        assert not np.array_equal(y[2, 1], clean[0][2, 1])
+
+
+@each_set
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_value_clip_does_not_hide_an_infinity(isa, bidirectional):
+    layer = make_layer("rnn_relu", 2, 3, bias=False, bidirectional=bidirectional)
+    for p in layer.params.values():
+        p[:] = 0.5
+    x, h = np.ones((1, 2, 2), np.float32), np.ones((1 + bidirectional, 2, 3), np.float32)
+    with rk.force_isa(isa):
+        y, _, tape = layer.forward(x, h)
+        dy = np.full_like(y, 3e38)  # the sum over the two rows is beyond float32
+        free = layer.backward(tape, dy)
+        clipped = layer.backward(tape, dy, clip=rk.Clip(value=1.0))
+        normed = layer.backward(tape, dy, clip=rk.Clip(norm=1.0))
+    assert np.isinf(free.norm)
+    assert not free.finite
+    assert not clipped.finite
+    assert all((g == 1.0).all() for g in clipped.params.values())
+    assert np.isfinite(clipped.norm)
+    assert not normed.finite
+    assert normed.scale == 1.0
+    assert all(np.array_equal(g, free.params[n]) for n, g in normed.params.items())
+
+
+def test_a_float64_norm_that_overflows_is_not_finite():
+    layer = make_layer("rnn_relu", 1, 1, bias=False, dtype=np.float64)
+    for p in layer.params.values():
+        p[:] = 1.0
+    *_, tape = layer.forward(np.ones((1, 1, 1)))
+    grads = layer.backward(tape, np.full((1, 1, 1), 1e200))
+    assert grads.params["weight_ih_l0"].item() == 1e200
+    assert np.isinf(grads.norm)
+    assert not grads.finite
+
+
+@each_set
+@each_kind
+def test_a_float32_norm_beyond_float32_is_finite(isa, kind):
+    layer, problem, _ = case(kind, 5, 7, 4, 3)
+    dy = np.full_like(problem.dy, 1e35)
+    with rk.force_isa(isa):
+        grads = run(layer, problem.but(dy=dy, dstate=None), rk.Clip(norm=1.0))[2]
+    assert grads.finite
+    assert grads.norm > 1e35  # whose square no float32 holds
+    assert np.sqrt(sum((g**2).sum() for g in grads.params.values())) == pytest.approx(1.0, rel=1e-5)

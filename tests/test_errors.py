@@ -1,0 +1,699 @@
+"""Wrong input is refused with a message that names it, and nothing is written."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import KINDS, MAKERS, make_layer, parts, random_problem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rnnkern as rk
+
+T, B, I, H, L = 5, 2, 3, 4, 2
+TOO_BIG = 10**400  # an integer that no float can hold
+
+
+def frozen(thing):
+    """What a layer, a stream or an array holds."""
+    if isinstance(thing, np.ndarray):
+        return thing.tobytes()
+    if isinstance(thing, rk.Stream):
+        return [part.tobytes() for part in parts(thing.state)]
+    return thing.dropout_step, [(name, p.tobytes()) for name, p in thing.params.items()]
+
+
+@contextmanager
+def refused(error, message, *watched):
+    """Expect an error with this text in its message, and all that is watched left as it was."""
+    before = [frozen(thing) for thing in watched]
+    with pytest.raises(error, match=re.escape(message)):
+        yield
+    assert [frozen(thing) for thing in watched] == before
+
+
+# ---- constructors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers", "batch_size"])
+@pytest.mark.parametrize(
+    ("value", "error", "expected"),
+    [
+        (0, ValueError, "an integer of at least 1, got 0"),
+        (-3, ValueError, "an integer of at least 1, got -3"),
+        (2**70, ValueError, ""),
+        (True, TypeError, "an integer, got bool"),
+        (np.True_, TypeError, "an integer, got bool"),
+        (2.0, TypeError, "an integer, got float"),
+        ("2", TypeError, "an integer, got str"),
+        (None, TypeError, "an integer, got NoneType"),
+        (np.array([1, 2]), TypeError, "an integer, got"),
+    ],
+)
+def test_sizes(name, value, error, expected):
+    sizes = {"input_size": I, "hidden_size": H, "num_layers": L, "batch_size": B, name: value}
+    with refused(error, f"{name}: expected {expected}"):
+        rk.GRU(*list(sizes.values())[:3]).stream(sizes["batch_size"])
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2**61, H), (I, 2**61), (I, H, 2**61), (2**50, 1), (I, 2**28), (2**31, 2**31)]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_beyond_memory(kind, sizes):
+    with pytest.raises((MemoryError, ValueError)):
+        MAKERS[kind](*sizes)
+
+
+@pytest.mark.parametrize("batch_size", [2**46, 2**57, 2**61])
+def test_stream_beyond_memory(batch_size):
+    with pytest.raises(MemoryError):
+        make_layer("lstm", I, H).stream(batch_size)
+
+
+FLAG = "expected True or False, got"
+PROBABILITY = "dropout: expected a number from 0 to below 1, got"
+SEED = "seed: expected an integer"
+DTYPE = "dtype: expected float32 or float64, got"
+
+
+@pytest.mark.parametrize(
+    ("make", "option", "error", "message"),
+    [
+        *(
+            (rk.GRU, {name: 1}, TypeError, f"{name}: {FLAG} int")
+            for name in ("bias", "batch_first")
+        ),
+        (rk.GRU, {"bidirectional": "no"}, TypeError, f"bidirectional: {FLAG} str"),
+        (rk.GRU, {"reset_after": None}, TypeError, f"reset_after: {FLAG} NoneType"),
+        *((rk.RNN, {"dropout": p}, ValueError, f"{PROBABILITY} {p}") for p in (1.0, -0.1, np.nan)),
+        (rk.RNN, {"dropout": TOO_BIG}, ValueError, PROBABILITY),
+        (rk.RNN, {"dropout": True}, TypeError, "dropout: expected a number, got bool"),
+        (rk.RNN, {"dropout": "half"}, TypeError, "dropout: expected a number, got str"),
+        (rk.RNN, {"dropout": np.array([0.1, 0.2])}, TypeError, "dropout: expected a number, got"),
+        (rk.RNN, {"nonlinearity": "sin"}, ValueError, "nonlinearity: expected 'tanh' or 'relu'"),
+        (rk.GRU, {"init": "zeros"}, ValueError, "init: expected one of uniform, xavier, "),
+        *((rk.GRU, {"seed": s}, ValueError, f"{SEED} from 0 to 2**64 - 1") for s in (-1, 2**64)),
+        *((rk.GRU, {"seed": s}, TypeError, SEED) for s in ("x", 1.5, True, np.array([1, 2]))),
+        *((rk.GRU, {"dtype": d}, TypeError, f"{DTYPE} {np.dtype(d)}") for d in ("f2", "i8", ">f4")),
+        *((rk.GRU, {"dtype": d}, TypeError, DTYPE) for d in ("nonsense", None)),
+        (rk.LSTM, {"forget_bias": "1"}, TypeError, "forget_bias: expected a number, got str"),
+        (rk.LSTM, {"forget_bias": True}, TypeError, "forget_bias: expected a number, got bool"),
+        (rk.LSTM, {"forget_bias": np.ones(2)}, TypeError, "forget_bias: expected a number, got"),
+        *(
+            (rk.LSTM, {"forget_bias": b}, ValueError, "forget_bias: expected a finite number, got")
+            for b in (np.nan, np.inf, TOO_BIG, 1e300)  # 1e300 is infinite in float32
+        ),
+        (rk.LSTM, {"forget_bias": 1.0, "bias": False}, ValueError, "forget_bias: expected None"),
+        (rk.LSTM, {"projection": 2}, TypeError, "unexpected keyword argument 'projection'"),
+        (rk.GRU, {"nonlinearity": "relu"}, TypeError, "argument 'nonlinearity'"),
+    ],
+)
+def test_options(make, option, error, message):
+    with refused(error, message):
+        make(I, H, **option)
+
+
+def test_dropout_setter():
+    layer = make_layer("gru", I, H, dropout=0.25)
+    with refused(ValueError, f"{PROBABILITY} 2"):
+        layer.dropout = 2
+    assert layer.dropout == 0.25
+
+
+@pytest.mark.parametrize("step", [-1, 2**64, 1.5, "x", None])
+def test_dropout_step(step):
+    layer = make_layer("gru", I, H, num_layers=2, dropout=0.5)
+    with refused((TypeError, ValueError), "dropout_step"):
+        layer.dropout_step = step
+        layer.forward(np.zeros((T, B, I), np.float32))
+
+
+@pytest.mark.parametrize("name", ["step_value", "step_norm", "value", "norm"])
+@pytest.mark.parametrize(
+    ("bound", "error", "message"),
+    [
+        *((b, ValueError, f"a finite number > 0, got {b!r}") for b in (0, -1.0, np.inf, -np.inf)),
+        (float("nan"), ValueError, "a finite number > 0, got nan"),
+        pytest.param(TOO_BIG, ValueError, "a finite number > 0, got", id="10**400"),
+        (True, TypeError, "a number or None, got bool"),
+        (np.True_, TypeError, "a number or None, got bool"),
+        ("1", TypeError, "a number or None, got str"),
+        ([1.0], TypeError, "a number or None, got list"),
+        (1j, TypeError, "a number or None, got complex"),
+        (np.ones(2), TypeError, "a number or None, got"),
+    ],
+)
+def test_clips(name, bound, error, message):
+    with refused(error, f"clip.{name}: expected {message}"):
+        rk.Clip(**{name: bound})
+
+
+# ---- arrays: every place where a call takes one ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """One array argument of one call: its name in messages, a good value, the shape asked for."""
+
+    name: str
+    good: Any
+    axes: tuple[Any, ...]  # sizes; a letter stands for any
+    call: Any
+
+    @property
+    def expected(self):
+        axes = ", ".join(map(str, self.axes))
+        return f"({axes},)" if len(self.axes) == 1 else f"({axes})"
+
+
+class Calls:
+    """A layer, its tape and its stream, and every place where they take an array."""
+
+    def __init__(self, kind, dtype):
+        self.layer = layer = make_layer(kind, I, H, num_layers=L, dtype=dtype)
+        self.stream = stream = layer.stream(B)
+        self.watched = layer, stream
+        p = random_problem(layer, T, B)
+        tape = p.forward(layer)[2]
+        x, y = p.x, np.empty((T, B, H), dtype)
+        self.places = {
+            "call x": Place("x", x, ("T", "B", I), layer),
+            "forward x": Place("x", x, ("T", "B", I), layer.forward),
+            "backward dy": Place("dy", p.dy, (T, B, H), lambda v: layer.backward(tape, v)),
+            "step x": Place("x", x[0], (B, I), stream.step),
+            "run x": Place("x", x, ("T", B, I), stream.run),
+            "step out": Place("out", y[0], (B, H), lambda v: stream.step(x[0], v)),
+            "run out": Place("out", y, (T, B, H), lambda v: stream.run(x, v)),
+        }
+
+        def set_state(v):
+            stream.state = v
+
+        self.add_states("call", "state", p.state, lambda v: layer(x, v))
+        self.add_states("forward", "state", p.state, lambda v: layer.forward(x, v))
+        self.add_states("backward", "dstate", p.dstate, lambda v: layer.backward(tape, None, v))
+        self.add_states("setter", "state", p.state, set_state)
+        self.add_parameters("call", lambda: layer(x))
+        self.add_parameters("forward", lambda: layer.forward(x))
+        self.add_parameters("backward", lambda: layer.backward(tape, p.dy))
+        self.add_parameters("stream", lambda: layer.stream(B))
+
+    def add_states(self, call, name, state, use):
+        each = parts(state)
+        for i, good in enumerate(each):
+            part = f"{name}[{i}]" if len(each) == 2 else name
+
+            def use_part(value, i=i):
+                changed = [value if j == i else other for j, other in enumerate(each)]
+                return use(tuple(changed) if len(each) == 2 else value)
+
+            self.places[f"{call} {part}"] = Place(part, good, good.shape, use_part)
+
+    def add_parameters(self, call, use):
+        layer = self.layer
+        for name in ("weight_ih_l0", "weight_hh_l1", "bias_hh_l1"):
+
+            def use_with(value, name=name):
+                before = layer.params
+                layer.params = {**before, name: value}
+                try:
+                    return use()
+                finally:
+                    layer.params = before
+
+            good = layer.params[name]
+            place = Place(f"params['{name}']", good, good.shape, use_with)
+            self.places[f"{call} {name}"] = place
+
+
+PLACES = [
+    pytest.param(kind, dtype, where, id=f"{kind}-{where}".replace(" ", "-"))
+    for kind, dtype in (("gru", np.float32), ("lstm", np.float64))
+    for where in Calls(kind, dtype).places
+]
+every_place = pytest.mark.parametrize(("kind", "dtype", "where"), PLACES)
+
+
+@every_place
+def test_good_arrays_are_accepted(kind, dtype, where):
+    place = Calls(kind, dtype).places[where]
+    place.call(place.good)
+
+
+@every_place
+def test_dtypes(kind, dtype, where):
+    calls = Calls(kind, dtype)
+    place = calls.places[where]
+    own = np.dtype(dtype)
+    other = "f8" if own == np.float32 else "f4"
+    for wrong in ("f2", other, "g", "i4", "i8", "?", "O", "c8", own.newbyteorder(">")):
+        value = np.ones(place.good.shape, wrong)
+        message = f"{place.name}: expected an array of dtype {own}, got {value.dtype}"
+        with refused(TypeError, message, *calls.watched, value):
+            place.call(value)
+
+
+@every_place
+def test_what_is_no_array(kind, dtype, where):
+    calls = Calls(kind, dtype)
+    place = calls.places[where]
+    for value in (place.good.tolist(), 1.5, "text", dtype(1)):
+        message = f"{place.name}: expected an array of dtype {np.dtype(dtype)}, got "
+        with refused(TypeError, message + type(value).__name__, *calls.watched):
+            place.call(value)
+
+
+@every_place
+def test_shapes(kind, dtype, where):
+    calls = Calls(kind, dtype)
+    place = calls.places[where]
+    shape = place.good.shape
+    wrong = [(), (1, *shape), (*shape, 1), (1, 1, *shape)]
+    if len(place.axes) < 3 or where.split()[1] != "x":  # (T, I) is a sequence of one row
+        wrong += [shape[1:], shape[:-1]]
+    for axis, size in enumerate(place.axes):
+        if not isinstance(size, str):
+            wrong += [(*shape[:axis], n, *shape[axis + 1 :]) for n in (0, size - 1, size + 1)]
+    if len(set(shape)) > 1 and "T" not in place.axes:
+        wrong.append(shape[::-1])
+    for one in wrong:
+        message = f"{place.name}: expected shape {place.expected}, got {one}"
+        with refused(ValueError, message, *calls.watched):
+            place.call(np.ones(one, dtype))
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "shape", "expected"),
+    [
+        (False, (T, I + 1), "(T, 3)"),
+        (True, (T, I + 1), "(T, 3)"),
+        (True, (B, T, I + 1), "(B, T, 3)"),
+        (False, (T, B, I + 1), "(T, B, 3)"),
+    ],
+)
+def test_layouts_of_x(batch_first, shape, expected):
+    layer = make_layer("gru", I, H, batch_first=batch_first)
+    with refused(ValueError, f"x: expected shape {expected}, got {shape}", layer):
+        layer(np.zeros(shape, np.float32))
+
+
+def test_a_state_of_a_batch_for_one_row():
+    layer = make_layer("gru", I, H)
+    with refused(ValueError, "state: expected shape (1, 4), got (1, 1, 4)", layer):
+        layer(np.zeros((T, I), np.float32), np.zeros((1, 1, H), np.float32))
+
+
+def test_number_of_states():
+    h = np.zeros((1, B, H), np.float32)
+    x = np.zeros((T, B, I), np.float32)
+    gru, lstm = make_layer("gru", I, H), make_layer("lstm", I, H)
+    for layer, wrong, message in [
+        (gru, (h,), "expected one array (h), got a tuple of 1"),
+        (gru, (h, h), "expected one array (h), got a tuple of 2"),
+        (lstm, h, "expected a pair (h, c), got ndarray"),
+        (lstm, (h,), "expected a pair (h, c), got 1 arrays"),
+        (lstm, (h, h, h), "expected a pair (h, c), got 3 arrays"),
+        (lstm, "hc", "expected a pair (h, c), got str"),
+        (lstm, np.stack([h, h]), "expected a pair (h, c), got ndarray"),
+    ]:
+        tape, stream = layer.forward(x)[2], layer.stream(B)
+        for call in (layer, layer.forward):
+            with refused(TypeError, f"state: {message}", layer):
+                call(x, wrong)
+        with refused(TypeError, f"dstate: {message}", layer):
+            layer.backward(tape, None, wrong)
+        with refused(TypeError, f"state: {message}", stream):
+            stream.state = wrong
+    for layer, wrong in [(gru, None), (lstm, None), (lstm, (h, None)), (lstm, (None, h))]:
+        stream = layer.stream(B)
+        with refused(TypeError, "state", stream):
+            stream.state = wrong
+
+
+RANGE = "expected values from 0 to T = 5, got"
+INTEGERS = "expected an array of integers, got"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        (np.array([5, 6]), ValueError, f"{RANGE} 6"),
+        (np.array([-1, 5]), ValueError, f"{RANGE} -1"),
+        (np.array([2**63, 5], np.uint64), ValueError, RANGE),
+        (np.array([2**64 - 1, 5], np.uint64), ValueError, RANGE),
+        (np.array([-(2**63), 5]), ValueError, f"{RANGE} -9223372036854775808"),
+        (np.array([5]), ValueError, "expected shape (2,), got (1,)"),
+        (np.array([5, 5, 5]), ValueError, "expected shape (2,), got (3,)"),
+        (np.array([[5, 5]]), ValueError, "expected shape (2,), got (1, 2)"),
+        (np.array(5), ValueError, "expected shape (2,), got ()"),
+        (np.array([5.0, 2.0]), TypeError, f"{INTEGERS} float64"),
+        (np.array([True, False]), TypeError, f"{INTEGERS} bool"),
+        (np.array([5, 2], object), TypeError, f"{INTEGERS} object"),
+        (np.array([5, 2], "m8[s]"), TypeError, f"{INTEGERS} timedelta64[s]"),
+        (np.array(["5", "2"]), TypeError, f"{INTEGERS} <U1"),
+        ([10**30, 2], TypeError, f"{INTEGERS} object"),
+        ([[1], [2, 3]], TypeError, INTEGERS),
+    ],
+)
+@pytest.mark.parametrize("call", ["__call__", "forward"])
+def test_lengths(call, lengths, error, message):
+    layer = make_layer("gru", I, H)
+    with refused(error, f"lengths: {message}", layer):
+        getattr(layer, call)(np.zeros((T, B, I), np.float32), None, lengths)
+
+
+def test_lengths_of_one_row():
+    layer = make_layer("gru", I, H)
+    with refused(ValueError, "lengths: expected None with unbatched x", layer):
+        layer(np.zeros((T, I), np.float32), None, np.array([T]))
+
+
+@pytest.mark.parametrize("integer", ["i1", "u1", ">i2", "u8", list, tuple])
+def test_lengths_of_any_integers(integer):
+    layer = make_layer("gru", I, H)
+    x = random_problem(layer, T, B).x
+    lengths = integer([2, 5]) if callable(integer) else np.array([2, 5], integer)
+    assert layer(x, None, lengths)[0].tobytes() == layer(x, None, np.array([2, 5]))[0].tobytes()
+
+
+# ---- parameters and tapes ----------------------------------------------------------------------
+
+
+def test_parameter_names():
+    layer = make_layer("gru", I, H)
+    x = np.zeros((T, B, I), np.float32)
+    tape = layer.forward(x)[2]
+    good = layer.params
+    missing = {name: p for name, p in good.items() if name != "weight_hh_l0"}
+    renamed = {**missing, "weight_hh": good["weight_hh_l0"]}
+    for wrong, error, message in [
+        (missing, ValueError, "params['weight_hh_l0']: expected an array, got nothing"),
+        (renamed, ValueError, "params['weight_hh_l0']: expected an array, got nothing"),
+        ({**good, "more": x}, ValueError, "params: expected 4 arrays, got 5"),
+        ({}, ValueError, "params['weight_ih_l0']: expected an array, got nothing"),
+        (list(good.values()), TypeError, "params"),
+    ]:
+        layer.params = wrong
+        for call in (
+            lambda: layer(x),
+            lambda: layer.forward(x),
+            lambda: layer.backward(tape),
+            lambda: layer.stream(B),
+        ):
+            with refused(error, message, x):
+                call()
+        assert layer.params is wrong
+        assert layer.dropout_step == 1
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        lambda layer: make_layer("gru", I, H),
+        lambda layer: make_layer("gru", I, H, dtype=np.float64),
+        lambda layer: make_layer("lstm", I, H),
+        lambda layer: make_layer("gru", I, H + 1),
+    ],
+    ids=["equal", "dtype", "kind", "size"],
+)
+def test_tape_of_another_layer(stranger):
+    layer = make_layer("gru", I, H)
+    other = stranger(layer)
+    tape = other.forward(np.zeros((T, B, I), other.dtype))[2]
+    dy = np.zeros((T, B, H), np.float32)
+    message = "tape: expected a tape of this layer's forward, got one of another layer"
+    with refused(ValueError, message, layer, other):
+        layer.backward(tape, dy)
+
+
+@pytest.mark.parametrize("tape", [None, 5, "tape", np.zeros(3), ()])
+def test_what_is_no_tape(tape):
+    layer = make_layer("gru", I, H)
+    message = f"tape: expected a tape of this layer's forward, got {type(tape).__name__}"
+    with refused(TypeError, message, layer):
+        layer.backward(tape, None)
+
+
+@pytest.mark.parametrize("clip", [1.0, {"norm": 1.0}, (1.0, None, None, None), rk.Clip])
+def test_what_is_no_clip(clip):
+    layer = make_layer("gru", I, H)
+    tape = layer.forward(np.zeros((T, B, I), np.float32))[2]
+    with refused(TypeError, f"clip: expected a Clip or None, got {type(clip).__name__}", layer):
+        layer.backward(tape, clip=clip)
+
+
+def test_edited_parameters_are_seen():
+    layer = make_layer("lstm", I, H)
+    p = random_problem(layer, T, B)
+    before = layer(p.x)[0]
+    tape = p.forward(layer)[2]
+    dx = p.backward(layer, tape).x
+    layer.params["weight_ih_l0"] *= 2
+    assert layer(p.x)[0].tobytes() != before.tobytes()
+    np.testing.assert_array_equal(p.backward(layer, tape).x, 2 * dx)  # exact: a power of two
+
+
+def test_y_of_forward_is_read_only():
+    layer = make_layer("gru", I, H)
+    x = np.zeros((T, B, I), np.float32)
+    y, state, _ = layer.forward(x)
+    with pytest.raises(ValueError, match="read-only"):
+        y[0] = 0
+    state[...] = 0
+    layer(x)[0][...] = 0
+
+
+# ---- where a stream writes ---------------------------------------------------------------------
+
+
+def misaligned(shape, dtype):
+    return np.zeros(np.prod(shape) * np.dtype(dtype).itemsize + 1, np.uint8)[1:].view(dtype)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.zeros((H, B), np.float32).T,
+        np.zeros((B, 2 * H), np.float32)[:, ::2],
+        np.zeros((B, H), np.float32)[::-1],
+        np.broadcast_to(np.zeros(H, np.float32), (B, H)),
+        misaligned((B, H), np.float32).reshape(B, H),
+        np.frombuffer(bytes(4 * B * H), np.float32).reshape(B, H),
+    ],
+    ids=["fortran", "strided", "reversed", "broadcast", "misaligned", "read-only"],
+)
+def test_layouts_of_out(out):
+    stream = make_layer("gru", I, H).stream(B)
+    with refused(ValueError, "out: expected a ", stream, out):
+        stream.step(np.ones((B, I), np.float32), out)
+    with refused(ValueError, "out: expected a ", stream, out):
+        stream.run(np.ones((1, B, I), np.float32), out[None])
+
+
+@pytest.mark.parametrize("shift", [0, 1, B * H - 1, -1, -(B * H - 1)])
+def test_out_over_x(shift):
+    n = B * H
+    memory = np.random.default_rng(0).normal(size=3 * n).astype(np.float32)
+    x, out = (memory[n + s :][:n].reshape(B, H) for s in (0, shift))
+    stream = make_layer("gru", H, H).stream(B)
+    message = "out: expected memory of its own, got an array that overlaps x"
+    with refused(ValueError, message, stream, memory):
+        stream.step(x, out)
+    with refused(ValueError, message, stream, memory):
+        stream.run(x[None], out[None])
+
+
+def test_out_beside_x():
+    layer = make_layer("gru", H, H)
+    memory = np.ones((2 * B, H), np.float32)
+    want = layer.stream(B).step(memory[:B].copy())
+    assert layer.stream(B).step(memory[:B], memory[B:]).tobytes() == want.tobytes()
+
+
+def test_out_over_a_part_of_x_that_is_not_contiguous():
+    layer = make_layer("gru", H, H)
+    memory = np.random.default_rng(0).normal(size=(B, 2 * H)).astype(np.float32)
+    x = memory[:, ::2]
+    out = memory.ravel()[: B * H].reshape(B, H)
+    want = layer.stream(B).step(x.copy())
+    stream = layer.stream(B)
+    got = attempt(lambda: stream.step(x, out), "out", stream)
+    assert got is None or got.tobytes() == want.tobytes()
+
+
+# ---- sizes of nothing, and sizes beyond memory -------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("steps", "rows"), [(0, B), (T, 0), (0, 0), (0, None)])
+def test_nothing(kind, bidirectional, dtype, steps, rows):
+    layer = make_layer(kind, I, H, num_layers=2, bidirectional=bidirectional, dtype=dtype)
+    p = random_problem(layer, steps, rows)
+    y, state = layer(p.x, p.state)
+    assert y.shape == p.dy.shape
+    y, state, tape = p.forward(layer)
+    for got, want in zip(parts(state), parts(p.state), strict=True):
+        assert got.tobytes() == want.tobytes()
+    grads = p.backward(layer, tape, rk.Clip(1.0, 1.0, 1.0, 1.0))
+    assert grads.x.shape == p.x.shape
+    assert not any(g.any() for g in grads.params.values())
+    assert (grads.norm, grads.scale, grads.finite) == (0.0, 1.0, True)
+    if not bidirectional and rows == B:
+        stream = layer.stream(rows)
+        stream.state = p.state
+        assert stream.run(p.x).shape == y.shape
+        assert frozen(stream) == [part.tobytes() for part in parts(p.state)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_no_length(kind):
+    layer = make_layer(kind, I, H, num_layers=2, bidirectional=True)
+    p = random_problem(layer, T, B, lengths=np.zeros(B, int))
+    y, state, tape = p.forward(layer)
+    grads = p.backward(layer, tape)
+    assert not y.any()
+    assert not grads.x.any()
+    assert not any(g.any() for g in grads.params.values())
+    for got, want in zip(
+        parts(state) + parts(grads.state), parts(p.state) + parts(p.dstate), strict=True
+    ):
+        assert got.tobytes() == want.tobytes()
+
+
+def test_an_empty_batch_of_any_length_takes_no_time():
+    layer = make_layer("lstm", I, H, num_layers=3, dropout=0.5, bidirectional=True)
+    x = np.empty((10**12, 0, I), np.float32)
+    assert layer(x)[0].shape == (10**12, 0, 2 * H)
+    y, _, tape = layer.forward(x, None, np.zeros(0, int))
+    assert layer.backward(tape, y).x.shape == x.shape
+
+
+@pytest.mark.parametrize("size", [2**46, 2**50, 2**57, 2**60])
+def test_sequences_beyond_memory(size):
+    layer = make_layer("lstm", 1, H, num_layers=2)
+    one = np.zeros((1, 1, 1), np.float32)
+    long, wide = np.broadcast_to(one, (size, 1, 1)), np.broadcast_to(one, (1, size, 1))
+    for call, x in [
+        (layer, long),
+        (layer, wide),
+        (layer, wide[:0]),
+        (layer, long[:, 0]),
+        (layer.forward, long),
+        (layer.forward, wide),
+        (layer.stream().run, long),
+    ]:
+        with pytest.raises((MemoryError, ValueError)):
+            call(x)
+
+
+# ---- runtime -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "error"),
+    [
+        *((n, ValueError) for n in (0, -1, 1025, 2**70)),
+        *((n, TypeError) for n in (True, 1.0, "1", None, np.True_, np.array([1, 2]))),
+    ],
+)
+@pytest.mark.parametrize("use", [rk.set_num_threads, rk.num_threads])
+def test_threads(use, n, error):
+    before = rk.get_num_threads()
+    with refused(error, "n: expected "), use(n):
+        pass
+    assert rk.get_num_threads() == before
+
+
+@pytest.mark.parametrize("name", ["mmx", "", "AVX2", *(s + "\0x" for s in rk.info()["available"])])
+def test_unknown_instruction_sets(name):
+    before = rk.info()["isa"]
+    all_names = ", ".join(rk.info()["available"])
+    with refused(ValueError, f"expected one of {all_names}, got {name!r}"), rk.force_isa(name):
+        pass
+    assert rk.info()["isa"] == before
+
+
+@pytest.mark.parametrize("name", [None, 5])
+def test_instruction_sets_that_are_no_names(name):
+    with refused(TypeError, "name: "), rk.force_isa(name):
+        pass
+
+
+# ---- anything at all ---------------------------------------------------------------------------
+
+ROWS_I, ROWS_H = np.ones((B, I), np.float32), np.ones((B, H), np.float32)
+SEQUENCE_I, SEQUENCE_H = np.ones((T, B, I), np.float32), np.ones((T, B, H), np.float32)
+STATE = np.ones((1, B, H), np.float32)
+SIZES = st.sampled_from([0, 1, 2, I, H])
+DTYPES = st.sampled_from(["f4", "f8", "f2", ">f4", "i8", "u8", "?", "O", "c8", "M8[s]", "S1"])
+SHAPES = st.one_of(
+    st.lists(SIZES, max_size=5),
+    st.tuples(SIZES, SIZES, st.just(I)),
+    st.tuples(SIZES, SIZES, st.just(H)),
+)
+FLOATS = st.builds(np.ones, SHAPES, st.just(np.float32))
+NO_FLOATS = st.builds(np.ones, SHAPES, DTYPES)
+ANYTHING = st.one_of(
+    st.none(), FLOATS, NO_FLOATS, st.integers(), st.text(max_size=3), st.lists(st.floats())
+)
+STATES = st.one_of(ANYTHING, st.tuples(FLOATS, FLOATS), st.lists(ANYTHING).map(tuple))
+LENGTHS = st.one_of(ANYTHING, st.lists(st.integers(-1, 6)), st.lists(st.integers()).map(np.array))
+
+
+def often(*usual, otherwise=ANYTHING):
+    """Mostly what fits, so that calls get as far as the next argument, and often to the end."""
+    return st.integers(0, 3).flatmap(lambda i: st.sampled_from(usual) if i else otherwise)
+
+
+def attempt(use, names, watched):
+    """The result; None where wrong input was refused by name and nothing was written."""
+    before = frozen(watched)
+    try:
+        return use()
+    except (TypeError, ValueError) as error:
+        message = str(error)
+    assert re.match(rf"({names})(\[[01]\])?: expected .+, got ", message)
+    assert frozen(watched) == before
+    return None
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@settings(max_examples=300)
+@given(
+    x=often(SEQUENCE_I),
+    state=often(None, STATE, (STATE, STATE), otherwise=STATES),
+    lengths=often(None, np.array([T, 0]), otherwise=LENGTHS),
+    dy=often(None, SEQUENCE_H),
+    dstate=often(None, STATE, (STATE, STATE), otherwise=STATES),
+)
+def test_any_arguments(kind, x, state, lengths, dy, dstate):
+    layer = make_layer(kind, I, H)
+    done = attempt(lambda: layer.forward(x, state, lengths), "x|state|lengths", layer)
+    if done is None:
+        return
+    y, _, tape = done
+    assert y.shape == (*x.shape[:-1], H)
+    grads = attempt(lambda: layer.backward(tape, dy, dstate), "dy|dstate", layer)
+    assert grads is None or grads.x.shape == x.shape
+
+
+@settings(max_examples=300)
+@given(
+    x=often(ROWS_I, SEQUENCE_I),
+    out=often(None, ROWS_H, SEQUENCE_H),
+    state=often((STATE, STATE), otherwise=STATES),
+)
+def test_any_arguments_of_a_stream(x, out, state):
+    stream = make_layer("lstm", I, H).stream(B)
+    attempt(lambda: setattr(stream, "state", state), "state", stream)
+    for use in (stream.step, stream.run):
+        y = attempt(lambda use=use: use(x, out), "x|out", stream)
+        assert y is None or y.shape == (*x.shape[:-1], H)

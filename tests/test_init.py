@@ -1,0 +1,181 @@
+"""How parameters start."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import DTYPES, KINDS, make_layer
+
+import rnnkern as rk
+from rnnkern.reference import CELLS
+
+I, H = 48, 96  # enough elements for their moments to be close
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+
+
+def gates_of(array):
+    """The gate blocks of a matrix: [G, H, columns]."""
+    return array.reshape(-1, H, array.shape[1]).astype(np.float64)
+
+
+def assert_uniform(array, bound):
+    """Against U(-bound, bound): range, and the Kolmogorov-Smirnov distance.
+
+    The distance of n draws stays below 1.95 / sqrt(n) with probability 0.999; seeds are fixed.
+    """
+    sorted_ = np.sort(array.ravel().astype(np.float64))
+    n = sorted_.size
+    assert np.abs(sorted_).max() <= bound
+    expected = (sorted_ / bound + 1) / 2
+    distance = np.abs(expected - (np.arange(n) + 0.5) / n).max() + 0.5 / n
+    assert distance < 1.95 / np.sqrt(n)
+
+
+@each_kind
+@each_dtype
+def test_uniform_is_pytorchs(kind, dtype):
+    layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="uniform")
+    for name, array in layer.params.items():
+        assert array.dtype == dtype, name
+        assert_uniform(array, H**-0.5)
+    default = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype)
+    assert all(np.array_equal(default.params[n], a) for n, a in layer.params.items())
+
+
+@each_kind
+@each_dtype
+def test_xavier_takes_each_gate_as_a_matrix(kind, dtype):
+    layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="xavier")
+    for name, array in layer.params.items():
+        if name.startswith("bias"):
+            assert not array.any(), name
+            continue
+        assert len(gates_of(array)) == CELLS[kind].gates
+        for gate in gates_of(array):
+            assert_uniform(gate, np.sqrt(6 / (H + array.shape[1])))
+    assert {a.shape[1] for n, a in layer.params.items() if "ih" in n and a.ndim == 2} == {I, 2 * H}
+
+
+@each_kind
+@each_dtype
+def test_orthogonal_makes_each_recurrent_gate_orthogonal(kind, dtype):
+    layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="orthogonal")
+    xavier = make_layer(kind, I, H, dtype=dtype, init="xavier")
+    for name, array in layer.params.items():
+        if name.startswith("bias"):
+            assert not array.any(), name
+        elif name.startswith("weight_hh"):
+            for Q in gates_of(array):
+                # A column's length is off by the roundings of H elements and of H reflections.
+                assert np.abs(Q.T @ Q - np.eye(H)).max() < np.sqrt(H) * np.finfo(dtype).eps
+        else:
+            assert_uniform(array, np.sqrt(6 / (H + array.shape[1])))
+    assert np.array_equal(layer.params["weight_ih_l0"], xavier.params["weight_ih_l0"])
+
+
+def test_orthogonal_draws_from_all_rotations():
+    # Over Haar's measure a diagonal element has mean 0; without the signs of R it is negative.
+    diagonal = np.concatenate(
+        [
+            np.diagonal(rk.RNN(1, 4, seed=s, init="orthogonal").params["weight_hh_l0"])
+            for s in range(300)
+        ]
+    )
+    # Its variance is 1 / H = 1/4: the mean of 1200 has deviation 0.014.
+    assert abs(diagonal.mean()) < 4 * 0.5 / np.sqrt(diagonal.size)
+    assert diagonal.var() == pytest.approx(0.25, rel=0.1)
+
+
+@each_kind
+@each_dtype
+def test_identity(kind, dtype):
+    layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="identity")
+    for name, array in layer.params.items():
+        if name.startswith("bias"):
+            assert not array.any(), name
+        elif name.startswith("weight_hh"):
+            assert all(np.array_equal(gate, np.eye(H)) for gate in gates_of(array))
+        else:  # from N(0, 0.001): moments within 4 of their deviations
+            n = array.size
+            assert abs(array.mean()) < 4e-3 / np.sqrt(n)
+            assert array.std() == pytest.approx(1e-3, rel=4 / np.sqrt(2 * n))
+            assert np.abs(array).max() > 2.5e-3
+
+
+@pytest.mark.parametrize("init", ["uniform", "xavier", "orthogonal", "identity"])
+@pytest.mark.parametrize("forget_bias", [1.0, -0.5, 0.0])
+@each_dtype
+def test_forget_bias_is_the_sum_of_both_and_nothing_else(init, forget_bias, dtype):
+    options = {"num_layers": 2, "bidirectional": True, "init": init, "dtype": dtype, "seed": 3}
+    layer, plain = rk.LSTM(5, 7, forget_bias=forget_bias, **options), rk.LSTM(5, 7, **options)
+    forget = slice(7, 14)  # the second of i, f, g, o
+    for name, array in layer.params.items():
+        rest = np.delete(array, forget, axis=0) if name.startswith("bias") else array
+        before = plain.params[name]
+        before = np.delete(before, forget, axis=0) if name.startswith("bias") else before
+        assert np.array_equal(rest, before), name
+        if name.startswith("bias_ih"):
+            total = array + layer.params[name.replace("_ih", "_hh")]
+            assert (total[forget] == forget_bias).all()
+
+
+@each_kind
+@pytest.mark.parametrize("init", ["uniform", "xavier", "orthogonal", "identity"])
+def test_a_seed_gives_the_same_parameters_and_another_gives_others(kind, init):
+    def layer(seed):
+        return make_layer(kind, 5, 7, num_layers=2, dropout=0.5, seed=seed, init=init)
+
+    one, same, other, free, freed = (layer(s) for s in (1, 1, 2, None, None))
+    for name, array in one.params.items():
+        assert np.array_equal(array, same.params[name]), name
+    drawn = [n for n, a in one.params.items() if a.any() and not (init == "identity" and "hh" in n)]
+    assert {"weight_ih_l0", "weight_ih_l1"} <= set(drawn)
+    for name in drawn:
+        assert not np.array_equal(one.params[name], other.params[name]), name
+        assert not np.array_equal(free.params[name], freed.params[name]), name
+    assert not np.array_equal(one.params[drawn[0]][:5], one.params["weight_ih_l1"][:5, :5])
+
+
+def test_a_seed_does_not_touch_numpys_own_generator():
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    rk.LSTM(5, 7, seed=1)
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_dtypes_share_their_draws():
+    one, two = (rk.GRU(5, 7, seed=1, dtype=dtype) for dtype in DTYPES)
+    for name, array in two.params.items():
+        assert np.array_equal(array.astype(np.float32), one.params[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"init": "he"}, ValueError, "init: expected one of uniform, xavier, orthogonal, identity"),
+        ({"init": None}, ValueError, "init: expected one of .*, got None"),
+        ({"seed": -1}, ValueError, r"seed: expected an integer from 0 to 2\*\*64 - 1, got -1"),
+        ({"seed": 2**64}, ValueError, "seed: expected an integer from 0"),
+        ({"seed": 1.5}, TypeError, "seed: expected an integer, got float"),
+        ({"forget_bias": "1"}, TypeError, "forget_bias: expected a number, got str"),
+        ({"forget_bias": True}, TypeError, "forget_bias: expected a number, got bool"),
+        ({"forget_bias": np.inf}, ValueError, "forget_bias: expected a finite number, got inf"),
+        ({"forget_bias": 1.0, "bias": False}, ValueError, "forget_bias: expected None with bias"),
+    ],
+)
+def test_wrong_options(options, error, message):
+    with pytest.raises(error, match=message):
+        rk.LSTM(3, 4, **options)
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1, np.int64(7), np.uint64(2**63)])
+def test_any_integer_of_64_bits_is_a_seed(seed):
+    layers = [rk.RNN(3, 4, seed=s) for s in (seed, int(seed))]
+    assert np.array_equal(*(layer.params["weight_ih_l0"] for layer in layers))
+
+
+def test_forget_bias_is_the_lstms_alone():
+    with pytest.raises(TypeError, match="forget_bias"):
+        rk.GRU(3, 4, forget_bias=1.0)

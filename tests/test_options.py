@@ -1,0 +1,435 @@
+"""Every option changes the result, and the result is the reference's; dropout; PyTorch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from helpers import (
+    DTYPES,
+    KINDS,
+    assert_close,
+    assert_same,
+    make_layer,
+    parts,
+    random_problem,
+    run_reference,
+    sets,
+)
+
+import rnnkern as rk
+from rnnkern.reference import CELLS, Config, parameter_shapes
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+
+
+def run(layer, problem, clip=None):
+    y, state, tape = problem.forward(layer)
+    return y, state, problem.backward(layer, tape, clip)
+
+
+def differ(a, b):
+    return a.shape != b.shape or a.dtype != b.dtype or not np.array_equal(a, b)
+
+
+# --------------------------------------------------------------------------- constructor options
+
+COMMON = {
+    "num_layers": 2,
+    "bias": False,
+    "batch_first": True,
+    "dropout": 0.5,
+    "bidirectional": True,
+    "dtype": np.float64,
+    "seed": 2,
+    "init": "xavier",
+}
+OWN = {"lstm": {"forget_bias": 3.0}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(kind, option) for kind in KINDS for option in [*COMMON, *OWN.get(kind, {})]],
+)
+def test_a_constructor_option_changes_the_result(kind, option):
+    value = (COMMON | OWN.get(kind, {}))[option]
+    base = {"num_layers": 2} if option == "dropout" else {}
+    plain, layer = make_layer(kind, 3, 5, **base), make_layer(kind, 3, 5, **base, **{option: value})
+    problem = random_problem(plain, 3, 3, state=False)  # T = B: batch_first takes it, too
+    x = problem.x.astype(layer.dtype)
+    before, after = (m.forward(a)[0] for m, a in ((plain, problem.x), (layer, x)))
+    assert differ(before, after)
+    assert getattr(layer, option, value) == value
+    own = random_problem(layer, 4, 3, lengths="random")
+    masks = None if option != "dropout" else masks_of(layer, 4, 3)
+    assert_same(layer, run(layer, own), run_reference(layer, own, masks=masks))
+
+
+def test_the_kinds_give_different_results():
+    # So nonlinearity and reset_after are proven: each makes another kind.
+    x = random_problem(make_layer("gru", 3, 5), 4, 3).x
+    results = [make_layer(kind, 3, 5)(x)[0] for kind in KINDS]
+    assert all(differ(a, b) for i, a in enumerate(results) for b in results[:i])
+
+
+@each_kind
+def test_the_sizes_change_the_result(kind):
+    layer = make_layer(kind, 3, 5, num_layers=2, bidirectional=True)
+    y, state = layer(random_problem(layer, 4, 6).x)
+    assert y.shape == (4, 6, 10)
+    assert all(s.shape == (4, 6, 5) for s in parts(state))
+    with pytest.raises(ValueError, match=r"x: expected shape \(T, B, 3\)"):
+        layer(np.zeros((4, 6, 5), np.float32))
+
+
+@each_kind
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_parameters_are_the_references_and_named_in_order(kind, bidirectional):
+    options = {"num_layers": 3, "bidirectional": bidirectional}
+    for bias in (True, False):
+        layer = make_layer(kind, 3, 5, bias=bias, **options)
+        shapes = parameter_shapes(Config(kind, 3, 5, bias=bias, **options))
+        assert [(n, a.shape) for n, a in layer.params.items()] == list(shapes.items())
+
+
+@each_kind
+def test_each_parameter_is_used_and_read_at_each_call(kind):
+    layer = make_layer(kind, 3, 5, num_layers=2, bidirectional=True)
+    problem = random_problem(layer, 4, 3)
+    before = layer(problem.x)[0]
+    for name, array in layer.params.items():
+        kept = array.copy()
+        array *= 0.5
+        assert differ(layer(problem.x)[0], before), name
+        assert_same(layer, run(layer, problem), run_reference(layer, problem))
+        layer.params[name] = kept  # another array in its place is taken, too
+    assert not differ(layer(problem.x)[0], before)
+
+
+# ---------------------------------------------------------------------------------- call options
+
+
+@each_kind
+@pytest.mark.parametrize("option", ["state", "lengths", "dy", "dstate", "clip"])
+def test_a_call_option_changes_the_result(kind, option):
+    layer = make_layer(kind, 3, 5, num_layers=2, bidirectional=True)
+    full = random_problem(layer, 4, 3, lengths=np.array([2, 4, 0]))
+    clip = rk.Clip(step_value=0.01) if option == "clip" else None
+    other = full if option == "clip" else full.but(**{option: None})
+    with_, without = run(layer, full, clip), run(layer, other)
+    assert_same(layer, with_, run_reference(layer, full, clip))
+    assert_same(layer, without, run_reference(layer, other))
+    if option in ("state", "lengths"):
+        assert differ(with_[0], without[0])
+        assert all(differ(*p) for p in zip(parts(with_[1]), parts(without[1]), strict=True))
+    for name, g in with_[2].params.items():
+        assert differ(g, without[2].params[name]), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "array"), [(kind, i) for kind in KINDS for i in range(CELLS[kind].states)]
+)
+def test_each_array_of_a_state_counts_in_its_row(kind, array):
+    layer = make_layer(kind, 3, 5)
+    problem = random_problem(layer, 4, 3)
+    before = run(layer, problem)
+    for name in ("state", "dstate"):
+        changed = [s.copy() for s in parts(getattr(problem, name))]
+        changed[array][0, 1] += 1.0
+        other = problem.but(**{name: changed[0] if len(changed) == 1 else tuple(changed)})
+        after = run(layer, other)
+        assert_same(layer, after, run_reference(layer, other))
+        a, b = (r[0] if name == "state" else r[2].x for r in (before, after))
+        assert differ(a[:, 1], b[:, 1])
+        assert not differ(a[:, [0, 2]], b[:, [0, 2]])
+
+
+@each_kind
+def test_batch_first_is_a_transposition(kind):
+    options = {"num_layers": 2, "bidirectional": True}
+    layer, other = (make_layer(kind, 3, 5, batch_first=b, **options) for b in (False, True))
+    problem = random_problem(layer, 4, 3, lengths="random")
+    swapped = problem.but(x=problem.x.swapaxes(0, 1), dy=problem.dy.swapaxes(0, 1))
+    (y, state, grads), (y_swapped, state_2, grads_2) = run(layer, problem), run(other, swapped)
+    assert np.array_equal(y.swapaxes(0, 1), y_swapped)
+    assert np.array_equal(grads.x.swapaxes(0, 1), grads_2.x)
+    states, states_2 = parts(state) + parts(grads.state), parts(state_2) + parts(grads_2.state)
+    assert all(np.array_equal(a, b) for a, b in zip(states, states_2, strict=True))
+
+
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_unbatched_is_a_batch_of_one(kind, batch_first):
+    layer = make_layer(kind, 3, 5, num_layers=2, bidirectional=True, batch_first=batch_first)
+    problem = random_problem(layer, 4)
+    assert problem.x.shape == (4, 3)
+    axis = 0 if batch_first else 1
+
+    def batch(state):
+        arrays = tuple(s[:, None] for s in parts(state))
+        return arrays if len(arrays) == 2 else arrays[0]
+
+    one = problem.but(
+        x=np.expand_dims(problem.x, axis),
+        dy=np.expand_dims(problem.dy, axis),
+        state=batch(problem.state),
+        dstate=batch(problem.dstate),
+    )
+    (y, state, grads), (y_one, state_one, grads_one) = run(layer, problem), run(layer, one)
+    assert np.array_equal(np.expand_dims(y, axis), y_one)
+    assert np.array_equal(np.expand_dims(grads.x, axis), grads_one.x)
+    for a, b in zip(parts(state), parts(state_one), strict=True):
+        assert np.array_equal(a[:, None], b)
+    for a, b in zip(parts(grads.state), parts(grads_one.state), strict=True):
+        assert np.array_equal(a[:, None], b)
+
+
+# --------------------------------------------------------------------------------------- dropout
+
+
+def philox(counter, key):
+    """Philox4x32-10 of counters (4, n) and a key of two words: (4, n) words of 32 bits.
+
+    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC'11, section 3.3.
+    """
+    mask = np.uint64(0xFFFFFFFF)
+    c = [np.asarray(word, np.uint64) for word in counter]
+    k = [np.uint64(word) for word in key]
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        high, low = [p >> np.uint64(32) for p in (a, b)], [p & mask for p in (a, b)]
+        c = [high[1] ^ c[1] ^ k[0], low[1], high[0] ^ c[3] ^ k[1], low[0]]
+        k = [(k[0] + np.uint64(0x9E3779B9)) & mask, (k[1] + np.uint64(0xBB67AE85)) & mask]
+    return np.array(c)
+
+
+def splitmix(seed, step):
+    """Output number step of SplitMix64 from a seed (Steele, Lea & Flood 2014)."""
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def masks_of(layer, T, B):
+    """The dropout masks of a layer's next forward: L-1 arrays (T, B, D*H) of 0 and 1 / (1 - p)."""
+    C, p = layer.hidden_size * (1 + layer.bidirectional), layer.dropout
+    key = splitmix(layer._dropout_seed, layer.dropout_step)
+    t, b, c = np.indices((T, B, -(-C // 4))).reshape(3, -1)
+    masks = []
+    for l in range(1, layer.num_layers):
+        words = philox([c, b, t, np.full_like(c, l)], [key % 2**32, key >> 32])
+        words = words.T.reshape(T, B, -1)[:, :, :C]
+        masks.append((words >= int(p * 2**32)) / (1 - p))
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    # The known answers of Random123 1.14 (kat_vectors, "philox4x32 10").
+    [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        (
+            [0xFFFFFFFF] * 4,
+            [0xFFFFFFFF] * 2,
+            [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD],
+        ),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_the_tests_own_generator(counter, key, expected):
+    assert philox([[word] for word in counter], key).ravel().tolist() == expected
+
+
+def test_the_tests_own_key():
+    # The first outputs of SplitMix64 from seed 1234567.
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [splitmix(1234567, step) for step in range(3)] == expected
+
+
+@pytest.mark.parametrize("isa", sets())
+@each_kind
+@each_dtype
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_dropout_is_the_references(isa, kind, dtype, bidirectional):
+    options = {"num_layers": 3, "bidirectional": bidirectional, "dtype": dtype, "dropout": 0.3}
+    layer = make_layer(kind, 5, 7, **options)
+    problem = random_problem(layer, 6, 4, lengths="random")
+    for _ in range(2):  # two steps of training: two masks
+        masks = masks_of(layer, 6, 4)
+        with rk.force_isa(isa):
+            result = run(layer, problem)
+        assert_same(layer, result, run_reference(layer, problem, masks=masks))
+
+
+@each_dtype
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_acts_between_layers_at_its_rate(dtype, p):
+    layer = copying_layer(p, dtype)
+    x = np.random.default_rng(0).uniform(1, 2, (50, 9, 30)).astype(dtype)
+    first, second, y = layer.forward(x)[2].hiddens, layer.forward(x)[2].hiddens, layer(x)[0]
+    assert np.array_equal(first[0], x)  # the first layer's input is not touched
+    assert np.array_equal(y, x)  # nor anything in inference
+    for below, above in pairwise(first):
+        dropped = above[below != 0] == 0
+        # A binomial's mean of n draws, within 4 of its deviations.
+        assert abs(dropped.mean() - p) < 4 * np.sqrt(p * (1 - p) / dropped.size)
+        kept = below * dtype(1 / (1 - p))
+        assert np.array_equal(above[above != 0], kept[above != 0])
+    # A fresh mask for each layer and each forward.
+    masks = [h[1] != 0 for h in (first, second)] + [first[2][first[1] != 0] != 0]
+    assert differ(masks[0], masks[1])
+    assert differ(masks[0][first[1] != 0], masks[2])
+
+
+def copying_layer(p, dtype=np.float32, **options):
+    """Three layers that hand on what they get, if it is positive."""
+    layer = rk.RNN(30, 30, 3, nonlinearity="relu", bias=False, dropout=p, dtype=dtype, **options)
+    for name, array in layer.params.items():
+        array[:] = np.eye(30) if name.startswith("weight_ih") else 0.0
+    return layer
+
+
+def test_seed_and_step_give_the_mask():
+    x = np.ones((5, 3, 30), np.float32)
+    layers = [copying_layer(0.5, seed=s) for s in (1, 1, 2)]
+    one, same, other = ([layer.forward(x)[0] for _ in range(3)] for layer in layers)
+    for a, b, c in zip(one, same, other, strict=True):
+        assert np.array_equal(a, b)
+        assert differ(a, c)
+    assert [layer.dropout_step for layer in layers] == [3, 3, 3]
+    layers[0].dropout_step = 1
+    assert np.array_equal(layers[0].forward(x)[0], one[1])
+    layers[0](x)
+    assert layers[0].dropout_step == 2  # inference does not count
+
+
+def test_a_mask_is_kept_by_its_tape():
+    layer = make_layer("gru", 5, 7, num_layers=2, dropout=0.5)
+    problem = random_problem(layer, 4, 3)
+    masks = masks_of(layer, 4, 3)
+    y, state, tape = problem.forward(layer)
+    problem.forward(layer)
+    layer.dropout = 0.1
+    grads = problem.backward(layer, tape)
+    layer.dropout = 0.5
+    assert_same(layer, (y, state, grads), run_reference(layer, problem, masks=masks))
+
+
+@each_kind
+def test_a_mask_does_not_depend_on_threads_batch_or_padding(kind):
+    T, B, H = 12, 40, 40
+    layer = make_layer(kind, 20, H, num_layers=2, bidirectional=True, dropout=0.4)
+    x = random_problem(layer, T, B).x
+
+    def outputs(x, lengths=None):
+        layer.dropout_step = 0
+        return layer.forward(x, lengths=lengths)[0]
+
+    want = outputs(x)
+    for threads in (1, 2, 3):
+        with rk.num_threads(threads):
+            assert np.array_equal(outputs(x), want)
+    assert np.array_equal(outputs(x[:, :5]), want[:, :5])
+    padded = np.concatenate([x, np.ones_like(x[:3])])
+    assert np.array_equal(outputs(padded, np.full(B, T))[:T], want)
+
+
+@each_kind
+def test_dropout_that_has_nothing_to_act_on(kind):
+    for options in ({"num_layers": 1, "dropout": 0.5}, {"num_layers": 2, "dropout": 0.0}):
+        layer = make_layer(kind, 5, 7, **options)
+        problem = random_problem(layer, 4, 3)
+        assert_same(layer, run(layer, problem), run_reference(layer, problem))
+
+
+def test_dropout_can_be_set():
+    layer = copying_layer(0.0)
+    x = np.ones((5, 3, 30), np.float32)
+    assert (layer.forward(x)[0] == 1.0).all()
+    layer.dropout = 0.75
+    assert set(np.unique(layer.forward(x)[0])) == {0.0, 16.0}
+    assert layer.dropout == 0.75
+
+
+# --------------------------------------------------------------------------------------- PyTorch
+
+WITH_TORCH = [kind for kind in KINDS if kind != "gru_reset_before"]  # which PyTorch lacks
+
+
+@pytest.fixture
+def torch():
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # whose meetings take ten times as long as problems this small
+    yield torch
+    torch.set_num_threads(threads)
+
+
+def twins(torch, kind, dtype, **options):
+    """A layer and PyTorch's, with the same parameters."""
+    layer = make_layer(kind, 5, 7, dtype=dtype, **options)
+    name, _, nonlinearity = kind.partition("_")
+    own = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    module = getattr(torch.nn, name.upper())(
+        5, 7, dtype=getattr(torch, np.dtype(dtype).name), **options, **own
+    )
+    state_dict = {n: torch.from_numpy(a.copy()) for n, a in layer.params.items()}
+    module.load_state_dict(state_dict)
+    return layer, module
+
+
+@pytest.mark.parametrize("kind", WITH_TORCH)
+@each_dtype
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("layout", ["whole", "packed", "unbatched"])
+def test_pytorch_gives_the_same(torch, kind, dtype, bias, bidirectional, batch_first, layout):
+    options = {"bias": bias, "bidirectional": bidirectional, "batch_first": batch_first}
+    layer, module = twins(torch, kind, dtype, num_layers=2, **options)
+    lengths = np.array([4, 6, 1, 3]) if layout == "packed" else None
+    B = None if layout == "unbatched" else 4
+    problem = random_problem(layer, 6, B, lengths=lengths)
+    y, state, grads = run(layer, problem)
+
+    x = torch.from_numpy(problem.x.copy()).requires_grad_()
+    first = [torch.from_numpy(s.copy()).requires_grad_() for s in parts(problem.state)]
+    given = x
+    if layout == "packed":
+        given = torch.nn.utils.rnn.pack_padded_sequence(
+            x, torch.from_numpy(lengths), batch_first=batch_first, enforce_sorted=False
+        )
+    y_torch, last = module(given, tuple(first) if len(first) == 2 else first[0])
+    if layout == "packed":
+        y_torch, _ = torch.nn.utils.rnn.pad_packed_sequence(y_torch, batch_first=batch_first)
+    outputs, d_outputs = [y_torch, *parts(last)], [problem.dy, *parts(problem.dstate)]
+    torch.autograd.backward(outputs, [torch.from_numpy(d.copy()) for d in d_outputs])
+
+    pairs = [("y", y, y_torch), ("grads.x", grads.x, x.grad)]
+    pairs += [("state", a, b) for a, b in zip(parts(state), outputs[1:], strict=True)]
+    pairs += [("grads.state", a, b.grad) for a, b in zip(parts(grads.state), first, strict=True)]
+    pairs += [(n, grads.params[n], p.grad) for n, p in module.named_parameters()]
+    for name, got, want in pairs:
+        assert_close(got, want.detach().numpy(), dtype, name)
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+    assert_close(grads.norm, norm.item(), dtype, "norm")
+    clipped = run(layer, problem, rk.Clip(norm=0.5))[2]
+    for name, p in module.named_parameters():
+        assert_close(clipped.params[name], p.grad.numpy(), dtype, name)
+
+
+@pytest.mark.parametrize("kind", WITH_TORCH)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_parameters_are_pytorchs(torch, kind, bias, bidirectional):
+    options = {"num_layers": 3, "bias": bias, "bidirectional": bidirectional}
+    layer, module = twins(torch, kind, np.float32, **options)
+    theirs = [(name, tuple(p.shape)) for name, p in module.state_dict().items()]
+    assert [(name, p.shape) for name, p in layer.params.items()] == theirs

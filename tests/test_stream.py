@@ -1,0 +1,238 @@
+"""Streams: one step, or a block of steps, at a time, with the state inside.
+
+That their bits are those of a call on the whole sequence, for every set, is in test_bits.py; what
+they refuse is in test_errors.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from helpers import DTYPES, KINDS, make_layer, parts, random_problem, sets
+
+import rnnkern as rk
+
+T, B, I, H = 12, 3, 5, 9
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(kind="gru", **options):
+    layer = make_layer(kind, I, H, **{"num_layers": 2, **options})
+    return layer, random_problem(layer, T, B)
+
+
+def frozen(state):
+    return [part.tobytes() for part in parts(state)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_kind
+def test_steps_are_the_sequence(kind, dtype, rows, bias):
+    layer = make_layer(kind, I, H, num_layers=3, dtype=dtype, bias=bias)
+    p = random_problem(layer, T, rows)
+    want, last = layer(p.x, p.state)
+    stream = layer.stream(rows)
+    assert not any(part.any() for part in parts(stream.state))
+    stream.state = p.state
+    steps = [stream.step(x) for x in p.x]
+    assert all(y.shape == (rows, H) and y.dtype == dtype for y in steps)
+    assert np.stack(steps).tobytes() == want.tobytes()
+    assert frozen(stream.state) == frozen(last)
+
+
+@every_kind
+def test_reset(kind):
+    layer, p = make(kind)
+    stream = layer.stream(B)
+    first = stream.run(p.x)
+    assert stream.run(p.x).tobytes() != first.tobytes()
+    stream.reset()
+    assert not any(part.any() for part in parts(stream.state))
+    assert stream.run(p.x).tobytes() == first.tobytes()
+
+
+@every_kind
+def test_state_is_copied_in_and_out(kind):
+    layer, p = make(kind)
+    stream = layer.stream(B)
+    given = [part.copy() for part in parts(p.state)]
+    stream.state = tuple(given) if len(given) == 2 else given[0]
+    for part in given:
+        part[...] = 7
+    assert isinstance(stream.state, tuple) == isinstance(p.state, tuple)
+    assert frozen(stream.state) == frozen(p.state)
+    read = stream.state
+    stream.step(p.x[0])
+    assert frozen(read) == frozen(p.state)
+    for part in parts(stream.state):
+        part[...] = 7
+    assert not any((part == 7).any() for part in parts(stream.state))
+
+
+@every_kind
+def test_a_state_of_another_stream_goes_on_there(kind):
+    layer, p = make(kind)
+    one, other = layer.stream(B), layer.stream(B)
+    one.run(p.x[:5])
+    other.state = one.state
+    assert one.run(p.x[5:]).tobytes() == other.run(p.x[5:]).tobytes()
+
+
+@every_kind
+def test_parameters_are_a_snapshot(kind):
+    layer, p = make(kind)
+    want = layer(p.x)[0]
+    stream = layer.stream(B)
+    for array in layer.params.values():
+        array[...] = np.nan
+    layer.params = {}
+    assert stream.run(p.x).tobytes() == want.tobytes()
+
+
+def test_a_stream_outlives_its_layer():
+    layer, p = make()
+    want = layer(p.x)[0]
+    stream = layer.stream(B)
+    del layer
+    assert stream.run(p.x).tobytes() == want.tobytes()
+
+
+def test_both_directions_are_refused():
+    layer, _ = make(bidirectional=True)
+    with pytest.raises(ValueError, match="expected a layer of one direction, got a bidirectional"):
+        layer.stream(B)
+
+
+def test_no_dropout_acts():
+    layer, p = make(dropout=0.5)
+    assert layer.stream(B).run(p.x).tobytes() == layer(p.x)[0].tobytes()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_blocks_are_steps_first(batch_first):
+    layer, p = make(batch_first=batch_first)
+    steps_first = p.x.swapaxes(0, 1) if batch_first else p.x
+    want = layer(p.x)[0]
+    want = want.swapaxes(0, 1) if batch_first else want
+    assert layer.stream(B).run(steps_first).tobytes() == want.tobytes()
+
+
+@every_kind
+def test_out(kind):
+    layer, p = make(kind)
+    want = layer(p.x)[0]
+    stream = layer.stream(B)
+    block, step = np.full((T - 1, B, H), np.nan, np.float32), np.full((B, H), np.nan, np.float32)
+    assert stream.step(p.x[0], step) is step
+    assert stream.run(p.x[1:], out=block) is block
+    assert step.tobytes() + block.tobytes() == want.tobytes()
+
+
+def test_results_are_not_touched_again():
+    layer, p = make()
+    stream = layer.stream(B)
+    first, block = stream.step(p.x[0]), stream.run(p.x)
+    before = first.tobytes(), block.tobytes()
+    stream.step(p.x[1])
+    stream.run(p.x)
+    assert (first.tobytes(), block.tobytes()) == before
+
+
+@every_kind
+def test_steps_into_out_allocate_nothing(kind):
+    layer = make_layer(kind, 4, 256, num_layers=2)
+    stream = layer.stream()
+    x, out = np.ones((1, 4), np.float32), np.empty((1, 256), np.float32)
+    block, block_out = np.ones((3, 1, 4), np.float32), np.empty((3, 1, 256), np.float32)
+    stream.run(block, block_out)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in itertools.repeat(None, 10_000):
+            stream.step(x, out)
+        stream.run(block, block_out)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 256  # bytes: nothing stays
+    assert peak - before < out.nbytes  # nor is anything as large as an output ever made
+
+
+@pytest.mark.skipif(len(sets()) < 2, reason=f"one instruction set here: {sets()}")
+@every_kind
+def test_a_stream_keeps_its_instruction_set(kind):
+    layer, p = make(kind)
+    for own in sets():
+        with rk.force_isa(own):
+            want = layer(p.x)[0]
+            stream = layer.stream(B)
+        for t, other in zip(range(T), itertools.cycle(sets())):
+            with rk.force_isa(other):
+                assert stream.step(p.x[t]).tobytes() == want[t].tobytes()
+
+
+def test_two_threads_at_once_are_told():
+    layer = make_layer("lstm", 256, 256)
+    x = np.random.default_rng(0).normal(size=(1500, 8, 256)).astype(np.float32)
+    want, last = layer(x)
+    stream = layer.stream(8)
+    found = []
+    worker = threading.Thread(target=lambda: found.append(stream.run(x)))
+    worker.start()
+    refused = []
+    while worker.is_alive() and not refused:
+        try:
+            frozen(stream.state)
+        except RuntimeError as error:
+            refused.append(str(error))
+    if refused:  # half a second's work has only begun
+        for use in (
+            lambda: stream.step(x[0]),
+            lambda: stream.run(x),
+            lambda: setattr(stream, "state", last),
+            stream.reset,
+        ):
+            with pytest.raises(RuntimeError, match="stream: in use by another thread"):
+                use()
+    worker.join()
+    assert refused == ["stream: in use by another thread"]
+    assert found[0].tobytes() == want.tobytes()
+    assert frozen(stream.state) == frozen(last)
+
+
+def test_streams_of_one_layer_in_threads():
+    layer, p = make("lstm")
+    want = layer(p.x)[0].tobytes()
+    found = []
+
+    def use():
+        stream = layer.stream(B)
+        found.append(np.stack([stream.step(x) for x in p.x]).tobytes())
+
+    workers = [threading.Thread(target=use) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [want] * 8
+
+
+@every_kind
+def test_an_error_leaves_the_state(kind):
+    layer, p = make(kind)
+    want = layer(p.x)[0]
+    stream = layer.stream(B)
+    stream.run(p.x[:6])
+    for wrong in (p.x[6, :2], p.x[6].astype(np.float64), p.x[6].tolist()):
+        with pytest.raises((TypeError, ValueError)):
+            stream.step(wrong)
+    with pytest.raises(ValueError, match="out: expected shape"):
+        stream.run(p.x[6:], np.empty((1, B, H), np.float32))
+    assert stream.run(p.x[6:]).tobytes() == want[6:].tobytes()
