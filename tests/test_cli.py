@@ -561,7 +561,7 @@ def test_resume_refuses_other_settings_text_and_a_finished_run(
     path = train("run", "--steps", "3")
     for more, message in (
         (["--hidden", "13"], "argument --hidden: the saved run has 12, got 13"),
-        (["--clip-norm", "off"], "argument --clip-norm: the saved run has 1.0, got None"),
+        (["--clip-norm", "off"], "argument --clip-norm: the saved run has 0.3, got None"),
         (["--steps", "3"], "argument --steps: expected more than the 3 steps done, got 3"),
     ):
         with pytest.raises(SystemExit):

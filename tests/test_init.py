@@ -159,6 +159,7 @@ def test_dtypes_share_their_draws():
         ({"seed": -1}, ValueError, r"seed: expected an integer from 0 to 2\*\*64 - 1, got -1"),
         ({"seed": 2**64}, ValueError, "seed: expected an integer from 0"),
         ({"seed": 1.5}, TypeError, "seed: expected an integer, got float"),
+        ({"seed": True}, TypeError, "seed: expected an integer, got bool"),
         ({"forget_bias": "1"}, TypeError, "forget_bias: expected a number, got str"),
         ({"forget_bias": True}, TypeError, "forget_bias: expected a number, got bool"),
         ({"forget_bias": np.inf}, ValueError, "forget_bias: expected a finite number, got inf"),

@@ -459,8 +459,8 @@ def test_joint_norm_and_clip_factor():
     assert reference.joint_norm([np.array([3.0]), np.array([[4.0, 12.0]])]) == 13.0
     assert reference.clip_factor(13.0, 6.5) == 6.5 / 13.000001
     assert reference.clip_factor(6.0, 6.5) == 1.0
-    assert reference.clip_factor(np.inf, 1.0) == 0.0
-    assert np.isnan(reference.clip_factor(np.nan, 1.0))
+    assert reference.clip_factor(np.inf, 1.0) == 1.0
+    assert reference.clip_factor(np.nan, 1.0) == 1.0
 
 
 # --------------------------------------------------------------------------------- optimizers

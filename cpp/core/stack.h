@@ -267,9 +267,10 @@ struct BackwardStack {
       }
   }
   void multiply(T* values, Index n, const Team& all) const {
-    const T factor = static_cast<T>(result->scale);
+    const double factor = result->scale;  // a float would be flushed to zero below 1.2e-38
     const Range mine = all.share_of(n);
-    for (Index i = mine.first; i < mine.last; ++i) values[i] *= factor;
+    for (Index i = mine.first; i < mine.last; ++i)
+      values[i] = static_cast<T>(static_cast<double>(values[i]) * factor);
   }
 };
 

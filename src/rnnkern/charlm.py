@@ -195,7 +195,7 @@ class Settings:
     batch: int = 32
     length: int = 64
     lr: float = 4e-3
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = 0.3
     clip_value: float | None = None
     clip_step_value: float | None = None
     clip_step_norm: float | None = None

@@ -648,14 +648,14 @@ def clip_factor(norm: float, c: float) -> float:
     Returns
     -------
     float
-        min(1, c / (norm + 1e-6)); nan for a norm of nan.
+        min(1, c / (norm + 1e-6)); 1 for a norm that is not finite, which no factor can mend.
 
     Examples
     --------
     >>> clip_factor(0.5, 1.0), round(clip_factor(4.0, 1.0), 6)
     (1.0, 0.25)
     """
-    return float(np.minimum(1.0, c / (norm + 1e-6)))
+    return min(1.0, c / (norm + 1e-6)) if np.isfinite(norm) else 1.0
 
 
 def penalized(p: Array, g: Array, *, scale: float = 1.0, l1: float = 0.0, l2: float = 0.0) -> Array:
