@@ -45,8 +45,8 @@ RNNKERN_INLINE bool all_finite(Vec<T> v, Index n) {
 template <class Cell, class T>
 struct BackwardRoom {
   static constexpr Index da_bytes = 4 * 1024 * 1024;  // of a chunk
-  Index chunk;                                        // steps
-  Index most_rows;                                    // of a chunk
+  Index chunk = 0;                                    // steps
+  Index most_rows = 0;                                // of a chunk
   T* recurrent;     // W_hh in columns, phase by phase: [blocks of H, gates * H, lanes]
   T* input;         // W_ih in columns: [blocks of I, G * H, lanes]
   T* dh;            // [B, padded H] dL/dh' as the products leave it

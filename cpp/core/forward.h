@@ -52,11 +52,11 @@ template <class Cell, class T>
 struct ForwardRoom {
   static constexpr Index z_bytes = 256 * 1024;  // the input's products of a chunk stay in cache
   ForwardWeights<Cell, T> weights;
-  T* h[2];      // [B, padded H] the state, before and after, in turns
-  T* c;         // [B, padded H]
-  T* operand;   // [B, padded H] phase 1's operand
-  T* z;         // [chunk, B, slots, padded H], unless kept on the tape
-  Index chunk;  // steps
+  T* h[2];          // [B, padded H] the state, before and after, in turns
+  T* c;             // [B, padded H]
+  T* operand;       // [B, padded H] phase 1's operand
+  T* z;             // [chunk, B, slots, padded H], unless kept on the tape
+  Index chunk = 0;  // steps
 
   void take(Arena& arena, const Schedule& s, Index I, Index H, bool packed) {
     const Index row = padded<T>(H) * kRowSlots<Cell>;

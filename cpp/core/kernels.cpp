@@ -111,7 +111,7 @@ struct Functions {
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {RNNKERN_TEXT(RNNKERN_ISA), runs_here, Functions<float>::table(),
-                       Functions<double>::table()};
+constexpr Kernels table = {RNNKERN_TEXT(RNNKERN_ISA), runs_here, Functions<float>::table(),
+                           Functions<double>::table()};
 
 }  // namespace rnnkern::RNNKERN_ISA
