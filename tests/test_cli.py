@@ -96,7 +96,9 @@ def test_train_writes_model_picture_and_sample(
     assert saved["held_out"][-1, 1] < saved["held_out"][0, 1]
     assert (norm > 0).all()
     assert (applied == 1).all()
-    np.testing.assert_allclose(scale, np.minimum(1, 1 / (norm + 1e-6)), rtol=1e-6)
+    np.testing.assert_allclose(
+        scale, np.minimum(1, Settings().clip_norm / (norm + 1e-6)), rtol=1e-6
+    )
     assert f"held-out {saved['held_out'][-1, 1]:.3f} bits per character" in out
 
 
