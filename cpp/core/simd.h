@@ -39,14 +39,14 @@ template <>
 struct VectorOf<float> {
   typedef float Type __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
   typedef float Unaligned __attribute__((vector_size(RNNKERN_VECTOR_BYTES), aligned(4), may_alias));
-  typedef std::int32_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
+  typedef std::uint32_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
 };
 template <>
 struct VectorOf<double> {
   typedef double Type __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
   typedef double Unaligned
       __attribute__((vector_size(RNNKERN_VECTOR_BYTES), aligned(8), may_alias));
-  typedef std::int64_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
+  typedef std::uint64_t Bits __attribute__((vector_size(RNNKERN_VECTOR_BYTES)));
 };
 template <class T>
 using Vec = typename VectorOf<T>::Type;
@@ -153,7 +153,7 @@ struct Exponential<float> {
   static constexpr float lowest = -87.0f, highest = 88.3f;
   static constexpr float saturated = -20.0f;  // tanh(10) is 1 in float
   static constexpr int mantissa = 23;
-  static constexpr std::int32_t one = 0x3f800000, sign = INT32_MIN;
+  static constexpr std::uint32_t one = 0x3f800000, sign = 0x80000000;
 };
 template <>
 struct Exponential<double> {
@@ -167,7 +167,7 @@ struct Exponential<double> {
   static constexpr double lowest = -708.0, highest = 709.4;
   static constexpr double saturated = -40.0;
   static constexpr int mantissa = 52;
-  static constexpr std::int64_t one = 0x3ff0000000000000, sign = INT64_MIN;
+  static constexpr std::uint64_t one = 0x3ff0000000000000, sign = 0x8000000000000000;
 };
 
 template <class T>
@@ -190,7 +190,8 @@ RNNKERN_INLINE Power<T> power(Vec<T> x) {
 #pragma GCC unroll 16
   for (int k = terms - 2; k >= 0; --k) w = fma(w, r, splat(E::w[k]));
   const Vec<T> half = fma(w, r, splat(T(0.5)));
-  // The integer n stands in the low bits of `shifted`: moved up, it is added to the exponent.
+  // The integer n stands in the low bits of `shifted`: moved up, it is added to the exponent. What
+  // comes of nan is of no account, r is nan then.
   const Bits scale = (reinterpret_cast<Bits>(shifted) << E::mantissa) + E::one;
   return {reinterpret_cast<Vec<T>>(scale), fma(r * r, half, r)};
 }
