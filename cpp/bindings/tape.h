@@ -64,7 +64,6 @@ struct TapeOf final : Tape {
   std::vector<Block<T>> middle;       // [L - 1] outputs of the layers below the last, [T, B, D*H]
   std::vector<Block<T>> saved, cell;  // [L * D] as Direction says
   Block<T> h0, c0;                    // [L * D, B, H] copies of the caller's initial state
-  bool has_h0 = false;
 
   Sequence<T> output(Index layer) const {
     if (layer + 1 == sizes.L) return axes.view(static_cast<T*>(const_cast<void*>(y.data())), y);
