@@ -6,6 +6,7 @@
 
 #include "../core/runtime.h"
 #include "tape.h"
+#include "unlocked.h"
 
 namespace rnnkern {
 
@@ -141,7 +142,8 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
                   !batched      ? 1
                   : batch_first ? x.shape(0)
                                 : x.shape(1)};
-  product_of({axes.T, axes.B, LD, 16, padded_units<T>(std::max(s.I, C))});
+  const Index steps = axes.B ? std::max<Index>(axes.T, 1) : 1;
+  product_of({steps, std::max<Index>(axes.B, 1), LD, 16, padded_units<T>(std::max(s.I, C))});
   const auto h0 = state_part<T>(s.has_c() ? "state[0]" : "state", h_given, axes.state(LD, s.H));
   const auto c0 = state_part<T>("state[1]", c_given, axes.state(LD, s.H));
 
@@ -203,14 +205,14 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
       if (!tape->cell.empty()) direction.cells = tape->cell[static_cast<std::size_t>(i)].get();
     }
   }
-  const ForwardCall<T> call{s.kind,        s.L,     s.D,           s.H,      rows,
-                            layers.data(), dropout, dropped.get(), threads()};
+  ForwardCall<T> call{s.kind,        s.L,     s.D,           s.H,       rows,
+                      layers.data(), dropout, dropped.get(), threads(), {}};
   const TypedKernels<T>& use = kernels().of<T>();
   const Block<char> room = block<char>(use.forward_room(call));
-  {
-    const py::gil_scoped_release release;
+  unlocked([&](const Interrupt& interrupt) {
+    call.interrupt = interrupt;
     use.forward(call, room.get());
-  }
+  });
   const py::array y = tape->y;
   py::object kept = py::none();
   if (keep) {
@@ -303,16 +305,16 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
                                dc0_data ? dc0_data + at : nullptr};
     }
   }
-  const BackwardCall<T> call{
-      s.kind,        s.L,           s.D,  s.H,      rows, layers.data(), layer_gradients.data(),
-      tape->dropout, dropped.get(), clip, threads()};
+  BackwardCall<T> call{
+      s.kind,        s.L,           s.D,  s.H,       rows, layers.data(), layer_gradients.data(),
+      tape->dropout, dropped.get(), clip, threads(), {}};
   const TypedKernels<T>& use = kernels().of<T>();
   const Block<char> room = block<char>(use.backward_room(call));
   GradientNorm norm;
-  {
-    const py::gil_scoped_release release;
+  unlocked([&](const Interrupt& interrupt) {
+    call.interrupt = interrupt;
     norm = use.backward(call, room.get());
-  }
+  });
   return py::make_tuple(gradients, dx, dh0, dc0, norm.norm, norm.scale, norm.finite);
 }
 

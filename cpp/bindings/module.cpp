@@ -1,6 +1,8 @@
 #include "layer.h"
 
-PYBIND11_MODULE(_core, m) {
+// Calls share nothing but atomics: the module needs no interpreter lock. What a caller hands to two
+// calls at once is the caller's to guard, as with NumPy's arrays; a stream guards itself.
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The compiled core of rnnkern.";
   rnnkern::bind_runtime(m);
   rnnkern::bind_layer(m);

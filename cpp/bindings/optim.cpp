@@ -57,9 +57,12 @@ OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
           l2};
 }
 
-void optimizer_step(const std::string& kind, const std::vector<Arrays>& all, double scale,
-                    double lr, double momentum, bool nesterov, double beta1, double beta2,
-                    double eps, double correction1, double correction2, double weight_decay) {
+// `step` counts the steps: it rises in the same call that updates, so that no signal of Python's
+// comes between the two.
+void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
+                    py::array_t<std::int64_t>& step, double scale, double lr, double momentum,
+                    bool nesterov, double beta1, double beta2, double eps, double correction1,
+                    double correction2, double weight_decay) {
   const OptimizerRule rule{optimizer(kind), scale,       lr,           momentum,
                            nesterov,        beta1,       beta2,        eps,
                            correction1,     correction2, weight_decay, threads()};
@@ -72,19 +75,22 @@ void optimizer_step(const std::string& kind, const std::vector<Arrays>& all, dou
     else
       f32.push_back(checked<float>(rule, arrays, kept));
   }
+  std::int64_t& steps = *step.mutable_data();
   const py::gil_scoped_release released;
-  for (const auto& step : f32) kernels().f32.optimizer_step(step);
-  for (const auto& step : f64) kernels().f64.optimizer_step(step);
+  for (const auto& one : f32) kernels().f32.optimizer_step(one);
+  for (const auto& one : f64) kernels().f64.optimizer_step(one);
+  ++steps;
 }
 
 }  // namespace
 
 void bind_optim(py::module_& m) {
   m.def("sum_of_squares", &sum_of_squares, py::arg("values"));
-  m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"), py::kw_only(),
-        py::arg("scale"), py::arg("lr"), py::arg("momentum") = 0.0, py::arg("nesterov") = false,
-        py::arg("beta1") = 0.0, py::arg("beta2") = 0.0, py::arg("eps") = 0.0,
-        py::arg("correction1") = 1.0, py::arg("correction2") = 1.0, py::arg("weight_decay") = 0.0);
+  m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"),
+        py::arg("step").noconvert(), py::kw_only(), py::arg("scale"), py::arg("lr"),
+        py::arg("momentum") = 0.0, py::arg("nesterov") = false, py::arg("beta1") = 0.0,
+        py::arg("beta2") = 0.0, py::arg("eps") = 0.0, py::arg("correction1") = 1.0,
+        py::arg("correction2") = 1.0, py::arg("weight_decay") = 0.0);
 }
 
 }  // namespace rnnkern

@@ -1,9 +1,12 @@
-// One step, or a block of steps, at a time: weights packed once, the state inside.
+// One step, or a block of steps, at a time: weights packed once, the state inside. The state is
+// held twice, and a call that is done makes the one that it wrote the current one: a call that
+// fails or is interrupted leaves no trace.
 #include <algorithm>
 #include <atomic>
 
 #include "../core/runtime.h"
 #include "layer.h"
+#include "unlocked.h"
 
 namespace rnnkern {
 namespace {
@@ -29,15 +32,16 @@ class StreamOf final : public Stream {
     layers_.resize(static_cast<std::size_t>(sizes.L));
     for (Index l = 0; l < sizes.L; ++l) {
       packed_.push_back(block<char>(use_.packed_bytes(sizes.kind, sizes.inputs(l), sizes.H)));
-      h_.push_back(block<T>(state)), c_.push_back(block<T>(sizes.has_c() ? state : 0));
+      for (States& states : states_) {
+        states.h.push_back(block<T>(state));
+        states.c.push_back(block<T>(sizes.has_c() ? state : 0));
+      }
       Direction<T>& d = layers_[static_cast<std::size_t>(l)].direction[0];
       d = {};
       weights.fill(d, l, 0);
       use_.pack(sizes.kind, d, sizes.inputs(l), sizes.H, packed_.back().get());
       d = {};
       d.packed = reinterpret_cast<const T*>(packed_.back().get());
-      d.h0 = d.h_last = h_.back().get();
-      if (sizes.has_c()) d.c0 = d.c_last = c_.back().get();
       layers_[static_cast<std::size_t>(l)].inputs = sizes.inputs(l);
     }
     reset();
@@ -45,7 +49,10 @@ class StreamOf final : public Stream {
 
   void reset() override {
     const Busy busy(in_use_);
-    each([](T* part, Index n) { std::fill_n(part, n, T(0)); });
+    const Index n = B_ * sizes_.H;
+    for (const auto& part : states_[now_].h) std::fill_n(part.get(), n, T(0));
+    if (!sizes_.has_c()) return;
+    for (const auto& part : states_[now_].c) std::fill_n(part.get(), n, T(0));
   }
 
   py::tuple state() const override {
@@ -57,7 +64,8 @@ class StreamOf final : public Stream {
                     out.mutable_data() + static_cast<Index>(l) * B_ * sizes_.H);
       return out;
     };
-    return py::make_tuple(copy(h_), sizes_.has_c() ? copy(c_) : py::none());
+    const States& states = states_[now_];
+    return py::make_tuple(copy(states.h), sizes_.has_c() ? copy(states.c) : py::none());
   }
 
   void set_state(const py::object& h, const py::object& c) override {
@@ -66,10 +74,11 @@ class StreamOf final : public Stream {
     py::array_t<T, py::array::c_style> new_c;
     if (sizes_.has_c()) new_c = flat<T>("state[1]", c, shape);
     const Busy busy(in_use_);
-    for (std::size_t l = 0; l < h_.size(); ++l) {
+    const States& states = states_[now_];
+    for (std::size_t l = 0; l < states.h.size(); ++l) {
       const Index n = B_ * sizes_.H, from = static_cast<Index>(l) * n;
-      std::copy_n(new_h.data() + from, n, h_[l].get());
-      if (sizes_.has_c()) std::copy_n(new_c.data() + from, n, c_[l].get());
+      std::copy_n(new_h.data() + from, n, states.h[l].get());
+      if (sizes_.has_c()) std::copy_n(new_c.data() + from, n, states.c[l].get());
     }
   }
 
@@ -104,22 +113,29 @@ class StreamOf final : public Stream {
       if (l + 1 < sizes_.L) at = middle(l % 2, product_of({T_, B_, sizes_.H}));
       layer.x = input;
       layer.y = {at, B_ * sizes_.H, sizes_.H};
+      const auto i = static_cast<std::size_t>(l);
+      Direction<T>& d = layer.direction[0];
+      d.h0 = states_[now_].h[i].get(), d.h_last = states_[1 - now_].h[i].get();
+      if (sizes_.has_c()) d.c0 = states_[now_].c[i].get(), d.c_last = states_[1 - now_].c[i].get();
       input = {at, B_ * sizes_.H, sizes_.H};
     }
-    const ForwardCall<T> call{
-        sizes_.kind,    sizes_.L, 1,       sizes_.H, {T_, B_, nullptr, nullptr, nullptr},
-        layers_.data(), {},       nullptr, threads()};
+    ForwardCall<T> call{
+        sizes_.kind,    sizes_.L, 1,       sizes_.H,  {T_, B_, nullptr, nullptr, nullptr},
+        layers_.data(), {},       nullptr, threads(), {}};
     grow(room_, room_size_, use_.forward_room(call));
     // Giving up and taking back the GIL costs more than the smallest calls.
     constexpr double flops_worth_a_release = 2e5;
     const double flops = 2.0 * static_cast<double>(T_ * B_ * sizes_.L * sizes_.gates() * sizes_.H) *
                          static_cast<double>(sizes_.I + sizes_.H);
     if (flops > flops_worth_a_release) {
-      const py::gil_scoped_release release;
-      use_.forward(call, room_.get());
+      unlocked([&](const Interrupt& interrupt) {
+        call.interrupt = interrupt;
+        use_.forward(call, room_.get());
+      });
     } else {
       use_.forward(call, room_.get());
     }
+    now_ = 1 - now_;
     return std::move(y);
   }
 
@@ -139,11 +155,6 @@ class StreamOf final : public Stream {
     std::atomic<bool>& flag_;
   };
 
-  template <class Use>
-  void each(const Use& use) {
-    for (const auto& part : h_) use(part.get(), B_ * sizes_.H);
-    for (const auto& part : c_) use(part.get(), sizes_.has_c() ? B_ * sizes_.H : 0);
-  }
   template <class E>
   static void grow(Block<E>& room, Index& size, Index wanted) {
     if (wanted <= size && room) return;
@@ -161,7 +172,11 @@ class StreamOf final : public Stream {
   const TypedKernels<T>& use_;
   std::vector<Layer<T>> layers_;
   std::vector<Block<char>> packed_;
-  std::vector<Block<T>> h_, c_;
+  struct States {
+    std::vector<Block<T>> h, c;  // [L][B, H]; c of no elements without a cell state
+  };
+  States states_[2];
+  int now_ = 0;  // the one that is current
   Block<char> room_;
   Index room_size_ = 0;
   Block<T> middle_[2];

@@ -160,11 +160,11 @@ struct Backward {
     const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
     for (int p = 0; p < Cell::phases; ++p) {
       const Phase ph = Cell::phase[p];
-      pack_columns([&](Index k) { return d.w_hh + (ph.first * H + k) * H; }, ph.count * H, H,
-                   hidden.first, hidden.last, room.columns(p, H));
+      pack_columns(
+          *all.watch, [&](Index k) { return d.w_hh + (ph.first * H + k) * H; }, ph.count * H, H,
+          hidden, room.columns(p, H));
     }
-    pack_columns([&](Index k) { return d.w_ih + k * I; }, G * H, I, inputs.first, inputs.last,
-                 room.input);
+    pack_columns(*all.watch, [&](Index k) { return d.w_ih + k * I; }, G * H, I, inputs, room.input);
   }
 
   void begin(const Part& part) const {
@@ -197,6 +197,7 @@ struct Backward {
 
   // ---- through time --------------------------------------------------------------------------
 
+  // Whoever is to leave early goes on to where all threads meet.
   void through_time(const Part& part) const {
     for (Index i = 0; i < steps; ++i) {
       const Index t = step_at(i);
@@ -204,13 +205,13 @@ struct Backward {
       if (n == 0) continue;
       if constexpr (Cell::phases > 1) {
         pointwise<1>(part, t, n);
-        part.team.wait();
+        if (!part.team.wait()) return;
         recurrent<1>(part, t, n);
       }
       pointwise<0>(part, t, n);
-      part.team.wait();
+      if (!part.team.wait()) return;
       recurrent<0>(part, t, n);
-      if (clip.step_norm < __builtin_inf()) limit_norm(part, n);
+      if (clip.step_norm < __builtin_inf() && !limit_norm(part, n)) return;
     }
   }
 
@@ -255,6 +256,8 @@ struct Backward {
         store(room.direct + r * Hp + j, u.direct);
         if constexpr (Cell::has_c) store(room.dc + r * Hp + j, u.dc);
       }
+      constexpr Index vector_operations = 32;  // of a cell's derivative, about
+      if (!part.team.worked(part.blocks.size() * vector_operations)) return;
     }
   }
 
@@ -268,8 +271,8 @@ struct Backward {
     for (Index i = 0; i < n; ++i) at.a[i] = da_row(t, part.rows.first + i);
     T* const to = P == 0 ? room.dh : room.d_operand;
     product<1>(
-        n, at.a, depth, static_cast<const T*>(room.columns(P, H)), ph.count * H * kLanes<T>,
-        part.blocks.first, part.blocks.last,
+        *part.team.watch, n, at.a, depth, static_cast<const T*>(room.columns(P, H)),
+        ph.count * H * kLanes<T>, part.blocks.first, part.blocks.last,
         [&](Index row, int mr, Index block, int np, T* acc) {
           for (int m = 0; m < mr; ++m) {
             const T* start = room.direct + (part.rows.first + row + m) * Hp + block * kLanes<T>;
@@ -284,9 +287,10 @@ struct Backward {
         });
   }
 
-  // step_norm: each row's factor, from the row that the product has just left in cache.
-  void limit_norm(const Part& part, Index n) const {
-    part.team.wait();  // the whole row is needed
+  // step_norm: each row's factor, from the row that the product has just left in cache. False:
+  // leave.
+  bool limit_norm(const Part& part, Index n) const {
+    if (!part.team.wait()) return false;  // the whole row is needed
     const Range mine = part.team.share_of(n);
     for (Index r = part.rows.first + mine.first; r < part.rows.first + mine.last; ++r) {
       double lanes[kSquareLanes<T>] = {}, squares = 0;
@@ -295,8 +299,9 @@ struct Backward {
       for (const double lane : lanes) squares += lane;
       const double norm = __builtin_sqrt(squares);
       room.scale[r] = norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
+      if (!part.team.worked(H)) break;
     }
-    part.team.wait();
+    return part.team.wait();
   }
 
   // ---- over the chunk's steps ----------------------------------------------------------------
@@ -313,6 +318,7 @@ struct Backward {
         for (Index l = lines.first; l < lines.last; ++l)
           for (Index e = 0; e < line; e += kLanes<T>)
             store(room.da_lines + (l * n + k) * line + e, load(from + l * line + e));
+        if (!all.worked(lines.size())) return;
       }
     }
     const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
@@ -332,6 +338,7 @@ struct Backward {
           if constexpr (Cell::phases > 1)
             store(room.operand + (b * n + k) * kLanes<T>, Cell::operand(load(saved + j), h));
         }
+        if (!all.worked(inputs.size() + hidden.size())) return;
       }
     }
   }
@@ -340,15 +347,16 @@ struct Backward {
   void parameters(const Team& all, bool first, bool last) const {
     const Range units = all.share_of(G * H);
     double* squares = room.squares;
-    matrix(units, Cell::input_slot, 0, G, room.x, I, gradient.w_ih, squares, first, last);
+    matrix(all, units, Cell::input_slot, 0, G, room.x, I, gradient.w_ih, squares, first, last);
     squares += G * H * kSquareLanes<T>;
     for (int p = 0; p < Cell::phases; ++p)
-      matrix(units, Cell::recurrent_slot, Cell::phase[p].first, Cell::phase[p].count,
+      matrix(all, units, Cell::recurrent_slot, Cell::phase[p].first, Cell::phase[p].count,
              p == 0 ? room.h : room.operand, H, gradient.w_hh, squares, first, last);
     squares += G * H * kSquareLanes<T>;
     const Range gates = all.share_of(G);
-    bias(gates, Cell::input_slot, gradient.b_ih, squares, first, last);
-    bias(gates, Cell::recurrent_slot, gradient.b_hh, squares + G * kSquareLanes<T>, first, last);
+    bias(all, gates, Cell::input_slot, gradient.b_ih, squares, first, last);
+    bias(all, gates, Cell::recurrent_slot, gradient.b_hh, squares + G * kSquareLanes<T>, first,
+         last);
   }
 
   // dL/da of all the chunk's rows in one slot, from `unit` on: a cache line of units a row.
@@ -359,14 +367,15 @@ struct Backward {
 
   // dW[unit, column] += sum over the chunk's rows of da[row, unit] operand[row, column], for the
   // rows of dW in `units` that belong to gates [gate, gate + count).
-  void matrix(Range units, const int* slot, Index gate, Index count, const T* operand,
-              Index columns, T* out, double* squares, bool first, bool last) const {
+  void matrix(const Team& all, Range units, const int* slot, Index gate, Index count,
+              const T* operand, Index columns, T* out, double* squares, bool first,
+              bool last) const {
     const Index from = most(units.first, gate * H), to = least(units.last, (gate + count) * H);
     if (from >= to) return;
     for (Index u = from; u < to; ++u) at.a[u - from] = da_column(slot[u / H], u % H);
     const Index n = chunk_rows();
     product<1>(
-        to - from, at.a, Depth{1, n, kLine<T>, {0}}, operand, n * kLanes<T>, 0,
+        *all.watch, to - from, at.a, Depth{1, n, kLine<T>, {0}}, operand, n * kLanes<T>, 0,
         blocks_of<T>(columns),
         [&](Index row, int mr, Index block, int np, T* acc) {
           for (int m = 0; m < mr; ++m)
@@ -388,7 +397,8 @@ struct Backward {
   }
 
   // db[unit] += sum over the chunk's rows of da[row, unit].
-  void bias(Range gates, const int* slot, T* out, double* squares, bool first, bool last) const {
+  void bias(const Team& all, Range gates, const int* slot, T* out, double* squares, bool first,
+            bool last) const {
     if (!out) return;
     const Index n = chunk_rows();
     for (Index g = gates.first; g < gates.last; ++g)
@@ -398,6 +408,7 @@ struct Backward {
         for (Index k = 0; k < n; ++k) sum += load(da + k * kLine<T>);
         if (last) sum = settle(sum, squares + g * kSquareLanes<T>, j, H - j);
         store_n(out + g * H + j, sum, H - j);
+        if (!all.worked(n)) return;
       }
   }
 
@@ -423,7 +434,8 @@ struct Backward {
     Depth depth{static_cast<int>(G), H, 1, {}};
     for (Index g = 0; g < G; ++g) depth.start[g] = Cell::input_slot[g] * padded<T>(H);
     product<1>(
-        n, at.a, depth, static_cast<const T*>(room.input), G * H * kLanes<T>, 0, blocks_of<T>(I),
+        *all.watch, n, at.a, depth, static_cast<const T*>(room.input), G * H * kLanes<T>, 0,
+        blocks_of<T>(I),
         [](Index, int mr, Index, int np, T* acc) {
           for (int i = 0; i < mr * np; ++i) store(acc + i * kLanes<T>, V{});
         },

@@ -28,10 +28,10 @@ struct ForwardWeights {
   }
   void pack(const Direction<T>& d, Index I, Index H, const Team& team) const {
     const Range blocks = team.share_of(blocks_of<T>(H));
-    pack_gates(d.w_ih, 0, Cell::gates, H, I, blocks.first, blocks.last, input);
+    pack_gates(*team.watch, d.w_ih, 0, Cell::gates, H, I, blocks, input);
     for (int p = 0; p < Cell::phases; ++p)
-      pack_gates(d.w_hh, Cell::phase[p].first, Cell::phase[p].count, H, H, blocks.first,
-                 blocks.last, panels(p, H));
+      pack_gates(*team.watch, d.w_hh, Cell::phase[p].first, Cell::phase[p].count, H, H, blocks,
+                 panels(p, H));
     if (team.index != 0) return;
     pack_bias(d.b_hh, static_cast<const T*>(nullptr), Cell::gates, H, bias_hh);
     for (int g = 0; g < Cell::gates; ++g) {
@@ -108,14 +108,16 @@ struct Forward {
     return room.z + ((t - first_step) * rows.B + r) * kRowSlots<Cell> * padded<T>(H);
   }
 
+  // Whoever is to leave early goes on to where all threads meet.
   void run() {
     begin();
-    part.team.wait();
+    if (!part.team.wait()) return;
     for (Index done = 0; done < rows.T; done += room.chunk) {
       const Index steps = least(room.chunk, rows.T - done);
       first_step = reverse ? rows.T - done - steps : done;
       input_product(steps);
-      for (Index i = 0; i < steps; ++i) step(reverse ? first_step + steps - 1 - i : first_step + i);
+      for (Index i = 0; i < steps; ++i)
+        if (!step(reverse ? first_step + steps - 1 - i : first_step + i)) return;
     }
   }
 
@@ -141,8 +143,10 @@ struct Forward {
     }
     if (!rows.count) return;
     for (Index t = 0; t < rows.T; ++t)  // outputs behind a row's end
-      for (Index r = part.rows.first + alive(t); r < part.rows.last; ++r)
+      for (Index r = part.rows.first + alive(t); r < part.rows.last; ++r) {
         for (Index j = from; j < to; ++j) y.data[t * y.step + row_of(rows, r) * y.row + j] = T(0);
+        if (!part.team.worked(part.blocks.size())) return;
+      }
   }
 
   // The input's part of the gates' arguments for all rows of the chunk.
@@ -157,8 +161,8 @@ struct Forward {
     const T* bias = room.weights.bias;
     constexpr int G = Cell::gates;
     product<G>(
-        n, at.x, Depth{1, I, 1, {0}}, static_cast<const T*>(room.weights.input), I * G * kLanes<T>,
-        part.blocks.first, part.blocks.last,
+        *part.team.watch, n, at.x, Depth{1, I, 1, {0}}, static_cast<const T*>(room.weights.input),
+        I * G * kLanes<T>, part.blocks.first, part.blocks.last,
         [&](Index, int mr, Index block, int np, T* acc) {
           for (int m = 0; m < mr; ++m)
             for (int p = 0; p < np; ++p)
@@ -173,18 +177,20 @@ struct Forward {
         });
   }
 
-  void step(Index t) {
+  // False: leave.
+  bool step(Index t) {
     const Index n = alive(t);
-    if (n == 0) return;
+    if (n == 0) return true;
     phase<0>(t, n);
-    part.team.wait();
+    if (!part.team.wait()) return false;
     if constexpr (Cell::phases > 1) {
       phase<1>(t, n);
-      part.team.wait();
+      if (!part.team.wait()) return false;
     }
     now ^= 1;
     const Index after = reverse ? (t == 0 ? 0 : n) : (t + 1 == rows.T ? 0 : alive(t + 1));
     for (Index r = part.rows.first + after; r < part.rows.first + n; ++r) finish(r);
+    return true;
   }
 
   // Hands out the state of a row at its own last step.
@@ -204,8 +210,9 @@ struct Forward {
     const Index Hp = padded<T>(H);
     const T* const* operand = (P == 0 ? at.h[now] : at.operand) + part.rows.first;
     product<count>(
-        n, operand, Depth{1, H, 1, {0}}, static_cast<const T*>(room.weights.panels(P, H)),
-        H * count * kLanes<T>, part.blocks.first, part.blocks.last,
+        *part.team.watch, n, operand, Depth{1, H, 1, {0}},
+        static_cast<const T*>(room.weights.panels(P, H)), H * count * kLanes<T>, part.blocks.first,
+        part.blocks.last,
         [&](Index row, int mr, Index block, int np, T* acc) {
           for (int m = 0; m < mr; ++m) {
             const T* z = z_row(t, part.rows.first + row + m);

@@ -7,7 +7,7 @@
 // of those units), contiguous.
 #pragma once
 
-#include "simd.h"
+#include "work.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -114,11 +114,11 @@ struct Tiles {
 // accumulators, the product is added, and `done` takes them. Row r's pointer is a[r].
 // start and done are called as f(row, mr, block, np, acc), acc being [mr][np][NV][lanes].
 // Blocks run outside and rows inside, so that a panel is used for all rows while it is in cache;
-// for a given row, blocks come in rising order.
+// for a given row, blocks come in rising order. Left early where the call is to end.
 template <int NV, class T, class Start, class Done>
-RNNKERN_INLINE void product(Index rows, const T* const* a, const Depth& depth, const T* panels,
-                            Index panel_stride, Index first, Index last, const Start& start,
-                            const Done& done) {
+RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const Depth& depth,
+                            const T* panels, Index panel_stride, Index first, Index last,
+                            const Start& start, const Done& done) {
   using Set = Tiles<T, NV>;
   alignas(kLineBytes) T acc[kAccumulators * kLanes<T>];
   if (rows <= 0) return;
@@ -130,6 +130,7 @@ RNNKERN_INLINE void product(Index rows, const T* const* a, const Depth& depth, c
     int np = widest;
     while (np > last - block) np /= 2;
     const T* panel = panels + block * panel_stride;
+    const Index work = np * NV * depth.count * depth.length;  // of a row
     Index row = 0;
     for (Index g = 0; g < groups; ++g) {
       const int mr = static_cast<int>((rows - row) / (groups - g));
@@ -137,6 +138,7 @@ RNNKERN_INLINE void product(Index rows, const T* const* a, const Depth& depth, c
       Set::get(mr, np)(a + row, depth, panel, panel_stride, acc);
       done(row, mr, block, np, acc);
       row += mr;
+      if (!go_on(watch, mr * work)) return;
     }
     block += np;
   }

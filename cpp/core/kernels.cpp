@@ -81,9 +81,9 @@ struct Functions {
       Arena arena{static_cast<char*>(out)};
       ForwardWeights<decltype(cell), T> weights;
       weights.take(arena, I, H);
-      const std::uint64_t saved = enter_float_environment();  // biases are added here
-      weights.pack(direction, I, H, {0, 1, nullptr});
-      leave_float_environment(saved);
+      parallel(1, Interrupt{}, [&](Watch& watch, int, int) {
+        weights.pack(direction, I, H, {0, 1, nullptr, &watch});
+      });
     });
   }
   template <class Map>

@@ -117,7 +117,8 @@ template <class T>
 static void optimizer_step(const OptimizerStep<T>& s) {
   constexpr Index fewest_of_a_thread = 1 << 14;  // elements that are worth a thread's meeting
   const Index worthwhile = most(1, least(s.threads, s.n / fewest_of_a_thread));
-  parallel(static_cast<int>(worthwhile), [&](int thread, int count) {
+  // Not to be interrupted: parameters and moments are updated all or not at all.
+  parallel(static_cast<int>(worthwhile), Interrupt{}, [&](Watch&, int thread, int count) {
     const Range lines = share(ceil_div(s.n, kLine<T>), thread, count);
     const Range mine{lines.first * kLine<T>, least(lines.last * kLine<T>, s.n)};
     switch (s.kind) {

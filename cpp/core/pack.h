@@ -1,7 +1,7 @@
 // Weights and operands laid out in panels, as gemm.h wants them. Places past the end are zeros.
 #pragma once
 
-#include "simd.h"
+#include "work.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -10,13 +10,13 @@ inline constexpr Index blocks_of(Index n) {
   return ceil_div(n, kLanes<T>);
 }
 
-// Blocks [first, last) of W^T for forward: block, then k, then gate, then unit in the block.
+// Blocks of W^T for forward: block, then k, then gate, then unit in the block.
 // w: [.., K], rows gate * H + unit, gates [gate, gate + count).
 template <class T>
-static void pack_gates(const T* w, int gate, int count, Index H, Index K, Index first, Index last,
-                       T* out) {
+static void pack_gates(Watch& watch, const T* w, int gate, int count, Index H, Index K,
+                       Range blocks, T* out) {
   constexpr Index lanes = kLanes<T>;
-  for (Index block = first; block < last; ++block) {
+  for (Index block = blocks.first; block < blocks.last; ++block) {
     T* panel = out + block * K * count * lanes;
     for (Index lane = 0; lane < lanes; ++lane) {
       const Index unit = block * lanes + lane;
@@ -29,23 +29,25 @@ static void pack_gates(const T* w, int gate, int count, Index H, Index K, Index 
           for (Index k = 0; k < K; ++k) to[k * count * lanes] = T(0);
         }
       }
+      if (!go_on(watch, count * K)) return;
     }
   }
 }
 
-// Column blocks [first, last) of a row-major matrix: block, then row, then column in the block.
+// Column blocks of a row-major matrix: block, then row, then column in the block.
 // row(k) points at row k of `columns` elements; out: [blocks, rows, lanes].
 template <class T, class Row>
-static void pack_columns(const Row& row, Index rows, Index columns, Index first, Index last,
+static void pack_columns(Watch& watch, const Row& row, Index rows, Index columns, Range blocks,
                          T* out) {
   constexpr Index lanes = kLanes<T>;
-  for (Index block = first; block < last; ++block) {
+  for (Index block = blocks.first; block < blocks.last; ++block) {
     const Index left = columns - block * lanes;
     T* to = out + block * rows * lanes;
     for (Index k = 0; k < rows; ++k) {
       const T* from = row(k);
       store<T>(to + k * lanes, from ? load_n(from + block * lanes, left) : Vec<T>{});
     }
+    if (!go_on(watch, rows)) return;
   }
 }
 

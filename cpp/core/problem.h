@@ -80,6 +80,13 @@ struct Dropout {
   std::uint64_t seed, step;
 };
 
+// How a caller ends a call early. The calling thread asks now and then, in the caller's own
+// floating-point environment; once the answer is yes, all threads leave and results are worthless.
+struct Interrupt {
+  bool (*asked)(void* context);  // null: the call runs to its end
+  void* context;
+};
+
 template <class T>
 struct ForwardCall {
   Kind kind;
@@ -89,6 +96,7 @@ struct ForwardCall {
   Dropout dropout;
   T* dropped;   // [T, B, D*H] room for a layer's input after dropout; null without dropout
   int threads;  // at most this many
+  Interrupt interrupt;
 };
 
 // Gradient clips; infinity: off. In the order in which they act.
@@ -126,6 +134,7 @@ struct BackwardCall {
   T* dropped;  // [T, B, D*H], as in ForwardCall
   Clip clip;
   int threads;
+  Interrupt interrupt;
 };
 
 // What backward says of the parameter gradients as a whole.

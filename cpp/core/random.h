@@ -55,6 +55,7 @@ static void apply_dropout(const Dropout& dropout, Index layer, const Schedule& r
         for (Index i = 0; i < least(4, channels - c); ++i)
           target[c + i] = words.of[i] < dropped ? T(0) : source[c + i] * scale;
       }
+      if (!team.worked(channels)) return;
     }
 }
 

@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -40,21 +41,46 @@ int chosen_threads() { return chosen.load(std::memory_order_relaxed); }
 
 void set_threads(int n) { chosen.store(n, std::memory_order_relaxed); }
 
-void wait(Barrier& barrier, int size) {
+bool look(Watch& watch) {
+  Stop& stop = *watch.stop;
+  watch.left = kWorkBetweenLooks;
+  if (__atomic_load_n(&stop.asked, __ATOMIC_RELAXED) != 0) return false;
+  if (watch.calling && stop.interrupt.asked) {
+    using Seconds = std::chrono::duration<double>;
+    const double now = Seconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+    if (watch.next == 0) watch.next = now + kSecondsBetweenQuestions;
+    if (now >= watch.next) {
+      leave_float_environment(watch.environment);
+      const bool asked = stop.interrupt.asked(stop.interrupt.context);
+      watch.environment = enter_float_environment();
+      watch.next = now + kSecondsBetweenQuestions;
+      if (asked) __atomic_store_n(&stop.asked, 1, __ATOMIC_RELAXED);
+      return !asked;
+    }
+  }
+  return true;
+}
+
+bool wait(Barrier& barrier, int size, Watch& watch) {
   constexpr int spins = 2000;
   const int generation = __atomic_load_n(&barrier.generation, __ATOMIC_RELAXED);
   if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == size) {
+    // The last to arrive decides for all, or some would wait for others that have left.
+    barrier.stopped = __atomic_load_n(&watch.stop->asked, __ATOMIC_RELAXED);
+    const bool go_on = barrier.stopped == 0;
     __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_RELEASE);
-    return;
+    return go_on;
   }
   for (int i = 0; __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE) == generation; ++i) {
     if (i < spins) {
       pause();
     } else {
       sched_yield();
+      look(watch);
     }
   }
+  return barrier.stopped == 0;
 }
 
 #if defined(__x86_64__)

@@ -32,9 +32,11 @@ struct Barriers {
   Barrier* of;
   void take(Arena& arena) { of = arena.take<Barrier>(3); }
   void clear() const {
-    for (int i = 0; i < 3; ++i) of[i].arrived = of[i].generation = 0;
+    for (int i = 0; i < 3; ++i) of[i].arrived = of[i].generation = of[i].stopped = 0;
   }
-  Team all(int thread, int threads) const { return {thread, threads, &of[0]}; }
+  Team all(Watch& watch, int thread, int threads) const {
+    return {thread, threads, &of[0], &watch};
+  }
   Barrier* directions() const { return of + 1; }
 };
 
@@ -65,13 +67,14 @@ struct ForwardStack {
 
   void run() {
     barriers.clear();
-    parallel(threads, [&](int thread, int count) { work(thread, count); });
+    parallel(threads, call.interrupt,
+             [&](Watch& watch, int thread, int count) { work(watch, thread, count); });
   }
 
-  void work(int thread, int count) const {
-    const Team all = barriers.all(thread, count);
-    const Part part =
-        part_of(thread, count, call.D, call.rows.B, blocks_of<T>(call.H), barriers.directions());
+  void work(Watch& watch, int thread, int count) const {
+    const Team all = barriers.all(watch, thread, count);
+    const Part part = part_of(watch, thread, count, call.D, call.rows.B, blocks_of<T>(call.H),
+                              barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
       const Layer<T>& layer = call.layers[l];
       Sequence<const T> x = layer.x;
@@ -90,7 +93,7 @@ struct ForwardStack {
           rooms[d].weights.pack(layer.direction[d], layer.inputs, call.H, all);
         }
       }
-      all.wait();
+      if (!all.wait()) return;
       const bool both = call.D == 2 && count == 1;
       for (Index d = 0; d < call.D; ++d) {
         if (part.idle || (!both && d != part.direction)) continue;
@@ -99,7 +102,7 @@ struct ForwardStack {
                          layer.direction[d], d == 1, rooms[d],     at[thread], part}
             .run();
       }
-      all.wait();
+      if (!all.wait()) return;
     }
   }
 };
@@ -136,19 +139,24 @@ struct BackwardStack {
   GradientNorm run() {
     barriers.clear();
     for (Index d = 0; d < call.D; ++d) *room[d].finite = 1;
-    parallel(threads, [&](int thread, int count) { work(thread, count); });
+    *result = {0, 1, true};
+    parallel(threads, call.interrupt,
+             [&](Watch& watch, int thread, int count) { work(watch, thread, count); });
     return *result;
   }
 
-  void work(int thread, int count) const {
-    const Team all = barriers.all(thread, count);
-    for (Index l = call.L - 1; l >= 0; --l) layer(l, all, thread, count);
+  void work(Watch& watch, int thread, int count) const {
+    const Team all = barriers.all(watch, thread, count);
+    for (Index l = call.L - 1; l >= 0; --l)
+      if (!layer(l, all)) return;
     if (thread == 0) *result = norm();
-    all.wait();
+    if (!all.wait()) return;
     if (result->scale < 1.0) scale(all);
   }
 
-  void layer(Index l, const Team& all, int thread, int count) const {
+  // False: leave.
+  bool layer(Index l, const Team& all) const {
+    const int thread = all.index, count = all.size;
     const Schedule& rows = call.rows;
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
@@ -180,8 +188,8 @@ struct BackwardStack {
                   at[thread]};
     };
     Loop loops[2] = {loop(0), loop(call.D - 1)};
-    const Part part =
-        part_of(thread, count, call.D, rows.B, blocks_of<T>(call.H), barriers.directions());
+    const Part part = part_of(*all.watch, thread, count, call.D, rows.B, blocks_of<T>(call.H),
+                              barriers.directions());
     const bool both = call.D == 2 && count == 1;
     const auto mine = [&](Index d) { return !part.idle && (both || d == part.direction); };
 
@@ -192,22 +200,21 @@ struct BackwardStack {
       const Range part_of_squares = all.share_of(room[d].square_rows(call.H) * kSquareLanes<T>);
       for (Index i = part_of_squares.first; i < part_of_squares.last; ++i) room[d].squares[i] = 0;
     }
-    all.wait();
+    if (!all.wait()) return false;
     Index done = 0;
     do {  // once at least: a sequence of no steps has gradients of zero
       for (Index d = 0; d < call.D; ++d) {
         loops[d].open_chunk(done);
         if (mine(d)) loops[d].through_time(part);
       }
-      all.wait();
+      if (!all.wait()) return false;
       for (Index d = 0; d < call.D; ++d) loops[d].gather(all);
-      all.wait();
+      if (!all.wait()) return false;
       for (Index d = 0; d < call.D; ++d) {
         loops[d].parameters(all, done == 0, loops[d].last_chunk(done));
         loops[d].inputs(all);
-        if (call.D == 2) all.wait();  // both directions add to the same dx
+        if (!all.wait()) return false;  // both directions add to the same dx
       }
-      all.wait();
       done += loops[0].steps;
     } while (done < rows.T);
     for (Index d = 0; d < call.D; ++d)
@@ -218,7 +225,7 @@ struct BackwardStack {
     }
     if (thread == 0)
       for (Index d = 0; d < call.D; ++d) gather_squares(l, d);
-    all.wait();
+    return all.wait();
   }
 
   // Two directions reach a step of dx in an order that depends on chunks: both add to zeros.
@@ -227,9 +234,11 @@ struct BackwardStack {
     if (call.D == 1 && !call.rows.count) return;
     const Range steps = all.share_of(call.rows.T);
     for (Index t = steps.first; t < steps.last; ++t)
-      for (Index b = 0; b < call.rows.B; ++b)
+      for (Index b = 0; b < call.rows.B; ++b) {
         for (Index i = 0; i < layer.inputs; ++i)
           gradient.dx.data[t * gradient.dx.step + b * gradient.dx.row + i] = T(0);
+        if (!all.worked(blocks_of<T>(layer.inputs))) return;
+      }
   }
 
   void gather_squares(Index l, Index d) const {

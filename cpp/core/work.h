@@ -18,30 +18,38 @@ inline Range share(Index n, Index index, Index count) {
   return {n * index / count, n * (index + 1) / count};
 }
 
-// Runs body(thread, threads) on up to `threads` threads. One thread does not enter OpenMP at all.
+// Whether to go on, after so many vector operations since the last time.
+RNNKERN_INLINE bool go_on(Watch& watch, Index work) {
+  return (watch.left -= work) > 0 || look(watch);
+}
+
+// Runs body(watch, thread, threads) on up to `threads` threads, the calling thread being the first.
+// One thread does not enter OpenMP at all.
 template <class Body>
-static void parallel(int threads, const Body& body) {
-  if (threads == 1) {
-    const std::uint64_t saved = enter_float_environment();
-    body(0, 1);
-    leave_float_environment(saved);
-    return;
-  }
+static void parallel(int threads, const Interrupt& interrupt, const Body& body) {
+  Stop stop{interrupt, 0};
+  const auto one = [&](int thread, int count) {
+    Watch watch{&stop, thread == 0, enter_float_environment(), kWorkBetweenLooks, 0};
+    body(watch, thread, count);
+    leave_float_environment(watch.environment);
+  };
+  if (threads == 1) return one(0, 1);
 #pragma omp parallel num_threads(threads)
-  {
-    const std::uint64_t saved = enter_float_environment();
-    body(omp_get_thread_num(), omp_get_num_threads());
-    leave_float_environment(saved);
-  }
+  one(omp_get_thread_num(), omp_get_num_threads());
 }
 
 // Threads that work on one thing together.
 struct Team {
   int index, size;
   Barrier* barrier;
-  void wait() const {
-    if (size > 1) rnnkern::wait(*barrier, size);
+  Watch* watch;  // the thread's
+  // False for all of the team or for none: leave.
+  bool wait() const {
+    if (size > 1) return rnnkern::wait(*barrier, size, *watch);
+    return __atomic_load_n(&watch->stop->asked, __ATOMIC_RELAXED) == 0;
   }
+  // Whether to go on, after so many vector operations. Whoever leaves goes to the next `wait`.
+  bool worked(Index work) const { return go_on(*watch, work); }
   Range share_of(Index n) const { return share(n, index, size); }
 };
 
@@ -77,9 +85,10 @@ struct Part {
 };
 
 // barriers: one a direction.
-inline Part part_of(int thread, int threads, Index D, Index B, Index blocks, Barrier* barriers) {
+inline Part part_of(Watch& watch, int thread, int threads, Index D, Index B, Index blocks,
+                    Barrier* barriers) {
   const bool side_by_side = D == 2 && threads > 1;
-  Part part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr}};
+  Part part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr, &watch}};
   int index = thread, size = threads;
   if (side_by_side) {
     const int first = threads - threads / 2;
@@ -95,7 +104,7 @@ inline Part part_of(int thread, int threads, Index D, Index B, Index blocks, Bar
     part.idle = index >= size;
     if (!part.idle) {
       part.blocks = share(blocks, index, size);
-      part.team = {index, size, &barriers[part.direction]};
+      part.team = {index, size, &barriers[part.direction], &watch};
     }
   }
   return part;

@@ -74,6 +74,7 @@ def sum_of_squares(values: Array) -> float: ...
 def optimizer_step(
     kind: str,
     arrays: list[tuple[Array, Array, Array | None, Array | None, float, float]],
+    step: Array,
     *,
     scale: float,
     lr: float,

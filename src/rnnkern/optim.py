@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
@@ -79,6 +79,11 @@ class _Slot:
     l1: float
     l2: float
 
+    def moments(self) -> list[tuple[str, str]]:
+        """The moments that are kept, and their names in a state."""
+        kept = [("first", self.first), ("second", self.second)]
+        return [(m, f"{self.index}.{self.name}.{m}") for m, array in kept if array is not None]
+
 
 class _Optimizer:
     """What the optimizers have in common: all but the rule."""
@@ -95,7 +100,8 @@ class _Optimizer:
         second: bool,
     ) -> None:
         self.lr = lr
-        self._step = self._skipped = 0
+        self._step = np.zeros((), np.int64)  # the core counts, in the call that updates
+        self._skipped = 0
         self._params: list[Params] = _as_list(params)
         if not self._params:
             raise ValueError("params: expected a dict of arrays or a list of them, got none")
@@ -162,6 +168,10 @@ class _Optimizer:
             If a gradient, a parameter (each is looked up anew) or `max_norm` is not what it must
             be; the message names it. Nothing has been written then.
 
+        Notes
+        -----
+        Ctrl-C does not cut a step in two: it takes effect before or after the update.
+
         References
         ----------
         .. [1] R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent
@@ -198,12 +208,12 @@ class _Optimizer:
             return Step(norm, 1.0, False)
 
         scale = min(1.0, bound / (norm + 1e-6))
-        self._step += 1
         arrays = [
             (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2)
             for slot, parameter, gradient in zip(self._slots, parameters, gradients, strict=True)
         ]
-        _core.optimizer_step(self._kind, arrays, scale=scale, lr=self.lr, **self._rule(self._step))
+        rule = self._rule(int(self._step) + 1)
+        _core.optimizer_step(self._kind, arrays, self._step, scale=scale, lr=self.lr, **rule)
         return Step(norm, scale, True)
 
     def state_dict(self) -> dict[str, Array]:
@@ -256,9 +266,13 @@ class _Optimizer:
         step, skipped = int(state["step"]), int(state["skipped"])
         if step < 0 or skipped < 0:
             raise ValueError(f"state: expected counters of at least 0, got {step} and {skipped}")
-        self._step, self._skipped = step, skipped
-        for name, array in own.items():
-            array[...] = state[name]
+        new = {name: np.array(state[name], order="C") for name in own}
+        slots = [
+            replace(slot, **{moment: new[name] for moment, name in slot.moments()})
+            for slot in self._slots
+        ]
+        # Signals are not served between plain assignments: all of it changes, or nothing.
+        self._slots, self._step, self._skipped = slots, new["step"], skipped
 
     def _rule(self, step: int) -> dict[str, Any]:
         """What the core wants to know for a step, counted from 1, besides the learning rate."""
@@ -266,11 +280,9 @@ class _Optimizer:
 
     def _state(self) -> dict[str, Array]:
         """The counters, and the moments themselves."""
-        state = {"step": np.array(self._step), "skipped": np.array(self._skipped)}
+        state = {"step": self._step, "skipped": np.array(self._skipped)}
         for slot in self._slots:
-            for moment, array in (("first", slot.first), ("second", slot.second)):
-                if array is not None:
-                    state[f"{slot.index}.{slot.name}.{moment}"] = array
+            state.update((name, getattr(slot, moment)) for moment, name in slot.moments())
         return state
 
     def _arrays(self, what: str, dicts: Sequence[Params]) -> list[Array]:
