@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rnnkern as rk
+from rnnkern import files, reference
+from rnnkern.checks import integer
 
 Array: TypeAlias = NDArray[Any]
 State: TypeAlias = "Array | tuple[Array, Array] | None"
@@ -38,7 +39,7 @@ CELLS = {"rnn": rk.RNN, "gru": rk.GRU, "lstm": rk.LSTM}
 
 
 class CharLMError(ValueError):
-    """Text, model file or surroundings that the character model can't work with."""
+    """Text or surroundings that the character model can't work with."""
 
 
 def extra(name: str) -> Any:
@@ -201,6 +202,12 @@ class Settings:
     clip_step_norm: float | None = None
     l2: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "embedding", "batch", "length"):
+            high = 64 if name == "layers" else 2**20
+            integer(name, getattr(self, name), f"an integer from 1 to {high}", 1, high)
+        rk.Clip(norm=self.clip_norm)  # a check; what takes the others checks them
 
 
 class CharLM:
@@ -467,19 +474,7 @@ class Trainer:
             "dropout_step": self.model.layer.dropout_step,
             "generator": self._generator.bit_generator.state,
         }
-        data = extra("safetensors.numpy").save(
-            {name: np.asarray(array, order="C") for name, array in tensors.items()},
-            {METADATA_KEY: json.dumps(about)},
-        )
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.save(path, tensors, {METADATA_KEY: json.dumps(about, ensure_ascii=False)})
 
     @classmethod
     def load(cls, path: Path, corpus: Corpus) -> Trainer:
@@ -487,15 +482,15 @@ class Trainer:
 
         Raises
         ------
-        CharLMError
+        FileError
             The file is not such a file, is damaged, or belongs to another text.
         """
         with _reading(path):
-            tensors, about = _read(path)
-            if about["digest"] != corpus.digest:
-                raise CharLMError("was trained on another text; give the same FILEs")
-            trainer = cls(corpus, _settings(tensors, about))
-            _check(tensors, trainer._tensors())
+            settings, about, tensors = _read(path)
+            text = about["digest"], about["vocabulary"]
+            if text != (corpus.digest, corpus.vocabulary.characters):
+                raise ValueError("was trained on another text; give the same FILEs")
+            trainer = cls(corpus, settings)
             _fill(trainer.model, tensors)
             prefix = "optimizer."
             trainer.optimizer.load_state_dict(
@@ -507,8 +502,9 @@ class Trainer:
                 trainer._state = tensors["state.0"]
             trainer.history = [(a, b, c, d) for a, b, c, d in tensors["history"].tolist()]
             trainer.held_out = [(step, bits) for step, bits in tensors["held_out"].tolist()]
-            trainer._position = int(about["position"])
-            trainer.model.layer.dropout_step = int(about["dropout_step"])
+            expected, span = f"an integer from 0 to {trainer._span}", trainer._span
+            trainer._position = integer("position", about["position"], expected, 0, span)
+            trainer.model.layer.dropout_step = about["dropout_step"]
             trainer._generator.bit_generator.state = about["generator"]
         return trainer
 
@@ -533,13 +529,12 @@ def load_model(path: Path) -> CharLM:
 
     Raises
     ------
-    CharLMError
+    FileError
         The file is not such a file, or is damaged.
     """
     with _reading(path):
-        tensors, about = _read(path)
-        model = CharLM(Vocabulary(about["vocabulary"]), _settings(tensors, about))
-        _check(tensors, _model_tensors(model))
+        settings, about, tensors = _read(path)
+        model = CharLM(Vocabulary(about["vocabulary"]), settings)
         _fill(model, tensors)
     return model
 
@@ -549,42 +544,55 @@ def _reading(path: Path) -> Iterator[None]:
     """Name the file in every error, those of tampered metadata included."""
     try:
         yield
-    except CharLMError as error:
-        raise CharLMError(f"{path}: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CharLMError(f"{path}: damaged: {error!r}") from error
+    except files.FileError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        raise files.FileError(f"{path}: damaged: {error!r}") from error
+    except ValueError as error:
+        raise files.FileError(f"{path}: {error}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    safetensors = extra("safetensors")
-    if not path.is_file():
-        raise CharLMError("no such file")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise CharLMError(f"not a whole safetensors file: {error}") from error
-    if METADATA_KEY not in metadata:
-        raise CharLMError("not written by rnnkern train")
-    about = json.loads(metadata[METADATA_KEY])
-    if about["version"] != FILE_VERSION:
-        raise CharLMError(f"expected file version {FILE_VERSION}, got {about['version']!r}")
-    return tensors, about
+def _read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Array]]:
+    """Settings, metadata and arrays of a file; no array before all shapes fit the settings."""
+    with files.Reader(path) as file:
+        if METADATA_KEY not in file.metadata:
+            raise ValueError("not written by rnnkern train")
+        about = json.loads(file.metadata[METADATA_KEY])
+        if about["version"] != FILE_VERSION:
+            raise ValueError(f"expected file version {FILE_VERSION}, got {about['version']!r}")
+        settings = Settings(**about["settings"])
+        steps = file.specs["history"].shape[0]
+        tensors = file.read(_layout(settings, 1 + len(about["vocabulary"]), steps))
+    for name, array in tensors.items():
+        if name.startswith("model.") and not np.isfinite(array).all():
+            raise ValueError(f"{name}: expected finite values")
+    counted = int(tensors["optimizer.step"]) + int(tensors["optimizer.skipped"])
+    if counted != steps:
+        raise ValueError(f"optimizer: expected {steps} steps, as in the history, got {counted}")
+    return settings, about, tensors
 
 
-def _settings(tensors: dict[str, Array], about: dict[str, Any]) -> Settings:
-    """Return the saved settings, held against the arrays: no giant model from a damaged size."""
-    settings = Settings(**about["settings"])
-    expected = (len(about["vocabulary"]) + 1, settings.embedding, settings.hidden, settings.layers)
-    got = (
-        *tensors["model.embedding.weight"].shape,
-        tensors["model.output.weight"].shape[1],
-        sum(name.startswith("model.layer.weight_hh_l") for name in tensors),
-    )
-    if expected != got:
-        raise CharLMError(f"sizes V, E, H, L: expected {expected} as in the metadata, got {got}")
-    return settings
+def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:
+    """What `Trainer.save` writes after `steps` steps; nothing of it is allocated."""
+    e, h = settings.embedding, settings.hidden
+    kind = "rnn_tanh" if settings.cell == "rnn" else settings.cell
+    own = {"embedding.weight": (v, e), "output.weight": (v, h), "output.bias": (v,)}
+    layer = reference.parameter_shapes(reference.Config(kind, e, h, settings.layers))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (owner, parameters) in enumerate((("model", own), ("model.layer", layer))):
+        for name, shape in parameters.items():
+            moments = (f"optimizer.{i}.{name}.{moment}" for moment in ("first", "second"))
+            shapes |= dict.fromkeys((f"{owner}.{name}", *moments), shape)
+    for i in range(2 if settings.cell == "lstm" else 1):
+        shapes[f"state.{i}"] = (settings.layers, settings.batch, h)
+    float64, int64 = np.dtype(np.float64), np.dtype(np.int64)
+    return {
+        **{name: files.Spec(np.dtype(np.float32), shape) for name, shape in shapes.items()},
+        "optimizer.step": files.Spec(int64, ()),
+        "optimizer.skipped": files.Spec(int64, ()),
+        "history": files.Spec(float64, (steps, 4)),
+        "held_out": files.Spec(float64, (steps // EVALUATE_EVERY, 2)),
+    }
 
 
 def _model_tensors(model: CharLM) -> dict[str, Array]:
@@ -593,18 +601,6 @@ def _model_tensors(model: CharLM) -> dict[str, Array]:
         **{f"model.{name}": array for name, array in own.items()},
         **{f"model.layer.{name}": array for name, array in layer.items()},
     }
-
-
-def _check(tensors: dict[str, Array], expected: dict[str, Array]) -> None:
-    for name, array in expected.items():
-        if name not in tensors:
-            raise CharLMError(f"{name} is missing")
-        got = tensors[name]
-        if (got.dtype, got.shape) != (array.dtype, array.shape):
-            wanted = f"expected {array.dtype} {array.shape}"
-            raise CharLMError(f"{name}: {wanted}, got {got.dtype} {got.shape}")
-        if not np.isfinite(got).all():
-            raise CharLMError(f"{name}: expected finite values")
 
 
 def _fill(model: CharLM, tensors: dict[str, Array]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
-from rnnkern import bench
+from rnnkern import bench, files
 from rnnkern.charlm import (
     CELLS,
     CharLMError,
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with rk.num_threads(args.threads or rk.get_num_threads()):
             return int(args.run(args))
-    except (CharLMError, OSError) as error:
+    except (CharLMError, files.FileError, OSError) as error:
         print(f"rnnkern {args.command}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    for name in ("rich.progress", "matplotlib", "safetensors", "threadpoolctl"):
+    for name in ("rich.progress", "matplotlib", "threadpoolctl"):
         extra(name)  # ask now, not after the training
     given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
     path = args.out / "model.safetensors"

@@ -1,0 +1,392 @@
+"""Arrays in safetensors files: what is read is checked first, what is saved is saved whole.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes with the header's length, the header
+in JSON, the arrays' bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FileError", "Reader", "Spec", "load", "save"]
+
+Array: TypeAlias = NDArray[Any]
+DType: TypeAlias = np.dtype[Any]
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+DTYPES = dict[str, DType](F32=np.dtype("<f4"), F64=np.dtype("<f8"), I64=np.dtype("<i8"))
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+METADATA = "__metadata__"
+
+# What is beyond these is neither read nor written.
+MAX_HEADER = 2**20  # bytes, names and metadata included
+MAX_ARRAYS = 2**12
+MAX_NAME = 256  # characters
+MAX_DIMENSIONS = 8
+MAX_BYTES = 2**36  # of all arrays
+MAX_DIGITS = 19  # of a number in the header
+
+
+class FileError(ValueError):
+    """A file does not hold what it must, or can't; the message begins with its path."""
+
+
+class Spec(NamedTuple):
+    """What a header says of an array.
+
+    Attributes
+    ----------
+    dtype : dtype
+        float32, float64 or int64.
+    shape : tuple of int
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+class Reader:
+    """A file whose header has been checked, open in a ``with`` for `read`.
+
+    For those who need the metadata to know what must be in the file; all others take `load`.
+
+    Parameters
+    ----------
+    path : str or path
+        A regular file.
+
+    Attributes
+    ----------
+    metadata : dict of str to str
+    specs : dict of str to Spec
+        Of each array in the file.
+
+    Raises
+    ------
+    FileError
+        The file is not a safetensors file, is truncated or damaged, or is beyond the bounds: 1 MiB
+        of header, 4096 arrays of float32, float64 or int64 with at most 8 dimensions, names of at
+        most 256 printable characters, 64 GiB in all.
+    OSError
+        The operating system can't open or read it.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from rnnkern import files
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files.save(f"{folder}/a", {"w": np.zeros((2, 3))}, {"epoch": "7"})
+    ...     with files.Reader(f"{folder}/a") as file:
+    ...         file.metadata, file.specs["w"].shape
+    ({'epoch': '7'}, (2, 3))
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self._path = Path(path)
+        # One descriptor for check and reading, so that no other file takes the place of the one
+        # checked; not blocking, so that a FIFO does not wait for a writer.
+        self._file = open(  # noqa: SIM115
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        )
+        try:
+            with _naming(path):
+                status = os.fstat(self._file.fileno())
+                _check(stat.S_ISREG(status.st_mode), "a regular file", _kind(status))
+                prefix = self._file.read(8)
+                _check(len(prefix) == 8, "at least 8 bytes", len(prefix))
+                length = int.from_bytes(prefix, "little")
+                _check(length <= MAX_HEADER, f"a header of at most {MAX_HEADER} bytes", length)
+                header = self._file.read(length)
+                _check(len(header) == length, f"a header of {length} bytes", len(header))
+                self._start = 8 + length
+                self.metadata, self.specs, self._begins = _parse(
+                    header, status.st_size - self._start
+                )
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def read(self, expected: Mapping[str, Array | Spec] | None = None) -> dict[str, Array]:
+        """Read the arrays; what is expected is compared with the header before any is allocated.
+
+        Parameters
+        ----------
+        expected : dict of str to ndarray or Spec, optional
+            An array, or its dtype and shape, for each name in the file.
+
+        Returns
+        -------
+        dict of str to ndarray
+            New arrays.
+
+        Raises
+        ------
+        FileError
+            A name, dtype or shape is not as expected, or the file has become shorter.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np
+        >>> from rnnkern import files
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files.save(f"{folder}/a", {"w": np.arange(3.0)})
+        ...     with files.Reader(f"{folder}/a") as file:
+        ...         file.read({"w": files.Spec(np.dtype(np.float64), (3,))})
+        {'w': array([0., 1., 2.])}
+        """
+        arrays = {}
+        with _naming(self._path):
+            if expected is not None:
+                _compare(self.specs, expected)
+            for name, spec in self.specs.items():
+                array = np.empty(spec.shape, spec.dtype)
+                self._file.seek(self._start + self._begins[name])
+                got = self._file.readinto(array.data)
+                _check(got == array.nbytes, f"{array.nbytes} bytes of {name!r}", got)
+                arrays[name] = array
+        return arrays
+
+
+def load(path: PathLike, expected: Mapping[str, Array | Spec] | None = None) -> dict[str, Array]:
+    """Read a file's arrays; all that its header claims is checked before any is allocated.
+
+    Parameters
+    ----------
+    path : str or path
+        A regular file.
+    expected : dict of str to ndarray or Spec, optional
+        What must be in it, no more and no less: an array, or its dtype and shape, for each name.
+        Without it the arrays may have any names, and any sizes that the file itself has.
+
+    Returns
+    -------
+    dict of str to ndarray
+        New arrays.
+
+    Raises
+    ------
+    FileError
+        As in `Reader`; or a name, dtype or shape is not as expected.
+    OSError
+        The operating system can't open or read it.
+
+    Examples
+    --------
+    >>> import tempfile, rnnkern as rk
+    >>> from rnnkern import files
+    >>> gru, other = rk.GRU(3, 4, seed=0), rk.GRU(3, 4, seed=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files.save(f"{folder}/gru.safetensors", gru.params)
+    ...     arrays = files.load(f"{folder}/gru.safetensors", expected=other.params)
+    >>> for name, array in arrays.items():
+    ...     other.params[name][...] = array
+    """
+    with Reader(path) as file:
+        return file.read(expected)
+
+
+def save(
+    path: PathLike, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays to a file, all or nothing.
+
+    They go into a new file in the same folder, which takes the old one's place once all of it is
+    on the disk: through a crash, a kill or a full disk, `path` holds the old or the new, whole.
+    Only a process that is killed on the way leaves its new file there, as ``.rnnkern-*.tmp``.
+
+    Parameters
+    ----------
+    path : str or path
+        A file that is there keeps its permissions. A symbolic link stays, and what it leads to is
+        replaced; another hard link keeps the old contents.
+    tensors : dict of str to ndarray
+        float32, float64 or int64, of any layout.
+    metadata : dict of str to str, optional
+        Goes into the header.
+
+    Raises
+    ------
+    FileError
+        Names, arrays or metadata are not of these kinds or beyond the bounds that `Reader` names;
+        or something else than a regular file is at `path`.
+    OSError
+        The operating system can't write it.
+
+    Examples
+    --------
+    See `load`.
+
+    >>> import numpy as np
+    >>> from rnnkern import files
+    >>> files.save("model.safetensors", {"w": np.zeros(2, bool)})
+    Traceback (most recent call last):
+    ...
+    rnnkern.files.FileError: model.safetensors: expected 'w' as float32, float64 or int64, got bool
+    """
+    target = Path(os.path.realpath(path))
+    with _naming(path):
+        arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+        # Wide items first, so that each array is aligned.
+        arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
+        header = _header(arrays, dict(metadata or {}))
+        old = target.stat() if target.exists() else None
+        if old is not None:
+            _check(stat.S_ISREG(old.st_mode), "a regular file or none", _kind(old))
+
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    temporary = f".rnnkern-{secrets.token_hex(8)}.tmp"
+
+    def new(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o666, dir_fd=folder)  # less what the umask takes
+
+    try:
+        with open(temporary, "xb", opener=new) as file:
+            if old is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+            file.write(header)
+            for array in arrays.values():
+                file.write(array.data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)  # so that the new name outlives a loss of power
+    finally:
+        with suppress(FileNotFoundError):  # it is there after a failure only
+            os.unlink(temporary, dir_fd=folder)
+        os.close(folder)
+
+
+@contextmanager
+def _naming(path: PathLike) -> Iterator[None]:
+    """Put the path before what is wrong."""
+    try:
+        yield
+    except ValueError as error:
+        raise FileError(f"{os.fspath(path)}: {error}") from error
+
+
+def _check(fits: bool, expected: str, got: object) -> None:
+    if not fits:
+        text = got[:80] if isinstance(got, str) else reprlib.repr(got)
+        text = "".join(c if c.isprintable() else "?" for c in text)  # it may be a hostile file's
+        raise ValueError(f"expected {expected}, got {text}")
+
+
+def _kind(status: os.stat_result) -> str:
+    return "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket"
+
+
+def _header(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """All that stands before the arrays' bytes, within what `_parse` takes."""
+    for text in (*arrays, *metadata, *metadata.values()):
+        _check(isinstance(text, str), "strings as names and metadata", repr(text))
+    entries: dict[str, Any] = {METADATA: metadata} if metadata else {}
+    end = 0
+    for name, array in arrays.items():
+        got = str(array.dtype)
+        _check(array.dtype in CODES, f"{name!r} as float32, float64 or int64", got)
+        begin, end = end, end + array.nbytes
+        code, shape = CODES[array.dtype], array.shape
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": (begin, end)}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    _check(len(header) <= MAX_HEADER, f"a header of at most {MAX_HEADER} bytes", len(header))
+    _parse(header, end)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _parse(header: bytes, size: int) -> tuple[dict[str, str], dict[str, Spec], dict[str, int]]:
+    """Metadata, specs and first bytes of the arrays that `size` bytes hold."""
+    _check(size <= MAX_BYTES, f"at most {MAX_BYTES} bytes of arrays", size)
+    try:
+        entries = json.loads(
+            header.decode(),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_integer,
+            parse_constant=_integer,
+        )
+    except (json.JSONDecodeError, UnicodeError, RecursionError) as error:
+        raise ValueError(f"expected a header in JSON, got {error}") from error
+    _check(isinstance(entries, dict), "a JSON object as header", entries)
+    metadata = entries.pop(METADATA, {})
+    strings = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    _check(strings, f"{METADATA} of strings", metadata)
+    "".join([*metadata, *metadata.values()]).encode()  # fails on half a surrogate pair
+    _check(len(entries) <= MAX_ARRAYS, f"at most {MAX_ARRAYS} arrays", len(entries))
+    specs, begins = {}, {}
+    for name, entry in entries.items():
+        fits = 0 < len(name) <= MAX_NAME and name.isprintable()
+        _check(fits, f"a name of 1 to {MAX_NAME} printable characters", repr(name))
+        specs[name], begins[name] = _entry(f"{name!r}", entry)
+    end = 0
+    for name in sorted(specs, key=lambda name: (begins[name], _size(specs[name]))):
+        _check(begins[name] == end, f"{name!r} to begin at byte {end}", begins[name])
+        end += _size(specs[name])
+    _check(end == size, f"{end} bytes of arrays", size)
+    return metadata, specs, begins
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        _check(name not in found, "each name once", f"{name!r} again")
+        found[name] = value
+    return found
+
+
+def _integer(text: str) -> int:
+    expected = f"integers of at most {MAX_DIGITS} digits in the header"
+    _check(text.isdecimal() and len(text) <= MAX_DIGITS, expected, text)
+    return int(text)
+
+
+def _size(spec: Spec) -> int:
+    return math.prod(spec.shape) * spec.dtype.itemsize  # of Python's integers: no overflow
+
+
+def _entry(name: str, entry: Any) -> tuple[Spec, int]:
+    """Spec and first byte of an array."""
+    fits = isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}
+    _check(fits, f"dtype, shape and data_offsets of {name}", entry)
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    _check(isinstance(code, str) and code in DTYPES, f"{name} as {', '.join(DTYPES)}", code)
+    for numbers in (shape, offsets):
+        # bool is a kind of int, and JSON has it
+        fits = isinstance(numbers, list) and all(type(number) is int for number in numbers)
+        _check(fits, f"lists of integers for {name}", numbers)
+    # Zeros count as ones: beside one, other dimensions could be larger than NumPy can take.
+    fits = len(shape) <= MAX_DIMENSIONS and math.prod(max(n, 1) for n in shape) <= MAX_BYTES
+    _check(fits, f"at most {MAX_DIMENSIONS} dimensions, {MAX_BYTES} bytes for {name}", shape)
+    spec = Spec(DTYPES[code], tuple(shape))
+    fits = len(offsets) == 2 and offsets[1] - offsets[0] == _size(spec)
+    _check(fits, f"two offsets for {name}, {_size(spec)} bytes apart", offsets)
+    return spec, offsets[0]
+
+
+def _compare(specs: Mapping[str, Spec], expected: Mapping[str, Array | Spec]) -> None:
+    for name, wanted in expected.items():
+        got = specs.get(name)
+        fits = got is not None and got == (wanted.dtype, wanted.shape)
+        text = f"{got.dtype} {got.shape}" if got else "none"
+        _check(fits, f"{name!r} as {wanted.dtype} {wanted.shape}", text)
+    more = sorted(specs.keys() - expected.keys())
+    _check(not more, "no other names", more)

@@ -1,0 +1,763 @@
+"""Files: nothing is believed unchecked, nothing is saved by halves, others read them too."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import numpy as safetensors
+
+import rnnkern as rk
+from rnnkern import files
+
+NUMPY_LOADS = {f"{module}.load" for module in ("np", "numpy", "np.lib.format", "np.lib.npyio")}
+FORBIDDEN = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "allow_pickle"}
+FORBIDDEN |= {"eval", "exec", "compile", *NUMPY_LOADS}
+ARRAYS = {
+    "b": np.arange(3, dtype=np.float32),
+    "a": np.arange(6.0).reshape(2, 3),
+    "n": np.array(7),
+    "none": np.zeros((0, 5), np.float32),
+}
+ABOUT = {"format": "np", "é": "∀ \n\0"}
+
+
+def same(got, want):
+    """Whether two dicts hold the same names, dtypes, shapes and bytes."""
+    return {k: (v.dtype, v.shape, v.tobytes()) for k, v in got.items()} == {
+        k: (v.dtype, v.shape, v.tobytes()) for k, v in want.items()
+    }
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "arrays.safetensors"
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def outcome(path, expected=None):
+    """What is in a file, or the message that refuses it; any other error is the test's."""
+    try:
+        return files.load(path, expected)
+    except files.FileError as error:
+        return str(error)
+
+
+def write(path, header, data=b""):
+    """A file of a header, in JSON or already bytes, and data."""
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+# ---- both ways -------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_loaded(path):
+    files.save(path, ARRAYS, ABOUT)
+    assert same(files.load(path), ARRAYS)
+    assert same(files.load(str(path), expected=ARRAYS), ARRAYS)
+    with files.Reader(path) as file:
+        assert file.metadata == ABOUT
+        assert file.specs == {k: (v.dtype, v.shape) for k, v in ARRAYS.items()}
+        assert same(file.read(file.specs), ARRAYS)
+    assert all(a.flags.writeable and a.flags.owndata for a in files.load(path).values())
+
+
+def test_the_safetensors_package_reads_ours(path):
+    files.save(path, ARRAYS, ABOUT)
+    assert same(safetensors.load_file(path), ARRAYS)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata() == ABOUT
+
+
+@pytest.mark.parametrize("about", [None, ABOUT])
+def test_we_read_the_safetensors_packages(path, about):
+    safetensors.save_file(ARRAYS, path, about)
+    assert same(files.load(path, ARRAYS), ARRAYS)
+    with files.Reader(path) as file:
+        assert file.metadata == (about or {})
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=1),
+        st.tuples(st.sampled_from(["f4", "f8", "i8"]), st.lists(st.integers(0, 3), max_size=4)),
+        max_size=5,
+    )
+)
+def test_any_arrays_go_both_ways(tmp_path_factory, specs):
+    path = tmp_path_factory.getbasetemp() / "any"
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.integers(0, 99, shape).astype(d) for name, (d, shape) in specs.items()}
+    files.save(path, arrays)
+    assert same(files.load(path, arrays), arrays)
+    assert same(safetensors.load_file(path), arrays)
+    safetensors.save_file(arrays, path)
+    assert same(files.load(path), arrays)
+
+
+def test_arrays_are_aligned_and_bytes_do_not_vary(path):
+    files.save(path, ARRAYS)
+    first = path.read_bytes()
+    start = 8 + int.from_bytes(first[:8], "little")
+    for entry in json.loads(first[8:start]).values():
+        place = start + entry["data_offsets"][0]
+        assert place % {"F32": 4, "F64": 8, "I64": 8}[entry["dtype"]] == 0
+    files.save(path, ARRAYS)
+    assert path.read_bytes() == first
+
+
+def test_any_layout_is_saved_as_it_looks(path):
+    base = np.arange(24.0).reshape(4, 6)
+    arrays = {"t": base.T, "strided": base[::2, ::-3], "scalar": base[1, 1], "fixed": base.copy()}
+    arrays["fixed"].flags.writeable = False
+    files.save(path, arrays)
+    loaded = files.load(path)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+
+
+def test_layers_parameters_come_back(path):
+    layer, other = (rk.LSTM(3, 5, num_layers=2, seed=seed) for seed in (0, 1))
+    files.save(path, layer.params)
+    loaded = files.load(path, other.params)
+    for name, array in other.params.items():
+        array[...] = loaded[name]
+    x = np.ones((4, 2, 3), np.float32)
+    assert (layer(x)[0] == other(x)[0]).all()
+
+
+# ---- what is expected ------------------------------------------------------------------------
+
+W = np.zeros((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({}, "expected no other names, got ['w']"),
+        ({"w": W, "v": W}, "expected 'v' as float32 (2, 3), got none"),
+        ({"w": W.astype(float)}, "expected 'w' as float64 (2, 3), got float32 (2, 3)"),
+        ({"w": W.T}, "expected 'w' as float32 (3, 2), got float32 (2, 3)"),
+        ({"w": files.Spec(np.dtype("f4"), (6,))}, "expected 'w' as float32 (6,), got float32"),
+        ({"w": files.Spec(np.dtype(">f4"), (2, 3))}, "expected 'w' as >f4 (2, 3), got float32"),
+    ],
+)
+def test_what_is_not_expected_is_named(path, expected, message):
+    files.save(path, {"w": W})
+    with pytest.raises(files.FileError) as caught:
+        files.load(path, expected)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def peak(load, *arguments):
+    """Bytes allocated at most while it fails."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(files.FileError):
+            load(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_not_expected_is_not_allocated(path):
+    files.save(path, {"w": np.zeros(2**22)})
+    assert peak(files.load, path, {"w": np.zeros(2**22, np.float32)}) < 2**20
+
+
+# ---- hostile files ---------------------------------------------------------------------------
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
+
+
+def raw(text):
+    """A header of one entry with `text` as its shape."""
+    return b'{"w":{"dtype":"F32","shape":%b,"data_offsets":[0,8]}}' % text
+
+
+EIGHT = bytes(8)
+HUGE = 2**60
+# What is wrong, header, data, and the message.
+HOSTILE = {
+    "no JSON": (b"not JSON", EIGHT, "expected a header in JSON, got Expecting value"),
+    "empty header": (b"", b"", "expected a header in JSON"),
+    "not UTF-8": (b'{"\xff":1}', EIGHT, "expected a header in JSON, got 'utf-8' codec"),
+    "UTF-16": ('{"w":1}'.encode("utf-16"), EIGHT, "expected a header in JSON"),
+    "byte order mark": (b"\xef\xbb\xbf{}", b"", "expected a header in JSON"),
+    "trailing bytes": (b"{}\0\0", b"", "expected a header in JSON, got Extra data"),
+    "a list": ([], b"", "expected a JSON object as header, got []"),
+    "a number": (b"1", b"", "expected a JSON object as header, got 1"),
+    "deep lists": (b"[" * 2**19, b"", "expected a header in JSON, got maximum recursion"),
+    "deep objects": (b'{"a":' * 2**17, b"", "expected a header in JSON, got maximum recursion"),
+    "deep shape": (raw(b"[" * 2**17 + b"]" * 2**17), EIGHT, "got maximum recursion depth"),
+    "number as key": (b"{1:2}", b"", "expected a header in JSON"),
+    "name twice": (
+        b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+        b'"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        EIGHT,
+        "expected each name once, got 'w' again",
+    ),
+    "name twice, escaped": (b'{"w":1,"\\u0077":2}', EIGHT, "each name once, got 'w' again"),
+    "key twice": (
+        b'{"w":{"dtype":"F32","dtype":"F64","shape":[2],"data_offsets":[0,8]}}',
+        EIGHT,
+        "expected each name once, got 'dtype' again",
+    ),
+    "metadata twice": (b'{"__metadata__":{},"__metadata__":{}}', b"", "each name once"),
+    "metadata null": ({"__metadata__": None}, b"", "expected __metadata__ of strings, got None"),
+    "metadata number": ({"__metadata__": {"a": 1}}, b"", "expected __metadata__ of strings"),
+    "metadata list": ({"__metadata__": {"a": ["b"]}}, b"", "expected __metadata__ of strings"),
+    "metadata half a pair": ({"__metadata__": {"a": "\ud800"}}, b"", "surrogates not allowed"),
+    "empty name": ({"": entry()}, EIGHT, "name of 1 to 256 printable characters, got ''"),
+    "long name": ({"n" * 257: entry()}, EIGHT, "a name of 1 to 256 printable characters"),
+    "nul in name": ({"a\0": entry()}, EIGHT, r"printable characters, got 'a\x00'"),
+    "newline in name": ({"a\n": entry()}, EIGHT, "printable characters"),
+    "escape in name": ({"\x1b[2J": entry()}, EIGHT, r"got '\x1b[2J'"),
+    "right to left in name": ({"a\u202eb": entry()}, EIGHT, r"got 'a\u202eb'"),
+    "half a pair in name": ({"\udc00": entry()}, EIGHT, r"got '\udc00'"),
+    "many arrays": (
+        {f"{i}": entry(shape=[0], offsets=[0, 0]) for i in range(4097)},
+        b"",
+        "expected at most 4096 arrays, got 4097",
+    ),
+    "entry null": ({"w": None}, EIGHT, "dtype, shape and data_offsets of 'w', got None"),
+    "entry list": ({"w": [1]}, EIGHT, "dtype, shape and data_offsets of 'w', got [1]"),
+    "key missing": ({"w": {"dtype": "F32"}}, EIGHT, "dtype, shape and data_offsets of 'w'"),
+    "key more": ({"w": entry(strides=[1])}, EIGHT, "dtype, shape and data_offsets of 'w'"),
+    "dtype F16": ({"w": entry("F16", (4,))}, EIGHT, "'w' as F32, F64, I64, got F16"),
+    "dtype object": ({"w": entry("O", (1,))}, EIGHT, "'w' as F32, F64, I64, got O"),
+    "dtype list": ({"w": entry(["F32"])}, EIGHT, "'w' as F32, F64, I64, got ['F32']"),
+    "dtype null": ({"w": entry(None)}, EIGHT, "'w' as F32, F64, I64, got None"),
+    "dtype escape": ({"w": entry("\x1b[2J\ud800")}, EIGHT, "'w' as F32, F64, I64, got ?[2J?"),
+    "wrong dtype": ({"w": entry("F64")}, EIGHT, "two offsets for 'w', 16 bytes apart, got [0, 8]"),
+    "shape number": ({"w": entry(shape=2)}, EIGHT, "lists of integers for 'w', got 2"),
+    "shape true": ({"w": entry(shape=[True, 2])}, EIGHT, "lists of integers for 'w', got [True"),
+    "shape string": ({"w": entry(shape=["2"])}, EIGHT, "lists of integers for 'w', got ['2']"),
+    "shape null": ({"w": entry(shape=[None])}, EIGHT, "lists of integers for 'w', got [None]"),
+    "shape object": ({"w": entry(shape={"2": 2})}, EIGHT, "lists of integers for 'w'"),
+    "shape 2.0": (raw(b"[2.0]"), EIGHT, "integers of at most 19 digits in the header, got 2.0"),
+    "shape 2e0": (raw(b"[2e0]"), EIGHT, "integers of at most 19 digits in the header, got 2e0"),
+    "shape 1e999": (raw(b"[1e999]"), EIGHT, "integers of at most 19 digits in the header"),
+    "shape nan": (raw(b"[NaN]"), EIGHT, "integers of at most 19 digits in the header, got NaN"),
+    "shape inf": (raw(b"[-Infinity]"), EIGHT, "integers of at most 19 digits in the header"),
+    "shape negative": (raw(b"[-2]"), EIGHT, "integers of at most 19 digits in the header, got -2"),
+    "two negative": (raw(b"[-2,-1]"), EIGHT, "integers of at most 19 digits in the header"),
+    "shape of 1000 digits": (raw(b"[" + b"9" * 1000 + b"]"), EIGHT, "at most 19 digits"),
+    "shape of a million digits": (raw(b"[" + b"9" * 10**6 + b"]"), EIGHT, "at most 19 digits"),
+    "9 dimensions": ({"w": entry(shape=[2] + [1] * 8)}, EIGHT, "at most 8 dimensions"),
+    "product wraps to 8 bytes": (
+        {"w": entry(shape=[2**62 + 1, 2])},
+        EIGHT,
+        "at most 8 dimensions, 68719476736 bytes for 'w'",
+    ),
+    "product wraps to 0": ({"w": entry(shape=[2**32, 2**32], offsets=[0, 0])}, b"", "at most 8"),
+    "zero beside giants": (
+        {"w": entry(shape=[0, 2**62, 2**62], offsets=[0, 0])},
+        b"",
+        "at most 8 dimensions, 68719476736 bytes for 'w'",
+    ),
+    "shape too small": ({"w": entry(shape=[1])}, EIGHT, "two offsets for 'w', 4 bytes apart"),
+    "shape too large": ({"w": entry(shape=[3])}, EIGHT, "two offsets for 'w', 12 bytes apart"),
+    "one offset": ({"w": entry(offsets=[8])}, EIGHT, "two offsets for 'w'"),
+    "three offsets": ({"w": entry(offsets=[0, 8, 8])}, EIGHT, "two offsets for 'w'"),
+    "no offsets": ({"w": entry(offsets=[])}, EIGHT, "two offsets for 'w'"),
+    "offsets turned": ({"w": entry(offsets=[8, 0])}, EIGHT, "two offsets for 'w'"),
+    "offsets strings": ({"w": entry(offsets=["0", "8"])}, EIGHT, "lists of integers for 'w'"),
+    "offsets false": ({"w": entry(offsets=[False, 8])}, EIGHT, "lists of integers for 'w'"),
+    "offset beyond": ({"w": entry(offsets=[8, 16])}, EIGHT, "'w' to begin at byte 0, got 8"),
+    "offset far beyond": (
+        {"w": entry(offsets=[2**63 - 8, 2**63])},
+        EIGHT,
+        "'w' to begin at byte 0, got 9223372036854775800",
+    ),
+    "hole before": ({"w": entry(offsets=[4, 12])}, bytes(12), "'w' to begin at byte 0, got 4"),
+    "hole between": (
+        {"v": entry(), "w": entry(offsets=[12, 20])},
+        bytes(20),
+        "expected 'w' to begin at byte 8, got 12",
+    ),
+    "overlap": (
+        {"v": entry(), "w": entry(offsets=[4, 12])},
+        bytes(12),
+        "expected 'w' to begin at byte 8, got 4",
+    ),
+    "same bytes twice": ({"v": entry(), "w": entry()}, EIGHT, "to begin at byte 8, got 0"),
+    "bytes behind": ({"w": entry()}, bytes(9), "expected 8 bytes of arrays, got 9"),
+    "bytes without arrays": ({}, b"\0", "expected 0 bytes of arrays, got 1"),
+    "bytes missing": ({"w": entry()}, bytes(7), "expected 8 bytes of arrays, got 7"),
+    "claims 2**60 bytes": (
+        {"w": entry(shape=[HUGE // 4], offsets=[0, HUGE])},
+        EIGHT,
+        "at most 8 dimensions, 68719476736 bytes for 'w'",
+    ),
+    "claims 2**35 bytes": (
+        {"w": entry(shape=[2**33], offsets=[0, 2**35])},
+        EIGHT,
+        "expected 34359738368 bytes of arrays, got 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file_is_refused(path, name):
+    header, data, message = HOSTILE[name]
+    write(path, header, data)
+    with pytest.raises(files.FileError) as caught:
+        files.load(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert message in text
+    assert text.isprintable()
+    assert len(text) < len(str(path)) + 500
+
+
+def test_any_depth_is_refused(path):
+    """What is just not too deep to be read may be too deep to be shown."""
+    for depth in range(1, 1100, 7):
+        write(path, b"[" * depth + b"]" * depth)
+        assert str(outcome(path)).startswith(f"{path}: expected a")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file_allocates_little(path, name):
+    """Python's objects take some 25 times the JSON that they are read from; data adds nothing."""
+    header, data, _ = HOSTILE[name]
+    write(path, header, data)
+    assert peak(files.load, path) < 2**17 + 30 * path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected at least 8 bytes, got 0"),
+        (b"\2\0\0", "expected at least 8 bytes, got 3"),
+        (b"not a model at all", "expected a header of at most 1048576 bytes, got 8"),
+        (b"\xff" * 8, "expected a header of at most 1048576 bytes, got 18446744073709551615"),
+        ((2**20 + 1).to_bytes(8, "little"), "expected a header of at most 1048576 bytes, got"),
+        ((2**20).to_bytes(8, "little") + b"{}", "expected a header of 1048576 bytes, got 2"),
+    ],
+)
+def test_length_of_the_header_is_checked(path, content, message):
+    path.write_bytes(content)
+    with pytest.raises(files.FileError) as caught:
+        files.load(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_all_bounds_can_be_reached(path):
+    files.save(path, {"é" * 256: np.zeros((1,) * 8)})
+    assert len(files.load(path)) == 1
+    many = {f"{i:04}": np.zeros(0) for i in range(4096)}
+    files.save(path, many)
+    assert same(files.load(path, many), many)
+    for size in (2**20 - 100, 2**20):
+        about = {"a": "x" * (size - len('{"__metadata__":{"a":""}}'))}
+        files.save(path, {}, about)
+        with files.Reader(path) as file:
+            assert file.metadata == about
+
+
+def test_sparse_giant_is_refused_for_its_size(path):
+    write(path, {"w": entry("F64", [2**34], [0, 2**37])})
+    os.truncate(path, path.stat().st_size + 2**37)  # takes no room on the disk
+    assert peak(files.load, path) < 2**17
+    with pytest.raises(files.FileError, match="at most 68719476736 bytes of arrays, got 137438953"):
+        files.load(path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small file's path and bytes."""
+    path = tmp_path_factory.mktemp("small") / "small"
+    files.save(path, ARRAYS, ABOUT)
+    return path, path.read_bytes()
+
+
+def test_truncated_anywhere_is_refused(small):
+    path, whole = small
+    for length in reversed(range(len(whole))):
+        os.truncate(path, length)
+        assert str(outcome(path)).startswith(f"{path}: expected ")
+    path.write_bytes(whole + b"\0")
+    assert str(outcome(path)).startswith(f"{path}: expected ")
+    path.write_bytes(whole)
+    assert same(files.load(path), ARRAYS)
+
+
+def test_flipped_bytes_are_refused_or_are_other_values(small):
+    path, whole = small
+    path.write_bytes(whole)
+    start = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    refused = loaded = 0
+    with path.open("r+b", buffering=0) as file:
+        for _ in range(2000):
+            at = int(rng.integers(len(whole)))
+            os.pwrite(file.fileno(), bytes([whole[at] ^ int(rng.integers(1, 256))]), at)
+            outcome(path)  # loads, or is a FileError
+            got = outcome(path, ARRAYS)
+            if isinstance(got, str):
+                assert got.startswith(f"{path}: ")
+                assert at < start
+                refused += 1
+            else:  # a header that is hit may have other metadata, but the same arrays
+                assert same(got, ARRAYS) == (at < start)
+                loaded += 1
+            os.pwrite(file.fileno(), whole[at : at + 1], at)
+    assert refused > 500
+    assert loaded > 300
+
+
+@given(st.binary(max_size=200), st.integers(0, 400), st.booleans())
+def test_random_bytes_behind_a_valid_beginning(small, noise, kept, fits):
+    path, whole = small
+    content = bytearray(whole[:kept] + noise)
+    if fits and len(content) > 8:  # let the length of the header be one that the file has
+        content[:8] = (len(content) - 8).to_bytes(8, "little")
+    path.write_bytes(content)
+    got = outcome(path, ARRAYS)
+    if isinstance(got, str):
+        assert got.startswith(f"{path}: ")
+    else:
+        assert {k: v.shape for k, v in got.items()} == {k: v.shape for k, v in ARRAYS.items()}
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.sampled_from(["F32", "F64", "I64", "F16", "dtype", "shape", "\ud800", ""]),
+    lambda part: (
+        st.lists(part, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["__metadata__", "w", "dtype", "shape", "data_offsets", "\0"]), part
+        )
+    ),
+    max_leaves=12,
+)
+ENTRY = st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "data_offsets": JSON})
+
+
+@given(st.dictionaries(st.sampled_from(["v", "w", "__metadata__"]), ENTRY | JSON) | JSON)
+def test_random_json_is_refused_or_read(small, header):
+    path, _ = small
+    write(path, header)
+    got = outcome(path)
+    if isinstance(got, str):
+        assert got.startswith(f"{path}: ")
+    else:
+        assert all(array.size == 0 for array in got.values())
+
+
+# ---- what is no regular file, what changes meanwhile -------------------------------------------
+
+
+def test_fifo_does_not_wait(path):
+    def late(number, frame):
+        raise TimeoutError("waits for a writer")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    os.mkfifo(path)
+    try:
+        for call in (files.load, lambda p: files.save(p, ARRAYS)):
+            with pytest.raises(
+                files.FileError, match=r"expected a regular file.*, got a device, p"
+            ):
+                call(path)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_device_is_neither_read_nor_replaced():
+    for device in ("/dev/zero", "/dev/null"):
+        for call in (files.load, lambda p: files.save(p, ARRAYS)):
+            with pytest.raises(files.FileError, match=r"expected a regular file.*, got a device"):
+                call(device)
+        assert stat.S_ISCHR(Path(device).stat().st_mode)
+
+
+def test_folder_is_neither_read_nor_replaced(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        files.load(tmp_path)
+    with pytest.raises(files.FileError, match="expected a regular file or none, got a folder"):
+        files.save(tmp_path, ARRAYS)
+    with pytest.raises(FileNotFoundError):
+        files.load(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError):
+        files.save(tmp_path / "missing" / "file", ARRAYS)
+
+
+def test_file_that_becomes_shorter_is_refused(path):
+    files.save(path, {"w": np.zeros(2**18)})
+    with files.Reader(path) as file:
+        os.truncate(path, 2**18)
+        with pytest.raises(files.FileError, match="expected 2097152 bytes of 'w', got 26"):
+            file.read()
+
+
+def test_file_that_is_replaced_is_read_as_it_was_checked(path):
+    files.save(path, {"w": np.zeros(2**18)})
+    with files.Reader(path) as file:
+        files.save(path, {"w": np.ones(2**18), "v": np.ones(1)})
+        assert same(file.read(), {"w": np.zeros(2**18)})
+
+
+def test_nothing_stays_open(path):
+    files.save(path, ARRAYS)
+    bad = path.with_name("bad")
+    bad.write_bytes(b"bad")
+    before = names(Path("/proc/self/fd"))
+    for _ in range(3):
+        files.load(path)
+        files.save(path, ARRAYS)
+        with pytest.raises(files.FileError):
+            files.load(bad)
+        with pytest.raises(files.FileError):
+            files.save(path, {"w": np.zeros(1, bool)})
+    assert names(Path("/proc/self/fd")) == before
+
+
+# ---- saving ------------------------------------------------------------------------------------
+
+OTHER = {"w": np.full(20_000, 7.0)}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "about", "message"),
+    [
+        ({"w": np.zeros(1, np.float16)}, {}, "'w' as float32, float64 or int64, got float16"),
+        ({"w": np.zeros(1, ">f4")}, {}, "'w' as float32, float64 or int64, got >f4"),
+        ({"w": np.zeros(1, np.uint64)}, {}, "'w' as float32, float64 or int64, got uint64"),
+        ({"w": np.array([None])}, {}, "'w' as float32, float64 or int64, got object"),
+        ({"w": "text"}, {}, "'w' as float32, float64 or int64, got <U4"),
+        ({1: np.zeros(1)}, {}, "expected strings as names and metadata, got 1"),
+        ({"": np.zeros(1)}, {}, "expected a name of 1 to 256 printable characters, got ''"),
+        ({"\n": np.zeros(1)}, {}, "expected a name of 1 to 256 printable characters, got '\\n'"),
+        ({"n" * 257: np.zeros(1)}, {}, "expected a name of 1 to 256 printable characters"),
+        ({"\ud800": np.zeros(1)}, {}, "surrogates not allowed"),
+        ({"__metadata__": np.zeros(1)}, {}, "expected __metadata__ of strings, got"),
+        ({"w": np.zeros((1,) * 9)}, {}, "expected at most 8 dimensions"),
+        ({f"{i}": np.zeros(0) for i in range(4097)}, {}, "expected at most 4096 arrays, got 4097"),
+        ({}, {"a": 5}, "expected strings as names and metadata, got 5"),
+        ({}, {None: "a"}, "expected strings as names and metadata, got None"),
+        ({}, {"a": "\udc00"}, "surrogates not allowed"),
+        ({}, {"a": "x" * 2**20}, "expected a header of at most 1048576 bytes, got 10486"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(path, arrays, about, message):
+    path.write_bytes(b"old")
+    with pytest.raises(files.FileError) as caught:
+        files.save(path, arrays, about)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert path.read_bytes() == b"old"
+    assert names(path.parent) == [path.name]
+
+
+class Crash(BaseException):
+    """Neither an error nor an interrupt: nothing may depend on which exception it is."""
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt, Crash])
+@pytest.mark.parametrize(
+    ("there", "name", "call"),
+    [(True, "fchmod", 1)]  # a new file keeps the mode that it was made with
+    + [
+        (there, *step)
+        for there in (True, False)
+        for step in (("open", 1), ("open", 2), ("fsync", 1), ("replace", 1), ("fsync", 2))
+    ],
+)
+def test_crash_at_any_step_leaves_old_or_new(path, monkeypatch, there, name, call, failure):
+    if there:
+        files.save(path, ARRAYS)
+    real, calls = getattr(os, name), []
+
+    def crash(*args, **options):
+        calls.append(args)
+        if len(calls) == call:
+            raise failure("crash")
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, crash)
+        with pytest.raises(failure, match="crash"):
+            files.save(path, OTHER)
+    assert len(calls) == call
+    replaced = (name, call) == ("fsync", 2)
+    assert names(path.parent) == ([path.name] if there or replaced else [])
+    if there or replaced:
+        assert same(files.load(path), OTHER if replaced else ARRAYS)
+
+
+def test_file_is_on_the_disk_before_it_takes_the_name(path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def spy(*args, name=name, real=real, **options):
+            size = os.fstat(args[0]).st_size if name == "fsync" else None
+            kind = stat.S_IFMT(os.fstat(args[0]).st_mode) if name == "fsync" else None
+            done.append((name, kind, size if kind == stat.S_IFREG else None))
+            return real(*args, **options)
+
+        monkeypatch.setattr(os, name, spy)
+    files.save(path, OTHER)
+    size = path.stat().st_size
+    assert done == [
+        ("fsync", stat.S_IFREG, size),
+        ("replace", None, None),
+        ("fsync", stat.S_IFDIR, None),
+    ]
+
+
+FULL = """if True:
+    import os, sys
+    import numpy as np
+    from rnnkern import files
+    path = sys.argv[1]
+    files.save(path, {"w": np.zeros(100)})
+    {limit}
+    for size in (20_000, 100_000):  # with the header just over the limit, and far over it
+        try:
+            files.save(path, {"w": np.zeros(size)})
+        except OSError as error:
+            print(error.errno, os.listdir(os.path.dirname(path)), files.load(path)["w"].shape)
+"""
+
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_limit_of_file_size_leaves_the_old_file(path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (160_000, 160_000))"
+    code, out, err = run(sys.executable, "-c", FULL.replace("{limit}", limit), str(path))
+    assert (code, err) == (0, "")
+    assert out == f"{errno.EFBIG} ['{path.name}'] (100,)\n" * 2
+
+
+def test_full_disk_leaves_the_old_file(tmp_path):
+    mount = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
+    script = 'mount -t tmpfs -o size=64k tmpfs "$1"; shift; exec "$@"'
+    code, _, err = run(*mount, script, "sh", str(tmp_path), "true")
+    if code:
+        pytest.skip(f"no file system can be mounted here: {err.strip()}")
+    command = (sys.executable, "-c", FULL.replace("{limit}", ""), str(tmp_path / "a"))
+    code, out, err = run(*mount, script, "sh", str(tmp_path), *command)
+    assert (code, err) == (0, "")
+    assert out == f"{errno.ENOSPC} ['a'] (100,)\n" * 2
+
+
+def test_mode_is_the_umasks_or_the_old_files(path):
+    for umask in (0o022, 0o077, 0o002):
+        before = os.umask(umask)
+        try:
+            path.unlink(missing_ok=True)
+            files.save(path, ARRAYS)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    for mode in (0o600, 0o644, 0o666, 0o444):
+        path.chmod(mode)
+        files.save(path, OTHER)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_symbolic_link_stays_and_its_target_is_replaced(path):
+    folder = path.parent / "folder"
+    folder.mkdir()
+    link, target = path, folder / "target"
+    link.symlink_to("folder/target")
+    for arrays in (ARRAYS, OTHER):  # the first makes the target
+        files.save(link, arrays)
+        assert link.is_symlink()
+        assert same(files.load(target), arrays)
+        assert same(files.load(link), arrays)
+    assert names(folder) == ["target"]
+    assert names(path.parent) == sorted(["folder", link.name])
+
+
+def test_path_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files.save("a", ARRAYS)
+    assert same(files.load("a"), ARRAYS)
+    long = "n" * 255  # the longest name that a file can have
+    files.save(long, ARRAYS)
+    assert names(tmp_path) == ["a", long]
+
+
+def test_concurrent_savers_and_readers_never_mix(path):
+    files.save(path, {"w": np.zeros(30_000)})
+    stop, seen, deadline = threading.Event(), set(), time.monotonic() + 30
+
+    def save(value):
+        while not stop.is_set():
+            files.save(path, {"w": np.full(30_000 + value, float(value))}, {"value": str(value)})
+
+    threads = [threading.Thread(target=save, args=(value,)) for value in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    try:
+        while not seen >= {1, 2, 3, 4} and time.monotonic() < deadline:
+            with files.Reader(path) as file:
+                value = int(file.metadata.get("value", 0))
+                (w,) = file.read().values()
+            assert len(w) == 30_000 + value
+            assert (w == value).all()
+            seen.add(value)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert seen >= {1, 2, 3, 4}
+    assert names(path.parent) == [path.name]
+
+
+# ---- what the package does not do --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source", sorted(Path(rk.__file__).parent.glob("*.py")), ids=lambda p: p.stem
+)
+def test_nothing_is_unpickled_or_evaluated(source):
+    tree = ast.parse(source.read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in NUMPY_LOADS:
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.keyword):
+            found.add(node.arg)
+    assert not found & FORBIDDEN
