@@ -8,6 +8,7 @@
 #include "../core/dispatch.h"
 #include "../core/runtime.h"
 #include "layer.h"
+#include "unlocked.h"
 
 namespace rnnkern {
 namespace {
@@ -26,8 +27,9 @@ double sum_of(const py::array& values) {
   const auto a = flat<T>("values", values, shape_like(values));
   const T* const data = a.data();
   const Index n = a.size();
-  const py::gil_scoped_release released;
-  return kernels().of<T>().sum_of_squares(data, n);
+  double sum;
+  unlocked([&](const Interrupt&) { sum = kernels().of<T>().sum_of_squares(data, n); });
+  return sum;
 }
 double sum_of_squares(const py::array& values) {
   return is_double(values) ? sum_of<double>(values) : sum_of<float>(values);
@@ -76,9 +78,10 @@ void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
       f32.push_back(checked<float>(rule, arrays, kept));
   }
   std::int64_t& steps = *step.mutable_data();
-  const py::gil_scoped_release released;
-  for (const auto& one : f32) kernels().f32.optimizer_step(one);
-  for (const auto& one : f64) kernels().f64.optimizer_step(one);
+  unlocked([&](const Interrupt&) {
+    for (const auto& one : f32) kernels().f32.optimizer_step(one);
+    for (const auto& one : f64) kernels().f64.optimizer_step(one);
+  });
   ++steps;
 }
 

@@ -41,32 +41,42 @@ auto with_cell(Kind kind, const Use& use) {
   return use(RnnTanh<T>{});
 }
 
+// A stack laid out in an arena. Its sums leave no flag behind in the caller's floating-point
+// environment and raise no trap there; `run` comes after, and sees that environment.
+template <class Stack, class Call>
+Stack laid_out(const Call& call, Arena& arena) {
+  const std::uint64_t saved = enter_float_environment();
+  const Stack stack(call, arena);
+  leave_float_environment(saved);
+  return stack;
+}
+
 template <class T>
 struct Functions {
   static Index forward_room(const ForwardCall<T>& call) {
     return with_cell<T>(call.kind, [&](auto cell) {
       Arena arena{nullptr};
-      const ForwardStack<decltype(cell), T> stack(call, arena);
+      laid_out<ForwardStack<decltype(cell), T>>(call, arena);
       return arena.used;
     });
   }
   static void forward(const ForwardCall<T>& call, void* room) {
     with_cell<T>(call.kind, [&](auto cell) {
       Arena arena{static_cast<char*>(room)};
-      ForwardStack<decltype(cell), T>(call, arena).run();
+      laid_out<ForwardStack<decltype(cell), T>>(call, arena).run();
     });
   }
   static Index backward_room(const BackwardCall<T>& call) {
     return with_cell<T>(call.kind, [&](auto cell) {
       Arena arena{nullptr};
-      const BackwardStack<decltype(cell), T> stack(call, arena);
+      laid_out<BackwardStack<decltype(cell), T>>(call, arena);
       return arena.used;
     });
   }
   static GradientNorm backward(const BackwardCall<T>& call, void* room) {
     return with_cell<T>(call.kind, [&](auto cell) {
       Arena arena{static_cast<char*>(room)};
-      return BackwardStack<decltype(cell), T>(call, arena).run();
+      return laid_out<BackwardStack<decltype(cell), T>>(call, arena).run();
     });
   }
   static Index packed_bytes(Kind kind, Index I, Index H) {

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 
@@ -34,10 +35,32 @@ void pause() {
 int threads() {
   if (forked.load(std::memory_order_relaxed)) return 1;
   const int n = chosen_threads();
-  return n > 0 ? n : omp_get_max_threads();
+  return std::min(n > 0 ? n : omp_get_max_threads(), kMostThreads);
 }
 
 int chosen_threads() { return chosen.load(std::memory_order_relaxed); }
+
+// More threads than the last time are started on trial, all at once. What OpenMP keeps of its own
+// since then is not in the trial, nor is what other threads take meanwhile: likely, not certain.
+int startable_threads(int n) {
+  thread_local int last = 1;
+  if (n > last) {
+    pthread_mutex_t hold = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&hold);
+    const auto pass = [](void* held) -> void* {
+      pthread_mutex_lock(static_cast<pthread_mutex_t*>(held));
+      pthread_mutex_unlock(static_cast<pthread_mutex_t*>(held));
+      return nullptr;
+    };
+    pthread_t trial[kMostThreads];
+    int started = 0;
+    while (started < n - 1 && pthread_create(&trial[started], nullptr, pass, &hold) == 0) ++started;
+    pthread_mutex_unlock(&hold);
+    for (int i = 0; i < started; ++i) pthread_join(trial[i], nullptr);
+    n = started + 1;
+  }
+  return last = n;
+}
 
 void set_threads(int n) { chosen.store(n, std::memory_order_relaxed); }
 

@@ -11,8 +11,13 @@ namespace rnnkern {
 // The number of threads that a call may use: set by the program, else what OpenMP says. Always 1 in
 // a forked child.
 int threads();
+inline constexpr int kMostThreads = 1024;
 int chosen_threads();     // 0: nothing was set
 void set_threads(int n);  // 0: leave it to OpenMP
+
+// How many of n threads the calling one may ask OpenMP for now: GNU's ends the process when it
+// can't start one.
+int startable_threads(int n);
 
 // Whether a call is to end early: one a call, seen by all its threads.
 struct Stop {

@@ -33,6 +33,7 @@ static void parallel(int threads, const Interrupt& interrupt, const Body& body) 
     body(watch, thread, count);
     leave_float_environment(watch.environment);
   };
+  if (threads > 1) threads = startable_threads(threads);
   if (threads == 1) return one(0, 1);
 #pragma omp parallel num_threads(threads)
   one(omp_get_thread_num(), omp_get_num_threads());

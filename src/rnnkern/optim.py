@@ -79,10 +79,9 @@ class _Slot:
     l1: float
     l2: float
 
-    def moments(self) -> list[tuple[str, str]]:
-        """The moments that are kept, and their names in a state."""
-        kept = [("first", self.first), ("second", self.second)]
-        return [(m, f"{self.index}.{self.name}.{m}") for m, array in kept if array is not None]
+    def key(self, moment: str) -> str:
+        """Name of a moment, "first" or "second", in a state."""
+        return f"{self.index}.{self.name}.{moment}"
 
 
 class _Optimizer:
@@ -268,7 +267,7 @@ class _Optimizer:
             raise ValueError(f"state: expected counters of at least 0, got {step} and {skipped}")
         new = {name: np.array(state[name], order="C") for name in own}
         slots = [
-            replace(slot, **{moment: new[name] for moment, name in slot.moments()})
+            replace(slot, first=new.get(slot.key("first")), second=new.get(slot.key("second")))
             for slot in self._slots
         ]
         # Signals are not served between plain assignments: all of it changes, or nothing.
@@ -282,7 +281,9 @@ class _Optimizer:
         """The counters, and the moments themselves."""
         state = {"step": self._step, "skipped": np.array(self._skipped)}
         for slot in self._slots:
-            state.update((name, getattr(slot, moment)) for moment, name in slot.moments())
+            for moment, array in (("first", slot.first), ("second", slot.second)):
+                if array is not None:
+                    state[slot.key(moment)] = array
         return state
 
     def _arrays(self, what: str, dicts: Sequence[Params]) -> list[Array]:
