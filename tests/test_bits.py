@@ -125,7 +125,7 @@ def test_threads(kind, dtype, case, shape, isa):
     layer, problem = case.make(kind, dtype, *shape)
     with rk.force_isa(isa):
         want = bits(layer, problem, case.clip)
-        for forward, backward in ((2, 2), (3, 3), (5, 5), (5, 1), (1, 3)):
+        for forward, backward in ((2, 2), (3, 4), (5, 5), (6, 1), (1, 3), (8, 7)):
             got = bits(layer, problem, case.clip, forward=forward, backward=backward)
             assert not differing(got, want), f"{forward} and {backward} threads"
 

@@ -323,19 +323,41 @@ def float_environment():
     return memory[0] & 0xFFFF, memory[7] & 0xFFC0  # x87 control, MXCSR without its flags
 
 
-# FE_UPWARD of fenv.h
-UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
+MACHINE = platform.machine()
+# The rounding modes of fenv.h besides the usual one, to nearest: downward, upward, to zero.
+ROUNDINGS = {
+    "x86_64": (0x400, 0x800, 0xC00),
+    "aarch64": (0x800000, 0x400000, 0xC00000),
+}.get(MACHINE, ())
+# Where fenv_t holds what is done with subnormals, as 32-bit words, and the bits that flush them:
+# results and operands in MXCSR, both in FPCR.
+FLUSHING = {"x86_64": (7, 0x8040), "aarch64": (0, 0x1000000)}.get(MACHINE)
 
 
 @contextmanager
-def rounding_upward():
+def rounding(mode):
     libm = ctypes.CDLL(None)
     before = libm.fegetround()
-    assert libm.fesetround(UPWARD) == 0
+    assert libm.fesetround(mode) == 0
     try:
         yield
     finally:
         assert libm.fesetround(before) == 0
+
+
+@contextmanager
+def flushing():
+    """The caller's own choice to flush subnormals, results and operands."""
+    libm = ctypes.CDLL(None)
+    before, changed = (ctypes.c_uint32 * 64)(), (ctypes.c_uint32 * 64)()
+    assert libm.fegetenv(before) == libm.fegetenv(changed) == 0
+    word, bits = FLUSHING
+    changed[word] |= bits
+    assert libm.fesetenv(changed) == 0
+    try:
+        yield
+    finally:
+        assert libm.fesetenv(before) == 0
 
 
 def use_everything(layer, p):
@@ -350,8 +372,8 @@ def use_everything(layer, p):
 
 
 needs_fenv = pytest.mark.skipif(
-    UPWARD is None or not hasattr(ctypes.CDLL(None), "fegetenv"),
-    reason=f"floating-point environment of {platform.machine()} is not known here",
+    not ROUNDINGS or not hasattr(ctypes.CDLL(None), "fegetenv"),
+    reason=f"floating-point environment of {MACHINE} is not known here",
 )
 
 
@@ -369,16 +391,23 @@ def test_float_environment(isa, threads):
 
 @needs_fenv
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_callers_rounding(threads):
+@pytest.mark.parametrize(
+    "environment",
+    [*(lambda mode=mode: rounding(mode) for mode in ROUNDINGS), flushing],
+    ids=[*map(hex, ROUNDINGS), "flushing"],
+)
+def test_the_callers_environment(environment, threads):
     """It changes no bit, and the caller gets it back."""
+    usual = float_environment()
     layer, p = problem(num_layers=2)
+    p = p.but(x=p.x * np.float32(1e-37))  # so that there are subnormals to flush
     with rk.num_threads(threads):
         want = use_everything(layer, p)
-        with rounding_upward():
-            upward = float_environment()
+        with environment():
+            own = float_environment()
             found = use_everything(layer, p)
-            assert float_environment() == upward
-    assert float_environment() != upward
+            assert float_environment() == own != usual
+    assert float_environment() == usual
     assert found == want
 
 
@@ -425,12 +454,15 @@ def test_memory_comes_back():
 
 def test_import_changes_nothing():
     code = """if True:
-        import os, sys, warnings
+        import ctypes, os, sys, warnings
         import numpy as np
+        libm = ctypes.CDLL(None)
         def state():
+            # Modes and masks, not the flags that any arithmetic raises.
+            modes = [libm.fegetround(), getattr(libm, "fegetexcept", int)()]
             threads = len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
             generator = np.random.get_state()[1].tobytes()
-            return list(warnings.filters), dict(os.environ), np.geterr(), generator, threads
+            return list(warnings.filters), dict(os.environ), np.geterr(), generator, threads, modes
         before = state()
         import rnnkern
         assert state() == before

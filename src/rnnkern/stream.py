@@ -19,7 +19,10 @@ class Stream:
 
     Made by ``layer.stream(batch_size)``. The parameters are taken as they are then: later changes
     of the layer are not seen. Its results are those of calling the layer on the whole sequence,
-    to the bit. A stream belongs to one thread at a time.
+    to the bit. A call that fails, or that Ctrl-C ends, leaves the state as it was.
+
+    A stream belongs to one thread at a time. Another one gets a `RuntimeError`, and so does a
+    process that was forked while a thread used the stream; a new stream works there.
 
     Attributes
     ----------

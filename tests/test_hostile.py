@@ -1,0 +1,772 @@
+"""Hosts that lack memory, trap floating-point errors, run many threads, fork or end midway."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import DTYPES, KINDS, fused_sets, make_layer, parts, random_problem, sets
+from numpy.lib.stride_tricks import as_strided
+from test_runtime import in_child, needs_fork, problem, python, results
+
+import rnnkern as rk
+
+needs_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="limits and traps are set as on Linux with glibc"
+)
+OPTIMIZERS = {
+    "sgd": lambda params: rk.SGD(params, 0.01, 0.9),
+    "rmsprop": lambda params: rk.RMSprop(params, momentum=0.5),
+    "adam": rk.Adam,
+    "adamw": rk.AdamW,
+}
+CLIPS = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1)
+
+
+# Warnings are errors, but that of fork, which Python gives from 3.12 on where there are threads.
+STRICT = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
+
+
+def child(use, *args, **environment):
+    """Call one of this module's functions in a fresh interpreter, which must end well."""
+    code = f"import test_hostile; test_hostile.{use.__name__}(*{args!r})"
+    done = python(code, flags=STRICT, PYTHONPATH=str(Path(__file__).parent), **environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    return done.stdout
+
+
+def frozen(value):
+    """All that a result or a state holds, as bytes and numbers."""
+    if isinstance(value, np.ndarray):
+        return [value.shape, value.tobytes()]
+    if isinstance(value, dict):
+        return [list(value), *map(frozen, value.values())]
+    if isinstance(value, (tuple, list)):
+        return [frozen(one) for one in value]
+    if isinstance(value, rk.Gradients):
+        return frozen(list(vars(value).values()))
+    return repr(value)  # of a number; nan is nan
+
+
+# ---- no memory: every allocation in turn -------------------------------------------------------
+
+# Fails the n-th allocation of at least so many bytes after fail_allocation(n, bytes), whoever asks:
+# the core, NumPy or Python. The result: how many were left to go before.
+FAILING_MALLOC = r"""
+#include <errno.h>
+#include <stddef.h>
+void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+void *__libc_memalign(size_t, size_t);
+static _Atomic long left;
+static size_t least;
+long fail_allocation(long n, size_t bytes) {
+  const long before = left;
+  least = bytes, left = n;
+  return before;
+}
+static int fails(size_t n) {
+  if (left <= 0 || n < least || --left != 0) return 0;
+  errno = ENOMEM;
+  return 1;
+}
+void *malloc(size_t n) { return fails(n) ? 0 : __libc_malloc(n); }
+void *calloc(size_t n, size_t m) { return fails(n * m) ? 0 : __libc_calloc(n, m); }
+void *realloc(void *p, size_t n) { return fails(n) ? 0 : __libc_realloc(p, n); }
+void *memalign(size_t to, size_t n) { return fails(n) ? 0 : __libc_memalign(to, n); }
+void *aligned_alloc(size_t to, size_t n) { return fails(n) ? 0 : __libc_memalign(to, n); }
+int posix_memalign(void **p, size_t to, size_t n) {
+  if (fails(n)) return ENOMEM;
+  *p = __libc_memalign(to, n);
+  return *p ? 0 : ENOMEM;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def failing_malloc(tmp_path_factory):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a malloc that fails")
+    folder = tmp_path_factory.mktemp("malloc")
+    source, library = folder / "malloc.c", folder / "malloc.so"
+    source.write_text(FAILING_MALLOC)
+    command = [compiler, "-O1", "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True, capture_output=True)
+    return str(library)
+
+
+# Each makes a call to try and says what it may change, if it is done, and must not, if it is not.
+
+
+def small(kind, **options):
+    """A layer of all options, and a problem whose work two threads share."""
+    layer = make_layer(kind, 32, 64, num_layers=3, bidirectional=True, dropout=0.3, **options)
+    return layer, random_problem(layer, 20, 16, lengths="random")
+
+
+def one_way(kind):
+    layer = make_layer(kind, 32, 64, num_layers=3)
+    return layer, random_problem(layer, 20, 16)
+
+
+def held(layer):
+    return layer.params, layer.dropout_step
+
+
+def upside_down(state):
+    """The same numbers, laid out so that a call must copy them."""
+    flipped = tuple(part[..., ::-1].copy()[..., ::-1] for part in parts(state))
+    return flipped if len(flipped) == 2 else flipped[0]
+
+
+def try_call(kind):
+    layer, p = small(kind)
+    x = p.x[..., ::-1]
+    return lambda: layer(x, upside_down(p.state), p.lengths), lambda: held(layer)
+
+
+def try_forward(kind):
+    layer, p = small(kind)
+    return lambda: p.forward(layer)[:2], lambda: held(layer)
+
+
+def try_backward(kind):
+    layer, p = small(kind)
+    _, _, tape = p.forward(layer)
+    strided = p.but(dy=p.dy[..., ::-1])
+    return lambda: strided.backward(layer, tape, CLIPS), lambda: held(layer)
+
+
+def try_stream(kind):
+    layer, _ = one_way(kind)
+    return lambda: layer.stream(16).state, lambda: held(layer)
+
+
+def try_run(kind):
+    """After a step, so that its room is there and must grow."""
+    layer, p = one_way(kind)
+    stream = layer.stream(16)
+    stream.state = p.state
+    stream.step(p.x[0])
+    return lambda: stream.run(p.x), lambda: stream.state
+
+
+def try_step(kind):
+    layer, p = one_way(kind)
+    stream = layer.stream(16)
+    stream.state = p.state
+    return lambda: stream.step(p.x[0]), lambda: stream.state
+
+
+def try_state(kind):
+    layer, p = one_way(kind)
+    stream = layer.stream(16)
+    state = upside_down(p.state)
+    return lambda: setattr(stream, "state", state), lambda: stream.state
+
+
+def try_layer(kind):
+    return lambda: small(kind)[0].params, lambda: None
+
+
+def gradients():
+    layer, p = small("gru")
+    _, _, tape = p.forward(layer)
+    return layer.params, p.backward(layer, tape)
+
+
+def try_optimizer(kind):
+    params, _ = gradients()
+    more = {"w": np.ones(1000)}
+    return lambda: OPTIMIZERS[kind]([params, more]).state_dict(), lambda: params
+
+
+def try_optimizer_step(kind):
+    params, grads = gradients()
+    opt = OPTIMIZERS[kind](params)
+    return lambda: opt.step(grads, max_norm=1.0), lambda: (params, opt.state_dict())
+
+
+def try_optimizer_step_of_arrays(kind):
+    params, grads = gradients()
+    opt = OPTIMIZERS[kind](params)
+    strided = {name: np.repeat(g, 2, axis=-1)[..., ::2] for name, g in grads.params.items()}
+    return lambda: opt.step(strided, max_norm=1.0), lambda: (params, opt.state_dict())
+
+
+def try_optimizer_state(kind):
+    params, grads = gradients()
+    opt, other = OPTIMIZERS[kind](params), OPTIMIZERS[kind](params)
+    other.step(grads)
+    state = {name: upside_down(a) if a.ndim else a for name, a in other.state_dict().items()}
+    return lambda: opt.load_state_dict(state), lambda: opt.state_dict()
+
+
+OF_LAYERS = (
+    try_call,
+    try_forward,
+    try_backward,
+    try_stream,
+    try_run,
+    try_step,
+    try_state,
+    try_layer,
+)
+OF_OPTIMIZERS = (
+    try_optimizer,
+    try_optimizer_step,
+    try_optimizer_step_of_arrays,
+    try_optimizer_state,
+)
+# The least size that fails, where smaller ones are others' trouble: pybind11 ends the process if it
+# has no memory for its few bytes about a new object, NumPy's random numbers raise SystemError.
+LEAST = {try_forward: 32, try_stream: 32, try_layer: 4096}
+
+
+def fail_each_allocation(name, kinds, least):
+    fail_allocation = ctypes.CDLL(None).fail_allocation
+    fail_allocation.argtypes = ctypes.c_long, ctypes.c_size_t
+    fail_allocation.restype = ctypes.c_long
+    for kind, threads in itertools.product(kinds, (1, 2)):
+        with rk.num_threads(threads):
+            print(fail_each(globals()[name], kind, fail_allocation, least))
+
+
+def fail_each(scenario, kind, fail_allocation, least):
+    """How many allocations a call has made, each of which has failed once."""
+    use, changed = scenario(kind)
+    want, after = frozen(use()), frozen(changed())  # OpenMP's threads start here
+    use, changed = scenario(kind)
+    before = frozen(changed())
+    for n in itertools.count(1):
+        fail_allocation(n, least)
+        try:
+            got = use()
+        except MemoryError:
+            fail_allocation(0, 0)
+            assert frozen(changed()) == before, f"{kind}: {n} failed, and something has changed"
+            continue
+        left = fail_allocation(0, 0)
+        assert frozen(got) == want, f"{kind}: other bits, {n}"
+        assert frozen(changed()) == after, f"{kind}: another state, {n}"
+        if left:  # it was through before its n-th allocation
+            return n - 1
+        use, changed = scenario(kind)  # it did without what it had asked for
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    "scenario", OF_LAYERS + OF_OPTIMIZERS, ids=lambda scenario: scenario.__name__[4:]
+)
+def test_every_allocation_may_fail(failing_malloc, scenario):
+    kinds = ("lstm", "gru_reset_before") if scenario in OF_LAYERS else tuple(OPTIMIZERS)
+    args = (scenario.__name__, kinds, LEAST.get(scenario, 0))
+    counts = child(fail_each_allocation, *args, LD_PRELOAD=failing_malloc).split()
+    assert all(int(count) > 0 for count in counts), f"nothing has failed: {counts}"
+
+
+# ---- no memory: a limit on the address space ---------------------------------------------------
+
+
+def address_space():
+    with open("/proc/self/statm") as statm:  # noqa: PTH123
+        return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Limit:
+    """At most so many bytes more than the process has now, inside a ``with`` block."""
+
+    def __init__(self, more):
+        self.more = more
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (address_space() + self.more, self.before[1]))
+
+    def __exit__(self, *_):
+        resource.setrlimit(resource.RLIMIT_AS, self.before)
+
+
+def large(what, kind):
+    """A call whose arrays are megabytes, each of which malloc maps by itself."""
+    layer = make_layer(kind, 128, 128, num_layers=2)
+    p = random_problem(layer, 100, 40)
+    if what == "call":
+        return lambda: layer(p.x, p.state), lambda: held(layer)
+    if what == "forward":
+        return lambda: p.forward(layer)[:2], lambda: held(layer)
+    if what == "backward":
+        _, _, tape = p.forward(layer)
+        return lambda: p.backward(layer, tape, CLIPS), lambda: held(layer)
+    if what == "stream":
+        return lambda: layer.stream(4000).state, lambda: held(layer)
+    stream = layer.stream(40)
+    stream.state = p.state
+    return lambda: stream.run(p.x), lambda: stream.state
+
+
+def large_optimizer(what, kind):
+    rng = np.random.default_rng(0)
+    params, strided = ({"w": rng.normal(size=(2**18, n))} for n in (1, 2))
+    grads = {"w": strided["w"][:, :1]}
+    if what == "optimizer":
+        return lambda: OPTIMIZERS[kind](params).state_dict(), lambda: params
+    opt = OPTIMIZERS[kind](params)
+    return lambda: opt.step(grads, max_norm=1.0), lambda: (params, opt.state_dict())
+
+
+def use_under_limits(what, kinds):
+    m_mmap_threshold = -3  # of malloc.h: larger blocks than this are mapped, now and always
+    assert ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**16)
+    make = large_optimizer if what.startswith("optimizer") else large
+    for kind in kinds:
+        with rk.num_threads(2):
+            use, changed = make(what, kind)
+            want, after = frozen(use()), frozen(changed())
+            use, changed = make(what, kind)
+            before, refused = frozen(changed()), 0
+            for more in itertools.count(0, 2**18):
+                try:
+                    with Limit(more):
+                        got = use()
+                    break
+                except MemoryError:
+                    refused += 1
+                    assert frozen(changed()) == before, f"{kind}, {more}: something has changed"
+            assert frozen(got) == want, f"{kind}: other bits"
+            assert frozen(changed()) == after, f"{kind}: another state"
+            assert refused > 0, f"{kind}: there was memory enough"
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    "what", ["call", "forward", "backward", "stream", "run", "optimizer", "optimizer step"]
+)
+def test_limits_of_memory(what):
+    kinds = tuple(OPTIMIZERS) if what.startswith("optimizer") else ("lstm", "gru_reset_before")
+    child(use_under_limits, what, kinds)
+
+
+def use_without_threads():
+    """GNU's OpenMP ends the process where it can't start a thread; a stack takes 8 MiB."""
+    layer, p = problem()
+    with rk.num_threads(1):
+        want = results(layer, p)
+    layer.dropout_step = 0
+    with rk.num_threads(4), Limit(2**22):
+        got = results(layer, p)
+    assert got == want
+    assert results(layer, p) == want
+
+
+@needs_glibc
+def test_no_memory_for_threads():
+    child(use_without_threads, OMP_NUM_THREADS="4", OPENBLAS_NUM_THREADS="1")
+
+
+# ---- no memory: sizes whose product none can hold ----------------------------------------------
+
+TARGETS = [2**31, 2**32, 2**46, 2**62]
+LETTERS = "TBIHL"
+
+
+def claim(shape, dtype=np.float32, value=0):
+    """An array that says it has this shape; what it stands on is one element."""
+    return as_strided(np.full(1, value, dtype), shape, (0,) * len(shape))
+
+
+def impossible_sizes():
+    """Each letter alone and in pairs, the others 1 or 0."""
+    for target, other in itertools.product(TARGETS, (1, 0)):
+        rest = dict.fromkeys(LETTERS, other)
+        for letter, more in itertools.product(LETTERS, (-1, 0, 1)):
+            yield {**rest, letter: target + more}
+        for a, b in itertools.permutations(LETTERS, 2):
+            yield {**rest, a: target // 3, b: 3}
+            if "L" not in (a, b):  # so many layers would take their time
+                yield {**rest, a: round(target**0.5), b: round(target**0.5)}
+
+
+def calls_of(kind, T, B, I, H, L):
+    """Every call of these sizes that there is memory to prepare."""
+    layer = make_layer(kind, I or 1, H or 1, num_layers=L or 1)
+    I, H, L = layer.input_size, layer.hidden_size, layer.num_layers
+    x, dy, state = claim((T, B, I)), claim((T, B, H)), claim((L, B, H))
+    state = (state, state) if kind == "lstm" else state
+    lengths = claim((B,), np.int64, T // 2)
+    tape = layer.forward(claim((2, 2, I)))[2]
+    yield lambda: layer.forward(x)
+    yield lambda: layer.forward(x, state, lengths)
+    if T * B > 2**27:  # what has room for less would be done one day
+        yield lambda: layer(x)
+        yield lambda: layer(x, state, lengths)
+    if B and T > 2**27:
+        yield lambda: layer(x[:, 0])
+    yield lambda: layer.backward(tape, dy, state)
+    yield lambda: layer.stream(B)
+    yield lambda: layer.stream(2).run(x, dy)
+    yield lambda: layer.stream(max(T, 1)).step(x[:, 0] if B else x, dy)
+    yield lambda: setattr(layer.stream(), "state", state)
+
+
+def use_impossible_sizes(kind):
+    refused = 0
+    with Limit(2**28), rk.num_threads(2):
+        for sizes in impossible_sizes():
+            try:
+                calls = list(calls_of(kind, **sizes))
+            except (MemoryError, ValueError):
+                refused += 1
+                continue
+            for use in calls:
+                try:
+                    use()
+                except (MemoryError, ValueError):
+                    refused += 1
+    print(refused)
+
+
+@needs_glibc
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_impossible_sizes(kind):
+    assert int(child(use_impossible_sizes, kind)) > 500
+
+
+# ---- floating-point traps ----------------------------------------------------------------------
+
+# FE_INVALID, FE_DIVBYZERO, FE_OVERFLOW and FE_UNDERFLOW of x86-64's fenv.h. FE_INEXACT is for
+# layers and streams alone: the optimizers do a sum or two in Python, where it would trap.
+TRAPS = 0x01 | 0x04 | 0x08 | 0x10
+INEXACT = 0x20
+
+
+def wild(p, factor):
+    factor = p.x.dtype.type(factor)
+    return p.but(x=p.x * factor, dy=p.dy * factor)
+
+
+def use_everything(kind, dtype, traps):
+    """All calls, on numbers at both ends of the range, too; NumPy is not asked to compute."""
+    layer = make_layer(kind, 32, 64, num_layers=2, bidirectional=True, dropout=0.3, dtype=dtype)
+    p = random_problem(layer, 10, 16, lengths="random")
+    limits = np.finfo(dtype)
+    problems = [p, wild(p, limits.max / 100), wild(p, limits.tiny), wild(p, 0)]
+    one_way = make_layer(kind, 32, 64, dtype=dtype)
+    x = random_problem(one_way, 20, 16).x
+    optimizers = [make(layer.params) for make in OPTIMIZERS.values()]
+
+    def use():
+        found = []
+        for one in problems:
+            y, state, tape = one.forward(layer)
+            grads = [one.backward(layer, tape, clip) for clip in (None, CLIPS)]
+            found += [y, state, *grads, layer(one.x, one.state, one.lengths)]
+            if grads[0].finite and not traps & INEXACT:  # CPython's hypot traps on nan
+                found += [opt.step(grads[0], max_norm=1.0) for opt in optimizers]
+        stream = one_way.stream(16)
+        found += [stream.run(x), stream.step(x[0]), stream.state]
+        return found + [layer.params] + [opt.state_dict() for opt in optimizers]
+
+    return use
+
+
+def use_with_traps():
+    libm = ctypes.CDLL("libm.so.6")
+    environment = (ctypes.c_uint32 * 8)()
+
+    def control():
+        assert libm.fegetenv(environment) == 0
+        return environment[0] & 0xFFFF, environment[7] & 0xFFC0  # x87's, SSE's without its flags
+
+    for i, (kind, dtype, isa) in enumerate(itertools.product(KINDS, DTYPES, sets())):
+        for traps in (TRAPS, TRAPS | INEXACT):
+            with rk.force_isa(isa), rk.num_threads(1 + i // len(sets()) % 2):
+                want = frozen(use_everything(kind, dtype, traps)())
+                use = use_everything(kind, dtype, traps)
+                libm.feclearexcept(traps)
+                libm.feenableexcept(traps)
+                before = control()
+                got = use()
+                after, raised = control(), libm.fetestexcept(traps)
+                libm.fedisableexcept(traps)
+            assert after == before, f"{kind}: other masks"
+            assert raised == 0, f"{kind}: flags {raised:#x}"
+            assert frozen(got) == want, f"{kind}: other bits"
+
+
+@needs_glibc
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="traps as x86-64 has them")
+def test_traps_of_the_host():
+    child(use_with_traps)
+
+
+# ---- many threads ------------------------------------------------------------------------------
+
+
+def in_many_threads(uses, isas):
+    """Call each use() in a thread of its own, while one more changes the settings all the time."""
+    done = threading.Event()
+    changes = 0
+
+    def change_settings():
+        nonlocal changes
+        rng = np.random.default_rng(0)
+        while not done.is_set():
+            with rk.force_isa(rng.choice(isas).item()), rk.num_threads(int(rng.integers(1, 9))):
+                time.sleep(1e-4)
+            changes += 1
+
+    with rk.num_threads(2), ThreadPoolExecutor(len(uses) + 1) as pool:
+        changing = pool.submit(change_settings)
+        try:
+            found = [pool.submit(use) for use in uses]
+            found = [one.result() for one in found]
+        finally:
+            done.set()
+        changing.result()
+    assert changes > 10
+    return found
+
+
+def train(kind, dtype, optimizer):
+    layer = make_layer(kind, 32, 64, num_layers=2, dropout=0.3, dtype=dtype)
+    p = random_problem(layer, 20, 16, lengths="random")
+    opt = OPTIMIZERS[optimizer](layer.params)
+    for _ in range(10):
+        _, _, tape = p.forward(layer)
+        opt.step(p.backward(layer, tape, CLIPS))
+    return frozen([layer.params, opt.state_dict()])
+
+
+def train_in_many_threads():
+    kinds = zip(itertools.cycle(KINDS), itertools.cycle(DTYPES), list(OPTIMIZERS) * 2, strict=False)
+    uses = [lambda of=of: train(*of) for of in kinds]
+    with rk.num_threads(1):
+        want = [use() for use in uses]
+    assert in_many_threads(uses, fused_sets()) == want
+
+
+def infer_in_many_threads():
+    layer = make_layer("lstm", 32, 64, num_layers=2)
+    p = random_problem(layer, 20, 16)
+
+    def infer():
+        return {layer(p.x)[0].tobytes() for _ in range(30)}
+
+    def stream():
+        found = set()
+        for _ in range(10):
+            stream = layer.stream(16)
+            found.add(b"".join(stream.run(p.x[t : t + 5]).tobytes() for t in range(0, 20, 5)))
+        return found
+
+    want = set()
+    for isa in sets():
+        with rk.force_isa(isa):
+            want.add(layer(p.x)[0].tobytes())
+    for found in in_many_threads([infer, infer, infer, stream, stream], sets()):
+        assert found <= want
+
+
+@pytest.mark.parametrize("use", [train_in_many_threads, infer_in_many_threads])
+def test_many_threads_while_settings_change(use):
+    child(use)
+
+
+def one_stream_in_many_threads():
+    """One goes on with it, the others are told so; no step is lost or done twice."""
+    layer = make_layer("lstm", 64, 128)
+    x = random_problem(layer, 40, 16).x
+    alone, shared = layer.stream(16), layer.stream(16)
+    refused = []
+
+    def run(_):
+        while True:
+            try:
+                return shared.run(x).tobytes()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    with rk.num_threads(2), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, range(20)))
+    assert sorted(found) == sorted(alone.run(x).tobytes() for _ in range(20))
+    assert set(refused) == {"stream: in use by another thread"}
+
+
+def test_one_stream_in_many_threads():
+    child(one_stream_in_many_threads)
+
+
+def start_many_threads():
+    layer, p = problem()
+    want, count = layer(p.x)[0].tobytes(), []
+
+    def use():
+        assert layer(p.x)[0].tobytes() == want
+        count.append(len(list(Path("/proc/self/task").iterdir())))
+
+    with rk.num_threads(3):
+        for _ in range(200):
+            thread = threading.Thread(target=use)
+            thread.start()
+            thread.join()
+    # The main thread, OpenBLAS's, one thread and its two helpers, and some that are about to end.
+    assert len(count) == 200
+    assert max(count) < count[0] + 8, max(count)
+
+
+@needs_glibc
+def test_threads_of_threads_that_ended():
+    """A thread's OpenMP threads end with it."""
+    child(start_many_threads)
+
+
+# ---- the interpreter's end ---------------------------------------------------------------------
+
+
+def use_at_exit(threads):
+    import atexit
+
+    rk.set_num_threads(threads)
+    layer, p = problem()
+    want = results(layer, p)
+
+    def use():
+        layer.dropout_step = 0
+        print(results(layer, p) == want)
+
+    atexit.register(use)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_use_at_exit(threads):
+    assert child(use_at_exit, threads) == "True\n"
+
+
+def end_during_calls(threads):
+    """Threads that nobody waits for, each in a call all the time."""
+    rk.set_num_threads(threads)
+    layer = make_layer("lstm", 64, 128)
+    p = random_problem(layer, 200, 16)
+    stream, opt = layer.stream(16), rk.Adam({"w": np.ones(10**6)})
+    _, _, tape = p.forward(layer)
+    grads = {"w": np.ones(10**6)}
+    uses = (
+        lambda: layer(p.x),
+        lambda: p.backward(layer, tape),
+        lambda: stream.run(p.x),
+        lambda: opt.step(grads),
+    )
+    started = threading.Barrier(len(uses) + 1)
+
+    def use_for_ever(use):
+        started.wait()
+        while True:
+            use()
+
+    for use in uses:
+        threading.Thread(target=use_for_ever, args=(use,), daemon=True).start()
+    started.wait()
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_end_during_calls(threads):
+    child(end_during_calls, threads)
+
+
+# ---- forks in the middle -----------------------------------------------------------------------
+
+
+def fork_during_calls():
+    layer, p = problem()
+    with rk.num_threads(2):
+        want = results(layer, p)
+        done = threading.Event()
+
+        def use_until_done():
+            while not done.is_set():
+                results(layer, p)
+
+        thread = threading.Thread(target=use_until_done)
+        thread.start()
+        codes = [in_child(lambda: results(layer, p) == want) for _ in range(20)]
+        done.set()
+        thread.join()
+        assert codes == [0] * 20
+        assert results(layer, p) == want
+
+
+def fork_during_a_stream():
+    """The child finds the stream as another thread's that does not exist there, or free."""
+    layer = make_layer("lstm", 64, 128)
+    x = random_problem(layer, 400, 16).x
+    stream = layer.stream(16)
+    done = threading.Event()
+
+    def run_until_done():
+        while not done.is_set():
+            stream.run(x)
+
+    def look():
+        said = "stream: in use by another thread"
+        try:
+            stream.step(x[0])
+        except RuntimeError as error:
+            said = str(error)
+        want = layer(x[:1])[0][0].tobytes()
+        works = layer.stream(16).step(x[0]).tobytes() == want  # a new one
+        return works and said == "stream: in use by another thread"
+
+    thread = threading.Thread(target=run_until_done)
+    thread.start()
+    codes = [in_child(look) for _ in range(10)]
+    done.set()
+    thread.join()
+    assert codes == [0] * 10
+
+
+@needs_fork
+@pytest.mark.parametrize("use", [fork_during_calls, fork_during_a_stream])
+def test_forks_during_calls(use):
+    child(use)
+
+
+# ---- subinterpreters ---------------------------------------------------------------------------
+
+
+def import_in_a_subinterpreter():
+    try:
+        import _interpreters as interpreters
+    except ImportError:  # its name until 3.12
+        import _xxsubinterpreters as interpreters
+
+    one = interpreters.create()
+    code = """if True:
+        try:
+            import rnnkern
+            print("works", flush=True)
+        except ImportError:
+            print("ImportError", flush=True)
+    """
+    interpreters.run_string(one, code)
+    interpreters.destroy(one)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="no isolated subinterpreters before 3.12")
+def test_import_in_a_subinterpreter():
+    """It works or says that it does not, as NumPy's does in 2026."""
+    assert child(import_in_a_subinterpreter) in ("works\n", "ImportError\n")

@@ -1,0 +1,904 @@
+"""Any sequence of calls, right ones and wrong ones.
+
+A call whose arguments are right is done, and gives the bits that a fresh layer, stream or optimizer
+of the same parameters gives on another number of threads. A call with a wrong argument raises
+TypeError, ValueError or MemoryError; the message names the argument, and all that lives is as
+before, to the bit. Nothing else is ever raised, and nothing changes that a call has no business
+with.
+
+RNNKERN_SEQUENCES=100000 pytest tests/test_stateful.py  tries so many, other ones on each run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import DTYPES, KINDS, fused_sets, make_layer, parts
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from numpy.lib.stride_tricks import as_strided
+
+import rnnkern as rk
+
+SEQUENCES = int(os.environ.get("RNNKERN_SEQUENCES", "1200"))
+STEPS = 8
+SEEN = Counter()  # sequences, calls, and each kind of call by how it went
+NAMED = re.compile(
+    r"instruction set: |[a-z_0-9]+(\.[a-z_]+)?(\[[^]]+\])*: expected .+, got ", re.DOTALL
+)
+
+# ---- arrays of every kind ----------------------------------------------------------------------
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+def strided(a):
+    memory = np.full([2 * n for n in a.shape], 7, a.dtype)
+    view = memory[(slice(None, None, 2),) * a.ndim]
+    view[...] = a
+    return view
+
+
+def misaligned(a):
+    memory = np.empty(a.nbytes + 1, np.uint8)
+    copy = memory[1:].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+def read_only(a):
+    copy = a.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+def other_dtype(a):
+    return a.astype(np.float64 if a.dtype == np.float32 else np.float32)
+
+
+def with_nan(a):
+    copy = a.copy()
+    copy.reshape(-1)[:1] = np.nan
+    return copy
+
+
+# What the same numbers may come as, and what not.
+RIGHT = {
+    "plain": lambda a: a,
+    "strided": strided,
+    "misaligned": misaligned,
+    "read-only": read_only,
+    "backward": lambda a: a[::-1].copy()[::-1],
+    "fortran": np.asfortranarray,
+    "subclass": lambda a: a.view(Subclass),
+    "nan": with_nan,
+}
+WRONG = {
+    "other dtype": other_dtype,
+    "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "integers": lambda a: np.zeros(a.shape, np.int64),
+    "objects": lambda a: a.astype(object),
+    "list": lambda a: a.tolist(),
+    "scalar": lambda a: a.dtype.type(1),
+    "text": lambda a: "text",
+    "another axis": lambda a: a[None, None],
+    "one less": lambda a: a[..., :-1].copy(),
+    "huge": lambda a: as_strided(np.zeros(1, a.dtype), (2**40, *a.shape), (0,) * (a.ndim + 1)),
+}
+NOTHING = "nothing"  # None in the array's place
+
+
+def often(right, wrong):
+    """Mostly right, so that calls get as far as the next argument, and often to the end."""
+    return st.sampled_from([*right] * max(1, 6 * len(wrong) // len(right)) + [*wrong])
+
+
+ARRAYS = often(["plain"] * 4 + list(RIGHT), WRONG)
+OR_NONE = often(["plain"] * 4 + [NOTHING] * 4 + list(RIGHT), WRONG)
+INDEX = st.integers(0, 5)
+
+
+def bits(value):
+    """All of a result as bytes and numbers; a nan's sign and payload are not promised."""
+    if isinstance(value, np.ndarray):
+        plain = np.ascontiguousarray(value)
+        if plain.dtype.kind == "f" and np.isnan(plain).any():
+            plain = np.where(np.isnan(plain), plain.dtype.type(np.nan), plain)
+        return plain.tobytes()
+    if isinstance(value, dict):
+        return {name: bits(one) for name, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [bits(one) for one in value]
+    if isinstance(value, rk.Gradients):
+        return bits(list(vars(value).values()))
+    return repr(value)
+
+
+def raw(value):
+    """What may not change: an array's own bytes, its place and its kind."""
+    if isinstance(value, np.ndarray) and value.dtype != object and value.size < 10**6:
+        return id(value), value.dtype.str, value.shape, value.tobytes()
+    return id(value)
+
+
+# ---- what lives --------------------------------------------------------------------------------
+
+
+def make(kind, sizes, options):
+    input_size, hidden_size, num_layers = sizes
+    return make_layer(kind, input_size, hidden_size, num_layers=num_layers, **options)
+
+
+@dataclass
+class Net:
+    layer: Any
+    kind: str
+    sizes: tuple
+    options: dict
+    shapes: dict  # of the parameters, by name
+
+    def twin(self):
+        """A fresh layer with copies of the parameters, one after another in memory."""
+        twin = make(self.kind, self.sizes, self.options)
+        twin.dropout, twin.dropout_step = self.layer.dropout, self.layer.dropout_step
+        twin.params = {name: np.array(p, order="C") for name, p in self.layer.params.items()}
+        return twin
+
+    def fits(self):
+        """Whether the parameters are what a call wants."""
+        params = self.layer.params
+        return params.keys() == self.shapes.keys() and all(
+            isinstance(p, np.ndarray) and p.dtype == self.layer.dtype and p.shape == self.shapes[n]
+            for n, p in params.items()
+        )
+
+
+@dataclass
+class Forward:
+    """A tape, the same one of a fresh layer, and what they came from."""
+
+    net: Net
+    tape: Any
+    twin: Any
+    twin_tape: Any
+    x: Any
+    y: Any
+    state: Any  # of the right shape
+
+
+@dataclass
+class Streaming:
+    stream: Any
+    twin: Any
+    layer: Any
+    rows: int
+
+    def state(self):
+        return parts(self.stream.state)
+
+
+@dataclass
+class Optimizer:
+    opt: Any
+    make: Any
+    params: list
+    shapes: list
+
+    def twin(self):
+        copies = [{name: np.array(p) for name, p in of.items()} for of in self.params]
+        twin = self.make(copies)
+        twin.load_state_dict(self.opt.state_dict())
+        return twin, copies
+
+    def fits(self):
+        return all(
+            of.keys() == shapes.keys()
+            and all(
+                isinstance(p, np.ndarray) and (p.dtype, p.shape) == shapes[n] and p.flags.carray
+                for n, p in of.items()
+            )
+            for of, shapes in zip(self.params, self.shapes, strict=True)
+        )
+
+
+OPTIMIZERS = (
+    lambda params: rk.SGD(params, 0.01),
+    lambda params: rk.SGD(params, 0.01, 0.9, nesterov=True, l1=1e-3),
+    lambda params: rk.RMSprop(params, momentum=0.5),
+    lambda params: rk.Adam(params, l2={"*": 1e-3}),
+    lambda params: rk.AdamW(params),
+)
+WRONG_OPTIMIZERS = (
+    lambda params: rk.SGD(params, -1.0),
+    lambda params: rk.SGD(params, 0.1, 1.0),
+    lambda params: rk.SGD(params, 0.1, nesterov=True),
+    lambda params: rk.RMSprop(params, eps=0.0),
+    lambda params: rk.Adam(params, betas=(0.9,)),
+    lambda params: rk.Adam(params, betas=(0.9, np.nan)),
+    lambda params: rk.Adam(params, l2={"nobody": 1e-3}),
+    lambda params: rk.AdamW(params, lr=10**400),
+    lambda params: rk.AdamW([params, 5]),
+    lambda params: rk.AdamW(None),
+    lambda params: rk.AdamW([]),
+)
+CLIPS = (
+    None,
+    rk.Clip(step_value=0.5),
+    rk.Clip(step_norm=0.5),
+    rk.Clip(value=0.01),
+    rk.Clip(norm=0.1),
+    rk.Clip(0.5, 0.5, 0.1, 0.1),
+)
+WRONG_OPTIONS = (
+    {"dtype": "f2"},
+    {"dtype": None},
+    {"dtype": ">f4"},
+    {"dropout": 1.0},
+    {"dropout": np.nan},
+    {"dropout": "half"},
+    {"seed": -1},
+    {"seed": 1.5},
+    {"init": "zeros"},
+    {"bias": 1},
+    {"batch_first": "no"},
+    {"bidirectional": None},
+)
+WRONG_SIZES = (0, -1, True, 2.0, "2", None, 2**31, 2**46, 2**61, 2**70)
+
+
+# Two right values each, and wrong ones.
+SETTINGS = {
+    "dropout": (0.0, 0.5, 1.0, -1, "x", None, np.nan, 10**400),
+    "dropout_step": (7, 2**64 - 2, 2**64, -1, 1.5, True, None),
+    "lr": (0.01, 0.02, -1, np.inf, "x", None),
+    "threads": (1, 3, 0, -1, 1025, True, 1.0, "1", None),
+    "set": (rk.info()["available"][0], rk.info()["available"][-1], "mmx", "", None, 5),
+}
+
+
+class Sequences(RuleBasedStateMachine):
+    """The public surface, with a model beside it: copies of what lives, twins of what computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+        self.nets, self.forwards, self.streams, self.optimizers = [], [], [], []
+        SEEN["sequences"] += 1
+
+    @initialize(
+        kind=st.sampled_from(KINDS),
+        dtype=st.sampled_from(DTYPES),
+        flags=st.integers(0, 15),
+        optimizer=st.sampled_from(OPTIMIZERS),
+    )
+    def begin(self, kind, dtype, flags, optimizer):
+        """One of each is always there."""
+        self.make_a_layer(kind, (3, 4, 2), dtype, flags, "uniform")
+        self.go_forward(0, True, 5, 2, "plain", "plain", "ragged")
+        self.make_an_optimizer(0, optimizer, bool(flags & 1))
+        if not flags & 1:
+            self.make_a_stream(0, 2)
+
+    def draw(self, shape, dtype):
+        return self.rng.standard_normal(shape).astype(dtype)
+
+    # ---- the model -----------------------------------------------------------------------------
+
+    def held(self):
+        """All that lives, by name, as it is now."""
+        found = {"threads": rk.get_num_threads(), "isa": rk.info()["isa"]}
+        for net in self.nets:
+            layer = net.layer
+            found[id(layer)] = layer.dropout, layer.dropout_step, id(layer.params)
+            for name, p in layer.params.items():
+                found[id(layer), name] = raw(p)
+        for one in self.forwards:
+            found[id(one)] = raw(one.x), raw(one.y)
+        for one in self.streams:
+            found[id(one)] = [part.tobytes() for part in one.state()]
+        for one in self.optimizers:
+            state = one.opt.state_dict()
+            found[id(one)] = one.opt.lr, {name: a.tobytes() for name, a in state.items()}
+            for i, params in enumerate(one.params):
+                found[id(one), i] = [(name, raw(p)) for name, p in params.items()]
+        return found
+
+    def attempt(self, what, right, use, *given, changes=()):
+        """The result in a tuple; None where the call was refused, as it must be unless `right`.
+
+        `right` None: either may be. `changes`: what a call that is done may change of what lives,
+        a predicate on the names of `held`. What was `given` stays as it is, too.
+        """
+        before, inputs = self.held(), [raw(one) for one in given]
+        SEEN["calls"] += 1
+        try:
+            result = use()
+        except (TypeError, ValueError, MemoryError) as error:
+            refused = error
+        else:
+            refused = None
+        after = self.held()
+        assert [raw(one) for one in given] == inputs, f"{what}: an argument has changed"
+        if refused is not None:
+            assert not right, f"{what}: right, but refused: {refused!r}"
+            assert after == before, f"{what}: refused, but something has changed"
+            if not isinstance(refused, MemoryError):
+                assert NAMED.match(str(refused)), f"{what}: no argument is named: {refused!r}"
+            SEEN[what, "refused"] += 1
+            return None
+        assert right is not False, f"{what}: wrong, but done"
+        kept = {name for name in before if not (changes and changes(name))}
+        changed = {name for name in kept if after.get(name) != before[name]}
+        assert not changed, f"{what}: has changed {changed}"
+        SEEN[what, "done"] += 1
+        return (result,)
+
+    def compare(self, what, got, use):
+        """The same of a twin, on another number of threads and another set of instructions."""
+        others = [name for name in fused_sets() if name != rk.info()["isa"]] or [rk.info()["isa"]]
+        isa = rk.info()["isa"] if rk.info()["isa"] == "baseline" else others[0]
+        with rk.num_threads(1 + rk.get_num_threads() % 3), rk.force_isa(isa):
+            want = use()
+        assert bits(got) == bits(want), f"{what}: other bits than a fresh one's"
+
+    def array(self, how, shape, dtype):
+        """An array of this shape as `how` says, and whether a call must take it."""
+        plain = self.draw(shape, dtype)
+        if how == NOTHING:
+            return None, True
+        if how in RIGHT:
+            return RIGHT[how](plain), True
+        value = WRONG[how](plain)
+        fits = isinstance(value, np.ndarray) and (value.dtype, value.shape) == (dtype, shape)
+        return value, fits
+
+    def state_of(self, how, net, rows, last=0):
+        """A state as `how` says; of an LSTM it is the last part that may be wrong."""
+        layer = net.layer
+        shape = (layer.num_layers * (1 + layer.bidirectional), *rows, layer.hidden_size)
+        value, right = self.array(how, shape, layer.dtype)
+        if net.kind != "lstm" or value is None:
+            return value, right
+        if how == "text":
+            return value, False
+        return (self.draw(shape, layer.dtype), value), right
+
+    # ---- layers --------------------------------------------------------------------------------
+
+    def add_net(self, layer, kind, sizes, options):
+        shapes = {name: p.shape for name, p in layer.params.items()}
+        self.nets = [*self.nets[-2:], Net(layer, kind, sizes, options, shapes)]
+
+    @rule(
+        kind=st.sampled_from(KINDS),
+        sizes=st.sampled_from(
+            [(3, 4, 1), (2, 3, 2), (1, 1, 3), (5, 17, 1), (3, 4, 2), (32, 48, 2)]
+        ),
+        dtype=st.sampled_from(DTYPES),
+        flags=st.integers(0, 15),
+        init=st.sampled_from(["uniform", "xavier", "orthogonal", "identity"]),
+    )
+    def make_a_layer(self, kind, sizes, dtype, flags, init):
+        options = {
+            "bidirectional": bool(flags & 1),
+            "bias": not flags & 2,
+            "batch_first": bool(flags & 4),
+            "dropout": 0.3 if flags & 8 else 0.0,
+            "dtype": dtype,
+            "init": init,
+            "seed": 1,
+        }
+        made = self.attempt("layer", True, lambda: make(kind, sizes, options))
+        self.add_net(made[0], kind, sizes, options)
+        twin = self.nets[-1].twin()
+        assert bits(made[0].params) == bits(make(kind, sizes, options).params) == bits(twin.params)
+
+    @rule(
+        kind=st.sampled_from(KINDS),
+        place=st.integers(0, 2),
+        size=st.sampled_from(WRONG_SIZES),
+        options=st.one_of(st.just({}), st.sampled_from(WRONG_OPTIONS)),
+    )
+    def make_a_wrong_layer(self, kind, place, size, options):
+        sizes = [3, 4, 2]
+        if not options:
+            sizes[place] = size
+        self.attempt("layer", False, lambda: make(kind, sizes, options))
+
+    @rule(
+        i=INDEX,
+        which=INDEX,
+        how=st.sampled_from([*RIGHT, *WRONG, NOTHING, "fresh", "edit", "edit", "delete", "more"]),
+    )
+    def change_a_parameter(self, i, which, how):
+        """No call, but what calls then find."""
+        net = self.nets[i % len(self.nets)]
+        params = net.layer.params
+        name = list(net.shapes)[which % len(net.shapes)]
+        if how == "delete":
+            params.pop(name, None)
+        elif how == "more":
+            params["more"] = np.zeros(1, net.layer.dtype)
+        elif how == "fresh":  # all as they must be, in another dict
+            net.layer.params = {
+                n: self.draw(shape, net.layer.dtype) for n, shape in net.shapes.items()
+            }
+        elif how == "edit":
+            p = params.get(name)
+            if isinstance(p, np.ndarray) and p.flags.writeable and p.dtype == net.layer.dtype:
+                p.reshape(-1)[:2] = 0.5
+        else:
+            params[name] = self.array(how, net.shapes[name], net.layer.dtype)[0]
+
+    # ---- forward and backward ------------------------------------------------------------------
+
+    @rule(
+        i=INDEX,
+        training=st.booleans(),
+        steps=st.sampled_from([0, 1, 2, 5, 16]),
+        rows=st.sampled_from([None, 0, 1, 2, 5, 16]),
+        x=ARRAYS,
+        state=OR_NONE,
+        lengths=often(
+            [None, None, "ragged", "zeros"], ["long", "negative", "floats", "short", "text"]
+        ),
+    )
+    def go_forward(self, i, training, steps, rows, x, state, lengths):
+        net = self.nets[i % len(self.nets)]
+        layer = net.layer
+        batch = () if rows is None else (rows,)
+        sequence = (steps, *batch)
+        if rows is not None and layer.batch_first:
+            sequence = sequence[::-1]
+        x, right_x = self.array(x, (*sequence, layer.input_size), layer.dtype)
+        state, right_state = self.state_of(state, net, batch)
+        lengths, right_lengths = self.lengths_of(lengths, steps, rows)
+        right = right_x and right_state and right_lengths and net.fits()
+        right = right and (layer.dropout_step < 2**64 - 1 or not training)
+        if not right and rows is None and isinstance(x, np.ndarray) and x.ndim != 2:
+            right = None  # another axis may make it a batch
+        twin = net.twin() if right else None
+        step_before = layer.dropout_step
+        use = layer.forward if training else layer
+        done = self.attempt(
+            "forward" if training else "call",
+            right if right or net.fits() else False,
+            lambda: use(x, state, lengths),
+            x,
+            *parts(state),
+            lengths,
+            changes=lambda name: training and name == id(layer),
+        )
+        if done is None or not right:
+            return
+        assert layer.dropout_step == step_before + training
+        twin_tape = []
+
+        def use_twin():
+            if not training:
+                return twin(np.array(x), state, lengths)
+            y, last, tape = twin.forward(np.array(x), state, lengths)
+            twin_tape.append(tape)
+            return y, last
+
+        y, last = done[0][:2]
+        assert y.shape == (*sequence, layer.hidden_size * (1 + layer.bidirectional))
+        self.compare("forward", (y, last), use_twin)
+        if training:
+            one = Forward(net, done[0][2], twin, twin_tape[0], x, y, last)
+            self.forwards = [*self.forwards[-3:], one]
+
+    def lengths_of(self, how, steps, rows):
+        n = rows or 0
+        if how is None:
+            return None, True
+        ragged = self.rng.integers(0, steps + 1, n)
+        values = {
+            "ragged": ragged,
+            "zeros": np.zeros(n, np.uint8),
+            "long": ragged + steps + 1,
+            "negative": ragged - steps - 1,
+            "floats": ragged.astype(float),
+            "short": ragged[1:] if n else np.zeros(1, int),
+            "text": "text",
+        }
+        right = rows is not None and (how in ("ragged", "zeros"))
+        right = right or (rows == 0 and how in ("long", "negative"))
+        return values[how], right
+
+    @rule(
+        i=INDEX,
+        other=often([None] * 9, [0, 1, 2]),
+        dy=OR_NONE,
+        dstate=OR_NONE,
+        clip=often(CLIPS, [1.0, "clip"]),
+        tape=often([True] * 5, [None, 5, "tape"]),
+    )
+    def go_backward(self, i, other, dy, dstate, clip, tape):
+        one = self.forwards[i % len(self.forwards)]
+        net = one.net if other is None else self.nets[other % len(self.nets)]
+        layer = net.layer
+        dy, right_dy = self.array(dy, one.y.shape, one.y.dtype)
+        rows = parts(one.state)[0].shape[1:-1]
+        dstate, right_dstate = self.state_of(dstate, one.net, rows)
+        right = right_dy and right_dstate and tape is True and net is one.net and net.fits()
+        right = right and (clip is None or isinstance(clip, rk.Clip))
+        given = one.tape if tape is True else tape
+        done = self.attempt(
+            "backward",
+            right,
+            lambda: layer.backward(given, dy, dstate, clip),
+            dy,
+            *parts(dstate),
+        )
+        if done is None:
+            return
+        one.twin.params = {name: np.array(p) for name, p in layer.params.items()}
+        self.compare(
+            "backward", done[0], lambda: one.twin.backward(one.twin_tape, dy, dstate, clip)
+        )
+        assert bits(one.tape.hiddens) == bits(one.twin_tape.hiddens)
+        if self.optimizers:
+            self.step_with(self.optimizers[-1], done[0], net)
+
+    # ---- optimizers ----------------------------------------------------------------------------
+
+    @rule(i=INDEX, kind=st.sampled_from(OPTIMIZERS), also=st.booleans())
+    def make_an_optimizer(self, i, kind, also):
+        net = self.nets[i % len(self.nets)]
+        params = [net.layer.params]
+        if also:
+            params.append({"w": self.draw((3, 2), np.float64)})
+        one = Optimizer(None, kind, params, [])
+        arrays = all(
+            isinstance(p, np.ndarray) and p.dtype in DTYPES and p.dtype.isnative and p.size < 10**6
+            for p in net.layer.params.values()
+        )
+        if arrays and net.layer.params:
+            one.shapes = [{n: (p.dtype, p.shape) for n, p in of.items()} for of in params]
+        right = arrays and one.fits() if one.shapes else None
+        done = self.attempt("optimizer", right, lambda: kind(params if also else params[0]))
+        if done is not None and one.shapes:
+            one.opt = done[0]
+            self.optimizers = [*self.optimizers[-1:], one]
+
+    @rule(i=INDEX, kind=st.sampled_from(WRONG_OPTIMIZERS))
+    def make_a_wrong_optimizer(self, i, kind):
+        net = self.nets[i % len(self.nets)]
+        self.attempt("optimizer", False, lambda: kind(net.layer.params))
+
+    def step_with(self, one, grads, net):
+        """A step with a layer's gradients, which may be another layer's than the optimizer's."""
+        own = one.params[0] is net.layer.params and len(one.params) == 1
+        self.take_a_step(one, grads, (own and one.fits()) or None, None)
+
+    @rule(
+        i=INDEX,
+        how=ARRAYS,
+        which=INDEX,
+        names=often([True] * 6, ["less", "more", "list", "none"]),
+        max_norm=often([None, 1.0, 1e-3], [0.0, -1, np.nan, "1", True, 10**400]),
+    )
+    def step_an_optimizer(self, i, how, which, names, max_norm):
+        one = self.optimizers[i % len(self.optimizers)]
+        grads = [
+            {n: self.draw(shape, dtype) for n, (dtype, shape) in shapes.items()}
+            for shapes in one.shapes
+        ]
+        of = which % len(grads)
+        name = list(grads[of])[which % len(grads[of])]
+        dtype, shape = one.shapes[of][name]
+        grads[of][name], right = self.array(how, shape, dtype)
+        right = right and names is True and one.fits()
+        right = right and (max_norm is None or max_norm in (1.0, 1e-3)) and max_norm is not True
+        if names == "less":
+            del grads[of][name]
+        elif names == "more":
+            grads[of]["more"] = np.zeros(2)
+        elif names == "list":
+            grads[of] = list(grads[of].values())
+            right = False
+        elif names == "none":
+            grads = None
+        given = [a for g in grads or [] if isinstance(g, dict) for a in g.values()]
+        one_dict = grads is not None and len(grads) == 1 and isinstance(grads[0], dict)
+        self.take_a_step(one, grads[0] if one_dict else grads, right, max_norm, *given)
+
+    def take_a_step(self, one, grads, right, max_norm, *given):
+        twin, copies = one.twin() if one.fits() else (None, None)
+        written = {id(p) for of in one.params for p in of.values()}
+
+        def changes(name):
+            if name == id(one) or (isinstance(name, tuple) and name[0] == id(one)):
+                return True
+            owner = [
+                net for net in self.nets if isinstance(name, tuple) and id(net.layer) == name[0]
+            ]
+            if owner:  # a layer's parameter that is this optimizer's, too
+                return id(owner[0].layer.params.get(name[1])) in written
+            others = [o for o in self.optimizers if isinstance(name, tuple) and id(o) == name[0]]
+            return bool(others) and any(
+                id(p) in written for of in others[0].params for p in of.values()
+            )
+
+        done = self.attempt(
+            "step", right, lambda: one.opt.step(grads, max_norm), *given, changes=changes
+        )
+        if done is not None and twin is not None:
+            self.compare("step", done[0], lambda: twin.step(grads, max_norm))
+            assert bits(one.params) == bits(copies), "step: other parameters than a fresh one's"
+            assert bits(one.opt.state_dict()) == bits(twin.state_dict())
+
+    @rule(i=INDEX, j=INDEX, how=ARRAYS, which=INDEX)
+    def load_a_state(self, i, j, how, which):
+        """Of the same optimizer, or of another one; one of its arrays as `how` says."""
+        one = self.optimizers[i % len(self.optimizers)]
+        state = self.optimizers[j % len(self.optimizers)].opt.state_dict()
+        own = one.opt.state_dict()
+        names = [name for name, a in state.items() if a.ndim]
+        if names:
+            name = names[which % len(names)]
+            state[name], _ = self.array(how, state[name].shape, state[name].dtype)
+        right = state.keys() == own.keys() and all(
+            isinstance(a, np.ndarray) and (a.dtype, a.shape) == (own[n].dtype, own[n].shape)
+            for n, a in state.items()
+        )
+        done = self.attempt(
+            "load",
+            right,
+            lambda: one.opt.load_state_dict(state),
+            *state.values(),
+            changes=lambda name: name == id(one),
+        )
+        if done is not None:
+            assert bits(one.opt.state_dict()) == bits(state)
+
+    # ---- streams -------------------------------------------------------------------------------
+
+    @rule(i=INDEX, rows=often([1, 2, 5], [0, -1, True, 2.0, None, 2**46, 2**61, 2**70]))
+    def make_a_stream(self, i, rows):
+        net = self.nets[i % len(self.nets)]
+        right = type(rows) is int and rows in (1, 2, 5) and net.fits()
+        right = right and not net.layer.bidirectional
+        done = self.attempt("stream", right, lambda: net.layer.stream(rows))
+        if done is not None:
+            one = Streaming(done[0], net.twin().stream(rows), net, rows)
+            self.streams = [*self.streams[-1:], one]
+
+    @precondition(lambda self: self.streams)
+    @rule(
+        i=INDEX,
+        steps=st.sampled_from([None, 0, 1, 3, 16]),
+        x=ARRAYS,
+        out=often(
+            [NOTHING] * 3 + ["plain"] * 3 + ["subclass"],
+            [*(set(RIGHT) - {"plain", "subclass", "nan", "fortran", "backward"}), *WRONG, "x"],
+        ),
+    )
+    def go_on(self, i, steps, x, out):
+        one = self.streams[i % len(self.streams)]
+        I, H, _ = one.layer.sizes
+        dtype = one.layer.layer.dtype
+        lead = (one.rows,) if steps is None else (steps, one.rows)
+        x, right_x = self.array(x, (*lead, I), dtype)
+        if out == "x":
+            out, right_out = x, x is None
+        else:
+            out, right_out = self.array(out, (*lead, H), dtype)
+            right_out = right_out and (out is None or out.flags.carray)
+        use = one.stream.step if steps is None else one.stream.run
+        overlaps = out is x
+        right = right_x and right_out and not overlaps
+        if overlaps and (steps == 0 or I == H):
+            right = None  # no memory that could overlap
+        done = self.attempt(
+            "go on", right, lambda: use(x, out), x, changes=lambda name: name == id(one)
+        )
+        if done is None:
+            return
+        assert out is None or done[0] is out
+        twin = one.twin.step if steps is None else one.twin.run
+        self.compare("go on", done[0], lambda: twin(np.array(x)))
+        assert bits(one.stream.state) == bits(one.twin.state)
+
+    @precondition(lambda self: self.streams)
+    @rule(i=INDEX, how=OR_NONE)
+    def set_a_state(self, i, how):
+        one = self.streams[i % len(self.streams)]
+        state, right = self.state_of(how, one.layer, (one.rows,))
+        done = self.attempt(
+            "state",
+            right and state is not None,
+            lambda: setattr(one.stream, "state", state),
+            *parts(state),
+            changes=lambda name: name == id(one),
+        )
+        if done is not None:
+            one.twin.state = tuple(map(np.array, state)) if len(parts(state)) == 2 else state
+            assert bits(one.stream.state) == bits(one.twin.state)
+
+    @precondition(lambda self: self.streams)
+    @rule(i=INDEX)
+    def reset(self, i):
+        one = self.streams[i % len(self.streams)]
+        self.attempt("reset", True, one.stream.reset, changes=lambda name: name == id(one))
+        one.twin.reset()
+        assert not any(part.any() for part in one.state())
+
+    # ---- settings ------------------------------------------------------------------------------
+
+    @rule(
+        i=INDEX, setting=st.sampled_from([(n, v) for n, values in SETTINGS.items() for v in values])
+    )
+    def set_something(self, i, setting):
+        what, value = setting
+        layer = self.nets[i % len(self.nets)].layer
+        one = self.optimizers[i % len(self.optimizers)]
+        opt = one.opt
+        uses = {
+            "dropout": lambda: setattr(layer, "dropout", value),
+            "dropout_step": lambda: setattr(layer, "dropout_step", value),
+            "lr": lambda: setattr(opt, "lr", value),
+            "threads": lambda: rk.set_num_threads(value),
+            "set": lambda: self.within(rk.force_isa(value)),
+        }
+        right = any(value is one for one in SETTINGS[what][:2])
+        names = {
+            "dropout": id(layer),
+            "dropout_step": id(layer),
+            "lr": id(one),
+            "threads": "threads",
+        }
+        before = opt.lr
+        self.attempt(what, right, uses[what], changes=lambda name: name == names.get(what))
+        opt.lr = before  # as its twins have it
+
+    def within(self, context):
+        with context:
+            return rk.info()["isa"]
+
+    @rule(of=st.sampled_from(["nets", "forwards", "streams", "optimizers"]))
+    def forget(self, of):
+        """What lives ends in any order."""
+        kept = getattr(self, of)
+        setattr(self, of, kept[1:] if len(kept) > 1 else kept)
+
+
+def run_sequences(count, **options):
+    SEEN.clear()
+    with rk.num_threads(2):
+        run_state_machine_as_test(
+            Sequences,
+            settings=settings(
+                max_examples=count,
+                stateful_step_count=STEPS,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                **options,
+            ),
+        )
+
+
+def test_any_sequence_of_calls(capsys):
+    run_sequences(SEQUENCES, derandomize="RNNKERN_SEQUENCES" not in os.environ)
+    with capsys.disabled():
+        print(f"\n{SEEN['sequences']} sequences, {SEEN['calls']} calls")
+    assert SEEN["sequences"] >= SEQUENCES
+    for what in ("layer", "call", "forward", "backward", "optimizer", "step", "load", "stream"):
+        assert SEEN[what, "done"] > 10, what
+        assert SEEN[what, "refused"] > 10, what
+    for what in ("go on", "state", *SETTINGS):
+        assert SEEN[what, "done"] > 2, what
+        assert SEEN[what, "refused"] > 2, what
+
+
+# ---- bugs that the sequences must find ---------------------------------------------------------
+
+
+def backward_writes(monkeypatch):
+    right = rk.layers._Layer.backward
+
+    def wrong(layer, *args):
+        grads = right(layer, *args)
+        for p in layer.params.values():
+            if p.flags.writeable:
+                p.reshape(-1)[:1] += 1
+        return grads
+
+    monkeypatch.setattr(rk.layers._Layer, "backward", wrong)
+
+
+def forward_counts_before_it_is_done(monkeypatch):
+    right = rk.layers._Layer.forward
+
+    def wrong(layer, *args):
+        layer.dropout_step += layer.dropout_step < 2**64 - 1
+        done = right(layer, *args)
+        layer.dropout_step -= 1
+        return done
+
+    monkeypatch.setattr(rk.layers._Layer, "forward", wrong)
+
+
+def threads_change_a_bit(monkeypatch):
+    right = rk.layers._Layer.__call__
+
+    def wrong(layer, *args):
+        y, state = right(layer, *args)
+        return np.nextafter(y, 2) if rk.get_num_threads() == 3 else y, state
+
+    monkeypatch.setattr(rk.layers._Layer, "__call__", wrong)
+
+
+def a_refused_run_goes_on(monkeypatch):
+    right = rk.Stream.run
+
+    def wrong(stream, x, out=None):
+        try:
+            return right(stream, x, out)
+        except ValueError:
+            stream.reset()
+            raise
+
+    monkeypatch.setattr(rk.Stream, "run", wrong)
+
+
+def a_refused_state_is_half_loaded(monkeypatch):
+    right = rk.Adam.load_state_dict
+
+    def wrong(opt, state):
+        for name, array in opt._state().items():
+            if array.ndim:
+                opt._state()[name][...] = state.get(name, 0)
+                break
+        right(opt, state)
+
+    monkeypatch.setattr(rk.Adam, "load_state_dict", wrong)
+
+
+def an_error_names_nothing(monkeypatch):
+    def wrong(name, expected, *_):
+        raise ValueError("bad shape")
+
+    monkeypatch.setattr(rk.optim, "_check_array", wrong)
+
+
+def an_error_of_another_type(monkeypatch):
+    def wrong(*_):
+        raise KeyError("params")
+
+    monkeypatch.setattr(rk.optim, "_check_names", wrong)
+
+
+@pytest.mark.parametrize(
+    ("bug", "error"),
+    [
+        (backward_writes, AssertionError),
+        (forward_counts_before_it_is_done, AssertionError),
+        (threads_change_a_bit, AssertionError),
+        (a_refused_run_goes_on, AssertionError),
+        (a_refused_state_is_half_loaded, AssertionError),
+        (an_error_names_nothing, AssertionError),
+        (an_error_of_another_type, KeyError),
+    ],
+)
+def test_bugs_are_found(monkeypatch, bug, error):
+    bug(monkeypatch)
+    with pytest.raises(error):
+        run_sequences(1000, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
