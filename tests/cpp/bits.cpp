@@ -65,21 +65,31 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   LayerGradient<T> gradient{{dy.data(), B * C, C}, {dx.data(), B * I, I}, {}};
   for (Index d = 0; d < D; ++d) {
     Arrays& a = arrays[d];
-    const auto make = [&](std::vector<T>& v, Index n) { return (v = numbers.operator()<T>(n)).data(); };
-    layer.direction[d] = {make(a.w_ih, G * H * I), make(a.w_hh, G * H * H), make(a.b_ih, G * H),
-                          make(a.b_hh, G * H),     make(a.h0, B * H),       make(a.c0, B * H),
-                          make(a.h_last, B * H),   make(a.c_last, B * H),
-                          make(a.saved, alive * info.saved * Hp), make(a.cells, alive * Hp), nullptr};
-    gradient.direction[d] = {make(a.dw_ih, G * H * I), make(a.dw_hh, G * H * H), make(a.db_ih, G * H),
-                             make(a.db_hh, G * H),     make(a.dh, B * H),        make(a.dc, B * H),
+    const auto make = [&](std::vector<T>& v, Index n) {
+      return (v = numbers.operator()<T>(n)).data();
+    };
+    layer.direction[d] = {make(a.w_ih, G * H * I),
+                          make(a.w_hh, G * H * H),
+                          make(a.b_ih, G * H),
+                          make(a.b_hh, G * H),
+                          make(a.h0, B * H),
+                          make(a.c0, B * H),
+                          make(a.h_last, B * H),
+                          make(a.c_last, B * H),
+                          make(a.saved, alive * info.saved * Hp),
+                          make(a.cells, alive * Hp),
+                          nullptr};
+    gradient.direction[d] = {make(a.dw_ih, G * H * I), make(a.dw_hh, G * H * H),
+                             make(a.db_ih, G * H),     make(a.db_hh, G * H),
+                             make(a.dh, B * H),        make(a.dc, B * H),
                              make(a.dh0, B * H),       make(a.dc0, B * H)};
   }
-  const ForwardCall<T> forward{kind, 1, D, H, schedule.view(), &layer, {}, nullptr, 1};
+  const ForwardCall<T> forward{kind, 1, D, H, schedule.view(), &layer, {}, nullptr, 1, {}};
   void* forward_room = room(use.forward_room(forward));
   use.forward(forward, forward_room);
   std::free(forward_room);
-  const BackwardCall<T> backward{kind, 1,       D,    H, schedule.view(), &layer, &gradient,
-                                 {},   nullptr, clip, 1};
+  const BackwardCall<T> backward{kind,    1,    D, H, schedule.view(), &layer, &gradient, {},
+                                 nullptr, clip, 1, {}};
   void* backward_room = room(use.backward_room(backward));
   const GradientNorm norm = use.backward(backward, backward_room);
   std::free(backward_room);
@@ -88,7 +98,8 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   hash.add(y), hash.add(dx), hash.add(std::vector<double>{norm.norm, norm.scale});
   for (const Arrays& a : arrays) {
     hash.add(a.h_last), hash.add(a.c_last);
-    for (const auto* part : {&a.dw_ih, &a.dw_hh, &a.db_ih, &a.db_hh, &a.dh0, &a.dc0}) hash.add(*part);
+    for (const auto* part : {&a.dw_ih, &a.dw_hh, &a.db_ih, &a.db_hh, &a.dh0, &a.dc0})
+      hash.add(*part);
   }
   std::printf("%-17s f%d T%-2d B%-2d I%-2d H%-3d %s %s %016llx\n", info.name,
               static_cast<int>(sizeof(T) * 8), static_cast<int>(T_), static_cast<int>(B),
@@ -101,7 +112,8 @@ template <class T>
 void activations(const Kernels& kernels) {
   std::vector<T> x, y;
   for (int i = -4000; i <= 4000; ++i) x.push_back(static_cast<T>(i) / T(37));
-  for (int i = -140; i < 20; ++i) x.push_back(std::ldexp(T(1.1), i)), x.push_back(std::ldexp(T(-1.3), i));
+  for (int i = -140; i < 20; ++i)
+    x.push_back(std::ldexp(T(1.1), i)), x.push_back(std::ldexp(T(-1.3), i));
   y.resize(x.size());
   Hash hash;
   for (auto* f : {kernels.of<T>().sigmoid, kernels.of<T>().tanh}) {

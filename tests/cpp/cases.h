@@ -1,0 +1,487 @@
+// Random problems for the core, drawn from bytes, and the kernels' results held against the twin's.
+//
+// Every array is a heap allocation of its exact size, so that AddressSanitizer sees one element too
+// far. What is written is filled before with a number that no kernel gives, so that what a kernel
+// leaves out, or touches between the rows of a strided array, shows in the comparison; what is not
+// to be read is filled with nan.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "runtime.h"
+#include "schedule.h"
+#include "twin.h"
+
+namespace rnnkern::testing {
+
+// Small numbers out of a fuzzer's bytes; zeros once they are used up.
+class Draw {
+ public:
+  Draw(const unsigned char* bytes, std::size_t size) : at_(bytes), end_(bytes + size) {}
+  unsigned byte() { return at_ < end_ ? *at_++ : 0u; }
+  Index below(Index n) {  // [0, n) and below 65536
+    const unsigned word = n <= 256 ? byte() : byte() << 8 | byte();
+    return static_cast<Index>(word) % n;
+  }
+  bool one_in(Index n) { return below(n) == n - 1; }
+  std::uint64_t word() {
+    std::uint64_t w = 0;
+    for (int i = 0; i < 8; ++i) w = w << 8 | byte();
+    return w;
+  }
+
+ private:
+  const unsigned char *at_, *end_;
+};
+
+// What values are like: mostly plain, now and then what floating-point arithmetic has at its edges.
+enum class Values : int { plain, zeros, tiny, huge, infinite, not_a_number };
+
+// A (T, B, C) array in memory: `row` and `step` may have gaps, be swapped, negative or zero.
+struct Strides {
+  Index step, row, size, origin;  // elements; where (0, 0, 0) stands
+  Strides(Index T, Index B, Index C, Index step_, Index row_) : step(step_), row(row_) {
+    const Index steps = (T - 1) * step, rows = (B - 1) * row;
+    origin = std::max(Index{0}, -steps) + std::max(Index{0}, -rows);
+    size = T && B ? C + std::abs(steps) + std::abs(rows) : 0;
+    if (!size) origin = 0;
+  }
+};
+
+struct Problem {
+  Kind kind;
+  bool is_double;
+  bool large;
+  Index T, B, I, H, L, D;
+  bool ragged;
+  std::vector<Index> lengths;
+  bool bias, state, dy, dstate;
+  bool keep;      // a tape, and backward
+  bool in_place;  // the state's buffer is the initial state's (forward only)
+  bool packed;    // weights packed before (one direction, forward only)
+  bool reuse;     // two buffers in turns between the layers, as the bindings have it
+  Dropout dropout;
+  Clip clip;
+  int threads;
+  Values values;
+  double weight_scale;
+  std::uint64_t seed;
+  unsigned layout[4];  // of x, y, dy, dx: see `strides`
+  Index forward_set, backward_set;
+
+  explicit Problem(Draw& draw) {
+    kind = static_cast<Kind>(draw.below(kKindCount));
+    is_double = draw.one_in(2);
+    L = 1 + (draw.one_in(2) ? draw.below(3) : 0);
+    D = 1 + draw.below(2);
+    shape(draw);
+    ragged = draw.one_in(2);
+    for (Index b = 0; ragged && b < B; ++b)
+      lengths.push_back(draw.one_in(4) ? T : draw.below(T + 1));
+    bias = !draw.one_in(4), state = draw.one_in(2), dy = !draw.one_in(4), dstate = draw.one_in(2);
+    keep = !draw.one_in(4);
+    in_place = !keep && state && draw.one_in(2);
+    packed = !keep && D == 1 && draw.one_in(2);
+    reuse = draw.one_in(4);
+    const double p[] = {0, 0, 0, 0.1, 0.5, 0.9, 0.999};
+    dropout.p = p[draw.below(7)], dropout.seed = draw.word(), dropout.step = draw.word();
+    clip.step_value = strength(draw), clip.step_norm = strength(draw);
+    clip.value = strength(draw), clip.norm = strength(draw);
+    threads = static_cast<int>(1 + draw.below(8));
+    values = draw.one_in(4) ? static_cast<Values>(draw.below(6)) : Values::plain;
+    const double scales[] = {0.1, 0.4, 1, 3};
+    weight_scale = scales[draw.below(4)];
+    for (unsigned& l : layout) l = draw.one_in(2) ? draw.byte() : 0;
+    forward_set = draw.byte(), backward_set = draw.byte();
+    seed = draw.word();
+  }
+
+  // Mostly small. Now and then long (several chunks), wide (threads share units) or broad (threads
+  // share rows).
+  void shape(Draw& draw) {
+    const Index odd =
+        draw.below(4096) - 1700;  // not what a fuzzer likes to put in: all zeros or ones
+    large = 0 <= odd && odd < 52;
+    if (large && odd < 12) {
+      // Chunks of steps are 4 MiB of gradient slots (backward), 256 KiB of gates (forward).
+      L = 1, B = 1 + draw.below(24), H = 1 + draw.below(4), I = 1 + draw.below(4);
+      const KindInfo& info = kKinds[static_cast<int>(kind)];
+      const Index row = kLineBytes * std::max(info.gates, info.saved);
+      const Index chunk = (odd < 4 ? Index{4} << 20 : Index{256} << 10) / (row * B);
+      T = chunk * (1 + draw.below(2)) + (draw.one_in(2) ? draw.below(3) - 1 : -draw.below(chunk));
+    } else if (large && odd < 32) {
+      T = 1 + draw.below(4), B = 1 + draw.below(6), H = 64 + draw.below(80), I = 1 + draw.below(40);
+    } else if (large) {
+      T = 1 + draw.below(6), B = 8 + draw.below(60), H = 10 + draw.below(25),
+      I = 1 + draw.below(30);
+    } else {
+      T = draw.below(10), B = draw.one_in(32) ? 0 : 1 + draw.below(9);
+      H = width(draw), I = width(draw);
+    }
+  }
+  static Index width(Draw& draw) {
+    const Index around[] = {3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33};
+    switch (draw.below(8)) {
+      case 0:
+        return 1 + draw.below(40);
+      case 1:
+      case 2:
+        return around[draw.below(12)];
+      default:
+        return 1 + draw.below(9);
+    }
+  }
+  static double strength(Draw& draw) {
+    const double edges[] = {0, 1e-42, 1e-300, 1e300};
+    switch (draw.below(16)) {
+      case 0:
+        return edges[draw.below(4)];
+      case 1:
+      case 2:
+      case 3:
+      case 4:
+      case 5:
+        return std::pow(10.0, static_cast<double>(draw.byte()) / 64 - 3);
+      default:
+        return INFINITY;
+    }
+  }
+
+  // bits 0-1: gap behind a row; 2: rows outside, steps inside; 3-4: gap behind a step; for arrays
+  // that are read 5: backwards in time, 6: one step for all, 7: one row for all.
+  Strides strides(int array, Index C, bool read) const {
+    const unsigned bits = layout[array];
+    const Index gap = bits & 3u, wide = bits >> 3 & 3u;
+    Index row = C + gap, step = B * row + wide;
+    if (bits & 4u) step = C + gap, row = T * step + wide;
+    if (read && bits & 32u) step = -step;
+    if (read && bits & 64u) step = 0;
+    if (read && bits & 128u) row = 0;
+    return {T, B, C, step, row};
+  }
+
+  std::string text() const {
+    char line[400];
+    std::snprintf(line, sizeof line,
+                  "%s f%d T=%td B=%td I=%td H=%td L=%td D=%td bias=%d state=%d dy=%d dstate=%d "
+                  "keep=%d in_place=%d packed=%d reuse=%d dropout=%g clip=(%g, %g, %g, %g) "
+                  "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
+                  kKinds[static_cast<int>(kind)].name, is_double ? 64 : 32, T, B, I, H, L, D, bias,
+                  state, dy, dstate, keep, in_place, packed, reuse, dropout.p, clip.step_value,
+                  clip.step_norm, clip.value, clip.norm, threads, static_cast<int>(values),
+                  layout[0], layout[1], layout[2], layout[3]);
+    std::string out = line;
+    if (!ragged) return out + "all";
+    for (const Index n : lengths) out += std::to_string(n) + ",";
+    return out;
+  }
+};
+
+// ---- arrays ------------------------------------------------------------------------------------
+
+template <class T>
+struct Array {
+  const char* name;
+  Index layer, direction;
+  Index size;
+  Index row = 0, used = 0;  // of each row of `row` elements only `used` count; 0: all
+  bool compared = true;
+  std::unique_ptr<T[]> data;
+};
+
+inline constexpr double kUntouched = -12345.678;
+
+template <class T>
+void fill_with_nan(T* data, Index bytes) {
+  std::memset(static_cast<void*>(data), 0xff, bytes);
+}
+
+// ---- a case ------------------------------------------------------------------------------------
+
+// What a problem reads.
+template <class T>
+class Inputs {
+ public:
+  explicit Inputs(const Problem& problem) : p(problem), state_(problem.seed) {
+    const Index G = kKinds[static_cast<int>(p.kind)].gates, H = p.H, C = p.D * H;
+    const Strides x_lies = p.strides(0, p.I, true), dy_lies = p.strides(2, C, true);
+    x = {make(x_lies.size, 1) + x_lies.origin, x_lies.step, x_lies.row};
+    dy = {nullptr, dy_lies.step, dy_lies.row};
+    if (p.dy) dy.data = make(dy_lies.size, 1) + dy_lies.origin;
+    const double scale = p.weight_scale;
+    for (Index l = 0; l < p.L; ++l)
+      for (Index d = 0; d < p.D; ++d) {
+        const Index I = l ? C : p.I;
+        Direction<T> at{};
+        at.w_ih = make(G * H * I, scale), at.w_hh = make(G * H * H, scale);
+        if (p.bias) at.b_ih = make(G * H, scale), at.b_hh = make(G * H, scale);
+        if (p.state) at.h0 = make(p.B * H, 1), at.c0 = make(p.B * H, 1);
+        DirectionGradient<T> gradient{};
+        if (p.dstate) gradient.h = make(p.B * H, 1), gradient.c = make(p.B * H, 1);
+        directions.push_back(at), gradients.push_back(gradient);
+      }
+  }
+
+  const Problem& p;
+  Sequence<const T> x, dy;
+  std::vector<Direction<T>> directions;         // [L * D] weights and initial state
+  std::vector<DirectionGradient<T>> gradients;  // [L * D] dL/d last state
+
+ private:
+  const T* make(Index n, double scale) {
+    arrays_.emplace_back(new T[n]);
+    T* const data = arrays_.back().get();
+    const T factor = static_cast<T>(scale) / T(1 << 23);
+    for (Index i = 0; i < n; ++i) data[i] = factor * static_cast<T>(next());
+    if (p.values != Values::plain)
+      for (Index i = 0; i < n; ++i) data[i] = special(data[i]);
+    return data;
+  }
+  // The upper bits of a linear congruential generator, in [-2^23, 2^23).
+  std::int32_t next() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<std::int32_t>(state_ >> 40) - (1 << 23);
+  }
+  T special(T value) {
+    const std::int32_t dice = next() & 255;
+    constexpr bool is_float = sizeof(T) == 4;
+    switch (p.values) {
+      case Values::zeros:
+        return dice < 128 ? std::copysign(T(0), value) : value;
+      case Values::tiny:  // as far as subnormal, and as far as products that are
+        return dice < 64 ? value * static_cast<T>(std::pow(2.0, -dice * (is_float ? 2.3 : 17)))
+                         : value;
+      case Values::huge:
+        return dice < 4 ? value * (is_float ? T(1e38) : static_cast<T>(1e307)) : value;
+      case Values::infinite:
+        return dice == 0 ? std::copysign(T(INFINITY), value) : value;
+      case Values::not_a_number:
+        return dice == 0 ? T(NAN) : value;
+      case Values::plain:
+        break;
+    }
+    return value;
+  }
+
+  std::uint64_t state_;
+  std::vector<std::unique_ptr<T[]>> arrays_;
+};
+
+// What a problem writes, once for the kernels and once for the twin, and the calls that write it.
+template <class T>
+class Outputs {
+ public:
+  // as_bindings: with the problem's `in_place` and `reuse`.
+  Outputs(const Inputs<T>& inputs, Schedule rows, Index alive, bool as_bindings)
+      : p(inputs.p), schedule(rows), alive_rows(alive), as_bindings_(as_bindings) {
+    const KindInfo& info = kKinds[static_cast<int>(p.kind)];
+    const Index G = info.gates, H = p.H, C = p.D * H, Hp = twin::padded<T>(H);
+    layers.resize(p.L), gradients.resize(layers.size());
+    for (Index l = 0; l < p.L; ++l) {
+      Layer<T>& layer = layers[l];
+      LayerGradient<T>& gradient = gradients[l];
+      const bool first = l == 0, last = l + 1 == p.L;
+      layer.inputs = first ? p.I : C;
+      layer.x = inputs.x;
+      if (!first) layer.x = as_const(layers[l - 1].y);
+      layer.y = last ? strided("y", l, p.strides(1, C, false)) : middle("y", l, 0);
+      gradient.dy = inputs.dy;
+      if (p.keep) {
+        gradient.dx = first ? strided("dx", l, p.strides(3, p.I, false)) : middle("dx", l, 1);
+        if (!first) gradients[l - 1].dy = as_const(gradient.dx);
+      }
+      for (Index d = 0; d < p.D; ++d) {
+        const Index i = l * p.D + d;
+        Direction<T>& at = layer.direction[d];
+        at = inputs.directions[i];
+        const auto make = [&](const char* name, Index n) { return array(name, l, d, n); };
+        const auto state = [&](const char* name, const T*& before) {
+          T* const after = make(name, p.B * H);
+          if (!as_bindings_ || !p.in_place) return after;
+          std::copy_n(before, p.B * H, after);
+          before = after;
+          return after;
+        };
+        at.h_last = state("h_last", at.h0);
+        if (info.states == 2) at.c_last = state("c_last", at.c0);
+        if (!p.keep) continue;
+        const auto tape = [&](const char* name, Index vectors) {
+          T* const data = make(name, alive_rows * vectors * Hp);
+          arrays.back().row = Hp, arrays.back().used = H;
+          fill_with_nan(data, alive_rows * vectors * Hp * static_cast<Index>(sizeof(T)));
+          return data;
+        };
+        if (info.saved) at.saved = tape("saved", info.saved);
+        if (info.states == 2) at.cells = tape("cells", 1);
+        DirectionGradient<T>& g = gradient.direction[d];
+        g = inputs.gradients[i];
+        g.w_ih = make("dw_ih", G * H * layer.inputs), g.w_hh = make("dw_hh", G * H * H);
+        if (p.bias) g.b_ih = make("db_ih", G * H), g.b_hh = make("db_hh", G * H);
+        g.h0 = make("dh0", p.B * H);
+        if (info.states == 2) g.c0 = make("dc0", p.B * H);
+      }
+    }
+    if (p.dropout.p > 0 && p.L > 1) {
+      dropped = array("dropped", 0, 0, p.T * p.B * C);
+      arrays.back().compared = false;
+    }
+  }
+
+  ForwardCall<T> forward_call(Interrupt interrupt = {}) {
+    return {p.kind,        p.L,       p.D,     p.H,       schedule,
+            layers.data(), p.dropout, dropped, p.threads, interrupt};
+  }
+  BackwardCall<T> backward_call(Interrupt interrupt = {}) {
+    return {p.kind,           p.L,       p.D,     p.H,    schedule,  layers.data(),
+            gradients.data(), p.dropout, dropped, p.clip, p.threads, interrupt};
+  }
+
+  const Problem& p;
+  Schedule schedule;
+  Index alive_rows;
+  std::vector<Array<T>> arrays;
+  std::vector<Layer<T>> layers;
+  std::vector<LayerGradient<T>> gradients;
+  T* dropped = nullptr;
+  GradientNorm norm{0, 1, true};
+
+ private:
+  static Sequence<const T> as_const(const Sequence<T>& s) { return {s.data, s.step, s.row}; }
+  T* array(const char* name, Index layer, Index direction, Index n) {
+    arrays.push_back({name, layer, direction, n, 0, 0, true, nullptr});
+    T* const data = new T[n];
+    arrays.back().data.reset(data);
+    std::fill_n(data, n, static_cast<T>(kUntouched));
+    return data;
+  }
+  Sequence<T> strided(const char* name, Index layer, const Strides& lies) {
+    return {array(name, layer, 0, lies.size) + lies.origin, lies.step, lies.row};
+  }
+  // Between the layers. Where two are used in turns, the others stay untouched.
+  Sequence<T> middle(const char* name, Index layer, int which) {
+    const Index C = p.D * p.H;
+    T* data = array(name, layer, 0, p.T * p.B * C);
+    const bool in_turns = p.reuse && (which == 1 || !p.keep);
+    arrays.back().compared = !in_turns;
+    if (in_turns && as_bindings_) {
+      T*& turn = turns_[which][layer % 2];
+      turn = turn ? turn : data;
+      data = turn;
+    }
+    return {data, p.B * C, C};
+  }
+
+  bool as_bindings_;
+  T* turns_[2][2] = {};
+};
+
+// ---- comparison --------------------------------------------------------------------------------
+
+template <class T>
+bool same(T a, T b) {
+  return std::memcmp(&a, &b, sizeof(T)) == 0 || (std::isnan(a) && std::isnan(b));
+}
+
+// The first difference in words; empty if there is none.
+template <class T>
+std::string difference(const Outputs<T>& ours, const Outputs<T>& theirs) {
+  char line[200];
+  for (std::size_t a = 0; a < ours.arrays.size(); ++a) {
+    const Array<T>&one = ours.arrays[a], &other = theirs.arrays[a];
+    const Index row = one.row ? one.row : one.size, used = one.row ? one.used : one.size;
+    for (Index first = 0; one.compared && first < one.size; first += row) {
+      const T *const xs = &one.data[first], *const ys = &other.data[first];
+      if (std::memcmp(xs, ys, used * sizeof(T)) == 0) continue;
+      for (Index i = 0; i < used; ++i) {
+        if (same(xs[i], ys[i])) continue;
+        const double x = static_cast<double>(xs[i]), y = static_cast<double>(ys[i]);
+        std::snprintf(line, sizeof line,
+                      "%s[%td] of layer %td, direction %td: kernels %a (%g), twin %a (%g)",
+                      one.name, first + i, one.layer, one.direction, x, x, y, y);
+        return line;
+      }
+    }
+  }
+  const GradientNorm &n = ours.norm, &m = theirs.norm;
+  if (same(n.norm, m.norm) && same(n.scale, m.scale) && n.finite == m.finite) return "";
+  std::snprintf(line, sizeof line, "norm, scale, finite: kernels %a, %a, %d, twin %a, %a, %d",
+                n.norm, n.scale, n.finite, m.norm, m.scale, m.finite);
+  return line;
+}
+
+// Room for a call, on a cache line, of exactly the size asked for.
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Room = std::unique_ptr<void, Free>;
+inline Room room_of(Index bytes) { return Room(std::aligned_alloc(kLineBytes, bytes)); }
+inline Room nan_room_of(Index bytes) {
+  Room room = room_of(bytes);
+  fill_with_nan(static_cast<char*>(room.get()), bytes);
+  return room;
+}
+
+// The sets that run here and round as the twin does.
+inline const std::vector<const Kernels*>& comparable_sets() {
+  static const std::vector<const Kernels*> sets = [] {
+    std::vector<const Kernels*> found;
+    for (int i = 0; i < kKernelsCount; ++i) {
+      const bool fused = std::strcmp(kKernels[i]->name, "baseline") != 0;
+      if (fused == twin::kFused && kKernels[i]->runs_here()) found.push_back(kKernels[i]);
+    }
+    return found;
+  }();
+  return sets;
+}
+
+template <class T>
+std::string run(const Problem& p) {
+  const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
+  const Inputs<T> inputs(p);
+  Outputs<T> ours(inputs, schedule.view(), schedule.alive_rows(), true);
+  Outputs<T> theirs(inputs, schedule.view(), schedule.alive_rows(), false);
+
+  const auto& sets = comparable_sets();
+  const auto pick = [&](Index i) -> const TypedKernels<T>& {
+    return sets[i % sets.size()]->of<T>();
+  };
+  const TypedKernels<T>& kernels = pick(p.forward_set);
+  std::vector<Room> packed;
+  for (Layer<T>& layer : ours.layers) {
+    if (!p.packed) break;
+    Direction<T>& d = layer.direction[0];
+    packed.push_back(nan_room_of(kernels.packed_bytes(p.kind, layer.inputs, p.H)));
+    kernels.pack(p.kind, d, layer.inputs, p.H, packed.back().get());
+    d.w_ih = d.w_hh = d.b_ih = d.b_hh = nullptr;
+    d.packed = static_cast<const T*>(packed.back().get());
+  }
+  const ForwardCall<T> forward = ours.forward_call();
+  kernels.forward(forward, nan_room_of(kernels.forward_room(forward)).get());
+  if (p.keep) {
+    const TypedKernels<T>& back = pick(p.backward_set);
+    const BackwardCall<T> backward = ours.backward_call();
+    ours.norm = back.backward(backward, nan_room_of(back.backward_room(backward)).get());
+  }
+
+  const std::uint64_t saved = enter_float_environment();
+  const Index* const lengths = p.ragged ? p.lengths.data() : nullptr;
+  twin::forward(theirs.forward_call(), lengths);
+  if (p.keep) theirs.norm = twin::backward(theirs.backward_call(), lengths);
+  leave_float_environment(saved);
+  return difference(ours, theirs);
+}
+
+// Runs a problem. The first difference in words; empty if there is none.
+inline std::string check(const Problem& p) {
+  const std::string found = p.is_double ? run<double>(p) : run<float>(p);
+  return found.empty() ? found : found + "\n  " + p.text();
+}
+
+}  // namespace rnnkern::testing

@@ -1,0 +1,202 @@
+// The core on many threads: the same bits as the twin's on 1 to 8 threads, whether they share rows
+// or units, also from several callers at once on the same weights; and calls that end early. For
+// ThreadSanitizer and Valgrind, too. Exits with 1 and says so at the first fault.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cases.h"
+
+using namespace rnnkern;
+using namespace rnnkern::testing;
+
+namespace {
+
+constexpr int kThreads = 8;
+
+void require(bool condition, const std::string& text) {
+  if (condition) return;
+  std::printf("%s\n", text.c_str());
+  std::exit(1);
+}
+
+// A problem so large that kThreads threads are worth their meeting.
+Problem large_problem(Kind kind, Index D, bool units_shared) {
+  Draw nothing(nullptr, 0);
+  Problem p(nothing);
+  const Index G = kKinds[static_cast<int>(kind)].gates;
+  p.kind = kind, p.L = 2, p.D = D, p.I = 13, p.state = p.dstate = p.keep = true;
+  p.B = units_shared ? 2 : 4 * kThreads + 3;
+  p.H = units_shared ? (G == 1 ? 325 : 165) : 23;
+  p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + 2 * p.H + D * p.H));
+  p.clip = {0.5, 0.4, 0.3, 0.2};
+  p.dropout.p = 0.25;
+  p.ragged = !units_shared;
+  for (Index b = 0; p.ragged && b < p.B; ++b) p.lengths.push_back(p.T - b % 3 * p.T / 4);
+  return p;
+}
+
+bool never(void*) { return false; }
+
+// Under memcheck room must stay what it is: undefined.
+template <class T>
+void run_kernels(const TypedKernels<T>& kernels, Outputs<T>& out, int threads) {
+  ForwardCall<T> forward = out.forward_call({never, nullptr});
+  forward.threads = threads;
+  kernels.forward(forward, room_of(kernels.forward_room(forward)).get());
+  BackwardCall<T> backward = out.backward_call({never, nullptr});
+  backward.threads = threads;
+  out.norm = kernels.backward(backward, room_of(kernels.backward_room(backward)).get());
+}
+
+template <class T>
+void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
+  const TypedKernels<T>& kernels = set.of<T>();
+  const Problem p = large_problem(kind, D, units_shared);
+  const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
+  const Inputs<T> inputs(p);
+  const auto outputs = [&] {
+    return Outputs<T>(inputs, schedule.view(), schedule.alive_rows(), false);
+  };
+  Outputs<T> expected = outputs();
+  const Index* const lengths = p.ragged ? p.lengths.data() : nullptr;
+  const std::uint64_t saved = enter_float_environment();
+  twin::forward(expected.forward_call(), lengths);
+  expected.norm = twin::backward(expected.backward_call(), lengths);
+  leave_float_environment(saved);
+
+  Index room = 0;
+  for (const int threads : {1, 2, 3, 5, kThreads}) {
+    Outputs<T> ours = outputs();
+    run_kernels(kernels, ours, threads);
+    const std::string found = difference(ours, expected);
+    require(found.empty(), std::to_string(threads) + " threads: " + found + "\n  " + p.text());
+    ForwardCall<T> call = ours.forward_call();
+    call.threads = threads;
+    const Index more = kernels.forward_room(call);
+    require(more > room, "no more threads are used than before: " + p.text());
+    room = more;
+  }
+
+  std::vector<Outputs<T>> each;
+  for (int i = 0; i < 3; ++i) each.push_back(outputs());
+  std::vector<std::thread> callers;
+  for (Outputs<T>& out : each) callers.emplace_back([&] { run_kernels(kernels, out, 2); });
+  for (std::thread& caller : callers) caller.join();
+  for (const Outputs<T>& out : each) {
+    const std::string found = difference(out, expected);
+    require(found.empty(), "three callers: " + found + "\n  " + p.text());
+  }
+}
+
+// Streams share what they packed.
+template <class T>
+void packed_weights(const Kernels& set, Kind kind) {
+  const TypedKernels<T>& kernels = set.of<T>();
+  Problem p = large_problem(kind, 1, true);
+  p.keep = false, p.L = 1, p.T = 8, p.threads = 2;
+  const Inputs<T> inputs(p);
+  const Direction<T>& weights = inputs.directions[0];
+  const Room packed = room_of(kernels.packed_bytes(kind, p.I, p.H));
+  kernels.pack(kind, weights, p.I, p.H, packed.get());
+  std::vector<Outputs<T>> each;
+  for (int i = 0; i < 3; ++i) {
+    each.emplace_back(inputs, RowSchedule(p.T, p.B).view(), p.T * p.B, false);
+    Direction<T>& d = each.back().layers[0].direction[0];
+    d.w_ih = d.w_hh = d.b_ih = d.b_hh = nullptr;
+    d.packed = static_cast<const T*>(packed.get());
+  }
+  std::vector<std::thread> callers;
+  for (Outputs<T>& out : each)
+    callers.emplace_back([&] {
+      const ForwardCall<T> call = out.forward_call();
+      kernels.forward(call, room_of(kernels.forward_room(call)).get());
+    });
+  for (std::thread& caller : callers) caller.join();
+  for (const Outputs<T>& out : each) {
+    const std::string found = difference(out, each[0]);
+    require(found.empty(), "packed weights: " + found);
+  }
+}
+
+template <class T>
+void optimizers(const Kernels& set) {
+  const Index n = (Index{1} << 14) * kThreads + 3;
+  for (const Optimizer kind :
+       {Optimizer::sgd, Optimizer::rmsprop, Optimizer::adam, Optimizer::adamw}) {
+    std::vector<T> expected;
+    for (const int threads : {1, 2, 3, 5, kThreads}) {
+      std::vector<T> p(n), g(p), m(p), v(p);
+      for (std::size_t i = 0; i < p.size(); ++i)
+        p[i] = static_cast<T>(i % 97) - T(40), g[i] = static_cast<T>(i % 89) / T(7) - T(5);
+      OptimizerStep<T> step{};
+      step.kind = kind, step.scale = 0.5, step.lr = 0.01, step.momentum = 0.9, step.nesterov = true;
+      step.beta1 = 0.9, step.beta2 = 0.99, step.eps = 1e-8, step.weight_decay = 0.1;
+      step.correction1 = 0.1, step.correction2 = 0.1, step.threads = threads, step.n = n;
+      step.l1 = 0.01, step.l2 = 0.02;
+      step.parameter = p.data(), step.gradient = g.data();
+      step.first = m.data(), step.second = kind == Optimizer::sgd ? nullptr : v.data();
+      set.of<T>().optimizer_step(step);
+      p.insert(p.end(), m.begin(), m.end()), p.insert(p.end(), v.begin(), v.end());
+      if (threads == 1) expected = p;
+      require(p == expected, std::string("optimizer ") + kOptimizers[static_cast<int>(kind)] +
+                                 " on " + std::to_string(threads) + " threads");
+    }
+  }
+}
+
+// A call that would take minutes, of thousands of equal layers on the same arrays, and a caller who
+// wants it to end when first asked: it is not asked twice.
+template <class T>
+void early_end(const Kernels& set, bool units_shared) {
+  const TypedKernels<T>& kernels = set.of<T>();
+  Problem p = large_problem(Kind::gru_reset_before, 1, units_shared);
+  p.L = 1, p.I = p.H, p.dropout.p = 0;
+  const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
+  const Inputs<T> inputs(p);
+  Outputs<T> out(inputs, schedule.view(), schedule.alive_rows(), false);
+  run_kernels(kernels, out, 1);
+  constexpr Index L = 20000;
+  std::vector<Layer<T>> layers(L, out.layers[0]);
+  std::vector<LayerGradient<T>> gradients(L, out.gradients[0]);
+  for (const int threads : {1, 2, 4}) {
+    int times = 0;
+    const Interrupt at_once{[](void* context) { return ++*static_cast<int*>(context) > 0; },
+                            &times};
+    const std::string text = std::to_string(threads) + " threads, " + p.text();
+    ForwardCall<T> forward = out.forward_call(at_once);
+    forward.L = L, forward.layers = layers.data(), forward.threads = threads;
+    kernels.forward(forward, room_of(kernels.forward_room(forward)).get());
+    require(times == 1, "forward, asked " + std::to_string(times) + " times: " + text);
+    BackwardCall<T> backward = out.backward_call(at_once);
+    backward.L = L, backward.layers = layers.data(), backward.gradients = gradients.data();
+    backward.threads = threads, times = 0;
+    kernels.backward(backward, room_of(kernels.backward_room(backward)).get());
+    require(times == 1, "backward, asked " + std::to_string(times) + " times: " + text);
+  }
+}
+
+}  // namespace
+
+int main() {
+  require(!comparable_sets().empty(),
+          "threads: no instruction set here that rounds as the twin does");
+  for (const Kernels* set : comparable_sets()) {
+    for (int k = 0; k < kKindCount; ++k)
+      for (const Index D : {1, 2})
+        for (const bool units_shared : {false, true}) {
+          // Each kind in both types, both ways to share in both: half of the combinations.
+          const auto kind = static_cast<Kind>(k);
+          (k + D + units_shared) % 2 ? same_bits<float>(*set, kind, D, units_shared)
+                                     : same_bits<double>(*set, kind, D, units_shared);
+        }
+    packed_weights<float>(*set, Kind::lstm), packed_weights<double>(*set, Kind::gru);
+    optimizers<float>(*set), optimizers<double>(*set);
+    for (const bool units_shared : {false, true})
+      early_end<float>(*set, units_shared), early_end<double>(*set, units_shared);
+    std::printf("%s: the same bits on all threads; calls end early when asked\n", set->name);
+  }
+  return 0;
+}

@@ -1,0 +1,502 @@
+// What a call of the core has to give, to the bit: the order of every sum, written to be read.
+//
+// The second statement of forward.h, backward.h and stack.h: one row, one step, one chain at a
+// time, on plain arrays. There are no panels, tiles, chunks, threads or rooms in here, because none
+// of them may leave a trace. The cells' pointwise maths is the core's own (core/cells/), and so is
+// the generator behind dropout.
+//
+// Compiled with the flags of a set that multiplies and adds as the sets under test do: rounding
+// once, or, as the x86-64 baseline, twice. Call it within the kernels' floating-point environment.
+#pragma once
+
+#undef RNNKERN_ISA
+#define RNNKERN_ISA twin
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
+#include "random.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+#if defined(__FMA__) || defined(__aarch64__)
+inline constexpr bool kFused = true;
+#else
+inline constexpr bool kFused = false;
+#endif
+
+template <class T>
+T multiply_add(T a, T b, T c) {
+  if constexpr (kFused) return std::fma(a, b, c);
+  return a * b + c;
+}
+
+// to[j] += sum over k of a[k] w[j, k]: for each j one chain over rising k, from what is in to[j].
+// w[j, k] is at w[j * across + k * along].
+template <class T>
+void add_product(T* to, Index n, const T* a, Index depth, const T* w, Index across, Index along) {
+  for (Index k = 0; k < depth; ++k)
+    for (Index j = 0; j < n; ++j) to[j] = multiply_add(a[k], w[j * across + k * along], to[j]);
+}
+
+// How long each row lives, and the order of rows in sums and on the tape: the longest first, of
+// equally long ones the caller's first.
+struct Rows {
+  Index T, B;
+  std::vector<Index> length;  // [B] by the caller's row
+  std::vector<Index> order;   // [B] the caller's rows
+  std::vector<Index> before;  // [T + 1] rows alive at all steps before
+
+  // lengths: null where every row lives for all of T.
+  Rows(Index steps, Index batch, const Index* lengths) : T(steps), B(batch) {
+    for (Index b = 0; b < B; ++b) length.push_back(lengths ? lengths[b] : T);
+    for (Index n = T; n >= 0; --n)
+      for (Index b = 0; b < B; ++b)
+        if (length[b] == n) order.push_back(b);
+    before.push_back(0);
+    for (Index t = 0; t < T; ++t) before.push_back(before.back() + alive(t));
+  }
+  Index alive(Index t) const {
+    return std::count_if(length.begin(), length.end(), [&](Index n) { return n > t; });
+  }
+};
+
+template <class T>
+Sequence<T> columns_from(const Sequence<T>& s, Index column) {
+  return {s.data ? s.data + column : nullptr, s.step, s.row};
+}
+template <class T>
+T* at(const Sequence<T>& s, Index t, Index b) {
+  return s.data + t * s.step + b * s.row;
+}
+
+// Row b of a [B, H] state; null stands for zeros.
+template <class T>
+void set_state(std::vector<T>& to, const T* from, Index b, Index H) {
+  if (from) {
+    to.assign(from + b * H, from + (b + 1) * H);
+  } else {
+    to.assign(H, T(0));
+  }
+}
+
+// ---- forward -----------------------------------------------------------------------------------
+
+// One direction of one layer.
+template <class Cell, class T>
+struct ForwardTwin {
+  static constexpr Index G = Cell::gates;
+  const Rows& rows;
+  Index H, I;
+  Sequence<const T> x;
+  Sequence<T> y;  // this direction's columns
+  const Direction<T>& d;
+  bool reverse;
+  std::vector<T> a, saved, h, c, operand;
+
+  void run() {
+    a.resize(G * H), saved.resize(Cell::saved * H);
+    operand.resize(H);
+    for (Index rank = 0; rank < rows.B; ++rank) row(rank, rows.order[rank]);
+  }
+
+  void row(Index rank, Index b) {
+    set_state(h, d.h0, b, H), set_state(c, d.c0, b, H);
+    const Index length = rows.length[b];
+    for (Index i = 0; i < length; ++i) step(reverse ? length - 1 - i : i, rank, b);
+    std::copy_n(h.data(), H, d.h_last + b * H);
+    if (Cell::has_c) std::copy_n(c.data(), H, d.c_last + b * H);
+    for (Index t = length; t < rows.T; ++t) std::fill_n(at(y, t, b), H, T(0));
+  }
+
+  void step(Index t, Index rank, Index b) {
+    // A gate whose recurrent part stands alone starts the input's part from b_ih, its own from
+    // b_hh.
+    const auto alone = [](Index g) { return (Cell::phase[0].from_bias >> g & 1u) != 0; };
+    for (Index i = 0; i < G * H; ++i)
+      a[i] = !d.b_ih ? T(0) : alone(i / H) ? d.b_ih[i] : d.b_ih[i] + d.b_hh[i];
+    add_product(a.data(), G * H, at(x, t, b), I, d.w_ih, I, 1);
+    for (Index g = 0; g < G; ++g) {
+      if (!alone(g)) continue;
+      std::copy_n(&a[g * H], H, &saved[g * H]);
+      for (Index j = 0; j < H; ++j) a[g * H + j] = d.b_hh ? d.b_hh[g * H + j] : T(0);
+    }
+    phase<0>(h);
+    if constexpr (Cell::phases > 1) phase<1>(operand);
+
+    std::copy_n(h.data(), H, at(y, t, b));
+    const Index place = rows.before[t] + rank, Hp = padded<T>(H);
+    for (Index s = 0; d.saved && s < Cell::saved; ++s)
+      std::copy_n(&saved[s * H], H, d.saved + (place * Cell::saved + s) * Hp);
+    if (d.cells) std::copy_n(c.data(), H, d.cells + place * Hp);
+  }
+
+  template <int P>
+  void phase(const std::vector<T>& recurrent) {
+    constexpr Phase ph = Cell::phase[P];
+    add_product(&a[ph.first * H], ph.count * H, recurrent.data(), H, d.w_hh + ph.first * H * H, H,
+                Index{1});
+    for (Index j = 0; j < H; j += kLanes<T>) {
+      const Index n = H - j;
+      ForwardUnit<Vec<T>> u;
+      for (int g = ph.first; g < ph.first + ph.count; ++g) u.a[g] = load_n(&a[g * H + j], n);
+      for (int s = 0; s < Cell::saved; ++s)
+        if (ph.reads >> s & 1u) u.saved[s] = load_n(&saved[s * H + j], n);
+      u.h_before = load_n(&h[j], n);
+      u.c_before = load_n(&c[j], n);
+      Cell::template forward<P>(u);
+      for (int s = 0; s < Cell::saved; ++s)
+        if (ph.writes >> s & 1u) store_n(&saved[s * H + j], u.saved[s], n);
+      if constexpr (P + 1 < Cell::phases) {
+        store_n(&operand[j], u.operand, n);
+      } else {
+        store_n(&h[j], u.h, n);
+        if constexpr (Cell::has_c) store_n(&c[j], u.c, n);
+      }
+    }
+  }
+};
+
+// to = from * mask / (1 - p): one word of the generator an element.
+template <class T>
+void drop(const Dropout& dropout, Index l, Index t, Index b, Index channels, const T* from, T* to) {
+  const double threshold = dropout.p * 4294967296.0;
+  const T scale = static_cast<T>(1.0 / (1.0 - dropout.p));
+  const auto word32 = [](Index n) { return static_cast<std::uint32_t>(n); };
+  for (Index c = 0; c < channels; ++c) {
+    const Words words =
+        philox({{word32(c / 4), word32(b), word32(t), word32(l)}}, mix(dropout.seed, dropout.step));
+    to[c] = words.of[c % 4] < static_cast<std::uint64_t>(threshold) ? T(0) : from[c] * scale;
+  }
+}
+
+// The input of layer `l`: what the layer below gave, after dropout into `room` where there is any.
+template <class T>
+Sequence<const T> input_of(const Layer<T>& layer, Index l, const Dropout& dropout, const Rows& rows,
+                           std::vector<T>& room) {
+  if (l == 0 || dropout.p == 0) return layer.x;
+  const Index C = layer.inputs;
+  room.resize(rows.T * rows.B * C);
+  for (Index b = 0; b < rows.B; ++b)
+    for (Index t = 0; t < rows.length[b]; ++t)
+      drop(dropout, l, t, b, C, at(layer.x, t, b), &room[(t * rows.B + b) * C]);
+  return {room.data(), rows.B * C, C};
+}
+
+template <class Cell, class T>
+void forward_twin(const ForwardCall<T>& call, const Rows& rows) {
+  for (Index l = 0; l < call.L; ++l) {
+    const Layer<T>& layer = call.layers[l];
+    std::vector<T> room;
+    const Sequence<const T> x = input_of(layer, l, call.dropout, rows, room);
+    for (Index d = 0; d < call.D; ++d)
+      ForwardTwin<Cell, T>{rows,
+                           call.H,
+                           layer.inputs,
+                           x,
+                           columns_from(layer.y, d * call.H),
+                           layer.direction[d],
+                           d == 1,
+                           {},
+                           {},
+                           {},
+                           {},
+                           {}}
+          .run();
+  }
+}
+
+// ---- backward ----------------------------------------------------------------------------------
+
+// Sums of squares by column modulo a cache line.
+template <class T>
+struct Squares {
+  double lane[kLine<T>] = {};
+  void add(T value, Index column) {
+    const double wide = static_cast<double>(value);
+    lane[column % kLine<T>] += wide * wide;
+  }
+  void add(const Squares& other) {
+    for (Index i = 0; i < kLine<T>; ++i) lane[i] += other.lane[i];
+  }
+};
+
+template <class T>
+struct ParameterSquares {
+  Squares<T> w_ih, w_hh, b_ih, b_hh;
+};
+
+// One direction of one layer.
+template <class Cell, class T>
+struct BackwardTwin {
+  static constexpr Index G = Cell::gates, slots = Cell::slots;
+  const Rows& rows;
+  Index H, I;
+  Sequence<const T> x, y, dy;  // y and dy: this direction's columns
+  Sequence<T> dx;
+  bool adds_dx;  // to what is there: both directions add to zeros
+  const Direction<T>& d;
+  const DirectionGradient<T>& gradient;
+  const Clip& clip;
+  bool reverse;
+  std::vector<T> da;  // [alive rows, slots, H]
+  std::vector<T> dh, dc, direct, d_operand, zeros;
+
+  void run() {
+    da.resize(rows.before.back() * slots * H);
+    direct.resize(H), zeros.resize(H);
+    for (Index rank = 0; rank < rows.B; ++rank) row(rank, rows.order[rank]);
+    sums_over_steps();
+  }
+
+  // ---- what is where ----
+  T* da_of(Index t, Index rank, Index slot) {
+    return &da[((rows.before[t] + rank) * slots + slot) * H];
+  }
+  const T* saved_of(Index t, Index rank, Index s) const {
+    return d.saved + ((rows.before[t] + rank) * Cell::saved + s) * padded<T>(H);
+  }
+  const T* cells_of(Index t, Index rank) const {
+    return d.cells + (rows.before[t] + rank) * padded<T>(H);
+  }
+  bool is_first(Index t, Index b) const { return t == (reverse ? rows.length[b] - 1 : 0); }
+  Index before(Index t) const { return reverse ? t + 1 : t - 1; }
+  const T* h_before(Index t, Index b) const {
+    if (!is_first(t, b)) return at(y, before(t), b);
+    return d.h0 ? d.h0 + b * H : zeros.data();
+  }
+  const T* c_before(Index t, Index rank, Index b) const {
+    if (!is_first(t, b)) return cells_of(before(t), rank);
+    return d.c0 ? d.c0 + b * H : zeros.data();
+  }
+
+  // ---- through time ----
+  void row(Index rank, Index b) {
+    set_state(dh, gradient.h, b, H), set_state(dc, gradient.c, b, H);
+    T scale = T(1);  // step_norm's factor of dh, applied when dh is used
+    const Index length = rows.length[b];
+    for (Index i = 0; i < length; ++i) {
+      const Index t = reverse ? i : length - 1 - i;
+      if constexpr (Cell::phases > 1) {
+        pointwise<1>(t, rank, b, scale);
+        d_operand.assign(H, T(0));
+        add_recurrent<1>(t, rank, d_operand);
+      }
+      pointwise<0>(t, rank, b, scale);
+      dh = direct;
+      add_recurrent<0>(t, rank, dh);
+      scale = factor_of_norm();
+    }
+    for (Index j = 0; j < H; ++j) gradient.h0[b * H + j] = dh[j] * scale;
+    if (Cell::has_c) std::copy_n(dc.data(), H, gradient.c0 + b * H);
+  }
+
+  template <int P>
+  void pointwise(Index t, Index rank, Index b, T scale) {
+    constexpr Phase ph = Cell::phase[P];
+    const Vec<T> bound = splat(static_cast<T>(clip.step_value));
+    const StepClip<Vec<T>> limits{-bound, bound};
+    for (Index j = 0; j < H; j += kLanes<T>) {
+      const Index n = H - j;
+      BackwardUnit<Vec<T>> u;
+      for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_n(saved_of(t, rank, s) + j, n);
+      u.h_before = load_n(h_before(t, b) + j, n);
+      u.h = load_n(at(y, t, b) + j, n);
+      if constexpr (Cell::has_c) {
+        u.c = load_n(cells_of(t, rank) + j, n);
+        u.c_before = load_n(c_before(t, rank, b) + j, n);
+        u.dc = load_n(&dc[j], n);
+      }
+      if constexpr (P + 1 == Cell::phases) {
+        const Vec<T> from_y = dy.data ? load_n(at(dy, t, b) + j, n) : Vec<T>{};
+        u.dh = fma(load_n(&dh[j], n), splat(scale), from_y);
+      } else {
+        u.dh = load_n(&d_operand[j], n);
+        u.direct = load_n(&direct[j], n);
+      }
+      Cell::template backward<P>(u, limits);
+      for (int s = 0; s < slots; ++s)
+        if (ph.slots >> s & 1u) store_n(da_of(t, rank, s) + j, u.da[s], n);
+      store_n(&direct[j], u.direct, n);
+      if constexpr (Cell::has_c) store_n(&dc[j], u.dc, n);
+    }
+  }
+
+  // One chain over the phase's gates and, within a gate, its units.
+  template <int P>
+  void add_recurrent(Index t, Index rank, std::vector<T>& to) {
+    for (Index g = Cell::phase[P].first; g < Cell::phase[P].first + Cell::phase[P].count; ++g)
+      add_product(to.data(), H, da_of(t, rank, Cell::recurrent_slot[g]), H, d.w_hh + g * H * H,
+                  Index{1}, H);
+  }
+
+  T factor_of_norm() const {
+    if (std::isinf(clip.step_norm)) return T(1);
+    Squares<T> squares;
+    for (Index j = 0; j < H; ++j) squares.add(dh[j], j);
+    double sum = 0;
+    for (const double lane : squares.lane) sum += lane;
+    const double norm = std::sqrt(sum);
+    return norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
+  }
+
+  // ---- over the steps ----
+  // Parameter gradients: one chain over backward's steps and the schedule's rows. dx: one chain
+  // over the gates and, within a gate, its units.
+  void sums_over_steps() {
+    std::fill_n(gradient.w_ih, G * H * I, T(0)), std::fill_n(gradient.w_hh, G * H * H, T(0));
+    if (gradient.b_ih)
+      std::fill_n(gradient.b_ih, G * H, T(0)), std::fill_n(gradient.b_hh, G * H, T(0));
+    std::vector<T> operand(H), dx_row(I);
+    for (Index i = 0; i < rows.T; ++i) {
+      const Index t = reverse ? i : rows.T - 1 - i;
+      for (Index rank = 0; rank < rows.alive(t); ++rank) {
+        const Index b = rows.order[rank];
+        dx_row.assign(I, T(0));
+        for (Index g = 0; g < G; ++g) {
+          const T* da_x = da_of(t, rank, Cell::input_slot[g]);
+          const T* da_h = da_of(t, rank, Cell::recurrent_slot[g]);
+          std::copy_n(h_before(t, b), H, operand.data());
+          if constexpr (Cell::phases > 1) {
+            if (g >= Cell::phase[1].first)
+              for (Index j = 0; j < H; j += kLanes<T>)
+                store_n(&operand[j],
+                        Cell::operand(load_n(saved_of(t, rank, 0) + j, H - j),
+                                      load_n(&operand[j], H - j)),
+                        H - j);
+          }
+          add_product(dx_row.data(), I, da_x, H, d.w_ih + g * H * I, Index{1}, I);
+          for (Index j = 0; j < H; ++j) {
+            add_product(gradient.w_ih + (g * H + j) * I, I, da_x + j, 1, at(x, t, b), 1, 0);
+            add_product(gradient.w_hh + (g * H + j) * H, H, da_h + j, 1, operand.data(), 1, 0);
+            if (gradient.b_ih) gradient.b_ih[g * H + j] += da_x[j];
+            if (gradient.b_hh) gradient.b_hh[g * H + j] += da_h[j];
+          }
+        }
+        for (Index k = 0; k < I; ++k) {
+          T& to = at(dx, t, b)[k];
+          to = adds_dx ? to + dx_row[k] : dx_row[k];
+        }
+      }
+    }
+  }
+
+  // `value`, and what the joint norm is made of: squares by column, row by row.
+  ParameterSquares<T> settle(bool& finite) const {
+    const T bound = static_cast<T>(clip.value);
+    const auto settled = [&](T* values, Index count, Index columns) {
+      Squares<T> all;
+      for (Index r = 0; values && r < count; ++r) {
+        Squares<T> row;
+        for (Index c = 0; c < columns; ++c) {
+          T& value = values[r * columns + c];
+          if (!std::isfinite(value)) finite = false;
+          value = value < -bound ? -bound : value > bound ? bound : value;
+          row.add(value, c);
+        }
+        all.add(row);
+      }
+      return all;
+    };
+    return {settled(gradient.w_ih, G * H, I), settled(gradient.w_hh, G * H, H),
+            settled(gradient.b_ih, G, H), settled(gradient.b_hh, G, H)};
+  }
+};
+
+template <class Cell, class T>
+GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
+  std::vector<ParameterSquares<T>> squares(call.L * call.D);
+  GradientNorm result{0, 1, true};
+  for (Index l = call.L - 1; l >= 0; --l) {
+    const Layer<T>& layer = call.layers[l];
+    const LayerGradient<T>& gradient = call.gradients[l];
+    std::vector<T> room;
+    const Sequence<const T> x = input_of(layer, l, call.dropout, rows, room);
+    const Sequence<const T> y{layer.y.data, layer.y.step, layer.y.row};
+    for (Index t = 0; t < rows.T; ++t)
+      for (Index b = 0; b < rows.B; ++b) std::fill_n(at(gradient.dx, t, b), layer.inputs, T(0));
+    for (Index d = 0; d < call.D; ++d) {
+      BackwardTwin<Cell, T> twin{rows,
+                                 call.H,
+                                 layer.inputs,
+                                 x,
+                                 columns_from(y, d * call.H),
+                                 columns_from(gradient.dy, d * call.H),
+                                 gradient.dx,
+                                 call.D == 2,
+                                 layer.direction[d],
+                                 gradient.direction[d],
+                                 call.clip,
+                                 d == 1,
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 {},
+                                 {}};
+      twin.run();
+      squares[l * call.D + d] = twin.settle(result.finite);
+    }
+    for (Index b = 0; l > 0 && call.dropout.p > 0 && b < rows.B; ++b)
+      for (Index t = 0; t < rows.length[b]; ++t)
+        drop(call.dropout, l, t, b, layer.inputs, at(gradient.dx, t, b), at(gradient.dx, t, b));
+  }
+
+  double sum = 0;
+  for (const ParameterSquares<T>& s : squares)
+    for (const Squares<T>* of : {&s.w_ih, &s.w_hh, &s.b_ih, &s.b_hh})
+      for (const double lane : of->lane) sum += lane;
+  result.norm = std::sqrt(sum);
+  result.finite = result.finite && std::isfinite(result.norm);
+  if (result.finite) result.scale = std::min(1.0, call.clip.norm / (result.norm + 1e-6));
+  if (result.scale == 1.0) return result;
+  for (Index l = 0; l < call.L; ++l)
+    for (Index d = 0; d < call.D; ++d) {
+      const DirectionGradient<T>& g = call.gradients[l].direction[d];
+      const Index GH = Cell::gates * call.H, I = call.layers[l].inputs;
+      const auto scale = [&](T* values, Index n) {
+        for (Index i = 0; values && i < n; ++i)
+          values[i] = static_cast<T>(static_cast<double>(values[i]) * result.scale);
+      };
+      scale(g.w_ih, GH * I), scale(g.w_hh, GH * call.H), scale(g.b_ih, GH), scale(g.b_hh, GH);
+    }
+  return result;
+}
+
+// ---- whole calls -------------------------------------------------------------------------------
+
+template <class T, class Use>
+auto with_cell_of(Kind kind, const Use& use) {
+  switch (kind) {
+    case Kind::rnn_relu:
+      return use(RnnRelu<T>{});
+    case Kind::lstm:
+      return use(Lstm<T>{});
+    case Kind::gru:
+      return use(Gru<T>{});
+    case Kind::gru_reset_before:
+      return use(GruResetBefore<T>{});
+    case Kind::rnn_tanh:
+      break;
+  }
+  return use(RnnTanh<T>{});
+}
+
+// lengths: [B], null where every row lives for all of T. The call's own schedule is not looked at.
+template <class T>
+void forward(const ForwardCall<T>& call, const Index* lengths) {
+  const Rows rows(call.rows.T, call.rows.B, lengths);
+  with_cell_of<T>(call.kind, [&](auto cell) { forward_twin<decltype(cell)>(call, rows); });
+}
+template <class T>
+GradientNorm backward(const BackwardCall<T>& call, const Index* lengths) {
+  const Rows rows(call.rows.T, call.rows.B, lengths);
+  return with_cell_of<T>(call.kind,
+                         [&](auto cell) { return backward_twin<decltype(cell)>(call, rows); });
+}
+
+}  // namespace rnnkern::RNNKERN_ISA
