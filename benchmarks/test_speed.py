@@ -67,6 +67,24 @@ def test_step(benchmark: Any, kind: str, H: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("inputs", ["normal", "subnormal"])
+def test_subnormal_inputs(benchmark: Any, inputs: str, kind: str) -> None:
+    """Numbers below 1.2e-38 are slow in most arithmetic; the kernels take them as zeros."""
+    B, T, H = 16, 50, 128
+    scale = np.float32({"normal": 1.0, "subnormal": 1e-40}[inputs])
+    layer, x, dy = layer_of(kind, H), sequence(T, B, H) * scale, sequence(T, B, H) * scale
+    state = sequence(1, B, H) * scale
+    start = (state, state) if kind == "lstm" else state
+
+    def step() -> Any:
+        _, _, tape = layer.forward(x, start)
+        return layer.backward(tape, dy)
+
+    benchmark.group = f"inputs, training {kind} B={B} T={T} H={H}"
+    assert benchmark(step).finite
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["forward", "training"])
 @pytest.mark.parametrize("who", ["kernels", "reference"])
 def test_against_reference(benchmark: Any, who: str, what: str, kind: str) -> None:
