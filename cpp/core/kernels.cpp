@@ -1,9 +1,7 @@
 // Compiled once for each instruction set, with its flags and RNNKERN_ISA naming it. No C++ standard
 // library in here: a function of it that the linker merges with another file's copy could carry
 // instructions that the machine lacks.
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
+#include "cells/all.h"
 #include "dispatch.h"
 #include "optim.h"
 #include "stack.h"
@@ -21,24 +19,6 @@ bool runs_here() {
 #else
   return true;
 #endif
-}
-
-// Calls use(Cell<T>{}) with the cell of a kind: the one place that knows all cells.
-template <class T, class Use>
-auto with_cell(Kind kind, const Use& use) {
-  switch (kind) {
-    case Kind::rnn_relu:
-      return use(RnnRelu<T>{});
-    case Kind::lstm:
-      return use(Lstm<T>{});
-    case Kind::gru:
-      return use(Gru<T>{});
-    case Kind::gru_reset_before:
-      return use(GruResetBefore<T>{});
-    case Kind::rnn_tanh:
-      break;
-  }
-  return use(RnnTanh<T>{});
 }
 
 // A stack laid out in an arena. Its sums leave no flag behind in the caller's floating-point

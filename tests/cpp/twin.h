@@ -16,9 +16,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cells/gru.h"
-#include "cells/lstm.h"
-#include "cells/rnn.h"
+#include "cells/all.h"
 #include "random.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -469,34 +467,17 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
 
 // ---- whole calls -------------------------------------------------------------------------------
 
-template <class T, class Use>
-auto with_cell_of(Kind kind, const Use& use) {
-  switch (kind) {
-    case Kind::rnn_relu:
-      return use(RnnRelu<T>{});
-    case Kind::lstm:
-      return use(Lstm<T>{});
-    case Kind::gru:
-      return use(Gru<T>{});
-    case Kind::gru_reset_before:
-      return use(GruResetBefore<T>{});
-    case Kind::rnn_tanh:
-      break;
-  }
-  return use(RnnTanh<T>{});
-}
-
 // lengths: [B], null where every row lives for all of T. The call's own schedule is not looked at.
 template <class T>
 void forward(const ForwardCall<T>& call, const Index* lengths) {
   const Rows rows(call.rows.T, call.rows.B, lengths);
-  with_cell_of<T>(call.kind, [&](auto cell) { forward_twin<decltype(cell)>(call, rows); });
+  with_cell<T>(call.kind, [&](auto cell) { forward_twin<decltype(cell)>(call, rows); });
 }
 template <class T>
 GradientNorm backward(const BackwardCall<T>& call, const Index* lengths) {
   const Rows rows(call.rows.T, call.rows.B, lengths);
-  return with_cell_of<T>(call.kind,
-                         [&](auto cell) { return backward_twin<decltype(cell)>(call, rows); });
+  return with_cell<T>(call.kind,
+                      [&](auto cell) { return backward_twin<decltype(cell)>(call, rows); });
 }
 
 }  // namespace rnnkern::RNNKERN_ISA
