@@ -44,8 +44,16 @@ def signalled(use, seconds=0.05, number=signal.SIGINT, sent=None):
 
 
 def forever(use):
-    while True:
+    end = time.monotonic() + 60  # far more than any signal here takes
+    while time.monotonic() < end:
         use()
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Python's own handler: a process started in the background has none, and ignores Ctrl-C."""
+    with handling(signal.SIGINT, signal.default_int_handler):
+        yield
 
 
 @contextmanager
