@@ -20,6 +20,7 @@ import pytest
 from helpers import KINDS, make_layer, parts, random_problem, sets
 
 import rnnkern as rk
+from rnnkern import _core
 
 SECONDS = 60  # until something that takes far less is taken for hung
 
@@ -142,6 +143,56 @@ def test_info():
     assert "-ffp-contract=off" in info["flags"]
     assert "fast-math" not in info["flags"]
     assert json.loads(json.dumps(info)) == info
+
+
+# ---- probes of the machine ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("isa", sets())
+@pytest.mark.parametrize("rounds", [1, 2, 20])
+def test_probe_fma(isa, rounds, threads):
+    with rk.force_isa(isa):
+        operations, total = _core.probe_fma(rounds, threads)
+    elements = operations / (2 * rounds)
+    assert elements > 0
+    # Each goes from x to x / 2 + 1, from 0 on: 2 - 2 / 2^rounds, exact in float up to 24 rounds.
+    assert total == elements * (2 - 2 / 2**rounds)
+
+
+def test_probe_fma_in_parts():
+    """Many rounds are done in parts, between which Ctrl-C is looked for: none is left out."""
+    one, _ = _core.probe_fma(1, 1)
+    assert _core.probe_fma(10_001, 1) == (10_001 * one, one)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("isa", sets())
+@pytest.mark.parametrize("n", [0, 1, 63, 1000, 4099])
+def test_probe_read(isa, n, threads):
+    values = (np.arange(n) % 7 - 2).astype(np.float32)  # sums that are exact in float
+    with rk.force_isa(isa):
+        read, total = _core.probe_read(values, 3, threads)
+    assert (read, total) == (3 * values.nbytes, 3 * values.sum())
+
+
+@pytest.mark.parametrize("count", [-1, 0, 2**41])
+def test_probe_counts(count):
+    values = np.zeros(8, np.float32)
+    with pytest.raises(ValueError, match=rf"^rounds: expected from 1 to .*, got {count}$"):
+        _core.probe_fma(count, 1)
+    with pytest.raises(ValueError, match=rf"^passes: expected from 1 to .*, got {count}$"):
+        _core.probe_read(values, count, 1)
+    for probe in (lambda: _core.probe_fma(1, count), lambda: _core.probe_read(values, 1, count)):
+        with pytest.raises(ValueError, match=rf"^threads: expected from 1 to 1024, got {count}$"):
+            probe()
+
+
+def test_probe_values():
+    with pytest.raises(TypeError, match="^values: expected an array of dtype float32, got float64"):
+        _core.probe_read(np.zeros(8), 1, 1)
+    with pytest.raises(ValueError, match="^values: expected shape"):
+        _core.probe_read(np.zeros((2, 4), np.float32), 1, 1)
 
 
 # ---- Python's threads --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 #include "../core/runtime.h"
 #include "layer.h"
+#include "unlocked.h"
 
 namespace rnnkern {
 namespace {
@@ -30,6 +31,24 @@ py::array activation(const std::string& name, py::handle x) {
   return out;
 }
 
+void check_count(const char* name, Index count, Index most) {
+  if (count < 1 || count > most)
+    bad_value(name, "from 1 to " + std::to_string(most), std::to_string(count));
+}
+constexpr Index kMostRounds = Index{1} << 40;  // so that the work can be counted
+
+template <class Use>
+std::pair<double, double> probed(Index rounds, const char* rounds_name, Index threads,
+                                 const Use& use) {
+  check_count(rounds_name, rounds, kMostRounds);
+  check_count("threads", threads, kMostThreads);
+  Probe found{};
+  unlocked([&](const Interrupt& interrupt) {
+    found = use(rounds, static_cast<int>(threads), interrupt);
+  });
+  return {found.work, found.sum};
+}
+
 }  // namespace
 
 void bind_runtime(py::module_& m) {
@@ -49,6 +68,26 @@ void bind_runtime(py::module_& m) {
                                                       : activation<float>(name, x);
       },
       py::arg("name"), py::arg("x"), "sigmoid or tanh as the cells compute it, for (n,) arrays.");
+  m.def(
+      "probe_fma",
+      [](Index rounds, Index threads) {
+        return probed(rounds, "rounds", threads, kernels().f32.probe_fma);
+      },
+      py::arg("rounds"), py::arg("threads"),
+      "Float operations done on registers (a multiply-add is two), and the sum of what came out.");
+  m.def(
+      "probe_read",
+      [](const py::array& values, Index passes, Index threads) {
+        const auto in = flat<float>("values", values, {"n"});
+        const float* const data = in.data();
+        const Index n = in.size();
+        return probed(passes, "passes", threads,
+                      [=](Index count, int on, const Interrupt& interrupt) {
+                        return kernels().f32.probe_read(data, n, count, on, interrupt);
+                      });
+      },
+      py::arg("values"), py::arg("passes"), py::arg("threads"),
+      "Bytes read, and the sum of all that was read.");
 }
 
 }  // namespace rnnkern

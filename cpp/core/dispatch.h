@@ -6,6 +6,12 @@
 
 namespace rnnkern {
 
+// What a probe of the machine (probe.h) has done: operations or bytes, and the sum of what came
+// out.
+struct Probe {
+  double work, sum;
+};
+
 // What one instruction set offers for one element type. Room is memory of the caller's, aligned to
 // a cache line, of as many bytes as the function next to it says.
 template <class T>
@@ -21,6 +27,8 @@ struct TypedKernels {
   void (*optimizer_step)(const OptimizerStep<T>&);
   void (*sigmoid)(const T* x, T* y, Index n);
   void (*tanh)(const T* x, T* y, Index n);
+  Probe (*probe_fma)(Index rounds, int threads, const Interrupt&);
+  Probe (*probe_read)(const T* values, Index n, Index passes, int threads, const Interrupt&);
 };
 
 struct Kernels {

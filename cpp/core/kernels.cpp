@@ -4,6 +4,7 @@
 #include "cells/all.h"
 #include "dispatch.h"
 #include "optim.h"
+#include "probe.h"
 #include "stack.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -90,8 +91,9 @@ struct Functions {
   }
 
   static constexpr TypedKernels<T> table() {
-    return {forward_room, forward,           backward_room,     backward, packed_bytes,
-            pack,         sum_of_squares<T>, optimizer_step<T>, sigmoid,  tanh};
+    return {forward_room, forward, backward_room,     backward,
+            packed_bytes, pack,    sum_of_squares<T>, optimizer_step<T>,
+            sigmoid,      tanh,    probe_fma<T>,      probe_read<T>};
   }
 };
 
