@@ -1,0 +1,182 @@
+"""The grids of the peer benchmark, and the ratios that each case is to reach.
+
+Targets are for one thread: at least this many times as fast as the best peer (``ratio``), or at
+least this share of the machine's multiply-add peak (``peak``), where the peak bounds everybody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}
+LABELS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN"}
+GRIDS = ("step", "block", "inference", "training", "deepbench", "tails")
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    what: str  # "ratio" or "peak"
+    at_least: float
+
+    def __str__(self) -> str:
+        unit = "x" if self.what == "ratio" else "of peak"
+        return f"{self.at_least:g} {unit}"
+
+
+@dataclass(frozen=True)
+class Case:
+    grid: str
+    kind: str
+    B: int
+    T: int
+    H: int
+    I: int
+    training: bool = False
+    target: Target | None = None
+
+    @property
+    def name(self) -> str:
+        words = [self.grid]
+        if self.grid in ("deepbench", "tails"):
+            words.append("training" if self.training else "inference")
+        size = f"{self.H}" if self.I == self.H else f"{self.I}>{self.H}"
+        return " ".join([*words, LABELS[self.kind], f"{self.B},{self.T},{size}"])
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the state is carried from call to call."""
+        return self.grid in ("step", "block")
+
+    @property
+    def flops(self) -> int:
+        """Of the products: forward, and twice as much again backward."""
+        forward = 2 * self.B * self.T * GATES[self.kind] * self.H * (self.I + self.H)
+        return 3 * forward if self.training else forward
+
+    @property
+    def step_weight_bytes(self) -> int:
+        """Weights that each step must read: W_hh; in the step grid, one step a call, W_ih too."""
+        columns = self.H + self.I if self.grid == "step" else self.H
+        return FLOAT_BYTES * GATES[self.kind] * self.H * columns
+
+    @property
+    def weight_bytes(self) -> int:
+        """All that must be read of weights: each step's, once forward and once backward."""
+        return self.step_weight_bytes * self.T * (2 if self.training else 1)
+
+
+def ratio(at_least: float) -> Target:
+    return Target("ratio", at_least)
+
+
+def peak(at_least: float) -> Target:
+    return Target("peak", at_least)
+
+
+STEP = {16: 10.0, 64: 7.0, 128: 3.5, 256: 2.0, 512: 1.3, 1024: 1.5}  # H: ratio
+
+BLOCK = (16, 32, 64)  # H
+BLOCK_STEPS = 64
+# RTNeural (commit 1fb1f07, sizes fixed at compile time, its fastest backend, C++ to C++) in
+# nanoseconds a step, measured on a Zen 5 core with AVX-512 rather than here, and how many times as
+# fast a step is to be there.
+RTNEURAL = {
+    ("lstm", 16): (60.0, 1.0),
+    ("lstm", 32): (271.0, 2.0),
+    ("lstm", 64): (902.0, 1.4),
+    ("gru", 16): (47.0, 1.0),
+    ("gru", 32): (196.0, 2.0),
+    ("gru", 64): (577.0, 1.4),
+}
+
+# (B, T, H): target
+INFERENCE = {
+    (1, 100, 64): ratio(1.5),
+    (1, 100, 256): ratio(1.4),
+    (1, 100, 512): ratio(1.0),
+    (1, 100, 1024): ratio(1.1),
+    (16, 100, 256): ratio(1.1),
+    (32, 100, 128): ratio(1.1),
+    (32, 100, 512): peak(0.93),
+    (64, 50, 1024): peak(0.93),
+    (256, 50, 32): ratio(1.3),
+}
+TRAINING = {
+    (1, 100, 64): ratio(1.5),
+    (1, 100, 256): ratio(1.3),
+    (16, 100, 256): ratio(1.1),
+    (32, 100, 128): ratio(1.1),
+    (32, 100, 512): peak(0.85),
+    (64, 50, 1024): peak(0.85),
+    (256, 50, 32): ratio(2.0),
+    (8, 1000, 128): ratio(1.5),
+}
+# Over the training grid: no case below the first, geometric means of at least the others.
+TRAINING_WORST, TRAINING_MEAN_BEST, TRAINING_MEAN_TORCH = 1.1, 2.0, 3.0
+
+# Kind, training, (B, T, H): sizes of Baidu's DeepBench that a CPU is asked for.
+DEEPBENCH = (
+    ("lstm", True, (16, 25, 512)),
+    ("lstm", True, (32, 25, 512)),
+    ("lstm", True, (8, 50, 1536)),
+    ("lstm", True, (16, 150, 256)),
+    ("lstm", True, (32, 150, 256)),
+    ("lstm", True, (64, 150, 256)),
+    ("gru", True, (32, 25, 512)),
+    ("gru", True, (32, 150, 1024)),
+    ("rnn_tanh", True, (16, 50, 1760)),
+    ("lstm", False, (1, 50, 1536)),
+    ("gru", False, (1, 187, 2816)),
+)
+
+# (I, H) that fill no vector or tile, or differ.
+TAILS = ((17, 17), (33, 33), (100, 100), (130, 130), (260, 260), (40, 200), (300, 96))
+TAILS_BATCH, TAILS_STEPS = 16, 50
+
+
+def all_cases() -> list[Case]:
+    cases = [
+        Case("step", kind, 1, 1, H, H, target=ratio(least))
+        for kind in GATES
+        for H, least in STEP.items()
+    ]
+    cases += [Case("block", kind, 1, BLOCK_STEPS, H, H) for kind in ("lstm", "gru") for H in BLOCK]
+    for grid, sizes in (("inference", INFERENCE), ("training", TRAINING)):
+        cases += [
+            Case(grid, kind, B, T, H, H, grid == "training", target)
+            for kind in GATES
+            for (B, T, H), target in sizes.items()
+        ]
+    cases += [
+        Case("deepbench", kind, B, T, H, H, training) for kind, training, (B, T, H) in DEEPBENCH
+    ]
+    cases += [
+        Case("tails", kind, TAILS_BATCH, TAILS_STEPS, H, I, training)
+        for training in (False, True)
+        for kind in GATES
+        for I, H in TAILS
+    ]
+    return cases
+
+
+def quick_cases() -> list[Case]:
+    """One tiny case a grid: that everything runs, not how fast."""
+    return [
+        Case("step", "lstm", 1, 1, 16, 16, target=ratio(STEP[16])),
+        Case("block", "gru", 1, BLOCK_STEPS, 16, 16),
+        Case("inference", "gru", 1, 10, 32, 32, target=ratio(1.5)),
+        Case("training", "lstm", 4, 10, 32, 32, True, ratio(1.1)),
+        Case("deepbench", "rnn_tanh", 8, 10, 32, 32, True),
+        Case("tails", "rnn_tanh", 4, 10, 33, 17),
+    ]
+
+
+def selected(cases: list[Case], grids: list[str], only: list[str]) -> list[Case]:
+    """Those of these grids whose names contain one of the texts; no grid or text: all."""
+    return [
+        case
+        for case in cases
+        if (not grids or case.grid in grids)
+        and (not only or any(text in case.name for text in only))
+    ]

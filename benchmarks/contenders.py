@@ -1,0 +1,380 @@
+"""One adapter a library: the same layer, with rnnkern's parameters, ready to be called.
+
+An adapter's constructor imports its library and limits it to so many threads; ``prepare`` makes a
+`Call` of a case, or None if the library can't do it. Weights are initial values of rnnkern's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cases import GATES, Case
+from numpy.typing import NDArray
+
+import rnnkern as rk
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Problem:
+    case: Case
+    layer: Any
+    x: Array
+    dy: Array
+
+    @property
+    def params(self) -> Arrays:
+        """By PyTorch's names without the layer's number."""
+        return {name.removesuffix("_l0"): value for name, value in self.layer.params.items()}
+
+
+def problem_of(case: Case) -> Problem:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(case.T, case.B, case.I)).astype(np.float32)
+    dy = rng.normal(size=(case.T, case.B, case.H)).astype(np.float32)
+    cell = {"lstm": rk.LSTM, "gru": rk.GRU, "rnn_tanh": rk.RNN}[case.kind]
+    return Problem(case, cell(case.I, case.H, seed=0), x, dy)
+
+
+@dataclass(frozen=True)
+class Call:
+    run: Callable[[], Any]  # what is timed
+    read: Callable[[Any], Arrays]  # what it gave, as copies in NumPy
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext  # around a series of runs
+
+
+class Rnnkern:
+    name = "rnnkern"
+    version = rk.__version__
+
+    def __init__(self, threads: int) -> None:
+        rk.set_num_threads(threads)
+
+    def prepare(self, problem: Problem) -> Call:
+        case, layer, x, dy = problem.case, problem.layer, problem.x, problem.dy
+        if case.streaming:
+            stream, out = layer.stream(), np.empty((case.T, 1, case.H), np.float32)
+            if case.grid == "step":
+                step, x0, out0 = stream.step, x[0], out[0]
+                return Call(lambda: step(x0, out0), lambda y: {"y": y[None].copy()})
+            return Call(lambda: stream.run(x, out), lambda y: {"y": y.copy()})
+        if not case.training:
+            return Call(lambda: layer(x), lambda found: {"y": found[0]})
+
+        def train() -> Any:
+            y, _, tape = layer.forward(x)
+            return y, layer.backward(tape, dy)
+
+        def read(found: Any) -> Arrays:
+            y, grads = found
+            named = {name.removesuffix("_l0"): value for name, value in grads.params.items()}
+            return {"y": y, "dx": grads.x, **named}
+
+        return Call(train, read)
+
+
+class Torch:
+    name = "PyTorch"
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        self.torch, self.version = torch, torch.__version__
+        torch.set_num_threads(threads)
+
+    def prepare(self, problem: Problem) -> Call:
+        torch, case = self.torch, problem.case
+        cell = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN}[case.kind]
+        layer = cell(case.I, case.H)
+        with torch.no_grad():
+            for name, value in problem.params.items():
+                getattr(layer, f"{name}_l0").copy_(torch.from_numpy(value))
+        x, dy = torch.from_numpy(problem.x), torch.from_numpy(problem.dy)
+        if case.training:
+            return self._training(layer, x.clone().requires_grad_(), dy)
+        state = None
+
+        def run() -> Any:
+            return layer(x)[0]
+
+        def carry() -> Any:
+            nonlocal state
+            y, state = layer(x, state)
+            return y
+
+        return Call(
+            carry if case.streaming else run,
+            lambda y: {"y": y.numpy().copy()},
+            torch.inference_mode,
+        )
+
+    @staticmethod
+    def _training(layer: Any, x: Any, dy: Any) -> Call:
+        leaves = {"dx": x, **{n.removesuffix("_l0"): p for n, p in layer.named_parameters()}}
+
+        def train() -> Any:
+            for leaf in leaves.values():
+                leaf.grad = None
+            y, _ = layer(x)
+            y.backward(dy)
+            return y
+
+        def read(y: Any) -> Arrays:
+            grads = {name: leaf.grad.numpy().copy() for name, leaf in leaves.items()}
+            return {"y": y.detach().numpy().copy(), **grads}
+
+        return Call(train, read)
+
+
+def onnx_model(problem: Problem) -> bytes:
+    """x, and when streaming the state, to y and the state; a step's y is its state h."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    case, p = problem.case, problem.params
+    op, order = {
+        "lstm": ("LSTM", (0, 3, 1, 2)),  # i, f, g, o here; i, o, f, c there
+        "gru": ("GRU", (1, 0, 2)),  # r, z, n here; z, r, h there
+        "rnn_tanh": ("RNN", (0,)),
+    }[case.kind]
+
+    def gates(name: str) -> Array:
+        blocks = np.split(p[name], GATES[case.kind])
+        return np.concatenate([blocks[g] for g in order])
+
+    weights = {
+        "W": gates("weight_ih")[None],
+        "R": gates("weight_hh")[None],
+        "b": np.concatenate([gates("bias_ih"), gates("bias_hh")])[None],
+    }
+
+    def value(name: str, *shape: int) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    states = ["h", "c"] if case.kind == "lstm" else ["h"]
+    inputs, outputs = [value("x", case.T, case.B, case.I)], []
+    names_in, names_out = ["x", "W", "R", "b"], ["" if case.grid == "step" else "y"]
+    if case.grid != "step":
+        outputs.append(value("y", case.T, 1, case.B, case.H))
+    if case.streaming:
+        names_in += ["", *states]  # "": no lengths
+        names_out += [f"{s}_out" for s in states]
+        inputs += [value(s, 1, case.B, case.H) for s in states]
+        outputs += [value(f"{s}_out", 1, case.B, case.H) for s in states]
+    attributes = {"hidden_size": case.H}
+    if case.kind == "gru":
+        attributes["linear_before_reset"] = 1
+    graph = helper.make_graph(
+        [helper.make_node(op, names_in, names_out, **attributes)],
+        "layer",
+        inputs,
+        outputs,
+        [numpy_helper.from_array(np.ascontiguousarray(w), n) for n, w in weights.items()],
+    )
+    # Versions that runtimes of the last years read.
+    opset = helper.make_opsetid("", 14)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+class OnnxRuntime:
+    name = "ONNX Runtime"
+
+    def __init__(self, threads: int) -> None:
+        import onnx  # noqa: F401  (without it there is no model)
+        import onnxruntime
+
+        self.ort, self.version = onnxruntime, onnxruntime.__version__
+        self.options = onnxruntime.SessionOptions()
+        self.options.intra_op_num_threads = threads
+        self.options.inter_op_num_threads = 1
+
+    def prepare(self, problem: Problem) -> Call | None:
+        case = problem.case
+        if case.training:
+            return None
+        session = self.ort.InferenceSession(
+            onnx_model(problem), self.options, providers=["CPUExecutionProvider"]
+        )
+        names = [o.name for o in session.get_outputs()]
+        feeds = {"x": problem.x}
+        if not case.streaming:
+            return Call(lambda: session.run(names, feeds)[0], lambda y: {"y": y[:, 0]})
+        states = [i.name for i in session.get_inputs() if i.name != "x"]
+        feeds |= {s: np.zeros((1, case.B, case.H), np.float32) for s in states}
+
+        def carry() -> Any:
+            found = session.run(names, feeds)
+            feeds.update(zip(states, found[-len(states) :], strict=True))
+            return found[0]
+
+        return Call(carry, lambda y: {"y": y.reshape(case.T, case.B, case.H)})
+
+
+class OpenVino:
+    name = "OpenVINO"
+
+    def __init__(self, threads: int) -> None:
+        import onnx  # noqa: F401  (without it there is no model)
+        import openvino
+
+        self.ov, self.version = openvino, openvino.__version__
+        self.core = openvino.Core()
+        self.settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # the process is pinned
+        }
+
+    def prepare(self, problem: Problem) -> Call | None:
+        case = problem.case
+        if case.training:
+            return None
+        model = self.core.read_model(onnx_model(problem))
+        compiled = self.core.compile_model(model, "CPU", self.settings)
+        # Two requests by turns when streaming: each reads the state where the other has left it.
+        requests = [compiled.create_infer_request() for _ in range(2)]
+        states = [i.get_any_name() for i in compiled.inputs if i.get_any_name() != "x"]
+        for request, other in (requests, requests[::-1]):
+            request.set_tensor("x", self.ov.Tensor(problem.x, shared_memory=True))
+            for s in states:
+                other.get_tensor(f"{s}_out").data[...] = 0
+                request.set_tensor(s, other.get_tensor(f"{s}_out"))
+        y = "h_out" if case.grid == "step" else "y"
+        outs = [r.get_tensor(y).data for r in requests]
+        turn = 0
+
+        def run() -> Any:
+            requests[0].infer()
+            return outs[0]
+
+        def carry() -> Any:
+            nonlocal turn
+            turn = 1 - turn
+            requests[turn].infer()
+            return outs[turn]
+
+        return Call(
+            carry if case.streaming else run,
+            lambda y: {"y": y.reshape(case.T, case.B, case.H).copy()},
+        )
+
+
+class Jax:
+    name = "JAX"
+
+    def __init__(self, threads: int) -> None:
+        import jax
+
+        self.jax, self.version = jax, jax.__version__
+        if jax.default_backend() != "cpu":
+            raise RuntimeError(f"JAX: expected the cpu backend, got {jax.default_backend()}")
+
+    def prepare(self, problem: Problem) -> Call:
+        jax, case = self.jax, problem.case
+        forward = _jax_forward(jax, case.kind)
+        params, x = jax.device_put(problem.params), jax.device_put(problem.x)
+        zeros = jax.numpy.zeros((case.B, case.H), np.float32)
+        state = (zeros, zeros) if case.kind == "lstm" else zeros
+        if case.training:
+
+            @jax.jit
+            def train(params: Any, x: Any, dy: Any) -> Any:
+                y, back = jax.vjp(lambda p, x: forward(p, x, state)[0], params, x)
+                return y, *back(dy)
+
+            dy = jax.device_put(problem.dy)
+
+            def read(found: Any) -> Arrays:
+                y, dparams, dx = found
+                return {k: np.asarray(v) for k, v in {"y": y, "dx": dx, **dparams}.items()}
+
+            return Call(lambda: jax.block_until_ready(train(params, x, dy)), read)
+        compiled = jax.jit(forward)
+
+        def run() -> Any:
+            return compiled(params, x, state)[0].block_until_ready()
+
+        def carry() -> Any:
+            nonlocal state
+            y, state = compiled(params, x, state)
+            return y.block_until_ready()
+
+        return Call(carry if case.streaming else run, lambda y: {"y": np.asarray(y)})
+
+
+def _jax_forward(jax: Any, kind: str) -> Any:
+    """forward(params, x, state) -> y, state: one product for all inputs, then a scan."""
+    split, sigmoid, tanh = jax.numpy.split, jax.nn.sigmoid, jax.numpy.tanh
+
+    def lstm(p: Any, a: Any, state: Any) -> Any:
+        h, c = state
+        i, f, g, o = split(a + h @ p["weight_hh"].T + p["bias_hh"], 4, axis=-1)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(c)
+        return (h, c), h
+
+    def gru(p: Any, a: Any, h: Any) -> Any:
+        r, z, n = split(a, 3, axis=-1)
+        r_h, z_h, n_h = split(h @ p["weight_hh"].T + p["bias_hh"], 3, axis=-1)
+        z = sigmoid(z + z_h)
+        h = (1 - z) * tanh(n + sigmoid(r + r_h) * n_h) + z * h
+        return h, h
+
+    def rnn(p: Any, a: Any, h: Any) -> Any:
+        h = tanh(a + h @ p["weight_hh"].T + p["bias_hh"])
+        return h, h
+
+    cell = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn}[kind]
+
+    def forward(p: Any, x: Any, state: Any) -> Any:
+        a = x @ p["weight_ih"].T + p["bias_ih"]
+        state, y = jax.lax.scan(lambda s, a_t: cell(p, a_t, s), state, a)
+        return y, state
+
+    return forward
+
+
+PEERS = (Torch, OnnxRuntime, OpenVino, Jax)
+
+
+def importable(threads: int) -> tuple[list[Any], dict[str, str]]:
+    """rnnkern and the peers that can be imported; the others, with why."""
+    contenders: list[Any] = [Rnnkern(threads)]
+    missing: dict[str, str] = {}
+    for peer in PEERS:
+        try:
+            contenders.append(peer(threads))
+        except ImportError as error:
+            missing[peer.name] = str(error)
+    return contenders, missing
+
+
+# Outputs are at most 1 and come of contracting float32 steps: libraries that sum and round in
+# another order, with other approximations of tanh, differ by 1e-6 or so. Gradients are sums over
+# T * B such terms of either sign and are held against the array's largest. A wrong gate order, a
+# missing bias or a lost state is off by more than 1e-2.
+OUTPUT_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-3
+
+
+def difference(found: Arrays, wanted: Arrays) -> str | None:
+    """What of a contender's results is not rnnkern's; None if all is."""
+    if found.keys() != wanted.keys():
+        return f"expected {sorted(wanted)}, got {sorted(found)}"
+    for name, want in wanted.items():
+        got = found[name]
+        if got.shape != want.shape:
+            return f"{name}: expected shape {want.shape}, got {got.shape}"
+        bound = OUTPUT_TOLERANCE if name == "y" else GRADIENT_TOLERANCE * np.abs(want).max()
+        error = np.abs(got - want).max()
+        if not error <= bound:  # nan too
+            return f"{name}: off by {error:.2e}, more than {bound:.2e}"
+    return None

@@ -1,0 +1,129 @@
+"""What the machine is, what it can do at best, and the least time that a case takes on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import FLOAT_BYTES, Case
+
+from rnnkern import _core
+
+ROOT = Path(__file__).resolve().parent.parent
+# Bytes of L1, L2 (a core's own) and L3 (shared), where the system does not say.
+FALLBACK = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
+LEVELS = ("L1", "L2", "L3", "memory")
+
+
+def cache_sizes() -> dict[str, int]:
+    sizes = dict(FALLBACK)
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, level, size = ((index / f).read_text().strip() for f in ("type", "level", "size"))
+        except OSError:
+            continue  # a system that tells only a part: what is missing stays at the fallback
+        if kind != "Instruction" and size.endswith("K"):
+            sizes[f"L{level}"] = int(size[:-1]) << 10
+    return sizes
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """Of the checkout that this file is in, with a + behind if files differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)
+    except FileNotFoundError:
+        return None
+    if head.returncode != 0:
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout else "")
+
+
+def pin(threads: int) -> None:
+    """Keep this process, and all that it starts, on as many cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def environment(threads: int) -> dict[str, str]:
+    """This process's, with each library limited to so many threads."""
+    limits = {
+        name: str(threads)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
+    # XLA's pool is as large as the process has cores; this spares it where there is only one.
+    xla = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
+    return {**os.environ, **limits, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
+
+
+def aligned(n: int) -> Any:
+    """n floats of one, from a cache line's start on."""
+    block = np.ones(n + 16, np.float32)
+    first = -block.ctypes.data % 64 // FLOAT_BYTES
+    return block[first : first + n]
+
+
+def best_rate(use: Any, seconds: float) -> float:
+    """The highest work / time of calls that go on for so many seconds."""
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        work, _ = use()
+        best = max(best, work / (time.perf_counter() - start))
+    return best
+
+
+def probe(threads: int, seconds: float) -> dict[str, float]:
+    """FLOP/s, and bytes/s from each level, on so many threads together."""
+    sizes = cache_sizes()
+    # A half leaves room for what else is there; L3 is shared; memory: several times all caches.
+    buffers = {
+        "L1": threads * sizes["L1"] // 2,
+        "L2": threads * sizes["L2"] // 2,
+        "L3": sizes["L3"] // 2,
+        "memory": max(4 * sizes["L3"], 128 << 20),
+    }
+    found = {"flops": best_rate(lambda: _core.probe_fma(200_000, threads), seconds)}
+    for level, size in buffers.items():
+        values = aligned(size // FLOAT_BYTES)
+        passes = max(1, (32 << 20) // size)
+        found[level] = best_rate(
+            lambda v=values, n=passes: _core.probe_read(v, n, threads), seconds
+        )
+    return found
+
+
+def level_of(case: Case, threads: int) -> str:
+    """The first level that holds the weights of a step: a thread's share of them, in its own."""
+    sizes = cache_sizes()
+    own = case.step_weight_bytes / threads
+    if own <= sizes["L1"]:
+        return "L1"
+    if own <= sizes["L2"]:
+        return "L2"
+    return "L3" if case.step_weight_bytes <= sizes["L3"] else "memory"
+
+
+def limit(case: Case, threads: int, rates: dict[str, float]) -> dict[str, Any]:
+    """The least seconds that the products take, and what bounds them."""
+    level = level_of(case, threads)
+    arithmetic, reading = case.flops / rates["flops"], case.weight_bytes / rates[level]
+    return {
+        "seconds": max(arithmetic, reading),
+        "bound": "multiply-adds" if arithmetic >= reading else f"{level} reads",
+        "level": level,
+        "of_peak": arithmetic,
+    }

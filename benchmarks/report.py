@@ -1,0 +1,251 @@
+"""The peer benchmark's results as Markdown and two pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cases import (
+    BLOCK_STEPS,
+    GRIDS,
+    RTNEURAL,
+    TRAINING_MEAN_BEST,
+    TRAINING_MEAN_TORCH,
+    TRAINING_WORST,
+)
+from machine import LEVELS
+
+TITLES = {
+    "step": "One step: B = 1, T = 1",
+    "block": f"A block of {BLOCK_STEPS} steps, B = 1: times a step",
+    "inference": "Inference over a sequence",
+    "training": "Training: forward and full BPTT, dx and all parameter gradients",
+    "deepbench": "DeepBench's sizes",
+    "tails": "Sizes that fill no vector, and I other than H",
+}
+MODEL = """\
+A ratio is a peer's median over rnnkern's: above 1, rnnkern is faster. Times are medians over all
+timed calls of all rounds, with the minimum in parentheses; calls of less than 0.1 ms are timed in
+batches. Sizes are B,T,H, with I = H, or B,T,I>H.
+
+**Limit.** A case takes at least flops / peak seconds, and at least the bytes of weights that its
+steps must read over the bandwidth of the first cache level that holds them (a thread's share of
+them, in its own L1 or L2; all, in L3). A step reads W_hh once forward and once backward; in the
+step grid, where a call is one step, W_ih too. FLOPs are 2 * B * T * G * H * (I + H) forward, three
+times that for training: products only. The share of the limit is the larger of the two times over
+rnnkern's median; what moves activations, and the cells' own maths, are not in it.
+
+Targets hold for one thread: a ratio to the best peer, or a share of the multiply-add peak."""
+
+
+def mean(values: Iterable[float]) -> float:
+    """The geometric one."""
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    ruler = "|---|" + "---:|" * (len(head) - 1)
+    return [f"| {' | '.join(head)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def times_of(case: dict[str, Any], name: str, *, least: bool = False) -> str:
+    found = case["times"].get(name)
+    if found is None:
+        return "-"
+    calls = case["T"] if case["grid"] == "block" else 1
+    shown = duration(found["median"] / calls)
+    return f"{shown} ({duration(found['min'] / calls)})" if least else shown
+
+
+def times(x: float | None) -> str:
+    return "-" if x is None else f"{x:.2f} x" if x < 10 else f"{x:.0f} x"
+
+
+def best_ratio(case: dict[str, Any]) -> float | None:
+    return case["ratios"][case["best"]] if case["best"] else None
+
+
+def target_of(case: dict[str, Any]) -> str:
+    target = case["target"]
+    if target is None:
+        return "-"
+    unit = "x" if target["what"] == "ratio" else "of peak"
+    return f">= {target['at_least']:g} {unit}"
+
+
+def grid_section(grid: str, cases: list[dict[str, Any]], names: list[str]) -> list[str]:
+    peers = [n for n in names if n != "rnnkern" and any(n in c["times"] for c in cases)]
+    head = ["case", "rnnkern", *peers, "to best", "to PyTorch", "target", "met", "of limit"]
+    head += ["of peak", "bound"]
+    rows = [
+        [
+            case["name"].removeprefix(f"{grid} "),
+            times_of(case, "rnnkern", least=True),
+            *(times_of(case, peer) for peer in peers),
+            times(best_ratio(case)),
+            times(case["ratios"].get("PyTorch")),
+            target_of(case),
+            {True: "yes", False: "**no**", None: "-"}[case["met"]],
+            f"{case['shares']['limit']:.0%}",
+            f"{case['shares']['peak']:.0%}",
+            case["limit"]["bound"],
+        ]
+        for case in cases
+    ]
+    lines = [f"### {TITLES[grid]}", "", *table(head, rows)]
+    if grid == "block":
+        lines += rtneural(cases)
+    best = [r for case in cases if (r := best_ratio(case)) is not None]
+    torch = [r for case in cases if (r := case["ratios"].get("PyTorch")) is not None]
+    if best:
+        lines.append(f"Geometric mean: {mean(best):.2f} x the best peer")
+        lines[-1] += f", {mean(torch):.2f} x PyTorch." if torch else "."
+        lines[-1] += f" Worst case: {min(best):.2f} x the best peer."
+        if grid == "training":
+            lines[-1] += (
+                f" To reach: {TRAINING_MEAN_BEST:g} x, {TRAINING_MEAN_TORCH:g} x PyTorch, no case"
+                f" below {TRAINING_WORST:g} x."
+            )
+        lines.append("")
+    return lines
+
+
+def rtneural(cases: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for case in cases:
+        if (case["kind"], case["H"]) in RTNEURAL:
+            theirs, factor = RTNEURAL[case["kind"], case["H"]]
+            own = case["times"]["rnnkern"]["median"] / case["T"] * 1e9
+            name = case["name"].removeprefix("block ")
+            rows.append([name, f"{own:.0f} ns", f"{theirs:.0f} ns", f"{theirs / factor:.0f} ns"])
+    note = "RTNeural (commit 1fb1f07) in C++, with sizes fixed at compile time, was measured on a"
+    note += " Zen 5 core with AVX-512: comparable only with a run there."
+    return [note, "", *table(["case", "rnnkern", "RTNeural", "to reach there"], rows)]
+
+
+def machine_section(run: dict[str, Any]) -> list[str]:
+    machine = run["machine"]
+    rows = [
+        [when, f"{machine[when]['flops'] / 1e9:.1f} GFLOP/s"]
+        + [f"{machine[when][level] / 1e9:.1f} GB/s" for level in LEVELS]
+        for when in ("start", "end")
+    ]
+    return table(["machine", "multiply-adds", *LEVELS], rows)
+
+
+def markdown(results: dict[str, Any], pictures: list[str]) -> str:
+    info = results["rnnkern"]
+    versions = {k: v for run in results["runs"] for k, v in run["versions"].items()}
+    missing = sorted({name for run in results["runs"] for name in run["missing"]})
+    settings = results["settings"]
+    lines = [
+        "# rnnkern and its peers",
+        "",
+        f"{results['date']}, {results['cpu']}, {results['cores']} cores,"
+        f" caches {', '.join(f'{k} {v >> 10} KiB' for k, v in sorted(results['caches'].items()))};"
+        f" instruction set {info['isa']}, {info['compiler']}, commit {info['commit']};"
+        f" Python {results['python']}, NumPy {results['numpy']}.",
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
+        + (f" Missing, hence not compared: {', '.join(missing)}." if missing else ""),
+        f"{settings['rounds']} rounds of {settings['turn']:g} s a turn, in turns.",
+        "",
+        MODEL,
+        "",
+    ]
+    for run in results["runs"]:
+        s = "" if run["threads"] == 1 else "s"
+        lines += [f"## {run['threads']} thread{s}", "", *machine_section(run)]
+        for grid in GRIDS:
+            cases = [case for case in run["cases"] if case["grid"] == grid]
+            if cases:
+                lines += grid_section(grid, cases, list(run["versions"]))
+    lines += [line for name in pictures for line in (f"![{name}]({name})", "")]
+    return "\n".join(lines)
+
+
+COLORS = dict(zip(GRIDS, ("C0", "C9", "C2", "C3", "C4", "C5"), strict=True))
+
+
+def ratio_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
+    cases = [case for case in run["cases"] if case["best"]]
+    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.17 * len(cases)), layout="constrained")
+    rows = range(len(cases))
+    for grid in GRIDS:
+        points = [(best_ratio(c), y) for y, c in zip(rows, cases, strict=True) if c["grid"] == grid]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, "o", color=COLORS[grid], markersize=5, label=grid)
+    marks = [
+        (case["target"]["at_least"], y)
+        for y, case in zip(rows, cases, strict=True)
+        if case["target"] and case["target"]["what"] == "ratio"
+    ]
+    if marks:
+        x, y = zip(*marks, strict=True)
+        axes.plot(x, y, "|", color="black", markersize=9, label="target")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.grid(axis="x", which="both", alpha=0.3)
+    axes.set_yticks(rows, [case["name"] for case in cases], fontsize=7)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_xlabel(f"best peer's median / rnnkern's, {run['threads']} thread(s)")
+    figure.legend(loc="outside upper center", ncols=7, fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def roofline_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    rates = run["machine"]["best"]
+    for grid in GRIDS:
+        cases = [case for case in run["cases"] if case["grid"] == grid]
+        if cases:
+            x = [case["flops"] / case["weight_bytes"] for case in cases]
+            y = [case["flops"] / case["times"]["rnnkern"]["median"] / 1e9 for case in cases]
+            axes.plot(x, y, "o", color=COLORS[grid], markersize=5, alpha=0.8, label=grid)
+    low, high = axes.get_xlim()
+    low, high = min(low, 0.25), max(high, 64.0) * 1.5
+    for level in LEVELS:
+        ridge = rates["flops"] / rates[level]
+        axes.plot([low, ridge], [low * rates[level] / 1e9, rates["flops"] / 1e9], lw=1, c="gray")
+        axes.annotate(level, (low, low * rates[level] / 1e9), fontsize=8, va="bottom")
+    axes.plot([low, high], [rates["flops"] / 1e9] * 2, lw=1, c="black")
+    axes.set(xscale="log", yscale="log", xlim=(low, high))
+    axes.set_xlabel("FLOPs a byte of recurrent weights read")
+    axes.set_ylabel(f"GFLOP/s, {run['threads']} thread(s)")
+    axes.grid(which="both", alpha=0.2)
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def write(results: dict[str, Any], folder: Path) -> Path:
+    """Write RESULTS.md and its pictures; return the report's path."""
+    pictures = []
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("matplotlib is missing: no pictures")
+    else:
+        for run in results["runs"]:
+            for name, draw in (("ratios", ratio_picture), ("roofline", roofline_picture)):
+                path = folder / f"{name}-{run['threads']}.png"
+                draw(plt, run, path)
+                pictures.append(path.name)
+    report = folder / "RESULTS.md"
+    report.write_text(markdown(results, pictures))
+    return report
