@@ -274,6 +274,8 @@ class Jax:
         import jax
 
         self.jax, self.version = jax, jax.__version__
+        # Calls run where they are made: no hand-over to a thread, which on one core costs most.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         if jax.default_backend() != "cpu":
             raise RuntimeError(f"JAX: expected the cpu backend, got {jax.default_backend()}")
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,7 @@ def pin(threads: int) -> None:
 
 def environment(threads: int) -> dict[str, str]:
     """This process's, with each library limited to so many threads."""
-    limits = {
-        name: str(threads)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    }
+    limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
     # XLA's pool is as large as the process has cores; this spares it where there is only one.
     xla = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
     return {**os.environ, **limits, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
@@ -100,9 +98,8 @@ def probe(threads: int, seconds: float) -> dict[str, float]:
     for level, size in buffers.items():
         values = aligned(size // FLOAT_BYTES)
         passes = max(1, (32 << 20) // size)
-        found[level] = best_rate(
-            lambda v=values, n=passes: _core.probe_read(v, n, threads), seconds
-        )
+        read = partial(_core.probe_read, values, passes, threads)
+        found[level] = best_rate(read, seconds)
     return found
 
 

@@ -214,8 +214,8 @@ def roofline_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
             x = [case["flops"] / case["weight_bytes"] for case in cases]
             y = [case["flops"] / case["times"]["rnnkern"]["median"] / 1e9 for case in cases]
             axes.plot(x, y, "o", color=COLORS[grid], markersize=5, alpha=0.8, label=grid)
-    low, high = axes.get_xlim()
-    low, high = min(low, 0.25), max(high, 64.0) * 1.5
+    intensities = [case["flops"] / case["weight_bytes"] for case in run["cases"]]
+    low, high = min(0.25, *intensities) / 1.5, max(64.0, *intensities) * 1.5
     for level in LEVELS:
         ridge = rates["flops"] / rates[level]
         axes.plot([low, ridge], [low * rates[level] / 1e9, rates["flops"] / 1e9], lw=1, c="gray")

@@ -189,9 +189,7 @@ def test_probe_counts(count):
 
 
 def test_probe_values():
-    with pytest.raises(
-        TypeError, match=r"^values: expected an array of dtype float32, got float64"
-    ):
+    with pytest.raises(TypeError, match=r"^values: .* of dtype float32, got float64"):
         _core.probe_read(np.zeros(8), 1, 1)
     with pytest.raises(ValueError, match=r"^values: expected shape"):
         _core.probe_read(np.zeros((2, 4), np.float32), 1, 1)
