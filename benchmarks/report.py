@@ -46,6 +46,10 @@ def mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
+def threads_of(run: dict[str, Any]) -> str:
+    return f"{run['threads']} thread{'' if run['threads'] == 1 else 's'}"
+
+
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     ruler = "|---|" + "---:|" * (len(head) - 1)
     return [f"| {' | '.join(head)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows), ""]
@@ -163,8 +167,7 @@ def markdown(results: dict[str, Any], pictures: list[str]) -> str:
         "",
     ]
     for run in results["runs"]:
-        s = "" if run["threads"] == 1 else "s"
-        lines += [f"## {run['threads']} thread{s}", "", *machine_section(run)]
+        lines += [f"## {threads_of(run)}", "", *machine_section(run)]
         for grid in GRIDS:
             cases = [case for case in run["cases"] if case["grid"] == grid]
             if cases:
@@ -196,10 +199,11 @@ def ratio_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "25" else "")
     axes.grid(axis="x", which="both", alpha=0.3)
     axes.set_yticks(rows, [case["name"] for case in cases], fontsize=7)
     axes.set_ylim(len(cases) - 0.5, -0.5)
-    axes.set_xlabel(f"best peer's median / rnnkern's, {run['threads']} thread(s)")
+    axes.set_xlabel(f"best peer's median / rnnkern's, {threads_of(run)}")
     figure.legend(loc="outside upper center", ncols=7, fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -219,11 +223,14 @@ def roofline_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
     for level in LEVELS:
         ridge = rates["flops"] / rates[level]
         axes.plot([low, ridge], [low * rates[level] / 1e9, rates["flops"] / 1e9], lw=1, c="gray")
-        axes.annotate(level, (low, low * rates[level] / 1e9), fontsize=8, va="bottom")
+        start = (low * 1.05, low * rates[level] / 1e9)
+        axes.annotate(f"{level} {rates[level] / 1e9:.0f} GB/s", start, fontsize=8, va="bottom")
     axes.plot([low, high], [rates["flops"] / 1e9] * 2, lw=1, c="black")
+    peak = f"multiply-adds {rates['flops'] / 1e9:.0f} GFLOP/s"
+    axes.annotate(peak, (high / 1.1, rates["flops"] / 1e9), fontsize=8, va="bottom", ha="right")
     axes.set(xscale="log", yscale="log", xlim=(low, high))
     axes.set_xlabel("FLOPs a byte of recurrent weights read")
-    axes.set_ylabel(f"GFLOP/s, {run['threads']} thread(s)")
+    axes.set_ylabel(f"GFLOP/s, {threads_of(run)}")
     axes.grid(which="both", alpha=0.2)
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=100)
