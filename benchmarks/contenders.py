@@ -90,14 +90,11 @@ class Torch:
 
     def prepare(self, problem: Problem) -> Call:
         torch, case = self.torch, problem.case
-        cell = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN}[case.kind]
-        layer = cell(case.I, case.H)
-        with torch.no_grad():
-            for name, value in problem.params.items():
-                getattr(layer, f"{name}_l0").copy_(torch.from_numpy(value))
+        layer = self._layer(problem)
         x, dy = torch.from_numpy(problem.x), torch.from_numpy(problem.dy)
         if case.training:
-            return self._training(layer, x.clone().requires_grad_(), dy)
+            params = dict(layer.named_parameters())
+            return self._training(layer, params, x.clone().requires_grad_(), dy)
         state = None
 
         def run() -> Any:
@@ -114,9 +111,31 @@ class Torch:
             torch.inference_mode,
         )
 
+    def prepare_packed(self, problem: Problem, lengths: Array) -> Call:
+        """A training step over the real steps only, as `pack_padded_sequence` offers it."""
+        rnn = self.torch.nn.utils.rnn
+        layer, real = self._layer(problem), self.torch.from_numpy(lengths)
+        x, dy = self.torch.from_numpy(problem.x).requires_grad_(), self.torch.from_numpy(problem.dy)
+
+        def packed(x: Any) -> Any:
+            sequence = rnn.pack_padded_sequence(x, real, enforce_sorted=False)
+            found, state = layer(sequence)
+            return rnn.pad_packed_sequence(found, total_length=problem.case.T)[0], state
+
+        return self._training(packed, dict(layer.named_parameters()), x, dy)
+
+    def _layer(self, problem: Problem) -> Any:
+        case, nn = problem.case, self.torch.nn
+        cell = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}[case.kind]
+        layer = cell(case.I, case.H)
+        with self.torch.no_grad():
+            for name, value in problem.params.items():
+                getattr(layer, f"{name}_l0").copy_(self.torch.from_numpy(value))
+        return layer
+
     @staticmethod
-    def _training(layer: Any, x: Any, dy: Any) -> Call:
-        leaves = {"dx": x, **{n.removesuffix("_l0"): p for n, p in layer.named_parameters()}}
+    def _training(layer: Any, params: dict[str, Any], x: Any, dy: Any) -> Call:
+        leaves = {"dx": x, **{name.removesuffix("_l0"): p for name, p in params.items()}}
 
         def train() -> Any:
             for leaf in leaves.values():

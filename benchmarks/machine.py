@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from cases import FLOAT_BYTES, Case
 
+import rnnkern as rk
 from rnnkern import _core
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +54,20 @@ def commit() -> str | None:
     if head.returncode != 0:
         return None
     return head.stdout.strip() + ("+" if dirty.stdout else "")
+
+
+def facts() -> dict[str, Any]:
+    """Where, when and with what a benchmark ran."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "caches": cache_sizes(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "rnnkern": {**rk.info(), "commit": commit()},
+    }
 
 
 def pin(threads: int) -> None:

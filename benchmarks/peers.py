@@ -15,10 +15,8 @@ checked against rnnkern's in every library before it is timed, and the libraries
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,11 +26,9 @@ from typing import Any
 import numpy as np
 from cases import GRIDS, Case, all_cases, quick_cases, selected
 from contenders import Arrays, Call, difference, importable, problem_of
-from machine import cache_sizes, commit, cpu_name, environment, limit, pin, probe
+from machine import environment, facts, limit, pin, probe
 from report import write
 from timing import interleaved
-
-import rnnkern as rk
 
 CARRIED_CALLS = 3  # of a streaming case are compared, so that a lost state is seen
 PROBE_SECONDS = 0.2  # for each of the machine's limits
@@ -135,14 +131,7 @@ def run_in_processes(options: argparse.Namespace) -> dict[str, Any]:
                 sys.exit(done.returncode)
             runs.append(json.loads(result.read_text()))
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "caches": cache_sizes(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "rnnkern": {**rk.info(), "commit": commit()},
+        **facts(),
         "settings": {
             name: getattr(options, name) for name in ("rounds", "turn", "quick", "grid", "only")
         },
@@ -152,7 +141,7 @@ def run_in_processes(options: argparse.Namespace) -> dict[str, Any]:
 
 def thread_counts(text: str) -> list[int]:
     cores = len(os.sched_getaffinity(0))
-    counts = [int(part) for part in text.split(",")]
+    counts = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
     if not all(1 <= n <= cores for n in counts):
         expected = f"numbers from 1 to {cores}, the cores that this process may use"
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")

@@ -147,25 +147,27 @@ def machine_section(run: dict[str, Any]) -> list[str]:
     return table(["machine", "multiply-adds", *LEVELS], rows)
 
 
-def markdown(results: dict[str, Any], pictures: list[str]) -> str:
-    info = results["rnnkern"]
-    versions = {k: v for run in results["runs"] for k, v in run["versions"].items()}
-    missing = sorted({name for run in results["runs"] for name in run["missing"]})
-    settings = results["settings"]
-    lines = [
-        "# rnnkern and its peers",
-        "",
-        f"{results['date']}, {results['cpu']}, {results['cores']} cores,"
-        f" caches {', '.join(f'{k} {v >> 10} KiB' for k, v in sorted(results['caches'].items()))};"
+def facts_lines(results: dict[str, Any]) -> list[str]:
+    """Machine, build, libraries and settings, a paragraph."""
+    info, settings = results["rnnkern"], results["settings"]
+    caches = ", ".join(
+        f"{name} {size >> 10} KiB" for name, size in sorted(results["caches"].items())
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    missing = ", ".join(sorted(results["missing"]))
+    return [
+        f"{results['date']}, {results['cpu']}, {results['cores']} cores, caches {caches};"
         f" instruction set {info['isa']}, {info['compiler']}, commit {info['commit']};"
         f" Python {results['python']}, NumPy {results['numpy']}.",
-        f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
-        + (f" Missing, hence not compared: {', '.join(missing)}." if missing else ""),
-        f"{settings['rounds']} rounds of {settings['turn']:g} s a turn, in turns.",
-        "",
-        MODEL,
+        f"{versions}." + (f" Missing, hence not compared: {missing}." if missing else ""),
+        f"{settings['rounds']} rounds of {settings['turn']:g} s a turn, the contenders in turns.",
         "",
     ]
+
+
+def markdown(results: dict[str, Any], pictures: list[str]) -> str:
+    first = {key: results["runs"][0][key] for key in ("versions", "missing")}
+    lines = ["# rnnkern and its peers", "", *facts_lines({**results, **first}), MODEL, ""]
     for run in results["runs"]:
         lines += [f"## {threads_of(run)}", "", *machine_section(run)]
         for grid in GRIDS:
@@ -191,7 +193,7 @@ def ratio_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
     marks = [
         (case["target"]["at_least"], y)
         for y, case in zip(rows, cases, strict=True)
-        if case["target"] and case["target"]["what"] == "ratio"
+        if run["threads"] == 1 and case["target"] and case["target"]["what"] == "ratio"
     ]
     if marks:
         x, y = zip(*marks, strict=True)

@@ -1,0 +1,454 @@
+"""Around the kernels: memory, import, size, threads, neighbours, clips, growth, lengths.
+
+Needs what `peers.py` needs; a library that can't be imported is left out. One against two threads
+is read from that benchmark's results::
+
+    python benchmarks/around.py --quick
+    python benchmarks/around.py --wheel dist/rnnkern-*.whl --peers benchmarks/results/peers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import Case
+from contenders import Call, Problem, Rnnkern, Torch, importable, problem_of
+from machine import environment, facts, pin
+from report import duration, facts_lines, table, times
+from timing import interleaved
+
+import rnnkern as rk
+
+Settings = dict[str, Any]  # rounds, turn, quick
+
+
+def training(kind: str, B: int, T: int, H: int) -> Case:
+    return Case("training", kind, B, T, H, H, True)
+
+
+def call_of(contender: Any, case: Case) -> Call:
+    call = contender.prepare(problem_of(case))
+    assert call is not None, f"{contender.name} has no {case.name}"
+    return call
+
+
+def medians(calls: dict[str, Call], settings: Settings) -> dict[str, float]:
+    found = interleaved(calls, settings["rounds"], settings["turn"])
+    return {name: t["median"] for name, t in found.items()}
+
+
+def call(run: Callable[[], Any]) -> Call:
+    return Call(run, lambda _: {})
+
+
+# ---- measured in a process of its own, on so many threads --------------------------------------
+
+
+def status_bytes(key: str) -> int:
+    """A line of /proc/self/status, such as VmHWM, the most that was resident."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"/proc/self/status: expected a line {key}")
+
+
+def step_memory(which: type, case: Case) -> int:
+    """What one training step adds to the resident memory at its peak."""
+    contender = which(1)
+    # The library's own set-up, which a step of the same width brings, is not the step's.
+    warm = call_of(contender, training(case.kind, 1, 2, case.H))
+    warm.run()
+    step = call_of(contender, case)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    before = status_bytes("VmRSS")
+    kept = step.run()
+    peak = status_bytes("VmHWM")
+    del kept
+    return peak - before
+
+
+MEMORY_SIZES = ((16, 100, 256), (32, 100, 512))  # B, T, H
+
+
+def memory(which: type, size: tuple[int, int, int]) -> Callable[[Settings], int]:
+    return lambda _: step_memory(which, training("lstm", *size))
+
+
+def neighbour(settings: Settings) -> list[dict[str, Any]]:
+    """Two threads on two cores, alone and with a process that keeps the second core busy."""
+    cases = [training("lstm", 32, 100, 512), Case("inference", "lstm", 1, 100, 512, 512)]
+    if settings["quick"]:
+        cases = [training("lstm", 8, 20, 64), Case("inference", "lstm", 1, 20, 64, 64)]
+    contenders = [c for c in importable(2)[0] if c.name in ("rnnkern", "PyTorch", "ONNX Runtime")]
+    rows = []
+    core = max(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    busy = subprocess.Popen([sys.executable, "-c", spin])
+    try:
+        busy.send_signal(signal.SIGSTOP)
+        for case in cases:
+            problem = problem_of(case)
+            calls = {c.name: found for c in contenders if (found := c.prepare(problem))}
+            quiet: dict[str, list[float]] = {name: [] for name in calls}
+            loud: dict[str, list[float]] = {name: [] for name in calls}
+            once = {**settings, "rounds": 1}
+            for _ in range(settings["rounds"]):
+                for into, wanted in ((quiet, signal.SIGSTOP), (loud, signal.SIGCONT)):
+                    busy.send_signal(wanted)
+                    for name, median in medians(calls, once).items():
+                        into[name].append(median)
+            rows += [
+                {
+                    "case": case.name,
+                    "name": name,
+                    "quiet": statistics.median(quiet[name]),
+                    "busy": statistics.median(loud[name]),
+                }
+                for name in calls
+            ]
+    finally:
+        busy.kill()
+        busy.wait()
+    return rows
+
+
+CLIPS = {
+    "none": None,
+    "step_value": rk.Clip(step_value=1.0),
+    "step_norm": rk.Clip(step_norm=1.0),
+    "value": rk.Clip(value=1.0),
+    "norm": rk.Clip(norm=1.0),
+    "all four": rk.Clip(1.0, 1.0, 1.0, 1.0),
+}
+
+
+def clips(settings: Settings) -> list[dict[str, Any]]:
+    rk.set_num_threads(1)
+    rows = []
+    for B, T, H in ((32, 50, 128), (16, 50, 256)):
+        case = training("lstm", B, T, H)
+        problem = problem_of(case)
+        steps = {name: call(clipped_step(problem, clip)) for name, clip in CLIPS.items()}
+        rows.append({"case": case.name, "times": medians(steps, settings)})
+    return rows
+
+
+def clipped_step(problem: Problem, clip: rk.Clip | None) -> Callable[[], Any]:
+    def step() -> Any:
+        _, _, tape = problem.layer.forward(problem.x)
+        return problem.layer.backward(tape, problem.dy, clip=clip)
+
+    return step
+
+
+def growth(settings: Settings) -> list[dict[str, Any]]:
+    """Times of an LSTM's training step (H = 64) over T, B and L, and their exponents."""
+    rk.set_num_threads(1)
+    axes = {
+        "T": ([100, 300, 1000, 3000, 10_000], lambda n: (n, 8, 1)),
+        "B": ([1, 4, 16, 64, 256, 1024], lambda n: (20, n, 1)),
+        "L": ([1, 2, 4, 8], lambda n: (50, 8, n)),
+    }
+    rng = np.random.default_rng(0)
+    rows = []
+    for letter, (sizes, at) in axes.items():
+        if settings["quick"]:
+            sizes = sizes[:3]
+        steps = {}
+        for n in sizes:
+            T, B, L = at(n)
+            x, dy = rng.normal(size=(2, T, B, 64)).astype(np.float32)
+            steps[str(n)] = call(plain_step(rk.LSTM(64, 64, L, seed=0), x, dy))
+        found = medians(steps, settings)
+        seconds = [found[str(n)] for n in sizes]
+        exponent = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+        last = math.log(seconds[-1] / seconds[-2]) / math.log(sizes[-1] / sizes[-2])
+        rows.append(
+            {"axis": letter, "sizes": sizes, "seconds": seconds, "exponent": exponent, "last": last}
+        )
+    return rows
+
+
+def plain_step(layer: Any, x: Any, dy: Any, lengths: Any = None) -> Callable[[], Any]:
+    def step() -> Any:
+        _, _, tape = layer.forward(x, lengths=lengths)
+        return layer.backward(tape, dy)
+
+    return step
+
+
+def lengths(settings: Settings) -> list[dict[str, Any]]:
+    """A batch with lengths from 1 to T against the same one at full length; PyTorch packs."""
+    contenders = {c.name: c for c in importable(1)[0]}
+    rows = []
+    sizes = ((8, 20, 64),) if settings["quick"] else ((32, 100, 128), (32, 100, 512))
+    for kind in ("lstm", "gru"):
+        for B, T, H in sizes:
+            case = training(kind, B, T, H)
+            problem = problem_of(case)
+            real = np.random.default_rng(0).integers(1, T + 1, B)
+            steps = {
+                "rnnkern full": contenders["rnnkern"].prepare(problem),
+                "rnnkern": call(plain_step(problem.layer, problem.x, problem.dy, real)),
+            }
+            if "PyTorch" in contenders:
+                torch = contenders["PyTorch"]
+                steps["PyTorch padded"] = torch.prepare(problem)
+                steps["PyTorch packed"] = torch.prepare_packed(problem, real)
+            share = float(real.sum()) / (B * T)
+            rows.append({"case": case.name, "real": share, "times": medians(steps, settings)})
+    return rows
+
+
+# Name: threads, and what measures.
+MEASURED: dict[str, tuple[int, Callable[[Settings], Any]]] = {
+    **{
+        f"memory {which.name} {size}": (1, memory(which, size))
+        for which in (Rnnkern, Torch)
+        for size in MEMORY_SIZES
+    },
+    "neighbour": (2, neighbour),
+    "clips": (1, clips),
+    "growth": (1, growth),
+    "lengths": (1, lengths),
+}
+SECTIONS = ("memory", "import", "wheel", "threads", "neighbour", "clips", "growth", "lengths")
+
+
+def in_process(name: str, settings: Settings) -> Any:
+    """One of those in a fresh process."""
+    threads, _ = MEASURED[name]
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = [sys.executable, __file__, "--process", name, json.dumps(settings), str(result)]
+        done = subprocess.run(command, env=environment(threads))
+        if done.returncode != 0:
+            sys.exit(done.returncode)
+        return json.loads(result.read_text())
+
+
+def import_times(settings: Settings) -> dict[str, Any]:
+    """Seconds that importing rnnkern takes where NumPy is there already."""
+    code = "import time, numpy; t = time.perf_counter(); import rnnkern; "
+    code += "print(time.perf_counter() - t)"
+    found = []
+    for _ in range(3 if settings["quick"] else 15):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        found.append(float(done.stdout))
+    return {"median": statistics.median(found), "min": min(found), "processes": len(found)}
+
+
+NOISE = 0.03  # equal work on both sides has been seen to differ by as much
+
+
+def wanted_speedup(case: dict[str, Any]) -> float:
+    if case["B"] == 1:
+        return 1.5 if case["H"] >= 256 else 1.0
+    return 1.85
+
+
+def thread_rows(path: Path) -> list[dict[str, Any]] | None:
+    """One against two threads, of the peer benchmark's training and inference grids; None if it
+    did not run on both."""
+    runs = {run["threads"]: run for run in json.loads(path.read_text())["runs"]}
+    if not {1, 2} <= runs.keys():
+        return None
+    two = {case["name"]: case["times"] for case in runs[2]["cases"]}
+    return [
+        {
+            "case": case["name"],
+            "seconds": [t["rnnkern"]["median"] for t in (case["times"], two[case["name"]])],
+            "wanted": wanted_speedup(case),
+            "speedups": {
+                name: found["median"] / two[case["name"]][name]["median"]
+                for name, found in case["times"].items()
+            },
+        }
+        for case in runs[1]["cases"]
+        if case["grid"] in ("training", "inference")
+    ]
+
+
+# ---- the report --------------------------------------------------------------------------------
+
+
+def mebibytes(n: float) -> str:
+    return f"{n / 2**20:.1f} MiB"
+
+
+def memory_lines(found: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for row in found:
+        own, torch = row["rnnkern"], row.get("PyTorch")
+        theirs = [mebibytes(torch), f"{own / torch:.2f}"] if torch else ["-", "-"]
+        rows.append([row["case"], mebibytes(own), *theirs])
+    return table(["one step's peak memory", "rnnkern", "PyTorch", "rnnkern / PyTorch"], rows)
+
+
+def import_lines(found: dict[str, Any]) -> list[str]:
+    line = f"Beyond NumPy: {duration(found['median'])} (least {duration(found['min'])};"
+    return [line + f" {found['processes']} fresh processes). To reach: 15 ms.", ""]
+
+
+def wheel_lines(found: dict[str, Any]) -> list[str]:
+    return [f"{found['name']}: {mebibytes(found['bytes'])}. To reach: 2 MiB.", ""]
+
+
+def threads_lines(found: list[dict[str, Any]]) -> list[str]:
+    names = list(dict.fromkeys(name for row in found for name in row["speedups"]))
+    rows = [
+        [row["case"], *map(duration, row["seconds"])]
+        + [times(row["speedups"].get(name)) for name in names]
+        + [f">= {row['wanted']:g} x"]
+        + ["yes" if row["speedups"]["rnnkern"] >= row["wanted"] - NOISE else "**no**"]
+        for row in found
+    ]
+    return table(["case", "1 thread", "2 threads", *names, "target", "met"], rows)
+
+
+def neighbour_lines(found: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        [f"{row['case']}: {row['name']}", duration(quiet), duration(busy), times(busy / quiet)]
+        for row in found
+        for quiet, busy in [(row["quiet"], row["busy"])]
+    ]
+    head = ["two threads, two cores", "alone", "one core busy", "slower by"]
+    return [*table(head, rows), "To reach: at most 1.8 x.", ""]
+
+
+def clips_lines(found: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        [row["case"], duration(row["times"]["none"])]
+        + [f"{t / row['times']['none'] - 1:+.1%}" for n, t in row["times"].items() if n != "none"]
+        for row in found
+    ]
+    return table(["forward and backward", *CLIPS], rows)
+
+
+def growth_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in found:
+        per_unit = [[str(n), duration(s), duration(s / n)] for n, s in _pairs(row)]
+        lines += table([row["axis"], "time", f"a unit of {row['axis']}"], per_unit)
+        lines += [f"Exponent: {row['exponent']:.3f}; over the last two: {row['last']:.3f}.", ""]
+    return lines
+
+
+def _pairs(row: dict[str, Any]) -> list[tuple[int, float]]:
+    return list(zip(row["sizes"], row["seconds"], strict=True))
+
+
+def lengths_lines(found: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for row in found:
+        t, cells = row["times"], [row["case"], f"{row['real']:.2f}"]
+        ratio = t["rnnkern"] / t["rnnkern full"]
+        cells += [duration(t["rnnkern full"]), duration(t["rnnkern"])]
+        cells += [f"{ratio:.2f}", f"{ratio / row['real']:.2f}"]
+        if "PyTorch packed" in t:
+            packed = t["PyTorch packed"]
+            cells += [duration(t["PyTorch padded"]), duration(packed)]
+            cells += [times(packed / t["rnnkern"])]
+        else:
+            cells += ["-"] * 3
+        rows.append(cells)
+    head = ["case", "real steps", "full", "by lengths", "ratio", "ratio / real", "PyTorch padded"]
+    return table([*head, "PyTorch packed", "packed / rnnkern"], rows)
+
+
+LINES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
+    "memory": ("Memory of one training step", memory_lines),
+    "import": ("Import", import_lines),
+    "wheel": ("The wheel", wheel_lines),
+    "threads": ("One and two threads: times as fast on two", threads_lines),
+    "neighbour": ("Beside another process", neighbour_lines),
+    "clips": ("Clips: a training step's time against none", clips_lines),
+    "growth": ("Growth of a training step, LSTM, H = 64", growth_lines),
+    "lengths": ("Variable lengths, uniform from 1 to T, training", lengths_lines),
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="small sizes, two rounds")
+    add("--only", nargs="+", default=SECTIONS, choices=SECTIONS, help="these sections")
+    add("--wheel", type=Path, help="whose size to say")
+    add("--peers", type=Path, help="results of peers.py (peers.json in the folder for results)")
+    add("--rounds", type=int, help="turns of each contender (5)")
+    add("--turn", type=float, default=0.03, help="seconds of calls a turn (0.03)")
+    add("--out", type=Path, default=Path(__file__).parent / "results", help="folder for results")
+    options = parser.parse_args()
+    for name in ("wheel", "peers"):
+        path = getattr(options, name)
+        if path and not path.is_file():
+            parser.error(f"--{name}: expected a file, got {path}")
+    options.peers = options.peers or options.out / "peers.json"
+    return options
+
+
+def measure(section: str, options: argparse.Namespace, settings: Settings) -> Any:
+    """A section's results; None if what it needs was not given."""
+    if section == "memory":
+        libraries = [name for name in ("rnnkern", "PyTorch") if name in options.libraries]
+        return [
+            {
+                "case": training("lstm", *size).name,
+                **{name: in_process(f"memory {name} {size}", settings) for name in libraries},
+            }
+            for size in MEMORY_SIZES
+        ]
+    if section == "import":
+        return import_times(settings)
+    if section == "wheel":
+        wheel = options.wheel
+        return wheel and {"name": wheel.name, "bytes": wheel.stat().st_size}
+    if section == "threads":
+        return thread_rows(options.peers) if options.peers.is_file() else None
+    return in_process(section, settings)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--process"]:
+        name, settings, result = sys.argv[2:]
+        threads, use = MEASURED[name]
+        pin(threads)
+        Path(result).write_text(json.dumps(use(json.loads(settings))))
+        return
+    options = arguments()
+    settings = {
+        "rounds": options.rounds or (2 if options.quick else 5),
+        "turn": options.turn,
+        "quick": options.quick,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    contenders, missing = importable(1)
+    options.libraries = {c.name: c.version for c in contenders}
+    results = {**facts(), "versions": options.libraries, "missing": missing, "settings": settings}
+    lines = ["# Around the kernels", "", *facts_lines(results)]
+    for section in options.only:
+        print(section, file=sys.stderr)
+        found = measure(section, options, settings)
+        results[section] = found
+        title, show = LINES[section]
+        lines += [f"## {title}", "", *(["Not measured.", ""] if found is None else show(found))]
+    (options.out / "around.json").write_text(json.dumps(results, indent=1) + "\n")
+    report = options.out / "AROUND.md"
+    report.write_text("\n".join(lines))
+    print(report)
+
+
+if __name__ == "__main__":
+    main()
