@@ -39,7 +39,7 @@ def training(kind: str, B: int, T: int, H: int) -> Case:
 
 
 def call_of(contender: Any, case: Case) -> Call:
-    call = contender.prepare(problem_of(case))
+    call: Call | None = contender.prepare(problem_of(case))
     assert call is not None, f"{contender.name} has no {case.name}"
     return call
 
@@ -422,10 +422,10 @@ def measure(section: str, options: argparse.Namespace, settings: Settings) -> An
 
 def main() -> None:
     if sys.argv[1:2] == ["--process"]:
-        name, settings, result = sys.argv[2:]
+        name, given, result = sys.argv[2:]
         threads, use = MEASURED[name]
         pin(threads)
-        Path(result).write_text(json.dumps(use(json.loads(settings))))
+        Path(result).write_text(json.dumps(use(json.loads(given))))
         return
     options = arguments()
     settings = {

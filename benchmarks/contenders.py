@@ -185,7 +185,7 @@ def onnx_model(problem: Problem) -> bytes:
         names_out += [f"{s}_out" for s in states]
         inputs += [value(s, 1, case.B, case.H) for s in states]
         outputs += [value(f"{s}_out", 1, case.B, case.H) for s in states]
-    attributes = {"hidden_size": case.H}
+    attributes: dict[str, Any] = {"hidden_size": case.H}
     if case.kind == "gru":
         attributes["linear_before_reset"] = 1
     graph = helper.make_graph(

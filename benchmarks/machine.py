@@ -119,24 +119,28 @@ def probe(threads: int, seconds: float) -> dict[str, float]:
     return found
 
 
-def level_of(case: Case, threads: int) -> str:
-    """The first level that holds the weights of a step: a thread's share of them, in its own."""
+def reading_seconds(case: Case, threads: int, rates: dict[str, float]) -> dict[str, float]:
+    """How long each level takes to deliver its part of the weights, at least: each cache, from the
+    fastest on, keeps as much of them as it has room for, the threads sharing them out."""
     sizes = cache_sizes()
-    own = case.step_weight_bytes / threads
-    if own <= sizes["L1"]:
-        return "L1"
-    if own <= sizes["L2"]:
-        return "L2"
-    return "L3" if case.step_weight_bytes <= sizes["L3"] else "memory"
+    room = {"L1": threads * sizes["L1"], "L2": threads * sizes["L2"], "L3": sizes["L3"]}
+    left, reads = case.step_weight_bytes, case.weight_bytes / case.step_weight_bytes
+    seconds = {}
+    for level in LEVELS:
+        part = min(left, room.get(level, left))
+        seconds[level] = reads * part / rates[level]
+        left -= part
+    return seconds
 
 
 def limit(case: Case, threads: int, rates: dict[str, float]) -> dict[str, Any]:
     """The least seconds that the products take, and what bounds them."""
-    level = level_of(case, threads)
-    arithmetic, reading = case.flops / rates["flops"], case.weight_bytes / rates[level]
+    arithmetic = case.flops / rates["flops"]
+    reading = reading_seconds(case, threads, rates)
+    total = sum(reading.values())
+    slowest = max(LEVELS, key=reading.__getitem__)
     return {
-        "seconds": max(arithmetic, reading),
-        "bound": "multiply-adds" if arithmetic >= reading else f"{level} reads",
-        "level": level,
+        "seconds": max(arithmetic, total),
+        "bound": "multiply-adds" if arithmetic >= total else f"{slowest} reads",
         "of_peak": arithmetic,
     }

@@ -30,12 +30,13 @@ A ratio is a peer's median over rnnkern's: above 1, rnnkern is faster. Times are
 timed calls of all rounds, with the minimum in parentheses; calls of less than 0.1 ms are timed in
 batches. Sizes are B,T,H, with I = H, or B,T,I>H.
 
-**Limit.** A case takes at least flops / peak seconds, and at least the bytes of weights that its
-steps must read over the bandwidth of the first cache level that holds them (a thread's share of
-them, in its own L1 or L2; all, in L3). A step reads W_hh once forward and once backward; in the
-step grid, where a call is one step, W_ih too. FLOPs are 2 * B * T * G * H * (I + H) forward, three
-times that for training: products only. The share of the limit is the larger of the two times over
-rnnkern's median; what moves activations, and the cells' own maths, are not in it.
+**Limit.** A case takes at least flops / peak seconds. It also takes at least as long as the weights
+that its steps must read take to come from where they can be: as much as fits in the cores' L1, then
+L2, then L3, and the rest from memory, each at the bandwidth measured. A step reads W_hh once
+forward and once backward; in the step grid, where a call is one step, W_ih too. FLOPs are
+2 * B * T * G * H * (I + H) forward, three times that for training: products only. The share of the
+limit is the longer of these two times over rnnkern's median; activations, and the cells' own maths,
+are not in it.
 
 Targets hold for one thread: a ratio to the best peer, or a share of the multiply-add peak."""
 

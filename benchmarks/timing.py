@@ -34,7 +34,7 @@ def batch_size(call: Call) -> int:
 
 def turn(call: Call, batch: int, seconds: float) -> list[float]:
     """One untimed call, then batches for so many seconds, at least one: seconds a call of each."""
-    times = []
+    times: list[float] = []
     gc.collect()
     gc.disable()
     try:
