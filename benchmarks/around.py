@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from cases import Case
-from contenders import Call, Problem, Rnnkern, Torch, importable, problem_of
+from contenders import Call, Problem, Rnnkern, Torch, difference, importable, problem_of
 from machine import environment, facts, pin
 from report import duration, facts_lines, table, times
 from timing import interleaved
@@ -93,8 +93,14 @@ def neighbour(settings: Settings) -> list[dict[str, Any]]:
         cases = [training("lstm", 8, 20, 64), Case("inference", "lstm", 1, 20, 64, 64)]
     contenders = [c for c in importable(2)[0] if c.name in ("rnnkern", "PyTorch", "ONNX Runtime")]
     rows = []
-    core = max(os.sched_getaffinity(0))
-    spin = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    # It ends with this process, however that ends.
+    spin = f"""if True:
+        import os
+        os.sched_setaffinity(0, [{max(os.sched_getaffinity(0))}])
+        while os.getppid() == {os.getpid()}:
+            for _ in range(1_000_000):
+                pass
+    """
     busy = subprocess.Popen([sys.executable, "-c", spin])
     try:
         busy.send_signal(signal.SIGSTOP)
@@ -181,9 +187,9 @@ def growth(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def plain_step(layer: Any, x: Any, dy: Any, lengths: Any = None) -> Callable[[], Any]:
+def plain_step(layer: Any, x: Any, dy: Any) -> Callable[[], Any]:
     def step() -> Any:
-        _, _, tape = layer.forward(x, lengths=lengths)
+        _, _, tape = layer.forward(x)
         return layer.backward(tape, dy)
 
     return step
@@ -199,14 +205,15 @@ def lengths(settings: Settings) -> list[dict[str, Any]]:
             case = training(kind, B, T, H)
             problem = problem_of(case)
             real = np.random.default_rng(0).integers(1, T + 1, B)
-            steps = {
-                "rnnkern full": contenders["rnnkern"].prepare(problem),
-                "rnnkern": call(plain_step(problem.layer, problem.x, problem.dy, real)),
-            }
+            own = contenders["rnnkern"].prepare_training(problem, real)
+            steps = {"rnnkern full": contenders["rnnkern"].prepare(problem), "rnnkern": own}
             if "PyTorch" in contenders:
                 torch = contenders["PyTorch"]
                 steps["PyTorch padded"] = torch.prepare(problem)
-                steps["PyTorch packed"] = torch.prepare_packed(problem, real)
+                packed = torch.prepare_packed(problem, real)
+                if wrong := difference(packed.read(packed.run()), own.read(own.run())):
+                    sys.exit(f"around: lengths, {case.name}: PyTorch packed: {wrong}")
+                steps["PyTorch packed"] = packed
             share = float(real.sum()) / (B * T)
             rows.append({"case": case.name, "real": share, "times": medians(steps, settings)})
     return rows

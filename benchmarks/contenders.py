@@ -57,7 +57,7 @@ class Rnnkern:
         rk.set_num_threads(threads)
 
     def prepare(self, problem: Problem) -> Call:
-        case, layer, x, dy = problem.case, problem.layer, problem.x, problem.dy
+        case, layer, x = problem.case, problem.layer, problem.x
         if case.streaming:
             stream, out = layer.stream(), np.empty((case.T, 1, case.H), np.float32)
             if case.grid == "step":
@@ -66,9 +66,13 @@ class Rnnkern:
             return Call(lambda: stream.run(x, out), lambda y: {"y": y.copy()})
         if not case.training:
             return Call(lambda: layer(x), lambda found: {"y": found[0]})
+        return self.prepare_training(problem)
+
+    def prepare_training(self, problem: Problem, lengths: Array | None = None) -> Call:
+        layer, x, dy = problem.layer, problem.x, problem.dy
 
         def train() -> Any:
-            y, _, tape = layer.forward(x)
+            y, _, tape = layer.forward(x, lengths=lengths)
             return y, layer.backward(tape, dy)
 
         def read(found: Any) -> Arrays:
