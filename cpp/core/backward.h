@@ -20,26 +20,17 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 inline constexpr Index kSquareLanes = kLine<T>;
 
-// Adds the squares of the first n of one vector of values, which stand from `column` on.
+// Adds the squares of one vector of values, which stand from `column` on; zeros behind a row's end.
 template <class T>
-RNNKERN_INLINE void add_squares(double* lanes, Index column, Vec<T> v, Index n) {
+RNNKERN_INLINE void add_squares(double* lanes, Index column, Vec<T> v) {
+  constexpr Index step = kLanes<double>;
+  lanes += column % kSquareLanes<T>;
   alignas(RNNKERN_VECTOR_BYTES) T values[kLanes<T>];
   store<T>(values, v);
-  lanes += column % kSquareLanes<T>;
-  for (Index i = 0; i < least(n, kLanes<T>); ++i) {
-    const double value = static_cast<double>(values[i]);
-    lanes[i] += value * value;
+  for (Index i = 0; i < kLanes<T>; i += step) {
+    const Vec<double> d = as_doubles(values + i);
+    store<double>(lanes + i, load<double>(lanes + i) + d * d);
   }
-}
-
-// Whether the first n are finite; lanes behind a row's end hold anything.
-template <class T>
-RNNKERN_INLINE bool all_finite(Vec<T> v, Index n) {
-  alignas(RNNKERN_VECTOR_BYTES) T zero_or_nan[kLanes<T>];
-  store<T>(zero_or_nan, v - v);
-  T sum = T(0);
-  for (Index i = 0; i < least(n, kLanes<T>); ++i) sum += zero_or_nan[i];
-  return sum == T(0);
 }
 
 template <class Cell, class T>
@@ -49,10 +40,9 @@ struct BackwardRoom {
   Index most_rows = 0;                                // of a chunk
   T* recurrent;     // W_hh in columns, phase by phase: [blocks of H, gates * H, lanes]
   T* input;         // W_ih in columns: [blocks of I, G * H, lanes]
-  T* dh;            // [B, padded H] dL/dh' as the products leave it
+  T* dh;            // [B, padded H] dL/dh': what takes no product, then all of it
   T* dc;            // [B, padded H]
   T* d_operand;     // [B, padded H] phase 1's
-  T* direct;        // [B, padded H] dL/dh' that takes no product
   T* scale;         // [B] step_norm's factor of dh
   T* zeros;         // [padded H]
   T* da;            // [chunk rows, slots, padded H]
@@ -77,7 +67,6 @@ struct BackwardRoom {
     dh = arena.take<T>(s.B * Hp);
     dc = arena.take<T>(Cell::has_c ? s.B * Hp : 0);
     d_operand = arena.take<T>(Cell::phases > 1 ? s.B * Hp : 0);
-    direct = arena.take<T>(s.B * Hp);
     scale = arena.take<T>(s.B);
     zeros = arena.take<T>(Hp);
     da = arena.take<T>(most_rows * row);
@@ -206,11 +195,11 @@ struct Backward {
       if constexpr (Cell::phases > 1) {
         pointwise<1>(part, t, n);
         if (!part.team.wait()) return;
-        recurrent<1>(part, t, n);
+        recurrent<1>(part, t, n, i % 2 == 1);
       }
       pointwise<0>(part, t, n);
       if (!part.team.wait()) return;
-      recurrent<0>(part, t, n);
+      recurrent<0>(part, t, n, i % 2 == 1);
       if (clip.step_norm < __builtin_inf() && !limit_norm(part, n)) return;
     }
   }
@@ -218,73 +207,78 @@ struct Backward {
   // The cell's derivative of phase P on the registers, the step clip included.
   template <int P>
   void pointwise(const Part& part, Index t, Index n) const {
-    constexpr Phase ph = Cell::phase[P];
-    constexpr bool last = P + 1 == Cell::phases;
-    const Index Hp = padded<T>(H);
-    const V bound = splat(static_cast<T>(clip.step_value));
-    const StepClip<V> limits{-bound, bound};
-    for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
-      const Index caller = row_of(rows, r);
-      const T* saved = d.saved + (rows_before(rows, t) + r) * Cell::saved * Hp;
-      const T* c = Cell::has_c ? d.cells + (rows_before(rows, t) + r) * Hp : nullptr;
-      const T* before_h = Cell::reads_h_before ? h_before(t, r) : nullptr;
-      const T* before_c = Cell::has_c ? c_before(t, r) : nullptr;
-      const T* dy_row = dy.data ? dy.data + t * dy.step + caller * dy.row : nullptr;
-      T* da = da_row(t, r);
-      const V scale = splat(room.scale[r]);
-      for (Index block = part.blocks.first; block < part.blocks.last; ++block) {
-        const Index j = block * kLanes<T>, left = H - j;
-        BackwardUnit<V> u;
-        for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load(saved + s * Hp + j);
-        if constexpr (Cell::reads_h_before) u.h_before = load_n(before_h + j, left);
-        if constexpr (Cell::reads_h) u.h = load_n(y.data + t * y.step + caller * y.row + j, left);
-        if constexpr (Cell::has_c) {
-          u.c = load(c + j);
-          u.c_before = load_n(before_c + j, left);
-          u.dc = load(room.dc + r * Hp + j);
-        }
-        if constexpr (last) {
-          const V from_y = dy_row ? load_n(dy_row + j, left) : V{};
-          u.dh = fma(load(room.dh + r * Hp + j), scale, from_y);
-        } else {
-          u.dh = load(room.d_operand + r * Hp + j);
-          u.direct = load(room.direct + r * Hp + j);
-        }
-        Cell::template backward<P>(u, limits);
-        for (int s = 0; s < slots; ++s)
-          if (ph.slots >> s & 1u) store(da + s * Hp + j, u.da[s]);
-        store(room.direct + r * Hp + j, u.direct);
-        if constexpr (Cell::has_c) store(room.dc + r * Hp + j, u.dc);
-      }
+    const Index first = part.rows.first, last = first + n;
+    for (Index r = first; r < last; ++r) {
+      Index block = part.blocks.first;
+      for (; block + 1 < part.blocks.last; block += 2) units<P, 2>(t, r, block);
+      if (block < part.blocks.last) units<P, 1>(t, r, block);
       constexpr Index vector_operations = 32;  // of a cell's derivative, about
       if (!part.team.worked(part.blocks.size() * vector_operations)) return;
     }
   }
 
+  // N vectors of units of row r at step t.
+  template <int P, int N>
+  __attribute__((always_inline)) inline void units(Index t, Index r, Index block) const {
+    using U = Units<T, N>;
+    constexpr Phase ph = Cell::phase[P];
+    constexpr bool last = P + 1 == Cell::phases;
+    const Index Hp = padded<T>(H), caller = row_of(rows, r), j = block * kLanes<T>;
+    const Index row = rows_before(rows, t) + r;
+    const V bound = splat(static_cast<T>(clip.step_value));
+    const StepClip<V> limits{-bound, bound};
+    const auto at = [j](auto* from) {
+      return [from, j](int i) { return from + j + i * kLanes<T>; };
+    };
+    const auto left = [this, j](int i) { return H - j - i * kLanes<T>; };
+    T* const dh = room.dh + r * Hp;
+    BackwardUnit<U> u;
+    for (int s = 0; s < Cell::saved; ++s)
+      u.saved[s] = load_each<T, U>(at(d.saved + (row * Cell::saved + s) * Hp));
+    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(at(h_before(t, r)), left);
+    if constexpr (Cell::reads_h)
+      u.h = load_each<T, U>(at(y.data + t * y.step + caller * y.row), left);
+    if constexpr (Cell::has_c) {
+      u.c = load_each<T, U>(at(d.cells + row * Hp));
+      u.c_before = load_each<T, U>(at(c_before(t, r)), left);
+      u.dc = load_each<T, U>(at(room.dc + r * Hp));
+    }
+    if constexpr (last) {
+      U from_y{};
+      if (dy.data) from_y = load_each<T, U>(at(dy.data + t * dy.step + caller * dy.row), left);
+      const V scale = splat(room.scale[r]);
+      u.dh = scaled_sum(load_each<T, U>(at(dh)), scale, from_y);
+    } else {
+      u.dh = load_each<T, U>(at(room.d_operand + r * Hp));
+      u.direct = load_each<T, U>(at(dh));
+    }
+    Cell::template backward<P>(u, limits);
+    T* const da = da_row(t, r);
+    for (int s = 0; s < slots; ++s)
+      if (ph.slots >> s & 1u) store_each<T>(at(da + s * Hp), u.da[s]);
+    store_each<T>(at(dh), u.direct);
+    if constexpr (Cell::has_c) store_each<T>(at(room.dc + r * Hp), u.dc);
+  }
+  static V scaled_sum(V dh, V scale, V from_y) { return fma(dh, scale, from_y); }
+  static Pair<V> scaled_sum(Pair<V> dh, V scale, Pair<V> from_y) {
+    return fma(dh, Pair<V>{scale, scale}, from_y);
+  }
+
   // The recurrent product of phase P back in time: to dL/dh', or to dL/d operand.
   template <int P>
-  void recurrent(const Part& part, Index t, Index n) const {
+  void recurrent(const Part& part, Index t, Index n, bool backwards) const {
     constexpr Phase ph = Cell::phase[P];
     const Index Hp = padded<T>(H);
     Depth depth{ph.count, H, 1, {}};
     for (int g = 0; g < ph.count; ++g) depth.start[g] = Cell::recurrent_slot[ph.first + g] * Hp;
-    for (Index i = 0; i < n; ++i) at.a[i] = da_row(t, part.rows.first + i);
     T* const to = P == 0 ? room.dh : room.d_operand;
-    product<1>(
-        *part.team.watch, n, at.a, depth, static_cast<const T*>(room.columns(P, H)),
-        ph.count * H * kLanes<T>, part.blocks.first, part.blocks.last,
-        [&](Index row, int mr, Index block, int np, T* acc) {
-          for (int m = 0; m < mr; ++m) {
-            const T* start = room.direct + (part.rows.first + row + m) * Hp + block * kLanes<T>;
-            for (int p = 0; p < np; ++p, acc += kLanes<T>)
-              store(acc, P == 0 ? load(start + p * kLanes<T>) : V{});
-          }
-        },
-        [&](Index row, int mr, Index block, int np, const T* acc) {
-          for (int m = 0; m < mr; ++m)
-            for (int p = 0; p < np; ++p, acc += kLanes<T>)
-              store(to + (part.rows.first + row + m) * Hp + (block + p) * kLanes<T>, load(acc));
-        });
+    for (Index i = 0; i < n; ++i) {
+      at.a[i] = da_row(t, part.rows.first + i);
+      at.to[i] = to + (part.rows.first + i) * Hp;
+    }
+    product<1>(*part.team.watch, n, at.a, depth, static_cast<const T*>(room.columns(P, H)),
+               part.blocks, backwards, Target<T>{at.to, nullptr, P > 0, false, Hp},
+               [](Index, int) {});
   }
 
   // step_norm: each row's factor, from the row that the product has just left in cache. False:
@@ -293,9 +287,10 @@ struct Backward {
     if (!part.team.wait()) return false;  // the whole row is needed
     const Range mine = part.team.share_of(n);
     for (Index r = part.rows.first + mine.first; r < part.rows.first + mine.last; ++r) {
-      double lanes[kSquareLanes<T>] = {}, squares = 0;
+      alignas(kLineBytes) double lanes[kSquareLanes<T>] = {};
+      double squares = 0;
       for (Index j = 0; j < H; j += kLanes<T>)
-        add_squares<T>(lanes, j, load(room.dh + r * padded<T>(H) + j), H - j);
+        add_squares<T>(lanes, j, load_n(room.dh + r * padded<T>(H) + j, H - j));
       for (const double lane : lanes) squares += lane;
       const double norm = __builtin_sqrt(squares);
       room.scale[r] = norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
@@ -365,35 +360,32 @@ struct Backward {
     return room.da_lines + column / line * chunk_rows() * line + column % line;
   }
 
+  // Units whose dL/da of a chunk stay in the second-level cache while columns pass by.
+  static constexpr Index units_at_once = 128;
+
   // dW[unit, column] += sum over the chunk's rows of da[row, unit] operand[row, column], for the
   // rows of dW in `units` that belong to gates [gate, gate + count).
   void matrix(const Team& all, Range units, const int* slot, Index gate, Index count,
               const T* operand, Index columns, T* out, double* squares, bool first,
               bool last) const {
-    const Index from = most(units.first, gate * H), to = least(units.last, (gate + count) * H);
-    if (from >= to) return;
-    for (Index u = from; u < to; ++u) at.a[u - from] = da_column(slot[u / H], u % H);
     const Index n = chunk_rows();
-    product<1>(
-        *all.watch, to - from, at.a, Depth{1, n, kLine<T>, {0}}, operand, n * kLanes<T>, 0,
-        blocks_of<T>(columns),
-        [&](Index row, int mr, Index block, int np, T* acc) {
-          for (int m = 0; m < mr; ++m)
-            for (int p = 0; p < np; ++p, acc += kLanes<T>) {
-              const Index c = (block + p) * kLanes<T>;
-              const T* before = out + (from + row + m) * columns + c;
-              store(acc, first ? V{} : load_n(before, columns - c));
-            }
-        },
-        [&](Index row, int mr, Index block, int np, const T* acc) {
-          for (int m = 0; m < mr; ++m)
-            for (int p = 0; p < np; ++p, acc += kLanes<T>) {
-              const Index u = from + row + m, c = (block + p) * kLanes<T>;
-              V v = load(acc);
-              if (last) v = settle(v, squares + u * kSquareLanes<T>, c, columns - c);
-              store_n(out + u * columns + c, v, columns - c);
-            }
-        });
+    const Index end = least(units.last, (gate + count) * H);
+    Index size;
+    for (Index from = most(units.first, gate * H); from < end; from += size) {
+      size = least(units_at_once, end - from);
+      for (Index i = 0; i < size; ++i) {
+        at.a[i] = da_column(slot[(from + i) / H], (from + i) % H);
+        at.to[i] = out + (from + i) * columns;
+      }
+      product<1>(*all.watch, size, at.a, Depth{1, n, kLine<T>, {0}}, operand,
+                 Range{0, blocks_of<T>(columns)}, false,
+                 Target<T>{at.to, nullptr, first, false, columns}, [&](Index block, int np) {
+                   if (!last) return;
+                   const Range part{block * kLanes<T>, least(columns, (block + np) * kLanes<T>)};
+                   for (Index i = 0; i < size; ++i)
+                     settle(at.to[i], squares + (from + i) * kSquareLanes<T>, part);
+                 });
+    }
   }
 
   // db[unit] += sum over the chunk's rows of da[row, unit].
@@ -406,19 +398,25 @@ struct Backward {
         const T* da = da_column(slot[g], j);
         V sum = first ? V{} : load_n(out + g * H + j, H - j);
         for (Index k = 0; k < n; ++k) sum += load(da + k * kLine<T>);
-        if (last) sum = settle(sum, squares + g * kSquareLanes<T>, j, H - j);
         store_n(out + g * H + j, sum, H - j);
+        if (last) settle(out + g * H, squares + g * kSquareLanes<T>, {j, least(H, j + kLanes<T>)});
         if (!all.worked(n)) return;
       }
   }
 
-  // The end of a vector of parameter gradients: finiteness, value clip, squares.
-  V settle(V v, double* lanes, Index column, Index left) const {
-    if (!all_finite<T>(v, left)) __atomic_store_n(room.finite, 0, __ATOMIC_RELAXED);
+  // The end of some columns of a row of parameter gradients: finiteness, value clip, squares.
+  void settle(T* row, double* lanes, Range columns) const {
     const V bound = splat(static_cast<T>(clip.value));
-    v = limit(v, -bound, bound);
-    add_squares<T>(lanes, column, v, left);
-    return v;
+    const bool clips = clip.value < __builtin_inf();
+    V zero_or_nan{};
+    for (Index j = columns.first; j < columns.last; j += kLanes<T>) {
+      const Index left = columns.last - j;
+      V v = load_n(row + j, left);
+      zero_or_nan += v - v;
+      if (clips) store_n(row + j, v = limit(v, -bound, bound), left);
+      add_squares<T>(lanes, j, v);
+    }
+    if (!all_zero<T>(zero_or_nan)) __atomic_store_n(room.finite, 0, __ATOMIC_RELAXED);
   }
 
   // dL/dx of the chunk's rows.
@@ -433,21 +431,9 @@ struct Backward {
       }
     Depth depth{static_cast<int>(G), H, 1, {}};
     for (Index g = 0; g < G; ++g) depth.start[g] = Cell::input_slot[g] * padded<T>(H);
-    product<1>(
-        *all.watch, n, at.a, depth, static_cast<const T*>(room.input), G * H * kLanes<T>, 0,
-        blocks_of<T>(I),
-        [](Index, int mr, Index, int np, T* acc) {
-          for (int i = 0; i < mr * np; ++i) store(acc + i * kLanes<T>, V{});
-        },
-        [&](Index row, int mr, Index block, int np, const T* acc) {
-          for (int m = 0; m < mr; ++m)
-            for (int p = 0; p < np; ++p, acc += kLanes<T>) {
-              const Index c = (block + p) * kLanes<T>;
-              T* to = at.to[row + m] + c;
-              const V v = load(acc);
-              store_n(to, adds_dx ? load_n(to, I - c) + v : v, I - c);
-            }
-        });
+    product<1>(*all.watch, n, at.a, depth, static_cast<const T*>(room.input),
+               Range{0, blocks_of<T>(I)}, false, Target<T>{at.to, nullptr, true, adds_dx, I},
+               [](Index, int) {});
   }
 };
 

@@ -8,6 +8,12 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
+// Whether a gate's recurrent sum has a slot of its own beside the input's part.
+template <class Cell>
+constexpr bool stands_alone(int gate) {
+  return Cell::recurrent_slot[gate] != Cell::input_slot[gate];
+}
+
 // Weights of one direction in panels.
 template <class Cell, class T>
 struct ForwardWeights {
@@ -28,14 +34,15 @@ struct ForwardWeights {
   }
   void pack(const Direction<T>& d, Index I, Index H, const Team& team) const {
     const Range blocks = team.share_of(blocks_of<T>(H));
-    pack_gates(*team.watch, d.w_ih, 0, Cell::gates, H, I, blocks, input);
-    for (int p = 0; p < Cell::phases; ++p)
-      pack_gates(*team.watch, d.w_hh, Cell::phase[p].first, Cell::phase[p].count, H, H, blocks,
-                 panels(p, H));
+    pack_gates<Cell::gates>(*team.watch, d.w_ih, 0, H, I, blocks, input);
+    pack_gates<Cell::phase[0].count>(*team.watch, d.w_hh, 0, H, H, blocks, panels(0, H));
+    if constexpr (Cell::phases > 1)
+      pack_gates<Cell::phase[1].count>(*team.watch, d.w_hh, Cell::phase[1].first, H, H, blocks,
+                                       panels(1, H));
     if (team.index != 0) return;
     pack_bias(d.b_hh, static_cast<const T*>(nullptr), Cell::gates, H, bias_hh);
     for (int g = 0; g < Cell::gates; ++g) {
-      const bool alone = Cell::phase[0].from_bias >> g & 1u;
+      const bool alone = stands_alone<Cell>(g);
       const T* b_ih = d.b_ih ? d.b_ih + g * H : nullptr;
       const T* b_hh = d.b_hh && !alone ? d.b_hh + g * H : nullptr;
       pack_bias(b_ih, b_hh, 1, H, bias + g * padded<T>(H));
@@ -50,7 +57,9 @@ inline constexpr Index kRowSlots = Cell::saved > Cell::gates ? Cell::saved : Cel
 // What one direction needs while it runs.
 template <class Cell, class T>
 struct ForwardRoom {
-  static constexpr Index z_bytes = 256 * 1024;  // the input's products of a chunk stay in cache
+  // The input's products of a chunk stay in cache, and yet are of rows enough for the weights that
+  // they bring to the cache.
+  static constexpr Index z_bytes = 256 * 1024, z_rows = 128;
   ForwardWeights<Cell, T> weights;
   T* h[2];          // [B, padded H] the state, before and after, in turns
   T* c;             // [B, padded H]
@@ -60,7 +69,8 @@ struct ForwardRoom {
 
   void take(Arena& arena, const Schedule& s, Index I, Index H, bool packed) {
     const Index row = padded<T>(H) * kRowSlots<Cell>;
-    chunk = most(1, least(s.T, z_bytes / (row * static_cast<Index>(sizeof(T)) * most(1, s.B))));
+    const Index rows = most(z_rows, z_bytes / (row * static_cast<Index>(sizeof(T))));
+    chunk = most(1, least(s.T, rows / most(1, s.B)));
     if (!packed) weights.take(arena, I, H);
     for (T*& half : h) half = arena.take<T>(s.B * padded<T>(H));
     c = arena.take<T>(Cell::has_c ? s.B * padded<T>(H) : 0);
@@ -74,11 +84,13 @@ template <class T>
 struct ForwardPointers {
   const T** x;        // [chunk * B]
   T** z;              // [chunk * B]
+  T** z_now;          // [B] of the step at hand
   const T** h[2];     // [B]
   const T** operand;  // [B]
   void take(Arena& arena, Index chunk, Index B) {
     x = arena.take<const T*>(chunk * B);
     z = arena.take<T*>(chunk * B);
+    z_now = arena.take<T*>(B);
     for (const T**& half : h) half = arena.take<const T*>(B);
     operand = arena.take<const T*>(B);
   }
@@ -158,23 +170,24 @@ struct Forward {
         at.x[n] = x.data + t * x.step + row_of(rows, r) * x.row;
         at.z[n] = z_row(t, r);
       }
-    const T* bias = room.weights.bias;
     constexpr int G = Cell::gates;
-    product<G>(
-        *part.team.watch, n, at.x, Depth{1, I, 1, {0}}, static_cast<const T*>(room.weights.input),
-        I * G * kLanes<T>, part.blocks.first, part.blocks.last,
-        [&](Index, int mr, Index block, int np, T* acc) {
-          for (int m = 0; m < mr; ++m)
-            for (int p = 0; p < np; ++p)
-              for (int g = 0; g < G; ++g, acc += kLanes<T>)
-                store(acc, load(bias + g * padded<T>(H) + (block + p) * kLanes<T>));
-        },
-        [&](Index row, int mr, Index block, int np, const T* acc) {
-          for (int m = 0; m < mr; ++m)
-            for (int p = 0; p < np; ++p)
-              for (int g = 0; g < G; ++g, acc += kLanes<T>)
-                store(at.z[row + m] + g * padded<T>(H) + (block + p) * kLanes<T>, load(acc));
-        });
+    const Index Hp = padded<T>(H);
+    Target<T> target{at.z, room.weights.bias, false, false, Hp};
+    for (int g = 0; g < G; ++g) target.slot[g] = Cell::input_slot[g] * Hp;
+    product<G>(*part.team.watch, n, at.x, Depth{1, I, 1, {0}},
+               static_cast<const T*>(room.weights.input), part.blocks, false, target,
+               [&](Index block, int np) {
+                 for (int g = 0; g < G; ++g)
+                   if (stands_alone<Cell>(g)) start_alone(g, n, block, np);
+               });
+  }
+  // What a recurrent sum that stands alone starts from.
+  void start_alone(int g, Index n, Index block, int np) const {
+    const Index Hp = padded<T>(H);
+    for (Index j = block * kLanes<T>; j < (block + np) * kLanes<T>; j += kLanes<T>) {
+      const V bias = load(room.weights.bias_hh + g * Hp + j);
+      for (Index i = 0; i < n; ++i) store(at.z[i] + Cell::recurrent_slot[g] * Hp + j, bias);
+    }
   }
 
   // False: leave.
@@ -202,60 +215,67 @@ struct Forward {
     }
   }
 
-  // The recurrent product of one phase's gates, and the cell on its accumulators.
+  // The recurrent product of one phase's gates, and the cell's maths on what it leaves in cache.
   template <int P>
   void phase(Index t, Index n) const {
     constexpr Phase ph = Cell::phase[P];
-    constexpr int count = ph.count;
-    const Index Hp = padded<T>(H);
-    const T* const* operand = (P == 0 ? at.h[now] : at.operand) + part.rows.first;
-    product<count>(
-        *part.team.watch, n, operand, Depth{1, H, 1, {0}},
-        static_cast<const T*>(room.weights.panels(P, H)), H * count * kLanes<T>, part.blocks.first,
-        part.blocks.last,
-        [&](Index row, int mr, Index block, int np, T* acc) {
-          for (int m = 0; m < mr; ++m) {
-            const T* z = z_row(t, part.rows.first + row + m);
-            for (int p = 0; p < np; ++p)
-              for (int g = ph.first; g < ph.first + count; ++g, acc += kLanes<T>) {
-                const T* start = (ph.from_bias >> g & 1u ? room.weights.bias_hh : z) + g * Hp;
-                store(acc, load(start + (block + p) * kLanes<T>));
-              }
-          }
-        },
-        [&](Index row, int mr, Index block, int np, const T* acc) {
-          for (int m = 0; m < mr; ++m) {
-            const Index r = part.rows.first + row + m;
-            T* z = z_row(t, r);
-            for (int p = 0; p < np; ++p, acc += count * kLanes<T>)
-              cell<P>(t, r, (block + p) * kLanes<T>, z, acc);
-          }
-        });
+    const Index Hp = padded<T>(H), first = part.rows.first;
+    for (Index i = 0; i < n; ++i) at.z_now[i] = z_row(t, first + i);
+    Target<T> target{at.z_now, nullptr, false, false, Hp};
+    for (int g = 0; g < ph.count; ++g) target.slot[g] = Cell::recurrent_slot[ph.first + g] * Hp;
+    product<ph.count>(*part.team.watch, n, (P == 0 ? at.h[now] : at.operand) + first,
+                      Depth{1, H, 1, {0}}, static_cast<const T*>(room.weights.panels(P, H)),
+                      part.blocks, now == 1, target, [&](Index block, int np) {
+                        Index i = 0;
+                        if (np == 1)
+                          for (; i + 1 < n; i += 2) cell<P, 2>(t, {i, i + 1}, {block, block});
+                        for (; i < n; ++i) {
+                          int p = 0;
+                          for (; p + 1 < np; p += 2)
+                            cell<P, 2>(t, {i, i}, {block + p, block + p + 1});
+                          if (p < np) cell<P, 1>(t, {i}, {block + p});
+                        }
+                      });
   }
 
-  // One vector of units, from column j, of row r at step t.
-  template <int P>
-  __attribute__((always_inline)) inline void cell(Index t, Index r, Index j, T* z,
-                                                  const T* acc) const {
+  // N vectors of units, each of one row (of this part) at step t.
+  template <int P, int N>
+  __attribute__((always_inline)) inline void cell(Index t, const Index (&row)[N],
+                                                  const Index (&block)[N]) const {
+    using U = Units<T, N>;
     constexpr Phase ph = Cell::phase[P];
     const Index Hp = padded<T>(H);
-    ForwardUnit<V> u;
-    for (int g = 0; g < ph.count; ++g) u.a[ph.first + g] = load(acc + g * kLanes<T>);
+    T* z[N];
+    Index at_h[N];  // in an array of [B, padded H]
+    for (int i = 0; i < N; ++i) {
+      z[i] = at.z_now[row[i]] + block[i] * kLanes<T>;
+      at_h[i] = (part.rows.first + row[i]) * Hp + block[i] * kLanes<T>;
+    }
+    const auto slot = [&](int s) { return [&z, s, Hp](int i) { return z[i] + s * Hp; }; };
+    const auto of = [&](T* rows) { return [&at_h, rows](int i) { return rows + at_h[i]; }; };
+    ForwardUnit<U> u;
+    for (int g = ph.first; g < ph.first + ph.count; ++g)
+      u.a[g] = load_each<T, U>(slot(Cell::recurrent_slot[g]));
     for (int s = 0; s < Cell::saved; ++s)
-      if (ph.reads >> s & 1u) u.saved[s] = load(z + s * Hp + j);
-    if constexpr (Cell::reads_h_before) u.h_before = load(room.h[now] + r * Hp + j);
-    if constexpr (Cell::has_c) u.c_before = load(room.c + r * Hp + j);
+      if (ph.reads >> s & 1u) u.saved[s] = load_each<T, U>(slot(s));
+    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(room.h[now]));
+    if constexpr (Cell::has_c) u.c_before = load_each<T, U>(of(room.c));
     Cell::template forward<P>(u);
     for (int s = 0; s < Cell::saved; ++s)
-      if (ph.keeps >> s & 1u || (keeps() && ph.writes >> s & 1u)) store(z + s * Hp + j, u.saved[s]);
+      if (ph.keeps >> s & 1u || (keeps() && ph.writes >> s & 1u))
+        store_each<T>(slot(s), u.saved[s]);
     if constexpr (P + 1 < Cell::phases) {
-      store(room.operand + r * Hp + j, u.operand);
+      store_each<T>(of(room.operand), u.operand);
     } else {
-      store(room.h[now ^ 1] + r * Hp + j, u.h);
-      store_n(y.data + t * y.step + row_of(rows, r) * y.row + j, u.h, H - j);
+      store_each<T>(of(room.h[now ^ 1]), u.h);
+      const auto out = [&](int i) {
+        return y.data + t * y.step + row_of(rows, part.rows.first + row[i]) * y.row +
+               block[i] * kLanes<T>;
+      };
+      store_each<T>(out, u.h, [&](int i) { return H - block[i] * kLanes<T>; });
       if constexpr (Cell::has_c) {
-        store(room.c + r * Hp + j, u.c);
-        if (d.cells) store(d.cells + (rows_before(rows, t) + r) * Hp + j, u.c);
+        store_each<T>(of(room.c), u.c);
+        if (d.cells) store_each<T>(of(d.cells + rows_before(rows, t) * Hp), u.c);
       }
     }
   }

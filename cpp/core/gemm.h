@@ -3,8 +3,8 @@
 // C[r, n] = start[r, n] + sum over k of A[r, k] B[k, n]. Each element of C is one chain of fused
 // multiply-adds over rising k, whatever the tile, the thread or the vector width: vectors run over
 // n, never over k. A is broadcast through one pointer a row, so rows may lie anywhere. B lies in
-// panels: a block is one vector of hidden units (or columns) with NV vectors for each k (the gates
-// of those units), contiguous.
+// panels: a block is one vector of hidden units (or columns) of all of G gates; it has one panel or
+// several, each contiguous, with some of the gates' vectors for each k.
 #pragma once
 
 #include "work.h"
@@ -19,30 +19,68 @@ struct Depth {
   Index start[4];
 };
 
+// Where C lies and what its chains start from.
+template <class T>
+struct Target {
+  T* const* rows;   // vector v of block b of row r: rows[r] + slot[v] + b * lanes
+  const T* shared;  // laid out as a row is: what all rows start from; null: from where they stand
+  bool from_zero;   // from nothing
+  bool adds;        // C += start + A B instead: as a whole, after the chain
+  Index columns;    // of a row; what a last block has beyond is not touched
+  Index slot[4] = {};
+};
+
 // Rows of one tile at most; the tile's accumulators leave room for a panel vector and broadcasts.
 inline constexpr int kMostRows = kVectorRegisters == 32 ? 8 : 6;
 inline constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
-inline constexpr int kMostBlocks = 8;
+inline constexpr int kMostPanels = 8;
 
-// acc[MR][NP][NV] += A B for MR rows and NP adjacent blocks, on registers.
-template <class T, int NV, int MR, int NP>
-__attribute__((noinline)) static void tile(const T* const* rows, const Depth& depth, const T* panel,
-                                           Index panel_stride, T* acc) {
+// Vectors of a panel for each k. With twelve accumulators, four gates at once leave room for three
+// rows only, and then panels come from cache more slowly than they could be used up.
+template <int G>
+inline constexpr int kPanel = G == 4 && kAccumulators < 24 ? 2 : G;
+
+// One tile: MR rows of NP adjacent panels.
+template <class T>
+struct TileCall {
+  const T* const* a;
+  T* const* to;
+  const T* shared;
+  bool from_zero;
+  Index column;       // of the block, in elements
+  const Index* slot;  // of the first panel's first vector
+  int segments;
+  Index length, step;
+  const Index* start;
+  const T* panel;      // at the first vector of the first k
+  Index panel_stride;  // from panel to panel
+};
+
+template <class T, int G, int MR, int NP>
+__attribute__((noinline)) static void tile(const TileCall<T>& c) {
   using V = Vec<T>;
+  constexpr int NV = kPanel<G>, panels = G / NV;
+  // Where the vectors of panel p stand in a row.
+  const auto place = [&c](int p, int v) {
+    return c.slot[p % panels * NV + v] + p / panels * kLanes<T>;
+  };
   V sum[MR][NP][NV];
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 8
-    for (int p = 0; p < NP; ++p)
+  for (int m = 0; m < MR; ++m) {
+    const T* from = (c.shared ? c.shared : c.to[m]) + c.column;
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[m][p][v] = load(acc + ((m * NP + p) * NV + v) * kLanes<T>);
+    for (int v = 0; v < NV; ++v)
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p) sum[m][p][v] = c.from_zero ? V{} : load(from + place(p, v));
+  }
 
-  for (int s = 0; s < depth.count; ++s) {
+  const T* panel = c.panel;
+  const Index panel_stride = c.panel_stride, step = c.step, end = c.length * step;
+  for (int s = 0; s < c.segments; ++s) {
     const T* a[MR];
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) a[m] = rows[m] + depth.start[s];
-    const Index end = depth.length * depth.step;
-    for (Index k = 0; k != end; k += depth.step) {
+    for (int m = 0; m < MR; ++m) a[m] = c.a[m] + c.start[s];
+    for (Index k = 0; k != end; k += step) {
       // The shorter side of the tile stays in registers, the longer is taken one by one.
       if constexpr (NP * NV <= MR) {
         V b[NP][NV];
@@ -76,22 +114,50 @@ __attribute__((noinline)) static void tile(const T* const* rows, const Depth& de
   }
 
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 8
-    for (int p = 0; p < NP; ++p)
+  for (int m = 0; m < MR; ++m) {
+    T* to = c.to[m] + c.column;
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) store(acc + ((m * NP + p) * NV + v) * kLanes<T>, sum[m][p][v]);
+    for (int v = 0; v < NV; ++v)
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p) store(to + place(p, v), sum[m][p][v]);
+  }
 }
 
 template <class T>
-using TileFunction = void (*)(const T* const*, const Depth&, const T*, Index, T*);
+using TileFunction = void (*)(const TileCall<T>&);
 
-// The tile for mr rows and np blocks; np is 1, 2, 4 or 8, and only shapes that fit are made.
-template <class T, int NV>
+// A tile of one vector a block whose C is not to be written in whole vectors: by way of a buffer.
+template <class T>
+static void through_buffer(TileFunction<T> run, const TileCall<T>& call, const Target<T>& c, int mr,
+                           int np) {
+  alignas(RNNKERN_VECTOR_BYTES) T buffer[kMostRows][kMostPanels * kLanes<T>];
+  T* rows[kMostRows];
+  const Index width = least(np * kLanes<T>, c.columns - call.column);
+  for (int m = 0; m < mr; ++m) {
+    rows[m] = buffer[m];
+    if (!call.from_zero && !call.shared)
+      for (Index j = 0; j < width; j += kLanes<T>)
+        store(buffer[m] + j, load_n(call.to[m] + call.column + j, width - j));
+  }
+  TileCall<T> inner = call;
+  inner.to = rows, inner.column = 0;
+  if (call.shared) inner.shared += call.column;
+  run(inner);
+  for (int m = 0; m < mr; ++m)
+    for (Index j = 0; j < width; j += kLanes<T>) {
+      T* to = call.to[m] + call.column + j;
+      const Vec<T> v = load(buffer[m] + j);
+      store_n(to, c.adds ? load_n(to, width - j) + v : v, width - j);
+    }
+}
+
+// The tiles of G gates; np is 1, 2, 4 or 8, and only shapes that fit are made.
+template <class T, int G>
 struct Tiles {
+  static constexpr int NV = kPanel<G>;
   template <int MR, int NP>
   static constexpr TileFunction<T> one() {
-    if constexpr (MR * NP * NV <= kAccumulators) return &tile<T, NV, MR, NP>;
+    if constexpr (MR * NP * NV <= kAccumulators) return &tile<T, G, MR, NP>;
     return nullptr;
   }
   template <int NP>
@@ -110,37 +176,71 @@ struct Tiles {
   static constexpr int most_rows = kAccumulators / NV < kMostRows ? kAccumulators / NV : kMostRows;
 };
 
-// Runs over the tiles of rows [0, rows) and blocks [first, last): for each, `start` fills the
-// accumulators, the product is added, and `done` takes them. Row r's pointer is a[r].
-// start and done are called as f(row, mr, block, np, acc), acc being [mr][np][NV][lanes].
-// Blocks run outside and rows inside, so that a panel is used for all rows while it is in cache;
-// for a given row, blocks come in rising order. Left early where the call is to end.
-template <int NV, class T, class Start, class Done>
+// Piece i of n blocks cut into pieces of `widest`, and of falling powers of two at the end.
+struct Pieces {
+  Index n;
+  int widest;
+  Index whole() const { return n / widest; }
+  Index count() const {
+    return whole() + __builtin_popcountll(static_cast<unsigned long long>(n % widest));
+  }
+  Range at(Index i) const {
+    if (i < whole()) return {i * widest, (i + 1) * widest};
+    Range r{whole() * widest, whole() * widest};
+    for (Index left = n % widest, size = widest / 2; i >= whole(); size /= 2)
+      if (left & size) r = {r.last, r.last + size}, --i;
+    return r;
+  }
+};
+
+// C for `rows` rows and the given blocks. done(block, blocks) comes as soon as some blocks are
+// complete for all rows, while they are in cache. `backwards` takes the blocks from the last to the
+// first: who goes over the same panels again and again in turns finds in cache what came last.
+// Left early where the call is to end.
+template <int G, class T, class Done>
 RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const Depth& depth,
-                            const T* panels, Index panel_stride, Index first, Index last,
-                            const Start& start, const Done& done) {
-  using Set = Tiles<T, NV>;
-  alignas(kLineBytes) T acc[kAccumulators * kLanes<T>];
+                            const T* panels, Range blocks, bool backwards, const Target<T>& c,
+                            const Done& done) {
+  using Set = Tiles<T, G>;
+  constexpr int NV = Set::NV, S = G / NV;  // panels of a block
   if (rows <= 0) return;
   const Index groups = ceil_div(rows, Set::most_rows);
   const int tall = static_cast<int>(ceil_div(rows, groups));
-  int widest = 1;
-  while (widest < kMostBlocks && tall * widest * 2 * NV <= kAccumulators) widest *= 2;
-  for (Index block = first; block < last;) {
-    int np = widest;
-    while (np > last - block) np /= 2;
-    const T* panel = panels + block * panel_stride;
-    const Index work = np * NV * depth.count * depth.length;  // of a row
+  Pieces pieces{blocks.size() * S, 1};
+  while (pieces.widest < kMostPanels && tall * pieces.widest * 2 * NV <= kAccumulators)
+    pieces.widest *= 2;
+  TileCall<T> call;
+  call.shared = c.shared, call.from_zero = c.from_zero;
+  call.segments = depth.count, call.length = depth.length, call.step = depth.step;
+  call.start = depth.start;
+  call.panel_stride = depth.count * depth.length * NV * kLanes<T>;
+  const Index work = depth.count * depth.length * NV;  // of a row and panel
+  const Index count = pieces.count();
+  for (Index i = 0; i < count; ++i) {
+    const Range piece = pieces.at(backwards ? count - 1 - i : i);
+    const Index first = blocks.first * S + piece.first;
+    const int np = static_cast<int>(piece.size());
+    call.column = first / S * kLanes<T>;
+    call.slot = c.slot + first % S * NV;
+    call.panel = panels + first * call.panel_stride;
+    const bool indirect = G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns);
     Index row = 0;
     for (Index g = 0; g < groups; ++g) {
       const int mr = static_cast<int>((rows - row) / (groups - g));
-      start(row, mr, block, np, acc);
-      Set::get(mr, np)(a + row, depth, panel, panel_stride, acc);
-      done(row, mr, block, np, acc);
+      call.a = a + row, call.to = c.rows + row;
+      const TileFunction<T> run = Set::get(mr, np);
+      if (indirect)
+        through_buffer(run, call, c, mr, np);
+      else
+        run(call);
       row += mr;
-      if (!go_on(watch, mr * work)) return;
+      if (!go_on(watch, mr * np * work)) return;
     }
-    block += np;
+    // A block is done with its last panel.
+    const Index begun = piece.first / S, ended = piece.last / S;
+    if (!backwards && ended > begun) done(blocks.first + begun, static_cast<int>(ended - begun));
+    if (backwards && piece.first % S == 0)
+      done(blocks.first + begun, static_cast<int>(ceil_div(piece.last, S) - begun));
   }
 }
 

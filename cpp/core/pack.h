@@ -1,7 +1,7 @@
 // Weights and operands laid out in panels, as gemm.h wants them. Places past the end are zeros.
 #pragma once
 
-#include "work.h"
+#include "gemm.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -10,28 +10,26 @@ inline constexpr Index blocks_of(Index n) {
   return ceil_div(n, kLanes<T>);
 }
 
-// Blocks of W^T for forward: block, then k, then gate, then unit in the block.
-// w: [.., K], rows gate * H + unit, gates [gate, gate + count).
-template <class T>
-static void pack_gates(Watch& watch, const T* w, int gate, int count, Index H, Index K,
-                       Range blocks, T* out) {
-  constexpr Index lanes = kLanes<T>;
-  for (Index block = blocks.first; block < blocks.last; ++block) {
-    T* panel = out + block * K * count * lanes;
-    for (Index lane = 0; lane < lanes; ++lane) {
-      const Index unit = block * lanes + lane;
-      for (Index g = 0; g < count; ++g) {
-        T* to = panel + g * lanes + lane;
-        if (unit < H) {
-          const T* from = w + ((gate + g) * H + unit) * K;
-          for (Index k = 0; k < K; ++k) to[k * count * lanes] = from[k];
-        } else {
-          for (Index k = 0; k < K; ++k) to[k * count * lanes] = T(0);
+// Blocks of W^T for forward: block, then panel, then k, then gate of the panel, then unit.
+// w: [.., K], rows gate * H + unit, gates [gate, gate + G).
+template <int G, class T>
+static void pack_gates(Watch& watch, const T* w, int gate, Index H, Index K, Range blocks, T* out) {
+  constexpr Index lanes = kLanes<T>, NV = kPanel<G>;
+  for (Index block = blocks.first; block < blocks.last; ++block)
+    for (Index first = 0; first < G; first += NV) {
+      T* panel = out + (block * G + first) * K * lanes;
+      for (Index k = 0; k < K; k += lanes)
+        for (Index g = 0; g < NV; ++g) {
+          const T* from = w + ((gate + first + g) * H + block * lanes) * K + k;
+          Vec<T> v[lanes];
+          for (Index i = 0; i < lanes; ++i)
+            v[i] = block * lanes + i < H ? load_n(from + i * K, K - k) : Vec<T>{};
+          transpose<T>(v);
+          for (Index i = 0; i < least(lanes, K - k); ++i)
+            store(panel + ((k + i) * NV + g) * lanes, v[i]);
         }
-      }
-      if (!go_on(watch, count * K)) return;
+      if (!go_on(watch, NV * K)) return;
     }
-  }
 }
 
 // Column blocks of a row-major matrix: block, then row, then column in the block.

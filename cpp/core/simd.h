@@ -81,19 +81,100 @@ RNNKERN_INLINE Vec<T> splat(T x) {
 }
 
 // The first n elements only, zeros behind them; the rest of memory is not touched.
+#if defined(__AVX512F__)
+RNNKERN_INLINE unsigned first_lanes(Index n) { return n <= 0 ? 0u : (1u << n) - 1u; }
+RNNKERN_INLINE Vec<float> load_some(const float* p, Index n) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(n)), p);
+}
+RNNKERN_INLINE Vec<double> load_some(const double* p, Index n) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(n)), p);
+}
+RNNKERN_INLINE void store_some(float* p, Vec<float> v, Index n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(first_lanes(n)), v);
+}
+RNNKERN_INLINE void store_some(double* p, Vec<double> v, Index n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(n)), v);
+}
+#elif defined(__AVX2__)
+alignas(64) inline constexpr std::int32_t kLaneMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+RNNKERN_INLINE __m256i first_lanes(Index lanes32) {
+  const std::int32_t* masks = kLaneMasks + 8 - most(0, lanes32);
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(masks));
+}
+RNNKERN_INLINE Vec<float> load_some(const float* p, Index n) {
+  return _mm256_maskload_ps(p, first_lanes(n));
+}
+RNNKERN_INLINE Vec<double> load_some(const double* p, Index n) {
+  return _mm256_maskload_pd(p, first_lanes(2 * n));
+}
+RNNKERN_INLINE void store_some(float* p, Vec<float> v, Index n) {
+  _mm256_maskstore_ps(p, first_lanes(n), v);
+}
+RNNKERN_INLINE void store_some(double* p, Vec<double> v, Index n) {
+  _mm256_maskstore_pd(p, first_lanes(2 * n), v);
+}
+#else
 template <class T>
-RNNKERN_INLINE Vec<T> load_n(const T* p, Index n) {
-  if (n >= kLanes<T>) return load(p);
+RNNKERN_INLINE Vec<T> load_some(const T* p, Index n) {
   alignas(RNNKERN_VECTOR_BYTES) T part[kLanes<T>] = {};
   for (Index i = 0; i < n; ++i) part[i] = p[i];
   return load<T>(part);
 }
 template <class T>
-RNNKERN_INLINE void store_n(T* p, Vec<T> v, Index n) {
-  if (n >= kLanes<T>) return store(p, v);
+RNNKERN_INLINE void store_some(T* p, Vec<T> v, Index n) {
   alignas(RNNKERN_VECTOR_BYTES) T part[kLanes<T>];
   store<T>(part, v);
   for (Index i = 0; i < n; ++i) p[i] = part[i];
+}
+#endif
+template <class T>
+RNNKERN_INLINE Vec<T> load_n(const T* p, Index n) {
+  return n >= kLanes<T> ? load(p) : load_some(p, n);
+}
+template <class T>
+RNNKERN_INLINE void store_n(T* p, Vec<T> v, Index n) {
+  if (n >= kLanes<T>) return store(p, v);
+  store_some(p, v, n);
+}
+
+// Elements of a and b in turns: those of the first halves, of the second halves.
+template <class T>
+RNNKERN_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& first, Vec<T>& second) {
+  if constexpr (kLanes<T> == 2) {
+    first = __builtin_shufflevector(a, b, 0, 2);
+    second = __builtin_shufflevector(a, b, 1, 3);
+  } else if constexpr (kLanes<T> == 4) {
+    first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    second = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  } else if constexpr (kLanes<T> == 8) {
+    first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    second =
+        __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+}
+
+// Rows become columns.
+template <class T>
+RNNKERN_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
+  constexpr int n = kLanes<T>;
+#pragma GCC unroll 4
+  for (int width = 1; width < n; width *= 2) {
+    Vec<T> out[n];
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) zip<T>(v[i], v[i + n / 2], out[2 * i], out[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) v[i] = out[i];
+  }
+}
+
+// A vector of doubles from elements of either type.
+RNNKERN_INLINE Vec<double> as_doubles(const double* p) { return load(p); }
+RNNKERN_INLINE Vec<double> as_doubles(const float* p) {
+  typedef float Half __attribute__((vector_size(RNNKERN_VECTOR_BYTES / 2), aligned(4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
 }
 
 #if defined(__AVX512F__)
@@ -132,11 +213,127 @@ RNNKERN_INLINE Vec<double> square_root(Vec<double> x) {
   return x;
 }
 
+// Two vectors side by side: what the cells' maths works on, so that the machine finds the second's
+// operations to do while it waits for the first's.
+template <class V>
+struct Pair {
+  V first, second;
+};
+template <class V>
+RNNKERN_INLINE Pair<V> operator+(Pair<V> a, Pair<V> b) {
+  return {a.first + b.first, a.second + b.second};
+}
+template <class V>
+RNNKERN_INLINE Pair<V> operator-(Pair<V> a, Pair<V> b) {
+  return {a.first - b.first, a.second - b.second};
+}
+template <class V>
+RNNKERN_INLINE Pair<V> operator*(Pair<V> a, Pair<V> b) {
+  return {a.first * b.first, a.second * b.second};
+}
+template <class V, class T>
+RNNKERN_INLINE Pair<V> operator-(T a, Pair<V> b) {
+  return {a - b.first, a - b.second};
+}
+template <class V>
+RNNKERN_INLINE Pair<V> fma(Pair<V> a, Pair<V> b, Pair<V> c) {
+  return {fma(a.first, b.first, c.first), fma(a.second, b.second, c.second)};
+}
+
+// f of one vector, or of each of two.
+template <class V, class F>
+RNNKERN_INLINE V each(V v, const F& f) {
+  return f(v);
+}
+template <class V, class F>
+RNNKERN_INLINE Pair<V> each(Pair<V> v, const F& f) {
+  return {f(v.first), f(v.second)};
+}
+
+template <class T, int N>
+struct UnitsOf {
+  typedef Vec<T> Type;
+};
+template <class T>
+struct UnitsOf<T, 2> {
+  typedef Pair<Vec<T>> Type;
+};
+template <class T, int N>
+using Units = typename UnitsOf<T, N>::Type;
+
+// V is Vec<T> or Pair<Vec<T>>; at(i) points to vector i's elements, left(i) says how many there
+// are.
+template <class T, class V>
+inline constexpr int kVectorsOf = sizeof(V) / sizeof(Vec<T>);
+template <class T, class V, class At>
+RNNKERN_INLINE V load_each(const At& at) {
+  if constexpr (kVectorsOf<T, V> == 1)
+    return load<T>(at(0));
+  else
+    return {load<T>(at(0)), load<T>(at(1))};
+}
+template <class T, class V, class At, class Left>
+RNNKERN_INLINE V load_each(const At& at, const Left& left) {
+  if constexpr (kVectorsOf<T, V> == 1)
+    return load_n<T>(at(0), left(0));
+  else
+    return {load_n<T>(at(0), left(0)), load_n<T>(at(1), left(1))};
+}
+template <class T, class V, class At>
+RNNKERN_INLINE void store_each(const At& at, V v) {
+  if constexpr (kVectorsOf<T, V> == 1) {
+    store<T>(at(0), v);
+  } else {
+    store<T>(at(0), v.first);
+    store<T>(at(1), v.second);
+  }
+}
+template <class T, class V, class At, class Left>
+RNNKERN_INLINE void store_each(const At& at, V v, const Left& left) {
+  if constexpr (kVectorsOf<T, V> == 1) {
+    store_n<T>(at(0), v, left(0));
+  } else {
+    store_n<T>(at(0), v.first, left(0));
+    store_n<T>(at(1), v.second, left(1));
+  }
+}
+
+// The larger and the smaller of two; b where one is nan.
+#if defined(__AVX512F__)
+RNNKERN_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+RNNKERN_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
+RNNKERN_INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+RNNKERN_INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a, b); }
+#elif defined(__AVX2__)
+RNNKERN_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+RNNKERN_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+RNNKERN_INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+RNNKERN_INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) { return _mm256_min_pd(a, b); }
+#else
+template <class V>
+RNNKERN_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+RNNKERN_INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+#endif
+
+// Whether all elements are zero, of a vector of zeros and nans.
+template <class T>
+RNNKERN_INLINE bool all_zero(Vec<T> v) {
+  alignas(RNNKERN_VECTOR_BYTES) T values[kLanes<T>];
+  store<T>(values, v);
+  T sum = T(0);
+  for (Index i = 0; i < kLanes<T>; ++i) sum += values[i];
+  return sum == T(0);
+}
+
 // x limited to [low, high]; nan stays nan.
 template <class V>
 RNNKERN_INLINE V limit(V x, V low, V high) {
-  x = x < low ? low : x;
-  return x > high ? high : x;
+  return smaller(high, larger(low, x));
 }
 
 // Constants of e^r = 1 + r + r^2 (1/2 + r w(r)) on |r| <= ln(2)/2, w by the Remez algorithm with
@@ -205,6 +402,11 @@ RNNKERN_INLINE Vec<T> sigmoid(Vec<T> x) {
   return T(1) / (T(1) + fma(e.scale, e.minus_1, e.scale));
 }
 
+template <class T>
+RNNKERN_INLINE Pair<Vec<T>> sigmoid(Pair<Vec<T>> x) {
+  return {sigmoid<T>(x.first), sigmoid<T>(x.second)};
+}
+
 // tanh x = -m / (2 + m) with m = e^(-2|x|) - 1, x's sign put back. Any x; at most 3 ULP (float).
 template <class T>
 RNNKERN_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
@@ -213,10 +415,14 @@ RNNKERN_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
   const Bits sign = reinterpret_cast<Bits>(x) & E::sign;
   const Vec<T> magnitude = reinterpret_cast<Vec<T>>(reinterpret_cast<Bits>(x) & ~E::sign);
   const Vec<T> y = magnitude * T(-2);
-  const Power<T> e = power<T>(y < E::saturated ? splat(E::saturated) : y);
+  const Power<T> e = power<T>(larger(splat(E::saturated), y));
   const Vec<T> m = fma(e.scale, e.minus_1, e.scale - T(1));
   const Vec<T> result = (T(0) - m) / (m + T(2));
   return reinterpret_cast<Vec<T>>(reinterpret_cast<Bits>(result) | sign);
+}
+template <class T>
+RNNKERN_INLINE Pair<Vec<T>> hyperbolic_tangent(Pair<Vec<T>> x) {
+  return {hyperbolic_tangent<T>(x.first), hyperbolic_tangent<T>(x.second)};
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -114,7 +114,7 @@ struct ForwardTwin {
   void step(Index t, Index rank, Index b) {
     // A gate whose recurrent part stands alone starts the input's part from b_ih, its own from
     // b_hh.
-    const auto alone = [](Index g) { return (Cell::phase[0].from_bias >> g & 1u) != 0; };
+    const auto alone = [](Index g) { return Cell::recurrent_slot[g] != Cell::input_slot[g]; };
     for (Index i = 0; i < G * H; ++i)
       a[i] = !d.b_ih ? T(0) : alone(i / H) ? d.b_ih[i] : d.b_ih[i] + d.b_hh[i];
     add_product(a.data(), G * H, at(x, t, b), I, d.w_ih, I, 1);

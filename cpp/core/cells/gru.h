@@ -9,15 +9,15 @@ namespace rnnkern::RNNKERN_ISA {
 // v1 of the paper (cuDNN, PyTorch): n = tanh(W_in x + b_in + r q) with q = W_hn h' + b_hn.
 template <class T>
 struct Gru {
-  using V = Vec<T>;
   static constexpr int gates = 3, saved = 4, slots = 4;
   static constexpr bool has_c = false, reads_h_before = true, reads_h = false;
   static constexpr int phases = 1;
-  static constexpr Phase phase[] = {{0, 3, 0b100, 0b100, 0b1111, 0, 0b1111}};
-  // Slot 2 is dL/da_n, what the input's product sees; slot 3 is r times it, what W_hn h' sees.
+  static constexpr Phase phase[] = {{0, 3, 0b100, 0b1111, 0, 0b1111}};
+  // Forward: slot 2 is the input's part of n's argument, slot 3 is q. Backward: slot 2 is dL/da_n,
+  // what the input's product sees; slot 3 is r times it, what W_hn h' sees.
   static constexpr int input_slot[] = {0, 1, 2}, recurrent_slot[] = {0, 1, 3};
 
-  template <int>
+  template <int, class V>
   RNNKERN_INLINE void forward(ForwardUnit<V>& u) {
     const V r = sigmoid<T>(u.a[0]);
     const V z = sigmoid<T>(u.a[1]);
@@ -27,8 +27,8 @@ struct Gru {
     u.saved[0] = r, u.saved[1] = z, u.saved[2] = n, u.saved[3] = q;
   }
 
-  template <int>
-  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<V>& clip) {
+  template <int, class V>
+  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) {
     const V r = u.saved[0], z = u.saved[1], n = u.saved[2], q = u.saved[3];
     u.da[2] = clip(u.dh * (T(1) - z) * (T(1) - n * n));
     u.da[3] = u.da[2] * r;
@@ -41,15 +41,13 @@ struct Gru {
 // v3 of the paper (ONNX's default): n = tanh(W_in x + b_in + W_hn (r h') + b_hn), in two phases.
 template <class T>
 struct GruResetBefore {
-  using V = Vec<T>;
   static constexpr int gates = 3, saved = 3, slots = 3;
   static constexpr bool has_c = false, reads_h_before = true, reads_h = false;
   static constexpr int phases = 2;
-  static constexpr Phase phase[] = {{0, 2, 0, 0, 0b011, 0b010, 0b001},
-                                    {2, 1, 0, 0b010, 0b100, 0, 0b110}};
+  static constexpr Phase phase[] = {{0, 2, 0, 0b011, 0b010, 0b001}, {2, 1, 0b010, 0b100, 0, 0b110}};
   static constexpr int input_slot[] = {0, 1, 2}, recurrent_slot[] = {0, 1, 2};
 
-  template <int phase_index>
+  template <int phase_index, class V>
   RNNKERN_INLINE void forward(ForwardUnit<V>& u) {
     if constexpr (phase_index == 0) {
       u.saved[0] = sigmoid<T>(u.a[0]);
@@ -63,8 +61,8 @@ struct GruResetBefore {
     }
   }
 
-  template <int phase_index>
-  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<V>& clip) {
+  template <int phase_index, class V>
+  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) {
     const V r = u.saved[0], z = u.saved[1], n = u.saved[2];
     if constexpr (phase_index == 1) {
       u.da[2] = clip(u.dh * (T(1) - z) * (T(1) - n * n));
@@ -78,7 +76,7 @@ struct GruResetBefore {
   }
 
   // The operand of phase 1's recurrent product, made again from what was saved.
-  RNNKERN_INLINE V operand(V r, V h_before) { return r * h_before; }
+  RNNKERN_INLINE Vec<T> operand(Vec<T> r, Vec<T> h_before) { return r * h_before; }
 };
 
 }  // namespace rnnkern::RNNKERN_ISA

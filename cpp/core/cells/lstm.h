@@ -10,14 +10,13 @@ namespace rnnkern::RNNKERN_ISA {
 
 template <class T>
 struct Lstm {
-  using V = Vec<T>;
   static constexpr int gates = 4, saved = 4, slots = 4;
   static constexpr bool has_c = true, reads_h_before = false, reads_h = false;
   static constexpr int phases = 1;
-  static constexpr Phase phase[] = {{0, 4, 0, 0, 0b1111, 0, 0b1111}};
+  static constexpr Phase phase[] = {{0, 4, 0, 0b1111, 0, 0b1111}};
   static constexpr int input_slot[] = {0, 1, 2, 3}, recurrent_slot[] = {0, 1, 2, 3};
 
-  template <int>
+  template <int, class V>
   RNNKERN_INLINE void forward(ForwardUnit<V>& u) {
     const V i = sigmoid<T>(u.a[0]);
     const V f = sigmoid<T>(u.a[1]);
@@ -28,8 +27,8 @@ struct Lstm {
     u.saved[0] = i, u.saved[1] = f, u.saved[2] = g, u.saved[3] = o;
   }
 
-  template <int>
-  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<V>& clip) {
+  template <int, class V>
+  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) {
     const V i = u.saved[0], f = u.saved[1], g = u.saved[2], o = u.saved[3];
     const V tanh_c = hyperbolic_tangent<T>(u.c);
     const V dc = fma(u.dh * o, T(1) - tanh_c * tanh_c, u.dc);

@@ -1,4 +1,5 @@
-// The registers that a cell's maths works on: one vector of hidden units of one row at one step.
+// The registers that a cell's maths works on: one or two vectors (V) of hidden units, each of one
+// row at one step.
 //
 // A cell is pointwise. It says how many gates, saved values and gradient slots it has, and gives
 // forward and backward on these records. It knows nothing of products, threads, strides or
@@ -19,11 +20,10 @@ inline constexpr int kMostSaved = 4;
 // One phase of a cell: gates [first, first + count) get their recurrent product in it.
 struct Phase {
   int first, count;
-  unsigned from_bias;  // bit g: gate g's argument leaves out the input's part, which is in saved[g]
-  unsigned reads;      // bit s: saved[s] is read
-  unsigned writes;     // bit s: saved[s] is written, for backward
-  unsigned keeps;      // bit s: saved[s] is written for a later phase of forward, too
-  unsigned slots;      // bit s: backward writes da[s]
+  unsigned reads;   // bit s: saved[s] is read
+  unsigned writes;  // bit s: saved[s] is written, for backward
+  unsigned keeps;   // bit s: saved[s] is written for a later phase of forward, too
+  unsigned slots;   // bit s: backward writes da[s]
 };
 
 template <class V>
@@ -50,7 +50,10 @@ struct BackwardUnit {
 template <class V>
 struct StepClip {
   V low, high;
-  V operator()(V da) const { return limit(da, low, high); }
+  template <class U>
+  U operator()(U da) const {
+    return each(da, [this](V v) { return limit(v, low, high); });
+  }
 };
 
 }  // namespace rnnkern::RNNKERN_ISA
