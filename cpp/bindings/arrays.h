@@ -107,13 +107,10 @@ struct Free {
 };
 template <class T>
 using Block = std::unique_ptr<T[], Free>;
+void* allocate(std::size_t bytes);
 template <class T>
 Block<T> block(Index n) {
-  const auto line = static_cast<std::size_t>(kLineBytes);
-  const std::size_t bytes = (static_cast<std::size_t>(n) * sizeof(T) + line - 1) / line * line;
-  void* p = std::aligned_alloc(line, bytes ? bytes : line);
-  if (!p) throw OutOfMemory("no memory for " + std::to_string(bytes) + " bytes");
-  return Block<T>(static_cast<T*>(p));
+  return Block<T>(static_cast<T*>(allocate(static_cast<std::size_t>(n) * sizeof(T))));
 }
 
 // The product of sizes; OutOfMemory where it can't be addressed (with room to spare for padding).

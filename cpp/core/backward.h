@@ -35,32 +35,34 @@ RNNKERN_INLINE void add_squares(double* lanes, Index column, Vec<T> v) {
 
 template <class Cell, class T>
 struct BackwardRoom {
-  static constexpr Index da_bytes = 4 * 1024 * 1024;  // of a chunk
-  Index chunk = 0;                                    // steps
-  Index most_rows = 0;                                // of a chunk
-  T* recurrent;     // W_hh in columns, phase by phase: [blocks of H, gates * H, lanes]
-  T* input;         // W_ih in columns: [blocks of I, G * H, lanes]
-  T* dh;            // [B, padded H] dL/dh': what takes no product, then all of it
-  T* dc;            // [B, padded H]
-  T* d_operand;     // [B, padded H] phase 1's
-  T* scale;         // [B] step_norm's factor of dh
-  T* zeros;         // [padded H]
-  T* da;            // [chunk rows, slots, padded H]
-  T* da_lines;      // the same by lines: [slots * padded H / line, chunk rows, line]
-  T* x;             // [blocks of I, chunk rows, lanes]
-  T* h;             // [blocks of H, chunk rows, lanes] h' of each row
-  T* operand;       // [blocks of H, chunk rows, lanes] phase 1's
-  double* squares;  // [square_rows, square lanes]
-  int* finite;      // 0 once a parameter gradient was not
+  // Of a chunk: enough for the gradients that each chunk brings to the cache and back, and few
+  // enough for what they are summed from to stay in cache.
+  static constexpr Index rows_at_once = 512;
+  Index chunk = 0;      // steps
+  Index most_rows = 0;  // of a chunk
+  T* recurrent;         // W_hh in columns, phase by phase: [blocks of H, gates * H, lanes]
+  T* input;             // W_ih in columns: [blocks of I, G * H, lanes]
+  T* dh;                // [B, padded H] dL/dh': what takes no product, then all of it
+  T* dc;                // [B, padded H]
+  T* d_operand;         // [B, padded H] phase 1's
+  T* scale;             // [B] step_norm's factor of dh
+  T* zeros;             // [padded H]
+  T* da;                // [chunk rows, slots, padded H]
+  T* da_lines;          // the same by lines: [slots * padded H / line, chunk rows, line]
+  T* x;                 // [blocks of I, chunk rows, lanes]
+  T* h;                 // [blocks of H, chunk rows, lanes] h' of each row
+  T* operand;           // [blocks of H, chunk rows, lanes] phase 1's
+  double* squares;      // [square_rows, square lanes]
+  int* finite;          // 0 once a parameter gradient was not
   // Squares: a row each for [dW_ih, dW_hh, db_ih, db_hh], G * H rows of the first two, G of the
   // others.
   Index square_rows(Index H) const { return 2 * Cell::gates * (H + 1); }
 
   void take(Arena& arena, const Schedule& s, Index I, Index H) {
-    constexpr Index G = Cell::gates, size = static_cast<Index>(sizeof(T));
+    constexpr Index G = Cell::gates;
     const Index Hp = padded<T>(H), row = Hp * Cell::slots;
     const Index hidden_blocks = blocks_of<T>(H), input_blocks = blocks_of<T>(I);
-    chunk = most(1, least(s.T, da_bytes / (row * size * most(1, s.B))));
+    chunk = most(1, least(s.T, rows_at_once / most(1, s.B)));
     most_rows = chunk * s.B;
     recurrent = arena.take<T>(hidden_blocks * kLanes<T> * G * H);
     input = arena.take<T>(input_blocks * kLanes<T> * G * H);

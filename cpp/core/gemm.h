@@ -60,14 +60,21 @@ template <class T, int G, int MR, int NP>
 __attribute__((noinline)) static void tile(const TileCall<T>& c) {
   using V = Vec<T>;
   constexpr int NV = kPanel<G>, panels = G / NV;
+  // What the rows' stores might change, as far as the compiler knows.
+  T* const* const to = c.to;
+  const T* const* const rows = c.a;
+  const Index column = c.column;
+  Index slot[G];
+#pragma GCC unroll 4
+  for (int v = 0; v < (NP < panels ? NP * NV : G); ++v) slot[v] = column + c.slot[v];
   // Where the vectors of panel p stand in a row.
-  const auto place = [&c](int p, int v) {
-    return c.slot[p % panels * NV + v] + p / panels * kLanes<T>;
+  const auto place = [&slot](int p, int v) {
+    return slot[p % panels * NV + v] + p / panels * kLanes<T>;
   };
   V sum[MR][NP][NV];
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
-    const T* from = (c.shared ? c.shared : c.to[m]) + c.column;
+    const T* from = c.shared ? c.shared : to[m];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v)
 #pragma GCC unroll 8
@@ -79,7 +86,7 @@ __attribute__((noinline)) static void tile(const TileCall<T>& c) {
   for (int s = 0; s < c.segments; ++s) {
     const T* a[MR];
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) a[m] = c.a[m] + c.start[s];
+    for (int m = 0; m < MR; ++m) a[m] = rows[m] + c.start[s];
     for (Index k = 0; k != end; k += step) {
       // The shorter side of the tile stays in registers, the longer is taken one by one.
       if constexpr (NP * NV <= MR) {
@@ -115,11 +122,11 @@ __attribute__((noinline)) static void tile(const TileCall<T>& c) {
 
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
-    T* to = c.to[m] + c.column;
+    T* const row = to[m];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v)
 #pragma GCC unroll 8
-      for (int p = 0; p < NP; ++p) store(to + place(p, v), sum[m][p][v]);
+      for (int p = 0; p < NP; ++p) store(row + place(p, v), sum[m][p][v]);
   }
 }
 
