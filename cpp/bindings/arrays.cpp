@@ -17,8 +17,8 @@ std::string joined(const std::vector<std::string>& axes) {
 // First and one-past-last byte that an array may touch.
 std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& a) {
   auto first = reinterpret_cast<std::uintptr_t>(a.data()), last = first;
-  if (a.size() == 0) return {first, first};
   for (py::ssize_t i = 0; i < a.ndim(); ++i) {
+    if (a.shape(i) == 0) return {first, first};
     const py::ssize_t reach = (a.shape(i) - 1) * a.strides(i);
     (reach < 0 ? first : last) += static_cast<std::uintptr_t>(reach);
   }
@@ -59,11 +59,10 @@ bool aligned(const py::array& a) {
 }
 bool contiguous(const py::array& a) { return (a.flags() & py::array::c_style) != 0 && aligned(a); }
 
-void refuse_overlap(const std::string& name, const py::array& out, const std::string& with,
-                    const py::array& in) {
+void refuse_overlap(const char* name, const py::array& out, const char* with, const py::array& in) {
   const auto a = bounds(out), b = bounds(in);
   if (a.first < b.second && b.first < a.second)
-    bad_value(name, "memory of its own", "an array that overlaps " + with);
+    bad_value(name, "memory of its own", std::string("an array that overlaps ") + with);
 }
 
 // Large blocks lie on large pages where the system has them: to take memory into use costs a page

@@ -8,6 +8,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <string>
@@ -54,6 +55,33 @@ void check_shape(const std::string& name, const py::array& a, const Shape& expec
 bool aligned(const py::array& a);
 bool contiguous(const py::array& a);  // C order and aligned
 
+// Whether `value` is an array with this very dtype object, of this shape (-1: any size),
+// C-contiguous and aligned, and has these flags too. A look at its header, for calls that are
+// small: what is not plain may still be right.
+inline bool plain(py::handle value, const py::dtype& dtype, std::initializer_list<Index> shape,
+                  int flags = 0) {
+  if (!py::detail::npy_api::get().PyArray_Check_(value.ptr())) return false;
+  const auto* a = py::detail::array_proxy(value.ptr());
+  flags |= py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if (a->descr != dtype.ptr() || a->nd != static_cast<int>(shape.size()) ||
+      (a->flags & flags) != flags)
+    return false;
+  const py::ssize_t* size = a->dimensions;
+  for (const Index expected : shape)
+    if (const py::ssize_t got = *size++; expected != -1 && got != expected) return false;
+  return true;
+}
+
+// A new C-contiguous array. pybind11 would work out the strides, which NumPy knows to do.
+inline py::array fresh(py::dtype dtype, std::initializer_list<Index> shape) {
+  const auto& numpy = py::detail::npy_api::get();
+  PyObject* a = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(),
+                                            static_cast<int>(shape.size()), shape.begin(), nullptr,
+                                            nullptr, 0, nullptr);
+  if (!a) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(a);
+}
+
 // C-contiguous and aligned: the array itself where it is so already, else a copy.
 template <class T>
 py::array_t<T, py::array::c_style> flat(const std::string& name, py::handle value,
@@ -88,8 +116,7 @@ T* writable(const std::string& name, const py::array& a, const Shape& expected) 
   return static_cast<T*>(const_cast<void*>(a.data()));
 }
 
-void refuse_overlap(const std::string& name, const py::array& out, const std::string& with,
-                    const py::array& in);
+void refuse_overlap(const char* name, const py::array& out, const char* with, const py::array& in);
 
 // What Python sees as MemoryError, in words.
 class OutOfMemory : public std::bad_alloc {

@@ -15,7 +15,7 @@ namespace {
 class Stream {
  public:
   virtual ~Stream() = default;
-  virtual py::object run(const py::object& x, const py::object& out, bool one_step) = 0;
+  virtual py::object run(py::handle x, py::handle out, bool one_step) = 0;
   virtual py::tuple state() const = 0;
   virtual void set_state(const py::object& h, const py::object& c) = 0;
   virtual void reset() = 0;
@@ -25,24 +25,34 @@ template <class T>
 class StreamOf final : public Stream {
  public:
   StreamOf(const Sizes& sizes, const py::dict& params, Index B)
-      : sizes_(sizes), B_(B), kernels_(rnnkern::kernels()), use_(kernels_.of<T>()) {
+      : sizes_(sizes),
+        B_(B),
+        kernels_(rnnkern::kernels()),
+        use_(kernels_.of<T>()),
+        call_{sizes.kind, sizes.L, 1,       sizes.H, {0, B, nullptr, nullptr, nullptr},
+              nullptr,    {},      nullptr, 0,       {}},
+        flops_of_step_(2.0 * static_cast<double>(sizes.L * sizes.gates()) *
+                       static_cast<double>(B * sizes.H) * static_cast<double>(sizes.I + sizes.H)) {
     const Parameters<T> weights(sizes, params);
     product_of({B, sizes.H, 8 * static_cast<Index>(sizeof(T))});
     const Index state = B * sizes.H;
-    layers_.resize(static_cast<std::size_t>(sizes.L));
     for (Index l = 0; l < sizes.L; ++l) {
       packed_.push_back(block<char>(use_.packed_bytes(sizes.kind, sizes.inputs(l), sizes.H)));
       for (States& states : states_) {
         states.h.push_back(block<T>(state));
         states.c.push_back(block<T>(sizes.has_c() ? state : 0));
       }
-      Direction<T>& d = layers_[static_cast<std::size_t>(l)].direction[0];
-      d = {};
+      Direction<T> d{};
       weights.fill(d, l, 0);
       use_.pack(sizes.kind, d, sizes.inputs(l), sizes.H, packed_.back().get());
-      d = {};
-      d.packed = reinterpret_cast<const T*>(packed_.back().get());
-      layers_[static_cast<std::size_t>(l)].inputs = sizes.inputs(l);
+      for (int now = 0; now < 2; ++now) {
+        const States &before = states_[now], &after = states_[1 - now];
+        d = {};
+        d.packed = reinterpret_cast<const T*>(packed_.back().get());
+        d.h0 = before.h.back().get(), d.h_last = after.h.back().get();
+        if (sizes.has_c()) d.c0 = before.c.back().get(), d.c_last = after.c.back().get();
+        layers_[now].push_back({sizes.inputs(l), {}, {}, {d, {}}});
+      }
     }
     reset();
   }
@@ -82,58 +92,33 @@ class StreamOf final : public Stream {
     }
   }
 
-  py::object run(const py::object& x_given, const py::object& out, bool one_step) override {
+  py::object run(py::handle x_given, py::handle out, bool one_step) override {
     const Busy busy(in_use_);
-    const Shape x_shape = one_step ? Shape{B_, sizes_.I} : Shape{"T", B_, sizes_.I};
-    const py::array x = channels_last<T>("x", x_given, x_shape);
-    const Index T_ = one_step ? 1 : x.shape(0);
-    const Shape y_shape = one_step ? Shape{B_, sizes_.H} : Shape{T_, B_, sizes_.H};
-    py::array y;
-    T* to;
-    if (out.is_none()) {
-      py::array_t<T> fresh =
-          one_step ? py::array_t<T>({B_, sizes_.H}) : py::array_t<T>({T_, B_, sizes_.H});
-      to = fresh.mutable_data();
-      y = std::move(fresh);
-    } else {
-      y = typed<T>("out", out);
-      to = writable<T>("out", y, y_shape);
-      refuse_overlap("out", y, "x", x);
-    }
-    if (T_ == 0 || B_ == 0) return std::move(y);
+    const py::array x = input(x_given, one_step);
+    const Index steps = one_step ? 1 : x.shape(0);
+    py::array y = output(out, one_step, steps);
+    if (!out.is_none()) refuse_overlap("out", y, "x", x);
+    if (steps == 0) return std::move(y);
 
+    // Giving up and taking back the GIL costs more than the smallest calls, and so does a thread.
+    constexpr double flops_worth_a_release = 2e5;
+    const bool small = flops_of_step_ * static_cast<double>(steps) <= flops_worth_a_release;
+    call_.layers = layers_[now_].data();
+    prepare(steps, small ? 1 : threads());
     const auto stride = [&](py::ssize_t axis) {
       return x.strides(axis) / static_cast<py::ssize_t>(sizeof(T));
     };
-    Sequence<const T> input{static_cast<const T*>(x.data()), one_step ? 0 : stride(0),
-                            stride(one_step ? 0 : 1)};
-    for (Index l = 0; l < sizes_.L; ++l) {
-      Layer<T>& layer = layers_[static_cast<std::size_t>(l)];
-      T* at = to;
-      if (l + 1 < sizes_.L) at = middle(l % 2, product_of({T_, B_, sizes_.H}));
-      layer.x = input;
-      layer.y = {at, B_ * sizes_.H, sizes_.H};
-      const auto i = static_cast<std::size_t>(l);
-      Direction<T>& d = layer.direction[0];
-      d.h0 = states_[now_].h[i].get(), d.h_last = states_[1 - now_].h[i].get();
-      if (sizes_.has_c()) d.c0 = states_[now_].c[i].get(), d.c_last = states_[1 - now_].c[i].get();
-      input = {at, B_ * sizes_.H, sizes_.H};
-    }
-    ForwardCall<T> call{
-        sizes_.kind,    sizes_.L, 1,       sizes_.H,  {T_, B_, nullptr, nullptr, nullptr},
-        layers_.data(), {},       nullptr, threads(), {}};
-    grow(room_, room_size_, use_.forward_room(call));
-    // Giving up and taking back the GIL costs more than the smallest calls.
-    constexpr double flops_worth_a_release = 2e5;
-    const double flops = 2.0 * static_cast<double>(T_ * B_ * sizes_.L * sizes_.gates() * sizes_.H) *
-                         static_cast<double>(sizes_.I + sizes_.H);
-    if (flops > flops_worth_a_release) {
-      unlocked([&](const Interrupt& interrupt) {
-        call.interrupt = interrupt;
-        use_.forward(call, room_.get());
-      });
+    layers_[now_].front().x = {static_cast<const T*>(x.data()), one_step ? 0 : stride(0),
+                               stride(one_step ? 0 : 1)};
+    layers_[now_].back().y = {static_cast<T*>(y.mutable_data()), B_ * sizes_.H, sizes_.H};
+    if (small) {
+      call_.interrupt = {};
+      use_.forward(call_, room_.get());
     } else {
-      use_.forward(call, room_.get());
+      unlocked([&](const Interrupt& interrupt) {
+        call_.interrupt = interrupt;
+        use_.forward(call_, room_.get());
+      });
     }
     now_ = 1 - now_;
     return std::move(y);
@@ -155,28 +140,69 @@ class StreamOf final : public Stream {
     std::atomic<bool>& flag_;
   };
 
+  py::array input(py::handle x, bool one_step) const {
+    constexpr Index any = -1;
+    const Index I = sizes_.I;
+    if (one_step ? plain(x, dtype_, {B_, I}) : plain(x, dtype_, {any, B_, I}))
+      return py::reinterpret_borrow<py::array>(x);
+    return channels_last<T>("x", x, one_step ? Shape{B_, I} : Shape{"T", B_, I});
+  }
+
+  // Where the last layer's outputs go: the caller's array, or a new one.
+  py::array output(py::handle out, bool one_step, Index steps) const {
+    const Index H = sizes_.H;
+    if (out.is_none()) return one_step ? fresh(dtype_, {B_, H}) : fresh(dtype_, {steps, B_, H});
+    constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    if (one_step ? plain(out, dtype_, {B_, H}, writeable)
+                 : plain(out, dtype_, {steps, B_, H}, writeable))
+      return py::reinterpret_borrow<py::array>(out);
+    py::array y = typed<T>("out", out);
+    writable<T>("out", y, one_step ? Shape{B_, H} : Shape{steps, B_, H});
+    return y;
+  }
+
+  // Room, and what stands between the layers, for calls of so many steps on so many threads.
+  void prepare(Index steps, int threads) {
+    if (steps == prepared_steps_ && threads == call_.threads) return;
+    prepared_steps_ = 0;  // until all is there
+    const Index H = sizes_.H, between = sizes_.L > 1 ? product_of({steps, B_, H}) : 0;
+    for (std::size_t l = 1; l < packed_.size(); ++l) {
+      const std::size_t turn = l % 2;
+      if (l <= 2) grow(middle_[turn], middle_size_[turn], between);
+      T* const at = middle_[turn].get();
+      for (std::vector<Layer<T>>& layers : layers_) {
+        layers[l - 1].y = {at, B_ * H, H};
+        layers[l].x = {at, B_ * H, H};
+      }
+    }
+    call_.rows.T = steps;
+    call_.threads = threads;
+    grow(room_, room_size_, use_.forward_room(call_));
+    prepared_steps_ = steps;
+  }
+
   template <class E>
   static void grow(Block<E>& room, Index& size, Index wanted) {
     if (wanted <= size && room) return;
     room = block<E>(wanted);
     size = wanted;
   }
-  T* middle(Index which, Index wanted) {
-    grow(middle_[which], middle_size_[which], wanted);
-    return middle_[which].get();
-  }
 
   Sizes sizes_;
   Index B_;
   const Kernels& kernels_;  // those that packed the weights, whatever is in use later
   const TypedKernels<T>& use_;
-  std::vector<Layer<T>> layers_;
+  const py::dtype dtype_ = py::dtype::of<T>();
   std::vector<Block<char>> packed_;
   struct States {
     std::vector<Block<T>> h, c;  // [L][B, H]; c of no elements without a cell state
   };
   States states_[2];
-  int now_ = 0;  // the one that is current
+  int now_ = 0;                      // the one that is current
+  std::vector<Layer<T>> layers_[2];  // [L] from the state of that number to the other
+  ForwardCall<T> call_;              // as the last call was
+  Index prepared_steps_ = 0;
+  double flops_of_step_;
   Block<char> room_;
   Index room_size_ = 0;
   Block<T> middle_[2];
@@ -184,33 +210,149 @@ class StreamOf final : public Stream {
   mutable std::atomic<bool> in_use_{false};
 };
 
+PyTypeObject* stream_type = nullptr;  // set once, when the module is made
+
+// pybind11 would make up a C++ object where Python's __init__ has not run.
+Stream& stream_of(py::handle self) {
+  const auto* held = reinterpret_cast<const py::detail::instance*>(self.ptr());
+  if (!PyObject_TypeCheck(self.ptr(), stream_type) || !held->simple_layout ||
+      !held->simple_value_holder[0])
+    bad_type("self", "a stream that a layer made",
+             py::str(py::type::of(self).attr("__qualname__")));
+  return *static_cast<Stream*>(held->simple_value_holder[0]);
+}
+
+// step and run as CPython itself calls methods: pybind11's way there costs as much as a small step.
+// Arguments that come in an unusual way go to Python's own parser, which also words the errors.
+template <bool one_step>
+PyObject* advance(PyObject* self, PyObject* const* given, Py_ssize_t positional, PyObject* names) {
+  try {
+    static PyObject* const out_name = PyUnicode_InternFromString("out");
+    const Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    PyObject *x, *out = Py_None;
+    const bool usual = (named == 0 && (positional == 1 || positional == 2)) ||
+                       (named == 1 && positional == 1 && PyTuple_GET_ITEM(names, 0) == out_name);
+    if (usual) {
+      x = given[0];
+      if (positional + named == 2) out = given[1];
+    } else {
+      py::tuple args(positional);
+      for (Py_ssize_t i = 0; i < positional; ++i) args[i] = py::handle(given[i]);
+      py::dict by_name;
+      for (Py_ssize_t i = 0; i < named; ++i)
+        by_name[PyTuple_GET_ITEM(names, i)] = py::handle(given[positional + i]);
+      const char* known[] = {"x", "out", nullptr};
+      if (!PyArg_ParseTupleAndKeywords(args.ptr(), by_name.ptr(), one_step ? "O|O:step" : "O|O:run",
+                                       const_cast<char**>(known), &x, &out))
+        return nullptr;
+    }
+    return stream_of(self).run(x, out, one_step).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (abi::__forced_unwind&) {
+    throw;
+  } catch (...) {
+    py::detail::try_translate_exceptions();
+  }
+  return nullptr;
+}
+
+constexpr char step_doc[] = R"(step($self, /, x, out=None)
+--
+
+Take one step.
+
+Parameters
+----------
+x : ndarray, shape (B, I)
+    The step's input, of the layer's dtype.
+out : ndarray, shape (B, H), optional
+    Where to put the output: C-contiguous, writable, not overlapping `x`. With it, the step
+    allocates nothing.
+
+Returns
+-------
+ndarray, shape (B, H)
+    The last layer's output; `out` if it was given.
+
+Raises
+------
+TypeError, ValueError
+    If an argument has another dtype, shape or layout; the state is then as before.
+
+Examples
+--------
+>>> import numpy as np, rnnkern as rk
+>>> stream = rk.RNN(2, 4, seed=0).stream(batch_size=3)
+>>> stream.step(np.zeros((3, 2), np.float32)).shape
+(3, 4)
+)";
+
+constexpr char run_doc[] = R"(run($self, /, x, out=None)
+--
+
+Take a block of steps.
+
+Parameters
+----------
+x : ndarray, shape (T, B, I)
+    The inputs, of the layer's dtype; T may be 0.
+out : ndarray, shape (T, B, H), optional
+    As in `step`.
+
+Returns
+-------
+ndarray, shape (T, B, H)
+
+Raises
+------
+TypeError, ValueError
+    As in `step`.
+
+Examples
+--------
+>>> import numpy as np, rnnkern as rk
+>>> stream = rk.RNN(2, 4, seed=0).stream()
+>>> stream.run(np.zeros((10, 1, 2), np.float32)).shape
+(10, 1, 4)
+)";
+
+template <bool one_step>
+PyMethodDef method(const char* name, const char* doc) {
+  const auto function =
+      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&advance<one_step>));
+  return {name, function, METH_FASTCALL | METH_KEYWORDS, doc};
+}
+
 }  // namespace
 
 void bind_stream(py::module_& m) {
-  py::class_<Stream>(m, "Stream")
-      .def(py::init([](const Net& net, const py::dict& params, Index batch_size) {
-             if (batch_size < 1) bad_value("batch_size", "at least 1", std::to_string(batch_size));
-             const Sizes& sizes = net.sizes();
-             if (sizes.D != 1)
-               bad_value("stream", "a layer of one direction", "a bidirectional one");
-             if (sizes.is_double)
-               return std::unique_ptr<Stream>(new StreamOf<double>(sizes, params, batch_size));
-             return std::unique_ptr<Stream>(new StreamOf<float>(sizes, params, batch_size));
-           }),
-           py::arg("net"), py::arg("params"), py::arg("batch_size"))
-      .def(
-          "step",
-          [](Stream& s, const py::object& x, const py::object& out) { return s.run(x, out, true); },
-          py::arg("x"), py::arg("out") = py::none())
-      .def(
-          "run",
-          [](Stream& s, const py::object& x, const py::object& out) {
-            return s.run(x, out, false);
-          },
-          py::arg("x"), py::arg("out") = py::none())
-      .def("state", &Stream::state)
-      .def("set_state", &Stream::set_state, py::arg("h"), py::arg("c"))
-      .def("reset", &Stream::reset);
+  const auto stream =
+      py::class_<Stream>(m, "Stream")
+          .def(py::init([](const Net& net, const py::dict& params, Index batch_size) {
+                 if (batch_size < 1)
+                   bad_value("batch_size", "at least 1", std::to_string(batch_size));
+                 const Sizes& sizes = net.sizes();
+                 if (sizes.D != 1)
+                   bad_value("stream", "a layer of one direction", "a bidirectional one");
+                 if (sizes.is_double)
+                   return std::unique_ptr<Stream>(new StreamOf<double>(sizes, params, batch_size));
+                 return std::unique_ptr<Stream>(new StreamOf<float>(sizes, params, batch_size));
+               }),
+               py::arg("net"), py::arg("params"), py::arg("batch_size"));
+  stream_type = reinterpret_cast<PyTypeObject*>(stream.ptr());
+  static PyMethodDef methods[] = {method<true>("step", step_doc), method<false>("run", run_doc)};
+  for (PyMethodDef& one : methods)
+    stream.attr(one.ml_name) =
+        py::reinterpret_steal<py::object>(PyDescr_NewMethod(stream_type, &one));
+  m.def("stream_state", [](py::handle self) { return stream_of(self).state(); }, py::arg("stream"));
+  m.def(
+      "set_stream_state",
+      [](py::handle self, const py::object& h, const py::object& c) {
+        stream_of(self).set_state(h, c);
+      },
+      py::arg("stream"), py::arg("h"), py::arg("c"));
+  m.def("reset_stream", [](py::handle self) { stream_of(self).reset(); }, py::arg("stream"));
 }
 
 }  // namespace rnnkern

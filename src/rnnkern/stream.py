@@ -14,7 +14,7 @@ __all__ = ["Stream"]
 Array = NDArray[Any]
 
 
-class Stream:
+class Stream(_core.Stream):
     """Steps through a sequence as it comes, with the weights packed once and the state inside.
 
     Made by ``layer.stream(batch_size)``. The parameters are taken as they are then: later changes
@@ -41,68 +41,7 @@ class Stream:
     """
 
     def __init__(self, net: _core.Net, params: dict[str, Array], batch_size: int) -> None:
-        self._stream = _core.Stream(net, params, batch_size)
-        # Bound here, so that a step costs one call into the core.
-        self._step = self._stream.step
-        self._run = self._stream.run
-
-    def step(self, x: Array, out: Array | None = None) -> Array:
-        """Take one step.
-
-        Parameters
-        ----------
-        x : ndarray, shape (B, I)
-            The step's input, of the layer's dtype.
-        out : ndarray, shape (B, H), optional
-            Where to put the output: C-contiguous, writable, not overlapping `x`. With it, the step
-            allocates nothing.
-
-        Returns
-        -------
-        ndarray, shape (B, H)
-            The last layer's output; `out` if it was given.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument has another dtype, shape or layout; the state is then as before.
-
-        Examples
-        --------
-        >>> import numpy as np, rnnkern as rk
-        >>> stream = rk.RNN(2, 4, seed=0).stream(batch_size=3)
-        >>> stream.step(np.zeros((3, 2), np.float32)).shape
-        (3, 4)
-        """
-        return self._step(x, out)
-
-    def run(self, x: Array, out: Array | None = None) -> Array:
-        """Take a block of steps.
-
-        Parameters
-        ----------
-        x : ndarray, shape (T, B, I)
-            The inputs, of the layer's dtype; T may be 0.
-        out : ndarray, shape (T, B, H), optional
-            As in `step`.
-
-        Returns
-        -------
-        ndarray, shape (T, B, H)
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `step`.
-
-        Examples
-        --------
-        >>> import numpy as np, rnnkern as rk
-        >>> stream = rk.RNN(2, 4, seed=0).stream()
-        >>> stream.run(np.zeros((10, 1, 2), np.float32)).shape
-        (10, 1, 4)
-        """
-        return self._run(x, out)
+        super().__init__(net, params, batch_size)
 
     def reset(self) -> None:
         """Set the state to zeros.
@@ -116,20 +55,20 @@ class Stream:
         >>> float(np.abs(stream.state).sum())
         0.0
         """
-        self._stream.reset()
+        _core.reset_stream(self)
 
     @property
     def state(self) -> Array | tuple[Array, Array]:
-        h, c = self._stream.state()
+        h, c = _core.stream_state(self)
         return h if c is None else (h, c)
 
     @state.setter
     def state(self, value: Array | tuple[Array, Array]) -> None:
-        has_c = self._stream.state()[1] is not None
+        has_c = _core.stream_state(self)[1] is not None
         h, c = split_state("state", value, has_c)
         if h is None or (has_c and c is None):
             raise TypeError("state: expected arrays, got None (use reset for zeros)")
-        self._stream.set_state(h, c)
+        _core.set_stream_state(self, h, c)
 
 
 def split_state(name: str, state: Any, has_c: bool) -> tuple[Any, Any]:
