@@ -35,12 +35,13 @@ def public():
                 continue
             for member, value in vars(owner).items():
                 named = not member.startswith("_") or member == "__call__"
-                if named and (inspect.isfunction(value) or isinstance(value, property)):
+                if named and (inspect.isroutine(value) or isinstance(value, property)):
                     found[f"{name}.{member}"] = value
     return found
 
 
 PUBLIC = public()
+COMPILED = [name for name, thing in PUBLIC.items() if inspect.ismethoddescriptor(thing)]
 each_public = pytest.mark.parametrize("name", PUBLIC)
 
 
@@ -83,7 +84,7 @@ def test_docstring_has_the_sections_that_fit(name):
         if any(thing is getattr(rk, public_name) for public_name in rk.__all__):
             found = sections(thing)  # of what the caller constructs, or is handed
             assert {"Parameters", "Examples"} <= found or "Attributes" in found
-    elif inspect.isfunction(thing) and not inspect.isabstract(PUBLIC.get(name.rpartition(".")[0])):
+    elif inspect.isroutine(thing) and not inspect.isabstract(PUBLIC.get(name.rpartition(".")[0])):
         wanted = {"Examples"}
         if parameters_of(thing):
             wanted.add("Parameters")
@@ -115,3 +116,19 @@ def test_examples_run(module):
         result = doctest.testmod(module)
     assert result.failed == 0
     assert result.attempted > 0 or not any(name.startswith(module.__name__) for name in PUBLIC)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_examples_of_compiled_methods_run(name):
+    (examples,) = doctest.DocTestFinder().find(PUBLIC[name], name, module=False, globs={})
+    result = doctest.DocTestRunner().run(examples)
+    assert result.failed == 0
+    assert result.attempted > 0
+
+
+def test_compiled_methods_have_signatures():
+    assert {name.rpartition(".")[2] for name in COMPILED} == {"step", "run"}
+    for name in COMPILED:
+        assert str(inspect.signature(PUBLIC[name])) == "(self, /, x, out=None)"
+    # The class's own is Python's: pybind11's constructors have none that can be read.
+    assert list(inspect.signature(rk.Stream).parameters) == ["net", "params", "batch_size"]

@@ -156,12 +156,19 @@ def try_stream(kind):
 
 
 def try_run(kind):
-    """After a step, so that its room is there and must grow."""
+    """After a step, so that its room is there and must grow; and a step is still one afterwards."""
     layer, p = one_way(kind)
     stream = layer.stream(16)
     stream.state = p.state
-    stream.step(p.x[0])
-    return lambda: stream.run(p.x), lambda: stream.state
+
+    def changed():
+        state = stream.state
+        y = stream.step(p.x[0])
+        stream.state = state
+        return state, y
+
+    changed()
+    return lambda: stream.run(p.x), changed
 
 
 def try_step(kind):

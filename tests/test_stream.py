@@ -6,9 +6,15 @@ they refuse is in test_errors.py.
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
+import re
+import sys
 import threading
 import tracemalloc
+import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -132,6 +138,135 @@ def test_out(kind):
     assert stream.step(p.x[0], step) is step
     assert stream.run(p.x[1:], out=block) is block
     assert step.tobytes() + block.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("method", ["step", "run"])
+def test_every_way_of_calling(method):
+    layer, p = make()
+    x = p.x[0] if method == "step" else p.x
+    name = "".join(["o", "ut"])  # equal to the one in the core, and another object
+    ways = [
+        lambda stream, out: getattr(stream, method)(x, out),
+        lambda stream, out: getattr(stream, method)(x, out=out),
+        lambda stream, out: getattr(stream, method)(x=x, out=out),
+        lambda stream, out: getattr(stream, method)(out=out, x=x),
+        lambda stream, out: getattr(stream, method)(x, **{name: out}),
+        lambda stream, out: getattr(rk.Stream, method)(stream, x, out),
+        lambda stream, out: partial(getattr(stream, method), out=out)(x),
+    ]
+    want = getattr(layer.stream(B), method)(x)
+    for way in ways:
+        out = np.full_like(want, np.nan)
+        assert way(layer.stream(B), out) is out
+        assert out.tobytes() == want.tobytes()
+        assert way(layer.stream(B), None).tobytes() == want.tobytes()
+    assert getattr(layer.stream(B), method)(x=x).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("method", ["step", "run"])
+@pytest.mark.parametrize(
+    ("args", "named", "message"),
+    [
+        ((), {}, "missing required argument 'x' (pos 1)"),
+        ((), {"out": None}, "missing required argument 'x' (pos 1)"),
+        ((1, 2, 3), {}, "takes at most 2 arguments (3 given)"),
+        ((1, 2), {"out": 3}, "takes at most 2 arguments (3 given)"),
+        ((1,), {"x": 2}, "argument for {}() given by name ('x') and position (1)"),
+        ((1,), {"y": 2}, "'y'"),
+        ((), {"x": 1, "y": 2}, "'y'"),
+    ],
+)
+def test_wrong_ways_of_calling(method, args, named, message):
+    layer, p = make()
+    stream = layer.stream(B)
+    stream.state = p.state
+    with pytest.raises(TypeError, match=re.escape(message.format(method))):
+        getattr(stream, method)(*args, **named)
+    assert frozen(stream.state) == frozen(p.state)
+
+
+def test_a_subclass_may_change_a_method():
+    class Doubled(rk.Stream):
+        def step(self, x, out=None):
+            return 2 * super().step(x, out)
+
+    layer, p = make()
+    want = 2 * layer.stream(B).step(p.x[0])
+    stream = Doubled(layer._net, layer.params, B)
+    assert stream.step(p.x[0]).tobytes() == want.tobytes()
+
+
+def test_a_stream_that_no_layer_made():
+    x = np.zeros((B, I), np.float32)
+    nothing = rk.Stream.__new__(rk.Stream)
+    for use in (
+        lambda: nothing.step(x),
+        lambda: nothing.run(x[None]),
+        lambda: nothing.state,
+        lambda: setattr(nothing, "state", x),
+        nothing.reset,
+    ):
+        with pytest.raises(TypeError, match="self: expected a stream that a layer made, got "):
+            use()
+    with pytest.raises(TypeError):
+        rk.Stream.step(None, x)
+
+
+@pytest.mark.parametrize("attempt", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_stream_has_no_copies(attempt):
+    with pytest.raises(TypeError, match="Stream"):
+        attempt(make()[0].stream(B))
+
+
+def test_no_references_stay():
+    layer, p = make()
+    stream = layer.stream(B)
+    gone = weakref.ref(stream)
+    x, out = p.x[0], np.empty((B, H), np.float32)
+    before = sys.getrefcount(x), sys.getrefcount(out), sys.getrefcount(None)
+    for _ in range(100):
+        stream.step(x)
+        stream.step(x, out)
+        stream.step(x, out=out)
+        stream.step(out=out, x=x)
+        for wrong in ((out, x), (x, x), (x, out, out)):
+            with pytest.raises((TypeError, ValueError)):
+                stream.step(*wrong)
+    del wrong
+    after = sys.getrefcount(x), sys.getrefcount(out), sys.getrefcount(None)
+    assert all(abs(a - b) < 50 for a, b in zip(after, before, strict=True))
+    del stream
+    assert gone() is None
+
+
+def test_an_equal_dtype_of_another_object():
+    layer, p = make()
+    dtype = np.dtype(np.float32, metadata={"of": "another"})
+    x, out = p.x[0].astype(dtype), np.empty((B, H), dtype)
+    want = layer.stream(B).step(p.x[0])
+    assert layer.stream(B).step(x, out) is out
+    assert out.tobytes() == want.tobytes()
+    swapped = p.x[0].astype(np.dtype(np.float32).newbyteorder())
+    with pytest.raises(TypeError, match="x: expected an array of dtype float32, got"):
+        layer.stream(B).step(swapped)
+
+
+@every_kind
+def test_calls_of_any_lengths_and_threads_in_turn(kind):
+    """What a stream keeps ready between calls of one length is made anew for another."""
+    layer = make_layer(kind, 64, 96, num_layers=3)
+    p = random_problem(layer, 120, 8)
+    want = layer(p.x)[0]
+    stream = layer.stream(8)
+    at = 0
+    for count, threads in itertools.cycle(((1, 1), (1, 2), (30, 2), (30, 1), (0, 1), (2, 2))):
+        if at == 120:
+            break
+        count = min(count, 120 - at)
+        with rk.num_threads(threads):
+            got = stream.step(p.x[at]) if count == 1 else stream.run(p.x[at : at + count])
+        assert got.tobytes() == want[at : at + count].tobytes()
+        at += count
 
 
 def test_results_are_not_touched_again():
