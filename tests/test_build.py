@@ -155,6 +155,24 @@ def test_modules_without_extras(module):
     assert imported(f"import rnnkern.{module}") == ["numpy", "rnnkern"]
 
 
+LATER = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
+
+
+@pytest.mark.parametrize("name", ["optim", *LATER])
+def test_optimizers_are_imported_when_asked_for(name):
+    imported(f"""import rnnkern as rk
+        assert not hasattr(rk, "Adams")
+        assert set(dir(rk)) >= {{*rk.__all__, "optim"}}
+        assert "rnnkern.optim" not in sys.modules
+        first = rk.{name}
+        assert all(vars(rk)[name] is vars(rk.optim)[name] for name in {LATER})
+        assert first is {"rk.optim" if name == "optim" else f"rk.optim.{name}"}""")
+
+
+def test_all_public_names_can_be_had_at_once():
+    imported("from rnnkern import *; import rnnkern; assert set(rnnkern.__all__) <= set(dir())")
+
+
 def test_public_names():
     assert len(set(rk.__all__)) == len(rk.__all__)
     for name in rk.__all__:
