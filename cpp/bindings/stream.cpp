@@ -104,6 +104,7 @@ class StreamOf final : public Stream {
     constexpr double flops_worth_a_release = 2e5;
     const bool small = flops_of_step_ * static_cast<double>(steps) <= flops_worth_a_release;
     call_.layers = layers_[now_].data();
+    call_.from_end = now_ == 1;
     prepare(steps, small ? 1 : threads());
     const auto stride = [&](py::ssize_t axis) {
       return x.strides(axis) / static_cast<py::ssize_t>(sizeof(T));

@@ -104,7 +104,7 @@ struct Forward {
   Sequence<const T> x;
   Sequence<T> y;
   const Direction<T>& d;
-  bool reverse;
+  bool reverse, from_end;
   const ForwardRoom<Cell, T>& room;
   const ForwardPointers<T>& at;
   Part part;
@@ -124,34 +124,54 @@ struct Forward {
   void run() {
     begin();
     if (!part.team.wait()) return;
+    if (rows.T == 1 && Cell::phases == 1) {
+      only_step();
+      return;
+    }
     for (Index done = 0; done < rows.T; done += room.chunk) {
       const Index steps = least(room.chunk, rows.T - done);
       first_step = reverse ? rows.T - done - steps : done;
-      input_product(steps);
+      input_product(steps, part.blocks);
       for (Index i = 0; i < steps; ++i)
         if (!step(reverse ? first_step + steps - 1 - i : first_step + i)) return;
     }
+  }
+
+  // Both products of some units, then of the next: so the second half of them all stays in cache
+  // for the next call.
+  void only_step() {
+    const Index n = alive(0), width = blocks_at_once<Cell::gates>(n);
+    const Index count = ceil_div(part.blocks.size(), width);
+    for (Index i = 0; i < count && n > 0; ++i) {
+      const Index first = part.blocks.first + (from_end ? count - 1 - i : i) * width;
+      const Range blocks{first, least(first + width, part.blocks.last)};
+      input_product(1, blocks);
+      phase<0>(0, n, blocks);
+    }
+    if (n == 0 || !part.team.wait()) return;
+    now ^= 1;
+    for (Index r = part.rows.first; r < part.rows.first + n; ++r) finish(r);
   }
 
   // Copies the initial state to where the loop wants it, for this thread's units.
   void begin() {
     const Index from = part.blocks.first * kLanes<T>;
     const Index to = least(H, part.blocks.last * kLanes<T>);
-    for (Index r = part.rows.first; r < part.rows.last; ++r) {
-      const Index caller = row_of(rows, r);
-      for (Index j = from; j < to; ++j) {
-        const T h = d.h0 ? d.h0[caller * H + j] : T(0);
-        room.h[0][r * padded<T>(H) + j] = h;
-        room.h[1][r * padded<T>(H) + j] = h;
-        d.h_last[caller * H + j] = h;
-        if constexpr (Cell::has_c) {
-          const T c = d.c0 ? d.c0[caller * H + j] : T(0);
-          room.c[r * padded<T>(H) + j] = c;
-          d.c_last[caller * H + j] = c;
-        }
+    const Index Hp = padded<T>(H), started = rows.T > 0 ? alive_at(rows, 0) : 0;
+    const auto start = [&](const T* given, T* state, T* last, Index r) {
+      const Index caller = row_of(rows, r) * H;
+      for (Index j = from; j < to; j += kLanes<T>) {
+        const V v = given ? load_n(given + caller + j, to - j) : V{};
+        store(state + r * Hp + j, v);
+        if (r >= started) store_n(last + caller + j, v, to - j);  // no step will
       }
-      for (int half = 0; half < 2; ++half) at.h[half][r] = room.h[half] + r * padded<T>(H);
-      if constexpr (Cell::phases > 1) at.operand[r] = room.operand + r * padded<T>(H);
+    };
+    for (Index r = part.rows.first; r < part.rows.last; ++r) {
+      start(d.h0, room.h[0], d.h_last, r);
+      if (rows.count) start(d.h0, room.h[1], d.h_last, r);  // back in time, rows join at any step
+      if constexpr (Cell::has_c) start(d.c0, room.c, d.c_last, r);
+      for (int half = 0; half < 2; ++half) at.h[half][r] = room.h[half] + r * Hp;
+      if constexpr (Cell::phases > 1) at.operand[r] = room.operand + r * Hp;
     }
     if (!rows.count) return;
     for (Index t = 0; t < rows.T; ++t)  // outputs behind a row's end
@@ -162,7 +182,7 @@ struct Forward {
   }
 
   // The input's part of the gates' arguments for all rows of the chunk.
-  void input_product(Index steps) const {
+  void input_product(Index steps, Range blocks) const {
     Index n = 0;
     for (Index t = first_step; t < first_step + steps; ++t)
       for (Index i = 0; i < alive(t); ++i, ++n) {
@@ -175,7 +195,7 @@ struct Forward {
     Target<T> target{at.z, room.weights.bias, false, false, Hp};
     for (int g = 0; g < G; ++g) target.slot[g] = Cell::input_slot[g] * Hp;
     product<G>(*part.team.watch, n, at.x, Depth{1, I, 1, {0}},
-               static_cast<const T*>(room.weights.input), part.blocks, false, target,
+               static_cast<const T*>(room.weights.input), blocks, false, target,
                [&](Index block, int np) {
                  for (int g = 0; g < G; ++g)
                    if (stands_alone<Cell>(g)) start_alone(g, n, block, np);
@@ -194,10 +214,10 @@ struct Forward {
   bool step(Index t) {
     const Index n = alive(t);
     if (n == 0) return true;
-    phase<0>(t, n);
+    phase<0>(t, n, part.blocks);
     if (!part.team.wait()) return false;
     if constexpr (Cell::phases > 1) {
-      phase<1>(t, n);
+      phase<1>(t, n, part.blocks);
       if (!part.team.wait()) return false;
     }
     now ^= 1;
@@ -208,24 +228,25 @@ struct Forward {
 
   // Hands out the state of a row at its own last step.
   void finish(Index r) const {
-    const Index to = least(H, part.blocks.last * kLanes<T>);
-    for (Index j = part.blocks.first * kLanes<T>; j < to; ++j) {
-      d.h_last[row_of(rows, r) * H + j] = room.h[now][r * padded<T>(H) + j];
-      if constexpr (Cell::has_c) d.c_last[row_of(rows, r) * H + j] = room.c[r * padded<T>(H) + j];
+    const Index to = least(H, part.blocks.last * kLanes<T>), caller = row_of(rows, r) * H;
+    for (Index j = part.blocks.first * kLanes<T>; j < to; j += kLanes<T>) {
+      const Index at_j = r * padded<T>(H) + j;
+      store_n(d.h_last + caller + j, load(room.h[now] + at_j), to - j);
+      if constexpr (Cell::has_c) store_n(d.c_last + caller + j, load(room.c + at_j), to - j);
     }
   }
 
   // The recurrent product of one phase's gates, and the cell's maths on what it leaves in cache.
   template <int P>
-  void phase(Index t, Index n) const {
+  void phase(Index t, Index n, Range blocks) const {
     constexpr Phase ph = Cell::phase[P];
     const Index Hp = padded<T>(H), first = part.rows.first;
     for (Index i = 0; i < n; ++i) at.z_now[i] = z_row(t, first + i);
     Target<T> target{at.z_now, nullptr, false, false, Hp};
     for (int g = 0; g < ph.count; ++g) target.slot[g] = Cell::recurrent_slot[ph.first + g] * Hp;
     product<ph.count>(*part.team.watch, n, (P == 0 ? at.h[now] : at.operand) + first,
-                      Depth{1, H, 1, {0}}, static_cast<const T*>(room.weights.panels(P, H)),
-                      part.blocks, now == 1, target, [&](Index block, int np) {
+                      Depth{1, H, 1, {0}}, static_cast<const T*>(room.weights.panels(P, H)), blocks,
+                      from_end != (now == 1), target, [&](Index block, int np) {
                         Index i = 0;
                         if (np == 1)
                           for (; i + 1 < n; i += 2) cell<P, 2>(t, {i, i + 1}, {block, block});

@@ -200,6 +200,18 @@ struct Pieces {
   }
 };
 
+// Panels that one tile takes for so many rows, and the blocks that a tile or two take.
+template <int G>
+constexpr int panels_at_once(int rows) {
+  int panels = 1;
+  while (panels < kMostPanels && rows * panels * 2 * kPanel<G> <= kAccumulators) panels *= 2;
+  return panels;
+}
+template <int G>
+constexpr Index blocks_at_once(Index rows) {
+  return most(1, panels_at_once<G>(static_cast<int>(least(rows, kMostRows))) * kPanel<G> / G);
+}
+
 // C for `rows` rows and the given blocks. done(block, blocks) comes as soon as some blocks are
 // complete for all rows, while they are in cache. `backwards` takes the blocks from the last to the
 // first: who goes over the same panels again and again in turns finds in cache what came last.
@@ -213,9 +225,7 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
   if (rows <= 0) return;
   const Index groups = ceil_div(rows, Set::most_rows);
   const int tall = static_cast<int>(ceil_div(rows, groups));
-  Pieces pieces{blocks.size() * S, 1};
-  while (pieces.widest < kMostPanels && tall * pieces.widest * 2 * NV <= kAccumulators)
-    pieces.widest *= 2;
+  const Pieces pieces{blocks.size() * S, panels_at_once<G>(tall)};
   TileCall<T> call;
   call.shared = c.shared, call.from_zero = c.from_zero;
   call.segments = depth.count, call.length = depth.length, call.step = depth.step;

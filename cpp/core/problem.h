@@ -97,6 +97,9 @@ struct ForwardCall {
   T* dropped;   // [T, B, D*H] room for a layer's input after dropout; null without dropout
   int threads;  // at most this many
   Interrupt interrupt;
+  // Go over the weights from the end first: who calls step by step does so in turns, and finds in
+  // cache what the last call read last.
+  bool from_end = false;
 };
 
 // Gradient clips; infinity: off. In the order in which they act.

@@ -98,8 +98,8 @@ struct ForwardStack {
       for (Index d = 0; d < call.D; ++d) {
         if (part.idle || (!both && d != part.direction)) continue;
         const Sequence<T> y{layer.y.data + d * call.H, layer.y.step, layer.y.row};
-        Forward<Cell, T>{call.rows,          call.H, layer.inputs, x,          y,
-                         layer.direction[d], d == 1, rooms[d],     at[thread], part}
+        Forward<Cell, T>{call.rows,     call.H,   layer.inputs, x,   y, layer.direction[d], d == 1,
+                         call.from_end, rooms[d], at[thread],   part}
             .run();
       }
       if (!all.wait()) return;
