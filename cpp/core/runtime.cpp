@@ -3,10 +3,17 @@
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -16,6 +23,7 @@ namespace rnnkern {
 namespace {
 
 std::atomic<int> chosen{0};
+std::atomic<int> choices{0};  // how often the program chose
 
 // GNU OpenMP's pool does not survive fork: a child that asked for it would wait for ever.
 std::atomic<bool> forked{false};
@@ -30,15 +38,42 @@ void pause() {
 #endif
 }
 
-}  // namespace
-
-int threads() {
-  if (forked.load(std::memory_order_relaxed)) return 1;
-  const int n = chosen_threads();
-  return std::min(n > 0 ? n : omp_get_max_threads(), kMostThreads);
+Nanoseconds read(clockid_t clock) {
+  timespec t;
+  clock_gettime(clock, &t);
+  return Nanoseconds{1000000000} * t.tv_sec + t.tv_nsec;
 }
 
-int chosen_threads() { return chosen.load(std::memory_order_relaxed); }
+// Until woken, or not for long; at once where `word` is not `expected`, and at any time for
+// nothing.
+void sleep([[maybe_unused]] int* word, [[maybe_unused]] int expected) {
+#if defined(__linux__)
+  constexpr timespec limit{0, 10000000};  // short against the time between two questions
+  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &limit, nullptr, 0);
+#else
+  sched_yield();
+#endif
+}
+
+void wake([[maybe_unused]] int* word, [[maybe_unused]] int most) {
+#if defined(__linux__)
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, most, nullptr, nullptr, 0);
+#endif
+}
+
+// Whether working together is a gain: each calling thread sees for itself. Where another process
+// keeps a core busy, the threads of a call wait for the one that has none, time slice after time
+// slice. Then it is left to work alone for a while, twice as long after each trial that fails.
+struct Experience {
+  static constexpr Nanoseconds most_gain = 5000000;    // one slice lost now and then is forgiven
+  static constexpr Nanoseconds first_rest = 20000000;  // a few slices
+  static constexpr Nanoseconds most_rest = 500000000;  // some percent of it are lost in a trial
+  int choices = 0;
+  Nanoseconds gain = 0;
+  Nanoseconds rest = first_rest;
+  Nanoseconds alone_until = 0;
+};
+thread_local Experience experience;
 
 // More threads than the last time are started on trial, all at once. What OpenMP keeps of its own
 // since then is not in the trial, nor is what other threads take meanwhile: likely, not certain.
@@ -62,7 +97,46 @@ int startable_threads(int n) {
   return last = n;
 }
 
-void set_threads(int n) { chosen.store(n, std::memory_order_relaxed); }
+}  // namespace
+
+int threads() {
+  if (forked.load(std::memory_order_relaxed)) return 1;
+  const int n = chosen_threads();
+  return std::min(n > 0 ? n : omp_get_max_threads(), kMostThreads);
+}
+
+int chosen_threads() { return chosen.load(std::memory_order_relaxed); }
+
+void set_threads(int n) {
+  chosen.store(n, std::memory_order_relaxed);
+  choices.fetch_add(1, std::memory_order_relaxed);
+}
+
+int usable_threads(int n) {
+  // Whoever chooses a number gets it, to begin with.
+  if (const int made = choices.load(std::memory_order_relaxed); made != experience.choices) {
+    experience = Experience{};
+    experience.choices = made;
+  }
+  if (experience.alone_until != 0 && now() < experience.alone_until) return 1;
+  return startable_threads(n);
+}
+
+Nanoseconds now() { return read(CLOCK_MONOTONIC); }
+Nanoseconds thread_time() { return read(CLOCK_THREAD_CPUTIME_ID); }
+
+void learn(Nanoseconds took, Nanoseconds computed) {
+  Experience& e = experience;
+  e.gain += computed - took;
+  if (e.gain >= Experience::most_gain) {
+    e.gain = Experience::most_gain;
+    e.rest = Experience::first_rest;
+  } else if (e.gain < 0) {
+    e.gain = 0;
+    e.alone_until = now() + e.rest;
+    e.rest = std::min(2 * e.rest, Experience::most_rest);
+  }
+}
 
 bool look(Watch& watch) {
   Stop& stop = *watch.stop;
@@ -85,23 +159,34 @@ bool look(Watch& watch) {
 }
 
 bool wait(Barrier& barrier, int size, Watch& watch) {
-  constexpr int spins = 2000;
+  // Longer than threads that run wait for each other mostly, shorter than a sleep costs by much.
+  constexpr Nanoseconds longest_spin = 10000;
+  constexpr int pauses = 16;  // between two looks at the clock
   const int generation = __atomic_load_n(&barrier.generation, __ATOMIC_RELAXED);
   if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == size) {
     // The last to arrive decides for all, or some would wait for others that have left.
     barrier.stopped = __atomic_load_n(&watch.stop->asked, __ATOMIC_RELAXED);
     const bool go_on = barrier.stopped == 0;
     __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_RELEASE);
+    // Either this thread sees who is asleep, or whoever falls asleep sees that all have arrived:
+    // one order of these four accesses for all threads.
+    __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&barrier.asleep, __ATOMIC_SEQ_CST) != 0) wake(&barrier.generation, size);
     return go_on;
   }
-  for (int i = 0; __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE) == generation; ++i) {
-    if (i < spins) {
-      pause();
-    } else {
-      sched_yield();
-      look(watch);
-    }
+  const auto all_arrived = [&] {
+    return __atomic_load_n(&barrier.generation, __ATOMIC_SEQ_CST) != generation;
+  };
+  const Nanoseconds begin = now();
+  Nanoseconds spun = 0;
+  while (!all_arrived() && (spun = now() - begin) < longest_spin)
+    for (int i = 0; i < pauses && !all_arrived(); ++i) pause();
+  watch.spun += std::min(spun, longest_spin);
+  while (!all_arrived()) {
+    __atomic_add_fetch(&barrier.asleep, 1, __ATOMIC_SEQ_CST);
+    sleep(&barrier.generation, generation);
+    __atomic_sub_fetch(&barrier.asleep, 1, __ATOMIC_RELAXED);
+    look(watch);
   }
   return barrier.stopped == 0;
 }

@@ -15,14 +15,22 @@ inline constexpr int kMostThreads = 1024;
 int chosen_threads();     // 0: nothing was set
 void set_threads(int n);  // 0: leave it to OpenMP
 
-// How many of n threads the calling one may ask OpenMP for now: GNU's ends the process when it
-// can't start one.
-int startable_threads(int n);
+// How many of n threads the calling one should ask OpenMP for now: one where threads were seen to
+// be no gain lately, and no more than can be started, since GNU's ends the process otherwise.
+int usable_threads(int n);
 
-// Whether a call is to end early: one a call, seen by all its threads.
+using Nanoseconds = std::int64_t;
+Nanoseconds now();          // the wall clock
+Nanoseconds thread_time();  // what the calling thread has had of a core
+// What the calling thread learns from a call on many threads: how long it took, and how long all of
+// them together had a core and did not wait, which is what one thread would have needed.
+void learn(Nanoseconds took, Nanoseconds computed);
+
+// What the threads of a call tell each other.
 struct Stop {
   Interrupt interrupt;
-  int asked;  // 1 once the caller wants the call to end
+  int asked;             // 1 once the caller wants the call to end
+  Nanoseconds computed;  // for `learn`
 };
 
 // One thread's watch on that. `look` is for every kWorkBetweenLooks vector operations or so: the
@@ -33,16 +41,18 @@ struct Watch {
   std::uint64_t environment;  // the floating-point environment that was found on entry
   Index left;                 // operations until the next look
   double next;                // when the calling thread asks; 0: not known yet
+  Nanoseconds spun;           // at barriers
 };
 inline constexpr Index kWorkBetweenLooks = Index{1} << 18;  // 50 microseconds or so
 inline constexpr double kSecondsBetweenQuestions = 0.1;     // asking may mean to wait for a lock
 bool look(Watch& watch);                                    // false: leave
 
-// A barrier for a fixed group of threads: spins briefly, then gives up its time slice.
+// A barrier for a fixed group of threads: spins briefly, then sleeps.
 struct alignas(64) Barrier {
   int arrived = 0;
   int generation = 0;
   int stopped = 0;
+  int asleep = 0;
 };
 // False for all of the group or for none: leave.
 bool wait(Barrier& barrier, int size, Watch& watch);

@@ -32,7 +32,7 @@ struct Barriers {
   Barrier* of;
   void take(Arena& arena) { of = arena.take<Barrier>(3); }
   void clear() const {
-    for (int i = 0; i < 3; ++i) of[i].arrived = of[i].generation = of[i].stopped = 0;
+    for (int i = 0; i < 3; ++i) of[i] = Barrier{};
   }
   Team all(Watch& watch, int thread, int threads) const {
     return {thread, threads, &of[0], &watch};

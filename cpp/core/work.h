@@ -27,16 +27,26 @@ RNNKERN_INLINE bool go_on(Watch& watch, Index work) {
 // One thread does not enter OpenMP at all.
 template <class Body>
 static void parallel(int threads, const Interrupt& interrupt, const Body& body) {
-  Stop stop{interrupt, 0};
+  Stop stop{interrupt, 0, 0};
   const auto one = [&](int thread, int count) {
-    Watch watch{&stop, thread == 0, enter_float_environment(), kWorkBetweenLooks, 0};
+    Watch watch{&stop, thread == 0, enter_float_environment(), kWorkBetweenLooks, 0, 0};
     body(watch, thread, count);
     leave_float_environment(watch.environment);
+    return watch.spun;
   };
-  if (threads > 1) threads = startable_threads(threads);
-  if (threads == 1) return one(0, 1);
+  if (threads > 1) threads = usable_threads(threads);
+  if (threads == 1) return static_cast<void>(one(0, 1));
+  const Nanoseconds begin = now();
+  int started = 1;
 #pragma omp parallel num_threads(threads)
-  one(omp_get_thread_num(), omp_get_num_threads());
+  {
+    const Nanoseconds before = thread_time();
+    const int thread = omp_get_thread_num(), count = omp_get_num_threads();
+    const Nanoseconds spun = one(thread, count);
+    __atomic_add_fetch(&stop.computed, thread_time() - before - spun, __ATOMIC_RELAXED);
+    if (thread == 0) started = count;
+  }
+  if (started > 1) learn(now() - begin, stop.computed);
 }
 
 // Threads that work on one thing together.

@@ -1,6 +1,9 @@
 // The core on many threads: the same bits as the twin's on 1 to 8 threads, whether they share rows
-// or units, also from several callers at once on the same weights; and calls that end early. For
-// ThreadSanitizer and Valgrind, too. Exits with 1 and says so at the first fault.
+// or units, also from several callers at once on the same weights; and calls that end early. What
+// they meet at, and what a thread learns from its calls. For ThreadSanitizer and Valgrind, too.
+// Exits with 1 and says so at the first fault.
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -45,9 +48,11 @@ template <class T>
 void run_kernels(const TypedKernels<T>& kernels, Outputs<T>& out, int threads) {
   ForwardCall<T> forward = out.forward_call({never, nullptr});
   forward.threads = threads;
+  set_threads(0);  // nothing is learned yet: all of them take part
   kernels.forward(forward, room_of(kernels.forward_room(forward)).get());
   BackwardCall<T> backward = out.backward_call({never, nullptr});
   backward.threads = threads;
+  set_threads(0);
   out.norm = kernels.backward(backward, room_of(kernels.backward_room(backward)).get());
 }
 
@@ -168,19 +173,113 @@ void early_end(const Kernels& set, bool units_shared) {
     const std::string text = std::to_string(threads) + " threads, " + p.text();
     ForwardCall<T> forward = out.forward_call(at_once);
     forward.L = L, forward.layers = layers.data(), forward.threads = threads;
+    set_threads(0);
     kernels.forward(forward, room_of(kernels.forward_room(forward)).get());
     require(times == 1, "forward, asked " + std::to_string(times) + " times: " + text);
     BackwardCall<T> backward = out.backward_call(at_once);
     backward.L = L, backward.layers = layers.data(), backward.gradients = gradients.data();
     backward.threads = threads, times = 0;
+    set_threads(0);
     kernels.backward(backward, room_of(kernels.backward_room(backward)).get());
     require(times == 1, "backward, asked " + std::to_string(times) + " times: " + text);
   }
 }
 
+Watch watch_of(Stop& stop, bool calling) {
+  return {&stop, calling, enter_float_environment(), kWorkBetweenLooks, 0, 0};
+}
+
+// Far more threads than cores meet again and again: nobody passes before all have arrived, though
+// most of them sleep meanwhile.
+void crowded_barrier() {
+  constexpr int size = 40, times = 300;
+  Barrier barrier;
+  Stop stop{{never, nullptr}, 0, 0};
+  std::vector<int> reached(size, 0);  // each written by one, read by all after they met
+  std::vector<int> wrong(size, 0);
+  std::vector<std::thread> group;
+  for (int i = 0; i < size; ++i)
+    group.emplace_back([&, i] {
+      Watch watch = watch_of(stop, i == 0);
+      for (int time = 1; time <= times; ++time) {
+        reached[i] = time;
+        if (!wait(barrier, size, watch)) ++wrong[i];
+        wrong[i] += static_cast<int>(std::count(reached.begin(), reached.end(), time)) != size;
+        if (!wait(barrier, size, watch)) ++wrong[i];
+      }
+      leave_float_environment(watch.environment);
+    });
+  for (std::thread& one : group) one.join();
+  require(std::count(wrong.begin(), wrong.end(), 0) == size, "a crowded barrier let some pass");
+}
+
+// Who waits for a thread that does not come goes on asking the caller, and does not keep its core
+// busy; both leave once the caller wants it.
+void long_wait(bool end) {
+  struct Asked {
+    int times;
+    bool end;
+  } asked{0, end};
+  Stop stop{{[](void* context) {
+               Asked& a = *static_cast<Asked*>(context);
+               return ++a.times == 2 && a.end;
+             },
+             &asked},
+            0,
+            0};
+  Barrier barrier;
+  bool late = !end, early = !end;
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    Watch watch = watch_of(stop, false);
+    late = wait(barrier, 2, watch);
+  });
+  Watch watch = watch_of(stop, true);
+  const Nanoseconds before = thread_time(), begin = now();
+  early = wait(barrier, 2, watch);
+  const Nanoseconds busy = thread_time() - before, took = now() - begin;
+  leave_float_environment(watch.environment);
+  other.join();
+  require(early == !end && late == !end, "a long wait: the two do not leave together");
+  require(asked.times >= 2, "a long wait: asked " + std::to_string(asked.times) + " times");
+  require(busy < took / 4, "a long wait: busy for " + std::to_string(busy) + " ns");
+}
+
+// Calls that took longer than what was computed leave the thread to work alone, for a while and
+// longer each time; gains, one slice lost after gains, and a number chosen by the program do not.
+void learning() {
+  constexpr Nanoseconds ms = 1000000;
+  const auto rested = [] {  // how long it is left to work alone
+    const Nanoseconds begin = now();
+    while (usable_threads(3) == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return now() - begin;
+  };
+  set_threads(0);
+  require(usable_threads(3) == 3, "learning: not all threads to begin with");
+  learn(10 * ms, 19 * ms);
+  learn(5 * ms, 1 * ms);
+  require(usable_threads(3) == 3, "learning: one slice lost was not forgiven");
+  learn(5 * ms, 1 * ms);
+  require(usable_threads(3) == 1, "learning: still all threads");
+  const Nanoseconds first = rested();
+  learn(5 * ms, 1 * ms);
+  const Nanoseconds second = rested();
+  require(first > 10 * ms && second > 30 * ms, "learning: back too soon");
+  learn(5 * ms, 1 * ms);
+  std::thread([] {
+    require(usable_threads(3) == 3, "learning: from another thread's calls");
+  }).join();
+  require(usable_threads(3) == 1, "learning: a third trial that failed changed nothing");
+  set_threads(0);
+  require(usable_threads(3) == 3, "learning: a choice of the program's does not count");
+}
+
 }  // namespace
 
 int main() {
+  crowded_barrier();
+  long_wait(false), long_wait(true);
+  learning();
   require(!comparable_sets().empty(),
           "threads: no instruction set here that rounds as the twin does");
   for (const Kernels* set : comparable_sets()) {
