@@ -66,6 +66,7 @@ struct Problem {
   bool keep;      // a tape, and backward
   bool in_place;  // the state's buffer is the initial state's (forward only)
   bool packed;    // weights packed before (one direction, forward only)
+  bool from_end;  // over the weights from the end first
   bool reuse;     // two buffers in turns between the layers, as the bindings have it
   Dropout dropout;
   Clip clip;
@@ -90,6 +91,7 @@ struct Problem {
     in_place = !keep && state && draw.one_in(2);
     packed = !keep && D == 1 && draw.one_in(2);
     reuse = draw.one_in(4);
+    from_end = draw.one_in(2);
     const double p[] = {0, 0, 0, 0.1, 0.5, 0.9, 0.999};
     dropout.p = p[draw.below(7)], dropout.seed = draw.word(), dropout.step = draw.word();
     clip.step_value = strength(draw), clip.step_norm = strength(draw);
@@ -110,11 +112,11 @@ struct Problem {
         draw.below(4096) - 1700;  // not what a fuzzer likes to put in: all zeros or ones
     large = 0 <= odd && odd < 52;
     if (large && odd < 12) {
-      // Chunks of steps are 4 MiB of gradient slots (backward), 256 KiB of gates (forward).
+      // Chunks of steps are 512 rows (backward), 128 rows or 256 KiB of gates (forward).
       L = 1, B = 1 + draw.below(24), H = 1 + draw.below(4), I = 1 + draw.below(4);
       const KindInfo& info = kKinds[static_cast<int>(kind)];
       const Index row = kLineBytes * std::max(info.gates, info.saved);
-      const Index chunk = (odd < 4 ? Index{4} << 20 : Index{256} << 10) / (row * B);
+      const Index chunk = (odd < 4 ? 512 : std::max<Index>(128, (Index{256} << 10) / row)) / B;
       T = chunk * (1 + draw.below(2)) + (draw.one_in(2) ? draw.below(3) - 1 : -draw.below(chunk));
     } else if (large && odd < 32) {
       T = 1 + draw.below(4), B = 1 + draw.below(6), H = 64 + draw.below(80), I = 1 + draw.below(40);
@@ -169,14 +171,15 @@ struct Problem {
 
   std::string text() const {
     char line[400];
-    std::snprintf(line, sizeof line,
-                  "%s f%d T=%td B=%td I=%td H=%td L=%td D=%td bias=%d state=%d dy=%d dstate=%d "
-                  "keep=%d in_place=%d packed=%d reuse=%d dropout=%g clip=(%g, %g, %g, %g) "
-                  "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
-                  kKinds[static_cast<int>(kind)].name, is_double ? 64 : 32, T, B, I, H, L, D, bias,
-                  state, dy, dstate, keep, in_place, packed, reuse, dropout.p, clip.step_value,
-                  clip.step_norm, clip.value, clip.norm, threads, static_cast<int>(values),
-                  layout[0], layout[1], layout[2], layout[3]);
+    std::snprintf(
+        line, sizeof line,
+        "%s f%d T=%td B=%td I=%td H=%td L=%td D=%td bias=%d state=%d dy=%d dstate=%d "
+        "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
+        "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
+        kKinds[static_cast<int>(kind)].name, is_double ? 64 : 32, T, B, I, H, L, D, bias, state, dy,
+        dstate, keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
+        clip.value, clip.norm, threads, static_cast<int>(values), layout[0], layout[1], layout[2],
+        layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";
@@ -335,8 +338,8 @@ class Outputs {
   }
 
   ForwardCall<T> forward_call(Interrupt interrupt = {}) {
-    return {p.kind,        p.L,       p.D,     p.H,       schedule,
-            layers.data(), p.dropout, dropped, p.threads, interrupt};
+    return {p.kind,    p.L,     p.D,       p.H,       schedule,  layers.data(),
+            p.dropout, dropped, p.threads, interrupt, p.from_end};
   }
   BackwardCall<T> backward_call(Interrupt interrupt = {}) {
     return {p.kind,           p.L,       p.D,     p.H,    schedule,  layers.data(),
