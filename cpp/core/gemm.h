@@ -183,23 +183,6 @@ struct Tiles {
   static constexpr int most_rows = kAccumulators / NV < kMostRows ? kAccumulators / NV : kMostRows;
 };
 
-// Piece i of n blocks cut into pieces of `widest`, and of falling powers of two at the end.
-struct Pieces {
-  Index n;
-  int widest;
-  Index whole() const { return n / widest; }
-  Index count() const {
-    return whole() + __builtin_popcountll(static_cast<unsigned long long>(n % widest));
-  }
-  Range at(Index i) const {
-    if (i < whole()) return {i * widest, (i + 1) * widest};
-    Range r{whole() * widest, whole() * widest};
-    for (Index left = n % widest, size = widest / 2; i >= whole(); size /= 2)
-      if (left & size) r = {r.last, r.last + size}, --i;
-    return r;
-  }
-};
-
 // Panels that one tile takes for so many rows, and the blocks that a tile or two take.
 template <int G>
 constexpr int panels_at_once(int rows) {
@@ -212,10 +195,10 @@ constexpr Index blocks_at_once(Index rows) {
   return most(1, panels_at_once<G>(static_cast<int>(least(rows, kMostRows))) * kPanel<G> / G);
 }
 
-// C for `rows` rows and the given blocks. done(block, blocks) comes as soon as some blocks are
-// complete for all rows, while they are in cache. `backwards` takes the blocks from the last to the
-// first: who goes over the same panels again and again in turns finds in cache what came last.
-// Left early where the call is to end.
+// C for `rows` rows and the given blocks, as many blocks at a time as fill C's cache lines.
+// done(block, blocks) comes as soon as some blocks are complete for all rows, while they are in
+// cache. `backwards` takes the blocks from the last to the first: who goes over the same panels
+// again and again in turns finds in cache what came last. Left early where the call is to end.
 template <int G, class T, class Done>
 RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const Depth& depth,
                             const T* panels, Range blocks, bool backwards, const Target<T>& c,
@@ -225,39 +208,38 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
   if (rows <= 0) return;
   const Index groups = ceil_div(rows, Set::most_rows);
   const int tall = static_cast<int>(ceil_div(rows, groups));
-  const Pieces pieces{blocks.size() * S, panels_at_once<G>(tall)};
+  const int widest = panels_at_once<G>(tall);
+  const Index width = most(widest, S), count = blocks.size() * S;
   TileCall<T> call;
   call.shared = c.shared, call.from_zero = c.from_zero;
   call.segments = depth.count, call.length = depth.length, call.step = depth.step;
   call.start = depth.start;
   call.panel_stride = depth.count * depth.length * NV * kLanes<T>;
   const Index work = depth.count * depth.length * NV;  // of a row and panel
-  const Index count = pieces.count();
-  for (Index i = 0; i < count; ++i) {
-    const Range piece = pieces.at(backwards ? count - 1 - i : i);
-    const Index first = blocks.first * S + piece.first;
-    const int np = static_cast<int>(piece.size());
-    call.column = first / S * kLanes<T>;
-    call.slot = c.slot + first % S * NV;
-    call.panel = panels + first * call.panel_stride;
-    const bool indirect = G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns);
+  const Index turns = ceil_div(count, width);
+  for (Index i = 0; i < turns; ++i) {
+    const Index begin = (backwards ? turns - 1 - i : i) * width, end = least(begin + width, count);
     Index row = 0;
     for (Index g = 0; g < groups; ++g) {
       const int mr = static_cast<int>((rows - row) / (groups - g));
       call.a = a + row, call.to = c.rows + row;
-      const TileFunction<T> run = Set::get(mr, np);
-      if (indirect)
-        through_buffer(run, call, c, mr, np);
-      else
-        run(call);
+      int np = widest;
+      for (Index p = begin; p < end; p += np) {
+        while (np > end - p) np /= 2;
+        const Index panel = blocks.first * S + p;
+        call.column = panel / S * kLanes<T>;
+        call.slot = c.slot + panel % S * NV;
+        call.panel = panels + panel * call.panel_stride;
+        const TileFunction<T> run = Set::get(mr, np);
+        if (G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns))
+          through_buffer(run, call, c, mr, np);
+        else
+          run(call);
+      }
       row += mr;
-      if (!go_on(watch, mr * np * work)) return;
+      if (!go_on(watch, mr * (end - begin) * work)) return;
     }
-    // A block is done with its last panel.
-    const Index begun = piece.first / S, ended = piece.last / S;
-    if (!backwards && ended > begun) done(blocks.first + begun, static_cast<int>(ended - begun));
-    if (backwards && piece.first % S == 0)
-      done(blocks.first + begun, static_cast<int>(ceil_div(piece.last, S) - begun));
+    done(blocks.first + begin / S, static_cast<int>((end - begin) / S));
   }
 }
 
