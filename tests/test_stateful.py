@@ -899,6 +899,8 @@ def an_error_of_another_type(monkeypatch):
     ],
 )
 def test_bugs_are_found(monkeypatch, bug, error):
+    # The rarest is found in a thousand sequences on average; which ones are drawn depends on the
+    # modules that are imported, even without chance.
     bug(monkeypatch)
     with pytest.raises(error):
-        run_sequences(1000, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
+        run_sequences(20000, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
