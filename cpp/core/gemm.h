@@ -183,7 +183,7 @@ struct Tiles {
   static constexpr int most_rows = kAccumulators / NV < kMostRows ? kAccumulators / NV : kMostRows;
 };
 
-// Panels that one tile takes for so many rows, and the blocks that a tile or two take.
+// Panels that one tile takes for so many rows, and how many blocks that makes, one at least.
 template <int G>
 constexpr int panels_at_once(int rows) {
   int panels = 1;
@@ -195,7 +195,7 @@ constexpr Index blocks_at_once(Index rows) {
   return most(1, panels_at_once<G>(static_cast<int>(least(rows, kMostRows))) * kPanel<G> / G);
 }
 
-// C for `rows` rows and the given blocks, as many blocks at a time as fill C's cache lines.
+// C for `rows` rows and the given blocks, as many blocks at a time as one tile takes, or one block.
 // done(block, blocks) comes as soon as some blocks are complete for all rows, while they are in
 // cache. `backwards` takes the blocks from the last to the first: who goes over the same panels
 // again and again in turns finds in cache what came last. Left early where the call is to end.
