@@ -261,27 +261,30 @@ struct UnitsOf<T, 2> {
 template <class T, int N>
 using Units = typename UnitsOf<T, N>::Type;
 
+template <class V>
+inline constexpr bool kIsPair = false;
+template <class V>
+inline constexpr bool kIsPair<Pair<V>> = true;
+
 // V is Vec<T> or Pair<Vec<T>>; at(i) points to vector i's elements, left(i) says how many there
 // are.
-template <class T, class V>
-inline constexpr int kVectorsOf = sizeof(V) / sizeof(Vec<T>);
 template <class T, class V, class At>
 RNNKERN_INLINE V load_each(const At& at) {
-  if constexpr (kVectorsOf<T, V> == 1)
+  if constexpr (!kIsPair<V>)
     return load<T>(at(0));
   else
     return {load<T>(at(0)), load<T>(at(1))};
 }
 template <class T, class V, class At, class Left>
 RNNKERN_INLINE V load_each(const At& at, const Left& left) {
-  if constexpr (kVectorsOf<T, V> == 1)
+  if constexpr (!kIsPair<V>)
     return load_n<T>(at(0), left(0));
   else
     return {load_n<T>(at(0), left(0)), load_n<T>(at(1), left(1))};
 }
 template <class T, class V, class At>
 RNNKERN_INLINE void store_each(const At& at, V v) {
-  if constexpr (kVectorsOf<T, V> == 1) {
+  if constexpr (!kIsPair<V>) {
     store<T>(at(0), v);
   } else {
     store<T>(at(0), v.first);
@@ -290,7 +293,7 @@ RNNKERN_INLINE void store_each(const At& at, V v) {
 }
 template <class T, class V, class At, class Left>
 RNNKERN_INLINE void store_each(const At& at, V v, const Left& left) {
-  if constexpr (kVectorsOf<T, V> == 1) {
+  if constexpr (!kIsPair<V>) {
     store_n<T>(at(0), v, left(0));
   } else {
     store_n<T>(at(0), v.first, left(0));
