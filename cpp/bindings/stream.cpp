@@ -31,8 +31,8 @@ class StreamOf final : public Stream {
         use_(kernels_.of<T>()),
         call_{sizes.kind, sizes.L, 1,       sizes.H, {0, B, nullptr, nullptr, nullptr},
               nullptr,    {},      nullptr, 0,       {}},
-        flops_of_step_(2.0 * static_cast<double>(sizes.L * sizes.gates()) *
-                       static_cast<double>(B * sizes.H) * static_cast<double>(sizes.I + sizes.H)) {
+        flops_of_step_(2.0 * static_cast<double>(sizes.L * sizes.gates()) * static_cast<double>(B) *
+                       static_cast<double>(sizes.H) * static_cast<double>(sizes.I + sizes.H)) {
     const Parameters<T> weights(sizes, params);
     product_of({B, sizes.H, 8 * static_cast<Index>(sizeof(T))});
     const Index state = B * sizes.H;
