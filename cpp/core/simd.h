@@ -220,10 +220,6 @@ struct Pair {
   V first, second;
 };
 template <class V>
-RNNKERN_INLINE Pair<V> operator+(Pair<V> a, Pair<V> b) {
-  return {a.first + b.first, a.second + b.second};
-}
-template <class V>
 RNNKERN_INLINE Pair<V> operator-(Pair<V> a, Pair<V> b) {
   return {a.first - b.first, a.second - b.second};
 }
