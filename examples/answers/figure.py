@@ -1,0 +1,27 @@
+"""What the scripts of this folder share: options, and how a picture and its figures are kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure  # without pyplot: no display, nothing global
+
+
+def options(doc: str) -> argparse.Namespace:
+    """`quick`: a few seconds, to see that it runs; `out`: the folder for what is written."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="seconds, not minutes: smaller sizes")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture (here)")
+    return parser.parse_args()
+
+
+def keep(out: Path, name: str, figure: Figure, figures: dict[str, Any]) -> None:
+    """Write `name`.png and, beside it, the figures that the picture shows as `name`.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
+    text = json.dumps(figures, indent=1, default=float)
+    (out / f"{name}.json").write_text(text + "\n")
+    print(f"wrote {out / name}.png and .json")
