@@ -73,6 +73,37 @@ std::optional<py::array_t<T, py::array::c_style>> state_part(const std::string& 
   return flat<T>(name, value, shape);
 }
 
+// What `Trace` points to: [L * D, T, B] each.
+class Traces {
+ public:
+  Traces(const Sizes& s, const Axes& axes, bool wanted) : per_(axes.T * axes.B) {
+    if (!wanted) return;
+    for (const char* name : {"dh", "dh_before", "dc_before", "scale", "clipped"}) {
+      const bool left_out = name == std::string("dc_before") && !s.has_c();
+      data_.push_back(nullptr);
+      if (left_out) continue;
+      py::array_t<double> array(std::vector<py::ssize_t>{s.L * s.D, axes.T, axes.B});
+      data_.back() = array.mutable_data();
+      std::fill_n(data_.back(), array.size(), name == std::string("scale") ? 1.0 : 0.0);
+      arrays_[name] = array;
+    }
+  }
+  Trace of(Index direction) const {
+    if (data_.empty()) return {};
+    const auto at = [&](std::size_t i) { return data_[i] ? data_[i] + direction * per_ : nullptr; };
+    return {at(0), at(1), at(2), at(3), at(4)};
+  }
+  py::object arrays() const {
+    if (data_.empty()) return py::none();
+    return arrays_;
+  }
+
+ private:
+  Index per_;
+  std::vector<double*> data_;
+  py::dict arrays_;
+};
+
 Kind kind_of(const std::string& name) {
   for (int i = 0; i < kKindCount; ++i)
     if (name == kKinds[i].name) return static_cast<Kind>(i);
@@ -119,10 +150,11 @@ py::tuple Net::forward(const py::dict& params, const py::object& x, const py::ob
 
 py::tuple Net::backward(const py::dict& params, const py::object& tape, const py::object& dy,
                         const py::object& dh, const py::object& dc, double step_value,
-                        double step_norm, double value, double norm) const {
+                        double step_norm, double value, double norm, bool trace,
+                        double flow_penalty) const {
   const Clip clip{step_value, step_norm, value, norm};
-  return sizes_.is_double ? run_back<double>(params, tape, dy, dh, dc, clip)
-                          : run_back<float>(params, tape, dy, dh, dc, clip);
+  return sizes_.is_double ? run_back<double>(params, tape, dy, dh, dc, clip, trace, flow_penalty)
+                          : run_back<float>(params, tape, dy, dh, dc, clip, trace, flow_penalty);
 }
 
 template <class T>
@@ -225,7 +257,8 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
 template <class T>
 py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
                         const py::object& dy_given, const py::object& dh_given,
-                        const py::object& dc_given, const Clip& clip) const {
+                        const py::object& dc_given, const Clip& clip, bool trace,
+                        double flow_penalty) const {
   const Sizes& s = sizes_;
   const Index LD = s.L * s.D, C = s.D * s.H;
   if (!py::isinstance<Tape>(tape_given))
@@ -256,6 +289,7 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
       s.has_c() ? py::reinterpret_borrow<py::array_t<T>>(dc0).mutable_data() : nullptr;
   py::dict gradients;
   std::vector<T*> pointers;
+  const Traces traces(s, axes, trace);
   for (const Parameter& parameter : parameters_of(s)) {
     py::array_t<T> array(std::vector<py::ssize_t>(parameter.shape.begin(), parameter.shape.end()));
     gradients[parameter.name.c_str()] = array;
@@ -302,12 +336,23 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
                                dh ? dh->data() + at : nullptr,
                                dc ? dc->data() + at : nullptr,
                                dh0.mutable_data() + at,
-                               dc0_data ? dc0_data + at : nullptr};
+                               dc0_data ? dc0_data + at : nullptr,
+                               traces.of(i)};
     }
   }
-  BackwardCall<T> call{
-      s.kind,        s.L,           s.D,  s.H,       rows, layers.data(), layer_gradients.data(),
-      tape->dropout, dropped.get(), clip, threads(), {}};
+  BackwardCall<T> call{s.kind,
+                       s.L,
+                       s.D,
+                       s.H,
+                       rows,
+                       layers.data(),
+                       layer_gradients.data(),
+                       tape->dropout,
+                       dropped.get(),
+                       clip,
+                       flow_penalty,
+                       threads(),
+                       {}};
   const TypedKernels<T>& use = kernels().of<T>();
   const Block<char> room = block<char>(use.backward_room(call));
   GradientNorm norm;
@@ -315,7 +360,8 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
     call.interrupt = interrupt;
     norm = use.backward(call, room.get());
   });
-  return py::make_tuple(gradients, dx, dh0, dc0, norm.norm, norm.scale, norm.finite);
+  return py::make_tuple(gradients, dx, dh0, dc0, norm.norm, norm.scale, norm.finite,
+                        traces.arrays());
 }
 
 void bind_layer(py::module_& m) {
@@ -337,7 +383,7 @@ void bind_layer(py::module_& m) {
            py::arg("seed"), py::arg("step"))
       .def("backward", &Net::backward, py::arg("params"), py::arg("tape"), py::arg("dy"),
            py::arg("dh"), py::arg("dc"), py::arg("step_value"), py::arg("step_norm"),
-           py::arg("value"), py::arg("norm"));
+           py::arg("value"), py::arg("norm"), py::arg("trace"), py::arg("flow_penalty"));
 }
 
 }  // namespace rnnkern

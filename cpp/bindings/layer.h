@@ -60,10 +60,11 @@ class Net {
                     const py::object& c0, const py::object& lengths, bool batch_first, bool keep,
                     double dropout, std::uint64_t seed, std::uint64_t step) const;
 
-  // -> (gradients by name, dx, dh0, dc0 or None, norm, scale, finite)
+  // -> (gradients by name, dx, dh0, dc0 or None, norm, scale, finite, trace by name or None)
   py::tuple backward(const py::dict& params, const py::object& tape, const py::object& dy,
                      const py::object& dh, const py::object& dc, double step_value,
-                     double step_norm, double value, double norm) const;
+                     double step_norm, double value, double norm, bool trace,
+                     double flow_penalty) const;
 
  private:
   template <class T>
@@ -73,7 +74,8 @@ class Net {
   template <class T>
   py::tuple run_back(const py::dict& params, const py::object& tape_given,
                      const py::object& dy_given, const py::object& dh_given,
-                     const py::object& dc_given, const Clip& clip) const;
+                     const py::object& dc_given, const Clip& clip, bool trace,
+                     double flow_penalty) const;
 
   Sizes sizes_;
   std::uint64_t id_;  // a tape knows its layer by it

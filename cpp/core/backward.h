@@ -46,19 +46,21 @@ struct BackwardRoom {
   T* dc;                // [B, padded H]
   T* d_operand;         // [B, padded H] phase 1's
   T* scale;             // [B] step_norm's factor of dh
+  T* whole;             // [B, padded H] dL/dh of the step, for the trace
   T* zeros;             // [padded H]
   T* da;                // [chunk rows, slots, padded H]
   T* da_lines;          // the same by lines: [slots * padded H / line, chunk rows, line]
   T* x;                 // [blocks of I, chunk rows, lanes]
   T* h;                 // [blocks of H, chunk rows, lanes] h' of each row
   T* operand;           // [blocks of H, chunk rows, lanes] phase 1's
+  T* flow;              // [chunk rows, padded H] what flow_penalty adds to h' in dW_hh
   double* squares;      // [square_rows, square lanes]
   int* finite;          // 0 once a parameter gradient was not
   // Squares: a row each for [dW_ih, dW_hh, db_ih, db_hh], G * H rows of the first two, G of the
   // others.
   Index square_rows(Index H) const { return 2 * Cell::gates * (H + 1); }
 
-  void take(Arena& arena, const Schedule& s, Index I, Index H) {
+  void take(Arena& arena, const Schedule& s, Index I, Index H, bool traced, bool penalized) {
     constexpr Index G = Cell::gates;
     const Index Hp = padded<T>(H), row = Hp * Cell::slots;
     const Index hidden_blocks = blocks_of<T>(H), input_blocks = blocks_of<T>(I);
@@ -70,12 +72,14 @@ struct BackwardRoom {
     dc = arena.take<T>(Cell::has_c ? s.B * Hp : 0);
     d_operand = arena.take<T>(Cell::phases > 1 ? s.B * Hp : 0);
     scale = arena.take<T>(s.B);
+    whole = arena.take<T>(traced ? s.B * Hp : 0);
     zeros = arena.take<T>(Hp);
     da = arena.take<T>(most_rows * row);
     da_lines = arena.take<T>(most_rows * row);
     x = arena.take<T>(input_blocks * kLanes<T> * most_rows);
     h = arena.take<T>(hidden_blocks * kLanes<T> * most_rows);
     operand = arena.take<T>(Cell::phases > 1 ? hidden_blocks * kLanes<T> * most_rows : 0);
+    flow = arena.take<T>(penalized ? most_rows * Hp : 0);
     squares = arena.take<double>(square_rows(H) * kSquareLanes<T>);
     finite = arena.take<int>(1);
   }
@@ -109,6 +113,7 @@ struct Backward {
   const Direction<T>& d;
   const DirectionGradient<T>& gradient;
   const Clip& clip;
+  double flow_penalty;
   bool reverse;
   const BackwardRoom<Cell, T>& room;
   const BackwardPointers<T>& at;    // this thread's
@@ -125,10 +130,10 @@ struct Backward {
   Index chunk_rows() const {
     return rows_before(rows, first_step + steps) - rows_before(rows, first_step);
   }
-  T* da_row(Index t, Index r) const {
-    const Index index = rows_before(rows, t) - rows_before(rows, first_step) + r;
-    return room.da + index * slots * padded<T>(H);
+  Index chunk_row(Index t, Index r) const {
+    return rows_before(rows, t) - rows_before(rows, first_step) + r;
   }
+  T* da_row(Index t, Index r) const { return room.da + chunk_row(t, r) * slots * padded<T>(H); }
   // The step before t in forward's order, or -1 where the initial state came before.
   Index step_before(Index t, Index r) const {
     if (!reverse) return t - 1;
@@ -202,7 +207,8 @@ struct Backward {
       pointwise<0>(part, t, n);
       if (!part.team.wait()) return;
       recurrent<0>(part, t, n, i % 2 == 1);
-      if (clip.step_norm < __builtin_inf() && !limit_norm(part, n)) return;
+      const bool rows_matter = clip.step_norm < __builtin_inf() || gradient.trace.dh;
+      if (rows_matter && !whole_rows(part, t, n)) return;
     }
   }
 
@@ -250,6 +256,7 @@ struct Backward {
       if (dy.data) from_y = load_each<T, U>(at(dy.data + t * dy.step + caller * dy.row), left);
       const V scale = splat(room.scale[r]);
       u.dh = scaled_sum(load_each<T, U>(at(dh)), scale, from_y);
+      if (gradient.trace.dh) store_each<T>(at(room.whole + r * Hp), u.dh);
     } else {
       u.dh = load_each<T, U>(at(room.d_operand + r * Hp));
       u.direct = load_each<T, U>(at(dh));
@@ -283,22 +290,55 @@ struct Backward {
                [](Index, int) {});
   }
 
-  // step_norm: each row's factor, from the row that the product has just left in cache. False:
-  // leave.
-  bool limit_norm(const Part& part, Index n) const {
-    if (!part.team.wait()) return false;  // the whole row is needed
+  // After a step, what needs whole rows, which the product has just left in cache: step_norm's
+  // factor, and the trace. False: leave.
+  bool whole_rows(const Part& part, Index t, Index n) const {
+    if (!part.team.wait()) return false;
     const Range mine = part.team.share_of(n);
     for (Index r = part.rows.first + mine.first; r < part.rows.first + mine.last; ++r) {
-      alignas(kLineBytes) double lanes[kSquareLanes<T>] = {};
-      double squares = 0;
-      for (Index j = 0; j < H; j += kLanes<T>)
-        add_squares<T>(lanes, j, load_n(room.dh + r * padded<T>(H) + j, H - j));
-      for (const double lane : lanes) squares += lane;
-      const double norm = __builtin_sqrt(squares);
+      const double norm = norm_of(room.dh + r * padded<T>(H));
       room.scale[r] = norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
+      if (gradient.trace.dh) trace(t, r, norm);
       if (!part.team.worked(H)) break;
     }
     return part.team.wait();
+  }
+  double norm_of(const T* row) const {
+    alignas(kLineBytes) double lanes[kSquareLanes<T>] = {};
+    double squares = 0;
+    for (Index j = 0; j < H; j += kLanes<T>) add_squares<T>(lanes, j, load_n(row + j, H - j));
+    for (const double lane : lanes) squares += lane;
+    return __builtin_sqrt(squares);
+  }
+
+  void trace(Index t, Index r, double norm_before) const {
+    const Trace& to = gradient.trace;
+    const Index Hp = padded<T>(H), place = t * rows.B + row_of(rows, r);
+    const double norm = norm_of(room.whole + r * Hp);
+    to.dh[place] = norm;
+    to.dh_before[place] = norm_before;
+    if constexpr (Cell::has_c) to.dc_before[place] = norm_of(room.dc + r * Hp);
+    to.scale[place] = static_cast<double>(room.scale[r]);
+    Index clipped = 0;
+    const T bound = static_cast<T>(clip.step_value);
+    for (Index g = 0; g < G && bound < T(__builtin_inf()); ++g) {
+      const T* da = da_row(t, r) + Cell::input_slot[g] * Hp;
+      for (Index j = 0; j < H; ++j) clipped += da[j] <= -bound || da[j] >= bound;
+    }
+    to.clipped[place] = static_cast<double>(clipped) / static_cast<double>(G * H);
+    if (flow_penalty != 0.0) penalize(t, r, norm, norm_before);
+  }
+
+  // The flow's penalty of a step and row is w (|u| / |v| - 1)^2, with v = dL/dh, u = direct +
+  // W_hh^T da handed back, w = flow_penalty / B. Its immediate derivative by W_hh, da and v held
+  // fixed, is da (2 w (|u| / |v| - 1) u / (|u| |v|))^T: in dW_hh's sum of da h'^T, an addition to
+  // h'. Where nothing flows there is none.
+  void penalize(Index t, Index r, double v, double u) const {
+    const double weight = 2 * flow_penalty / static_cast<double>(rows.B);
+    const double factor = u > 0 && v > 0 ? weight * (u / v - 1) / u / v : 0;
+    T* const flow = room.flow + chunk_row(t, r) * padded<T>(H);
+    const T* dh = room.dh + r * padded<T>(H);
+    for (Index j = 0; j < H; ++j) flow[j] = static_cast<T>(factor * static_cast<double>(dh[j]));
   }
 
   // ---- over the chunk's steps ----------------------------------------------------------------
@@ -327,10 +367,12 @@ struct Backward {
         for (Index b = inputs.first; b < inputs.last; ++b)
           store(room.x + (b * n + k) * kLanes<T>, load_n(x_row + b * kLanes<T>, I - b * kLanes<T>));
         const T* h_row = h_before(t, r);
+        const T* flow = room.flow + chunk_row(t, r) * Hp;
         const T* saved = d.saved + (rows_before(rows, t) + r) * Cell::saved * Hp;
         for (Index b = hidden.first; b < hidden.last; ++b) {
           const Index j = b * kLanes<T>;
-          const V h = load_n(h_row + j, H - j);
+          V h = load_n(h_row + j, H - j);
+          if (flow_penalty != 0.0) h += load_n(flow + j, H - j);
           store(room.h + (b * n + k) * kLanes<T>, h);
           if constexpr (Cell::phases > 1)
             store(room.operand + (b * n + k) * kLanes<T>, Cell::operand(load(saved + j), h));

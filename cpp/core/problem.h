@@ -107,6 +107,16 @@ struct Clip {
   double step_value, step_norm, value, norm;
 };
 
+// What backward saw on its way, of every step and row: [T, B] each; null pointers: not asked for.
+// Rows behind their end are left as they are.
+struct Trace {
+  double* dh;         // L2 norm of dL/dh_t, complete
+  double* dh_before;  // L2 norm of what step t hands back to h', before step_norm
+  double* dc_before;  // the same for c'; LSTM only
+  double* scale;      // step_norm's factor of what step t hands back
+  double* clipped;    // share of the elements of dL/da_t that step_value limited
+};
+
 template <class T>
 struct DirectionGradient {
   T* w_ih;     // [G*H, I]
@@ -117,6 +127,7 @@ struct DirectionGradient {
   const T* c;  // [B, H] dL/dc_last, null for zeros
   T* h0;       // [B, H]
   T* c0;       // [B, H], LSTM only
+  Trace trace;
 };
 
 template <class T>
@@ -136,6 +147,9 @@ struct BackwardCall {
   Dropout dropout;
   T* dropped;  // [T, B, D*H], as in ForwardCall
   Clip clip;
+  // The weight of Omega, the regulariser of Pascanu et al. 2013 (arXiv 1211.5063, eq. 9), whose
+  // immediate gradient (eq. 10) is added to dW_hh; needs traces, and a cell of one phase without c.
+  double flow_penalty;
   int threads;
   Interrupt interrupt;
 };

@@ -126,7 +126,9 @@ struct BackwardStack {
     barriers.take(arena);
     result = arena.take<GradientNorm>(1);
     squares = arena.take<double>(call.L * call.D * 4 * kSquareLanes<T>);
-    for (Index d = 0; d < call.D; ++d) room[d].take(arena, call.rows, I, call.H);
+    for (Index d = 0; d < call.D; ++d)
+      room[d].take(arena, call.rows, I, call.H, call.gradients[0].direction[0].trace.dh != nullptr,
+                   call.flow_penalty != 0.0);
     at = arena.take<BackwardPointers<T>>(threads);
     const Index n = most(most(call.rows.B, room[0].most_rows), Cell::gates * call.H);
     for (int i = 0; i < threads; ++i) {
@@ -183,6 +185,7 @@ struct BackwardStack {
                   layer.direction[d],
                   gradient.direction[d],
                   call.clip,
+                  call.flow_penalty,
                   d == 1,
                   room[d],
                   at[thread]};

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import runtime
 from .clip import Clip
-from .layers import GRU, LSTM, RNN, Gradients
+from .layers import GRU, LSTM, RNN, Gradients, Trace
 from .runtime import force_isa, get_num_threads, info, num_threads, set_num_threads
 from .stream import Stream
 
@@ -24,6 +24,7 @@ __all__ = [
     "RMSprop",
     "Step",
     "Stream",
+    "Trace",
     "__version__",
     "force_isa",
     "get_num_threads",

@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -62,7 +63,18 @@ class Net:
         step_norm: float,
         value: float,
         norm: float,
-    ) -> tuple[dict[str, Array], Array, Array, Array | None, float, float, bool]: ...
+        trace: bool,
+        flow_penalty: float,
+    ) -> tuple[
+        dict[str, Array],
+        Array,
+        Array,
+        Array | None,
+        float,
+        float,
+        bool,
+        dict[str, NDArray[np.float64]] | None,
+    ]: ...
 
 class Stream:
     def __init__(self, net: Net, params: dict[str, Array], batch_size: int) -> None: ...

@@ -14,12 +14,41 @@ from .checks import flag, integer, number
 from .clip import Clip
 from .stream import Stream, split_state
 
-__all__ = ["GRU", "LSTM", "RNN", "Gradients"]
+__all__ = ["GRU", "LSTM", "RNN", "Gradients", "Trace"]
 
 Array = NDArray[Any]
 State = Array | tuple[Array, Array]
 
+PENALIZED = ("rnn_tanh", "rnn_relu", "gru")  # kinds that flow_penalty is defined for
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a backward pass saw on its way: float64 arrays (L*D, T, B), layer-major, then direction.
+
+    Behind a row's end norms and shares are 0, and `scale` is 1.
+
+    Attributes
+    ----------
+    dh : ndarray
+        L2 norm of dL/dh_t, complete: what came back through time plus dL/dy_t.
+    dh_before : ndarray
+        L2 norm of what step t hands back to the state before it, before `Clip.step_norm`. The
+        quotient ``dh_before / dh`` is the growth of one step.
+    dc_before : ndarray or None
+        The same for an LSTM's cell state.
+    scale : ndarray
+        The factor that `Clip.step_norm` applied to what step t hands back; 1.0 if none.
+    clipped : ndarray
+        The share of the elements of dL/da_t that `Clip.step_value` limited, 0 to 1.
+    """
+
+    dh: Array
+    dh_before: Array
+    dc_before: Array | None
+    scale: Array
+    clipped: Array
 
 
 @dataclass(frozen=True)
@@ -42,6 +71,10 @@ class Gradients:
     finite : bool
         Whether every element of `params` was finite before `Clip.value` (and, for float64, small
         enough for its square to be finite).
+    trace : Trace or None
+        What the pass saw on its way, if it was asked for.
+    flow_penalty : float
+        The value of Omega, if it was asked for, without its weight; 0.0 otherwise.
     """
 
     params: dict[str, Array]
@@ -50,6 +83,8 @@ class Gradients:
     norm: float
     scale: float
     finite: bool
+    trace: Trace | None = None
+    flow_penalty: float = 0.0
 
 
 class _Layer:
@@ -229,6 +264,9 @@ class _Layer:
         dy: Array | None = None,
         dstate: State | None = None,
         clip: Clip | None = None,
+        *,
+        trace: bool = False,
+        flow_penalty: float = 0.0,
     ) -> Gradients:
         """Backpropagate through time.
 
@@ -242,6 +280,16 @@ class _Layer:
             dL/d(final state), shaped like a state; zeros if not given.
         clip : Clip, optional
             Gradient clips, fused into the kernels.
+        trace : bool
+            Whether to gather, inside the kernels, the norms that `Trace` describes.
+        flow_penalty : float
+            The weight, at least 0, of a penalty on gradients that vanish or explode on their way
+            back: Omega = mean over rows, sum over steps, layers and directions of
+            ``(|u_t| / |v_t| - 1)^2`` [1]_, eq. 9, with v_t = dL/dh_t and u_t what step t hands
+            back to h_{t-1}, before `Clip.step_norm`. The gradient of W_hh gets the weight times
+            Omega's immediate derivative, v_t and dL/da_t held fixed (eq. 10). Steps where v_t or
+            u_t is zero have no derivative. For `RNN` and the reset-after `GRU`, whose state is h
+            alone and whose recurrent products all act on it.
 
         Returns
         -------
@@ -252,6 +300,11 @@ class _Layer:
         TypeError, ValueError
             If an argument has another type, dtype or shape than it must, or the tape is another
             layer's; the message names it.
+
+        References
+        ----------
+        .. [1] R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent
+           neural networks", 2013, arXiv:1211.5063.
 
         Examples
         --------
@@ -264,11 +317,35 @@ class _Layer:
         """
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
+        trace = flag("trace", trace)
+        weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
+        if weight > 0 and self._kind not in PENALIZED:
+            name = "a reset-before GRU" if self._kind.startswith("gru") else "an LSTM"
+            raise ValueError(
+                f"flow_penalty: expected 0 for {name} (it is defined for RNN and the reset-after "
+                f"GRU), got {flow_penalty!r}"
+            )
         dh, dc = split_state("dstate", dstate, self._has_c)
-        params, dx, dh0, dc0, norm, scale, finite = self._net.backward(
-            self.params, tape, dy, dh, dc, *(clip or Clip()).bounds()
+        params, dx, dh0, dc0, norm, scale, finite, traced = self._net.backward(
+            self.params,
+            tape,
+            dy,
+            dh,
+            dc,
+            *(clip or Clip()).bounds(),
+            trace or weight > 0,
+            weight,
         )
-        return Gradients(params, dx, dh0 if dc0 is None else (dh0, dc0), norm, scale, finite)
+        return Gradients(
+            params,
+            dx,
+            dh0 if dc0 is None else (dh0, dc0),
+            norm,
+            scale,
+            finite,
+            Trace(**{"dc_before": None, **traced}) if trace and traced else None,
+            _omega(traced) if weight > 0 and traced else 0.0,
+        )
 
     def stream(self, batch_size: int = 1) -> Stream:
         """Make a stream: one step, or a block of steps, at a time.
@@ -475,6 +552,13 @@ class GRU(_Layer):
         self.reset_after = flag("reset_after", reset_after)
         self._kind = "gru" if reset_after else "gru_reset_before"
         super().__init__(input_size, hidden_size, num_layers, **options)
+
+
+def _omega(traced: dict[str, Array]) -> float:
+    """Omega of Pascanu et al. 2013, eq. 9, from the norms of a trace."""
+    v, u = traced["dh"], traced["dh_before"]
+    growth = np.divide(u, v, out=np.ones_like(u), where=v > 0)
+    return float(np.sum((growth - 1.0) ** 2) / max(1, v.shape[2]))
 
 
 def _size(name: str, value: Any) -> int:

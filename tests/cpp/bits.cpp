@@ -88,8 +88,8 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   void* forward_room = room(use.forward_room(forward));
   use.forward(forward, forward_room);
   std::free(forward_room);
-  const BackwardCall<T> backward{kind,    1,    D, H, schedule.view(), &layer, &gradient, {},
-                                 nullptr, clip, 1, {}};
+  const BackwardCall<T> backward{kind, 1, D, H, schedule.view(), &layer, &gradient, {}, nullptr,
+                                 clip, 0, 1, {}};
   void* backward_room = room(use.backward_room(backward));
   const GradientNorm norm = use.backward(backward, backward_room);
   std::free(backward_room);

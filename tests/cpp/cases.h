@@ -67,7 +67,9 @@ struct Problem {
   bool in_place;  // the state's buffer is the initial state's (forward only)
   bool packed;    // weights packed before (one direction, forward only)
   bool from_end;  // over the weights from the end first
-  bool reuse;     // two buffers in turns between the layers, as the bindings have it
+  bool trace;     // what backward saw, by step and row
+  double flow_penalty;
+  bool reuse;  // two buffers in turns between the layers, as the bindings have it
   Dropout dropout;
   Clip clip;
   int threads;
@@ -96,6 +98,10 @@ struct Problem {
     dropout.p = p[draw.below(7)], dropout.seed = draw.word(), dropout.step = draw.word();
     clip.step_value = strength(draw), clip.step_norm = strength(draw);
     clip.value = strength(draw), clip.norm = strength(draw);
+    trace = draw.one_in(4);
+    const bool penalized =
+        kKinds[static_cast<int>(kind)].states == 1 && kind != Kind::gru_reset_before;
+    flow_penalty = trace && penalized && draw.one_in(2) ? 0.5 : 0;
     threads = static_cast<int>(1 + draw.below(8));
     values = draw.one_in(4) ? static_cast<Values>(draw.below(6)) : Values::plain;
     const double scales[] = {0.1, 0.4, 1, 3};
@@ -175,11 +181,12 @@ struct Problem {
         line, sizeof line,
         "%s f%d T=%td B=%td I=%td H=%td L=%td D=%td bias=%d state=%d dy=%d dstate=%d "
         "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
+        "trace=%d flow_penalty=%g "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
         kKinds[static_cast<int>(kind)].name, is_double ? 64 : 32, T, B, I, H, L, D, bias, state, dy,
         dstate, keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
-        clip.value, clip.norm, threads, static_cast<int>(values), layout[0], layout[1], layout[2],
-        layout[3]);
+        clip.value, clip.norm, trace, flow_penalty, threads, static_cast<int>(values), layout[0],
+        layout[1], layout[2], layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";
@@ -329,6 +336,11 @@ class Outputs {
         if (p.bias) g.b_ih = make("db_ih", G * H), g.b_hh = make("db_hh", G * H);
         g.h0 = make("dh0", p.B * H);
         if (info.states == 2) g.c0 = make("dc0", p.B * H);
+        if (p.trace) {
+          const auto norms = [&](const char* name) { return trace(name, l, d); };
+          g.trace = {norms("trace.dh"), norms("trace.dh_before"), norms("trace.dc_before"),
+                     norms("trace.scale"), norms("trace.clipped")};
+        }
       }
     }
     if (p.dropout.p > 0 && p.L > 1) {
@@ -342,8 +354,9 @@ class Outputs {
             p.dropout, dropped, p.threads, interrupt, p.from_end};
   }
   BackwardCall<T> backward_call(Interrupt interrupt = {}) {
-    return {p.kind,           p.L,       p.D,     p.H,    schedule,  layers.data(),
-            gradients.data(), p.dropout, dropped, p.clip, p.threads, interrupt};
+    return {p.kind,           p.L,       p.D,     p.H,    schedule,       layers.data(),
+            gradients.data(), p.dropout, dropped, p.clip, p.flow_penalty, p.threads,
+            interrupt};
   }
 
   const Problem& p;
@@ -352,11 +365,19 @@ class Outputs {
   std::vector<Array<T>> arrays;
   std::vector<Layer<T>> layers;
   std::vector<LayerGradient<T>> gradients;
+  std::vector<Array<double>> traces;  // [L * D * 5]
   T* dropped = nullptr;
   GradientNorm norm{0, 1, true};
 
  private:
   static Sequence<const T> as_const(const Sequence<T>& s) { return {s.data, s.step, s.row}; }
+  double* trace(const char* name, Index layer, Index direction) {
+    traces.push_back({name, layer, direction, p.T * p.B, 0, 0, true, nullptr});
+    double* const data = new double[p.T * p.B];
+    traces.back().data.reset(data);
+    std::fill_n(data, p.T * p.B, kUntouched);
+    return data;
+  }
   T* array(const char* name, Index layer, Index direction, Index n) {
     arrays.push_back({name, layer, direction, n, 0, 0, true, nullptr});
     T* const data = new T[n];
@@ -394,10 +415,10 @@ bool same(T a, T b) {
 
 // The first difference in words; empty if there is none.
 template <class T>
-std::string difference(const Outputs<T>& ours, const Outputs<T>& theirs) {
+std::string difference(const std::vector<Array<T>>& ours, const std::vector<Array<T>>& theirs) {
   char line[200];
-  for (std::size_t a = 0; a < ours.arrays.size(); ++a) {
-    const Array<T>&one = ours.arrays[a], &other = theirs.arrays[a];
+  for (std::size_t a = 0; a < ours.size(); ++a) {
+    const Array<T>&one = ours[a], &other = theirs[a];
     const Index row = one.row ? one.row : one.size, used = one.row ? one.used : one.size;
     for (Index first = 0; one.compared && first < one.size; first += row) {
       const T *const xs = &one.data[first], *const ys = &other.data[first];
@@ -412,6 +433,15 @@ std::string difference(const Outputs<T>& ours, const Outputs<T>& theirs) {
       }
     }
   }
+  return "";
+}
+template <class T>
+std::string difference(const Outputs<T>& ours, const Outputs<T>& theirs) {
+  const std::string found = difference(ours.arrays, theirs.arrays);
+  if (!found.empty()) return found;
+  const std::string traced = difference(ours.traces, theirs.traces);
+  if (!traced.empty()) return traced;
+  char line[200];
   const GradientNorm &n = ours.norm, &m = theirs.norm;
   if (same(n.norm, m.norm) && same(n.scale, m.scale) && n.finite == m.finite) return "";
   std::snprintf(line, sizeof line, "norm, scale, finite: kernels %a, %a, %d, twin %a, %a, %d",

@@ -240,12 +240,15 @@ struct BackwardTwin {
   const Direction<T>& d;
   const DirectionGradient<T>& gradient;
   const Clip& clip;
+  double flow_penalty;
   bool reverse;
-  std::vector<T> da;  // [alive rows, slots, H]
-  std::vector<T> dh, dc, direct, d_operand, zeros;
+  std::vector<T> da;    // [alive rows, slots, H]
+  std::vector<T> flow;  // [alive rows, H] what flow_penalty adds to h' in dW_hh
+  std::vector<T> dh, dc, direct, d_operand, zeros, whole;
 
   void run() {
     da.resize(rows.before.back() * slots * H);
+    flow.resize(rows.before.back() * H), whole.resize(H);
     direct.resize(H), zeros.resize(H);
     for (Index rank = 0; rank < rows.B; ++rank) row(rank, rows.order[rank]);
     sums_over_steps();
@@ -287,7 +290,8 @@ struct BackwardTwin {
       pointwise<0>(t, rank, b, scale);
       dh = direct;
       add_recurrent<0>(t, rank, dh);
-      scale = factor_of_norm();
+      scale = norm_of(dh) > clip.step_norm ? static_cast<T>(clip.step_norm / norm_of(dh)) : T(1);
+      if (gradient.trace.dh) trace(t, rank, b, scale);
     }
     for (Index j = 0; j < H; ++j) gradient.h0[b * H + j] = dh[j] * scale;
     if (Cell::has_c) std::copy_n(dc.data(), H, gradient.c0 + b * H);
@@ -312,6 +316,7 @@ struct BackwardTwin {
       if constexpr (P + 1 == Cell::phases) {
         const Vec<T> from_y = dy.data ? load_n(at(dy, t, b) + j, n) : Vec<T>{};
         u.dh = fma(load_n(&dh[j], n), splat(scale), from_y);
+        store_n(&whole[j], u.dh, n);
       } else {
         u.dh = load_n(&d_operand[j], n);
         u.direct = load_n(&direct[j], n);
@@ -332,14 +337,31 @@ struct BackwardTwin {
                   Index{1}, H);
   }
 
-  T factor_of_norm() const {
-    if (std::isinf(clip.step_norm)) return T(1);
+  double norm_of(const std::vector<T>& row) const {
     Squares<T> squares;
-    for (Index j = 0; j < H; ++j) squares.add(dh[j], j);
+    for (Index j = 0; j < H; ++j) squares.add(row[j], j);
     double sum = 0;
     for (const double lane : squares.lane) sum += lane;
-    const double norm = std::sqrt(sum);
-    return norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
+    return std::sqrt(sum);
+  }
+
+  void trace(Index t, Index rank, Index b, T scale) {
+    const Index place = t * rows.B + b;
+    const double v = norm_of(whole), u = norm_of(dh);
+    gradient.trace.dh[place] = v, gradient.trace.dh_before[place] = u;
+    if (Cell::has_c) gradient.trace.dc_before[place] = norm_of(dc);
+    gradient.trace.scale[place] = static_cast<double>(scale);
+    Index limited = 0;
+    for (Index g = 0; g < G && !std::isinf(static_cast<T>(clip.step_value)); ++g)
+      for (Index j = 0; j < H; ++j)
+        limited +=
+            std::abs(da_of(t, rank, Cell::input_slot[g])[j]) >= static_cast<T>(clip.step_value);
+    gradient.trace.clipped[place] = static_cast<double>(limited) / static_cast<double>(G * H);
+
+    const double weight = 2 * flow_penalty / static_cast<double>(rows.B);
+    const double factor = u > 0 && v > 0 ? weight * (u / v - 1) / u / v : 0;
+    for (Index j = 0; flow_penalty > 0 && j < H; ++j)
+      flow[(rows.before[t] + rank) * H + j] = static_cast<T>(factor * static_cast<double>(dh[j]));
   }
 
   // ---- over the steps ----
@@ -359,6 +381,8 @@ struct BackwardTwin {
           const T* da_x = da_of(t, rank, Cell::input_slot[g]);
           const T* da_h = da_of(t, rank, Cell::recurrent_slot[g]);
           std::copy_n(h_before(t, b), H, operand.data());
+          for (Index j = 0; flow_penalty > 0 && j < H; ++j)
+            operand[j] += flow[(rows.before[t] + rank) * H + j];
           if constexpr (Cell::phases > 1) {
             if (g >= Cell::phase[1].first)
               for (Index j = 0; j < H; j += kLanes<T>)
@@ -429,7 +453,10 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
                                  layer.direction[d],
                                  gradient.direction[d],
                                  call.clip,
+                                 call.flow_penalty,
                                  d == 1,
+                                 {},
+                                 {},
                                  {},
                                  {},
                                  {},
