@@ -60,8 +60,8 @@ class Problem:
     def forward(self, layer):
         return layer.forward(self.x, self.state, self.lengths)
 
-    def backward(self, layer, tape, clip=None):
-        return layer.backward(tape, self.dy, self.dstate, clip)
+    def backward(self, layer, tape, clip=None, **options):
+        return layer.backward(tape, self.dy, self.dstate, clip, **options)
 
 
 def random_problem(layer, T, B=None, *, state=True, lengths=None, seed=0):
@@ -103,7 +103,7 @@ class Reference:
     grads: Any
 
 
-def run_reference(layer, problem, clip=None, masks=None):
+def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
     """Run the reference on a layer's parameters."""
     unbatched = problem.x.ndim == 2
     config = reference.Config(
@@ -136,7 +136,9 @@ def run_reference(layer, problem, clip=None, masks=None):
         config, params, sequence(problem.x), state_in(problem.state), problem.lengths, masks
     )
     dy = None if problem.dy is None else sequence(problem.dy)
-    grads = reference.backward(config, params, tape, dy, state_in(problem.dstate), clip)
+    grads = reference.backward(
+        config, params, tape, dy, state_in(problem.dstate), clip, flow_penalty
+    )
     grads = replace(grads, x=sequence_out(grads.x), state=state_out(grads.state))
     return Reference(sequence_out(y), state_out(state), tape, grads)
 

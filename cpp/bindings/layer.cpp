@@ -76,32 +76,35 @@ std::optional<py::array_t<T, py::array::c_style>> state_part(const std::string& 
 // What `Trace` points to: [L * D, T, B] each.
 class Traces {
  public:
-  Traces(const Sizes& s, const Axes& axes, bool wanted) : per_(axes.T * axes.B) {
+  Traces(const Sizes& s, const Axes& axes, bool wanted) : of_direction_(axes.T * axes.B) {
     if (!wanted) return;
-    for (const char* name : {"dh", "dh_before", "dc_before", "scale", "clipped"}) {
-      const bool left_out = name == std::string("dc_before") && !s.has_c();
-      data_.push_back(nullptr);
-      if (left_out) continue;
-      py::array_t<double> array(std::vector<py::ssize_t>{s.L * s.D, axes.T, axes.B});
-      data_.back() = array.mutable_data();
-      std::fill_n(data_.back(), array.size(), name == std::string("scale") ? 1.0 : 0.0);
-      arrays_[name] = array;
+    for (int i = 0; i < kNorms; ++i) {
+      if (i == kOfC && !s.has_c()) continue;
+      array_[i] = py::array_t<double>(std::vector<py::ssize_t>{s.L * s.D, axes.T, axes.B});
+      data_[i] = array_[i]->mutable_data();
+      std::fill_n(data_[i], array_[i]->size(), i == kScale ? 1.0 : 0.0);
     }
   }
   Trace of(Index direction) const {
-    if (data_.empty()) return {};
-    const auto at = [&](std::size_t i) { return data_[i] ? data_[i] + direction * per_ : nullptr; };
+    const auto at = [&](int i) {
+      return data_[i] ? data_[i] + direction * of_direction_ : nullptr;
+    };
     return {at(0), at(1), at(2), at(3), at(4)};
   }
+  // In the order of Trace, None for what the cell has not; None for all if not wanted.
   py::object arrays() const {
-    if (data_.empty()) return py::none();
-    return arrays_;
+    if (!array_[0]) return py::none();
+    py::tuple all(kNorms);
+    for (std::size_t i = 0; i < kNorms; ++i)
+      all[i] = array_[i] ? py::object(*array_[i]) : py::object(py::none());
+    return all;
   }
 
  private:
-  Index per_;
-  std::vector<double*> data_;
-  py::dict arrays_;
+  static constexpr int kNorms = 5, kOfC = 2, kScale = 3;
+  Index of_direction_;
+  std::optional<py::array_t<double>> array_[kNorms];
+  double* data_[kNorms] = {};
 };
 
 Kind kind_of(const std::string& name) {

@@ -60,7 +60,7 @@ class Net {
                     const py::object& c0, const py::object& lengths, bool batch_first, bool keep,
                     double dropout, std::uint64_t seed, std::uint64_t step) const;
 
-  // -> (gradients by name, dx, dh0, dc0 or None, norm, scale, finite, trace by name or None)
+  // -> (gradients by name, dx, dh0, dc0 or None, norm, scale, finite, trace or None)
   py::tuple backward(const py::dict& params, const py::object& tape, const py::object& dy,
                      const py::object& dh, const py::object& dc, double step_value,
                      double step_norm, double value, double norm, bool trace,

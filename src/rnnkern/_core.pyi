@@ -1,6 +1,5 @@
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -73,7 +72,7 @@ class Net:
         float,
         float,
         bool,
-        dict[str, NDArray[np.float64]] | None,
+        tuple[Array, Array, Array | None, Array, Array] | None,
     ]: ...
 
 class Stream:

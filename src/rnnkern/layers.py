@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -23,8 +23,7 @@ PENALIZED = ("rnn_tanh", "rnn_relu", "gru")  # kinds that flow_penalty is define
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """What a backward pass saw on its way: float64 arrays (L*D, T, B), layer-major, then direction.
 
     Behind a row's end norms and shares are 0, and `scale` is 1.
@@ -336,6 +335,7 @@ class _Layer:
             trace or weight > 0,
             weight,
         )
+        seen = Trace(*traced) if traced else None
         return Gradients(
             params,
             dx,
@@ -343,8 +343,8 @@ class _Layer:
             norm,
             scale,
             finite,
-            Trace(**{"dc_before": None, **traced}) if trace and traced else None,
-            _omega(traced) if weight > 0 and traced else 0.0,
+            seen if trace else None,
+            _omega(seen) if seen and weight > 0 else 0.0,
         )
 
     def stream(self, batch_size: int = 1) -> Stream:
@@ -554,9 +554,9 @@ class GRU(_Layer):
         super().__init__(input_size, hidden_size, num_layers, **options)
 
 
-def _omega(traced: dict[str, Array]) -> float:
+def _omega(trace: Trace) -> float:
     """Omega of Pascanu et al. 2013, eq. 9, from the norms of a trace."""
-    v, u = traced["dh"], traced["dh_before"]
+    v, u = trace.dh, trace.dh_before
     growth = np.divide(u, v, out=np.ones_like(u), where=v > 0)
     return float(np.sum((growth - 1.0) ** 2) / max(1, v.shape[2]))
 

@@ -28,6 +28,7 @@ __all__ = [
     "Gradients",
     "Step",
     "Tape",
+    "Trace",
     "Weights",
     "adam",
     "adamw",
@@ -59,10 +60,21 @@ class Step(NamedTuple):
 
     t: int
     rows: npt.NDArray[np.bool_]  # [B], True where t < length
+    kept: npt.NDArray[np.bool_]  # [n], False where the state before was reset to zero
     x: Array  # [n, I] or [n, D*H]
     prev: State  # each [n, H]
     gates: Array  # [n, G*H], after the nonlinearity, in PyTorch's order
     new: State  # each [n, H]
+
+
+class StepBack(NamedTuple):
+    """The gradients of one step of one layer and direction."""
+
+    x: Array  # [n, I] or [n, D*H]
+    prev: State  # each [n, H]
+    weights: Weights
+    da: Array  # [n, G*H], of the gates' arguments, clipped
+    da_h: Array  # [n, G*H], of W_hh h_prev + b_hh
 
 
 # --------------------------------------------------------------------------------- pointwise
@@ -81,12 +93,16 @@ def _clip_value(d: Array, c: float | None) -> Array:
     return d if c is None else np.clip(d, -c, c)
 
 
-def _clip_rows(d: Array, c: float | None) -> Array:
+def _row_norms(d: Array) -> Array:
+    norms: Array = np.linalg.norm(d, axis=1)
+    return norms
+
+
+def _row_factors(d: Array, c: float | None) -> Array:
     if c is None:
-        return d
-    norm: Array = np.linalg.norm(d, axis=1, keepdims=True)
-    factor: Array = c / np.maximum(norm, c)  # min(1, c / norm), safe at norm 0
-    return d * factor
+        return np.ones(len(d))
+    factors: Array = c / np.maximum(_row_norms(d), c)  # min(1, c / norm), safe at norm 0
+    return factors
 
 
 def _affine(x: Array, W: Array, b: Array) -> Array:
@@ -114,8 +130,8 @@ class Cell(ABC):
     @abstractmethod
     def backward_step(
         self, d_state: State, step: Step, w: Weights, step_value: float | None
-    ) -> tuple[Array, State, Weights]:
-        """Return dx, the gradient of the state before, and those of the weights.
+    ) -> StepBack:
+        """Return the gradients of x, of the state before and of the weights.
 
         Each da is clipped to [-step_value, step_value] where it arises: all that lies further
         down the chain gets the clipped one.
@@ -138,12 +154,12 @@ class _RNN(Cell):
 
     def backward_step(
         self, d_state: State, step: Step, w: Weights, step_value: float | None
-    ) -> tuple[Array, State, Weights]:
+    ) -> StepBack:
         (dh,), (h_prev,), (h,) = d_state, step.prev, step.new
         da = _clip_value(dh * self.slope(h), step_value)
         dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
         dh_prev, dW_hh, db_hh = _affine_backward(da, h_prev, w.W_hh)
-        return dx, (dh_prev,), Weights(dW_ih, dW_hh, db_ih, db_hh)
+        return StepBack(dx, (dh_prev,), Weights(dW_ih, dW_hh, db_ih, db_hh), da, da)
 
 
 class _LSTM(Cell):
@@ -163,7 +179,7 @@ class _LSTM(Cell):
 
     def backward_step(
         self, d_state: State, step: Step, w: Weights, step_value: float | None
-    ) -> tuple[Array, State, Weights]:
+    ) -> StepBack:
         (dh, dc_next), (h_prev, c_prev), (_, c) = d_state, step.prev, step.new
         i, f, g, o = np.split(step.gates, 4, axis=1)
         tanh_c = np.tanh(c)
@@ -175,7 +191,7 @@ class _LSTM(Cell):
         da = _clip_value(np.hstack([da_i, da_f, da_g, da_o]), step_value)
         dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
         dh_prev, dW_hh, db_hh = _affine_backward(da, h_prev, w.W_hh)
-        return dx, (dh_prev, dc * f), Weights(dW_ih, dW_hh, db_ih, db_hh)
+        return StepBack(dx, (dh_prev, dc * f), Weights(dW_ih, dW_hh, db_ih, db_hh), da, da)
 
 
 class _GRUResetAfter(Cell):
@@ -196,17 +212,19 @@ class _GRUResetAfter(Cell):
 
     def backward_step(
         self, d_state: State, step: Step, w: Weights, step_value: float | None
-    ) -> tuple[Array, State, Weights]:
+    ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
         r, z, n = np.split(step.gates, 3, axis=1)
         _, _, q = np.split(_affine(h_prev, w.W_hh, w.b_hh), 3, axis=1)
         da_n = _clip_value(dh * (1 - z) * (1 - n**2), step_value)
         da_z = _clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
         da_r = _clip_value(da_n * q * r * (1 - r), step_value)
-        dq = da_n * r
-        dx, dW_ih, db_ih = _affine_backward(np.hstack([da_r, da_z, da_n]), step.x, w.W_ih)
-        dh_prev, dW_hh, db_hh = _affine_backward(np.hstack([da_r, da_z, dq]), h_prev, w.W_hh)
-        return dx, (dh_prev + dh * z,), Weights(dW_ih, dW_hh, db_ih, db_hh)
+        da = np.hstack([da_r, da_z, da_n])
+        da_h = np.hstack([da_r, da_z, da_n * r])
+        dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
+        dh_prev, dW_hh, db_hh = _affine_backward(da_h, h_prev, w.W_hh)
+        weights = Weights(dW_ih, dW_hh, db_ih, db_hh)
+        return StepBack(dx, (dh_prev + dh * z,), weights, da, da_h)
 
 
 class _GRUResetBefore(Cell):
@@ -227,7 +245,7 @@ class _GRUResetBefore(Cell):
 
     def backward_step(
         self, d_state: State, step: Step, w: Weights, step_value: float | None
-    ) -> tuple[Array, State, Weights]:
+    ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
         r, z, n = np.split(step.gates, 3, axis=1)
         W_hr, W_hz, W_hn = np.split(w.W_hh, 3)
@@ -237,10 +255,11 @@ class _GRUResetBefore(Cell):
         da_r = _clip_value(drh * h_prev * r * (1 - r), step_value)
         dh_r, dW_hr, db_hr = _affine_backward(da_r, h_prev, W_hr)
         dh_z, dW_hz, db_hz = _affine_backward(da_z, h_prev, W_hz)
-        dx, dW_ih, db_ih = _affine_backward(np.hstack([da_r, da_z, da_n]), step.x, w.W_ih)
+        da = np.hstack([da_r, da_z, da_n])
+        dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
         dh_prev = dh * z + drh * r + dh_r + dh_z
         dW_hh, db_hh = np.vstack([dW_hr, dW_hz, dW_hn]), np.hstack([db_hr, db_hz, db_hn])
-        return dx, (dh_prev,), Weights(dW_ih, dW_hh, db_ih, db_hh)
+        return StepBack(dx, (dh_prev,), Weights(dW_ih, dW_hh, db_ih, db_hh), da, da)
 
 
 CELLS: dict[str, Cell] = {
@@ -273,6 +292,8 @@ class Config:
         D = 2 instead of 1.
     bias : bool
         Whether there are ``bias_ih`` and ``bias_hh``.
+    residual : bool
+        Whether each layer above the first adds its input to its output.
 
     Raises
     ------
@@ -291,6 +312,7 @@ class Config:
     num_layers: int = 1
     bidirectional: bool = False
     bias: bool = True
+    residual: bool = False
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -311,6 +333,16 @@ class Tape:
     steps: list[list[Step]]  # [L*D][T], layer-major, then direction; in the order they were run
 
 
+class Trace(NamedTuple):
+    """What `backward` saw on its way: [L*D, T, B] each; norms are L2."""
+
+    dh: Array  # norm of dL/dh_t, complete
+    dh_before: Array  # norm of what step t hands back to h_prev, before `step_norm`
+    dc_before: Array  # the same for c_prev; zeros for other cells than the LSTM
+    scale: Array  # the factor that `step_norm` applied
+    clipped: Array  # share of the elements of da that `step_value` limited
+
+
 @dataclass(frozen=True)
 class Gradients:
     """What `backward` returns."""
@@ -321,6 +353,8 @@ class Gradients:
     norm: float  # joint L2 norm of params, after the value clip, before the norm clip
     finite: bool  # whether all of params was finite, before the value clip
     scale: float  # the factor that the norm clip applied, 1.0 if none
+    trace: Trace
+    flow_penalty: float  # Omega, without its weight; 0 if it was not asked for
 
 
 class ClipLike(Protocol):
@@ -394,6 +428,7 @@ def forward(
     state: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     lengths: npt.ArrayLike | None = None,
     masks: Sequence[npt.ArrayLike] | None = None,
+    resets: npt.ArrayLike | None = None,
 ) -> tuple[Array, Array | tuple[Array, Array], Tape]:
     """Run the layers over a batch of sequences.
 
@@ -413,11 +448,15 @@ def forward(
         Steps of each row, 0 <= length <= T, in any order; None is T for each.
     masks : sequence of L-1 arrays (T, B, D*H), optional
         Dropout masks: factors, 0 or 1 / (1 - p), on what layer l hands to layer l + 1.
+    resets : array of bool (T, B), optional
+        Where a new sequence begins in a row: the steps before it and those from it on do not see
+        each other's state, which starts from zeros there, in both directions.
 
     Returns
     -------
     y : array (T, B, D*H)
-        The last layer's h, forward then reverse; zero behind a row's end.
+        The last layer's h, forward then reverse (with `residual`, plus its input, above the first
+        layer); zero behind a row's end.
     state : array (L*D, B, H), for LSTM the pair (h, c) of them
         The state after each row's own last step.
     tape : Tape
@@ -443,6 +482,9 @@ def forward(
     T, B, _ = x.shape
     x = _checked("x", x, (T, B, config.input_size))
     ends = _checked_lengths(lengths, T, B)
+    starts = np.zeros((T + 1, B), dtype=bool)
+    if resets is not None:
+        starts[:T] = _checked("resets", resets, (T, B)).astype(bool)
     factors = None if masks is None else _checked_masks(config, masks, T, B)
     weights = _weights(config, params)
     states = _states(config, "state", state, B)
@@ -458,12 +500,17 @@ def forward(
             steps.append([])
             for t in reversed(range(T)) if d == 1 else range(T):
                 rows = t < ends
-                prev = tuple(s[k, rows] for s in states)
+                # The reverse direction comes from step t + 1, which may begin another sequence.
+                cut = starts[t] if d == 0 else starts[t + 1] & (t + 1 < ends)
+                kept = ~cut[rows]
+                prev = tuple(np.where(kept[:, None], s[k, rows], 0.0) for s in states)
                 new, gates = cell.forward_step(x[t, rows], prev, weights[k])
                 y[t, rows, d * H : (d + 1) * H] = new[0]
                 for s, s_new in zip(states, new, strict=True):
                     s[k, rows] = s_new
-                steps[k].append(Step(t, rows, x[t, rows], prev, gates, new))
+                steps[k].append(Step(t, rows, kept, x[t, rows], prev, gates, new))
+        if config.residual and layer > 0:
+            y = y + x * (np.arange(T)[:, None] < ends)[:, :, None]
     return y, _as_given(states), Tape((T, B, config.input_size), factors, steps)
 
 
@@ -474,6 +521,7 @@ def backward(
     dy: npt.ArrayLike | None = None,
     dstate: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     clip: ClipLike | None = None,
+    flow_penalty: float = 0.0,
 ) -> Gradients:
     """Backpropagate through time, with the clips.
 
@@ -489,6 +537,11 @@ def backward(
         The gradient of the loss with respect to the final state; None is zeros.
     clip : ClipLike, optional
         What to clip; None is nothing.
+    flow_penalty : float
+        The weight w of Omega = 1/B sum (|u| / |v| - 1)^2, Pascanu et al. 2013, arXiv 1211.5063
+        eq. 9, over layers, directions, steps and rows where v is not zero: v = dL/dh, complete,
+        and u what the step hands back to h_prev, before `step_norm`. W_hh gets w times Omega's
+        immediate derivative, v and da held fixed (eq. 10).
 
     Returns
     -------
@@ -516,6 +569,9 @@ def backward(
     d_weights = [Weights(*(np.zeros_like(v) for v in w)) for w in weights]
     d_states = _states(config, "dstate", dstate, B)
 
+    trace = Trace(*(np.zeros((len(tape.steps), T, B)) for _ in Trace._fields))
+    trace.scale[:] = 1.0
+    omega = 0.0
     d_out = np.zeros((T, B, D * H)) if dy is None else _checked("dy", dy, (T, B, D * H))
     for layer in reversed(range(config.num_layers)):
         dx = np.zeros((T, B, weights[layer * D].W_ih.shape[1]))
@@ -525,13 +581,31 @@ def backward(
                 t, rows = step.t, step.rows
                 dh, *dc = (s[k, rows] for s in d_states)
                 dh = dh + d_out[t, rows, d * H : (d + 1) * H]
-                dx_t, d_prev, d_w = cell.backward_step((dh, *dc), step, weights[k], clip.step_value)
-                dh_prev, *dc_prev = d_prev
-                dh_prev = _clip_rows(dh_prev, clip.step_norm)
-                for s, s_prev in zip(d_states, (dh_prev, *dc_prev), strict=True):
+                back = cell.backward_step((dh, *dc), step, weights[k], clip.step_value)
+                u, *dc_prev = (np.where(step.kept[:, None], d, 0.0) for d in back.prev)
+                factors = _row_factors(u, clip.step_norm)
+                for s, s_prev in zip(d_states, (u * factors[:, None], *dc_prev), strict=True):
                     s[k, rows] = s_prev
-                dx[t, rows] += dx_t
+                dx[t, rows] += back.x
+                d_w = back.weights
+                if flow_penalty:
+                    terms, factor = _flow(dh, u, B)
+                    omega += float(terms.sum())
+                    extra = flow_penalty * back.da_h.T @ (factor * u)
+                    d_w = d_w._replace(W_hh=d_w.W_hh + extra)
                 d_weights[k] = Weights(*(a + b for a, b in zip(d_weights[k], d_w, strict=True)))
+
+                limited = np.abs(back.da) >= (clip.step_value or np.inf)
+                for to, seen in (
+                    (trace.dh, _row_norms(dh)),
+                    (trace.dh_before, _row_norms(u)),
+                    (trace.dc_before, _row_norms(dc_prev[0]) if dc_prev else 0.0),
+                    (trace.scale, factors),
+                    (trace.clipped, limited.mean(axis=1)),
+                ):
+                    to[k, t, rows] = seen
+        if config.residual and layer > 0:
+            dx = dx + d_out * _alive(tape.steps[layer * D], T, B)
         d_out = dx
         if tape.masks is not None and layer > 0:
             d_out = d_out * tape.masks[layer - 1]
@@ -542,7 +616,25 @@ def backward(
     norm = joint_norm(grads.values())
     scale = 1.0 if clip.norm is None else clip_factor(norm, clip.norm)
     grads = {name: scale * g for name, g in grads.items()}
-    return Gradients(grads, d_out, _as_given(d_states), norm, finite, scale)
+    state = _as_given(d_states)
+    return Gradients(grads, d_out, state, norm, finite, scale, trace, omega)
+
+
+def _flow(v: Array, u: Array, B: int) -> tuple[Array, Array]:
+    """Omega's terms (n,) of a step, and the factors (n, 1) of da_h^T u in its derivative."""
+    norm_v, norm_u = _row_norms(v), _row_norms(u)
+    growth = np.divide(norm_u, norm_v, out=np.ones_like(norm_v), where=norm_v > 0)
+    flows = (norm_v > 0) & (norm_u > 0)
+    factor = np.zeros_like(norm_v)
+    factor[flows] = 2 / B * (growth[flows] - 1) / norm_u[flows] / norm_v[flows]
+    return (growth - 1) ** 2 / B, factor[:, None]
+
+
+def _alive(steps: list[Step], T: int, B: int) -> Array:
+    alive = np.zeros((T, B, 1))
+    for step in steps:
+        alive[step.t, step.rows] = 1.0
+    return alive
 
 
 def _suffixes(config: Config, layer: int) -> list[str]:

@@ -1,0 +1,175 @@
+"""What backward sees on its way, and the penalty on gradient flow, against their definitions."""
+
+import numpy as np
+import pytest
+from helpers import DTYPES, KINDS, assert_close, assert_same, make_layer, random_problem
+from helpers import run_reference as reference_of
+
+import rnnkern as rk
+
+T, B, I, H = 7, 5, 3, 9
+PENALIZED = ("rnn_tanh", "rnn_relu", "gru")
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@every_kind
+@every_dtype
+@pytest.mark.parametrize("clip", [None, rk.Clip(step_value=0.4, step_norm=0.3, value=2.0)])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": True}]
+)
+def test_trace_is_the_reference_s(kind, dtype, clip, options):
+    layer = make_layer(kind, I, H, dtype=dtype, **options)
+    problem = random_problem(layer, T, B, lengths="random")
+    want = reference_of(layer, problem, clip)
+    y, state, tape = problem.forward(layer)
+    grads = problem.backward(layer, tape, clip, trace=True)
+    assert_same(layer, (y, state, grads), want)
+    for name, got in grads.trace._asdict().items():
+        if name == "dc_before" and kind != "lstm":
+            assert got is None
+            continue
+        assert got.dtype == np.float64
+        assert_close(got, getattr(want.grads.trace, name), dtype, name)
+    if clip:
+        assert grads.trace.clipped.max() > 0
+        assert grads.trace.scale.min() < 1
+
+
+@every_kind
+def test_trace_changes_no_bit(kind):
+    layer = make_layer(kind, I, H)
+    problem = random_problem(layer, T, B, lengths="random")
+    *_, tape = problem.forward(layer)
+    plain = problem.backward(layer, tape, rk.Clip(step_norm=0.5))
+    traced = problem.backward(layer, tape, rk.Clip(step_norm=0.5), trace=True)
+    assert plain.trace is None
+    for name, array in plain.params.items():
+        np.testing.assert_array_equal(traced.params[name], array)
+    np.testing.assert_array_equal(traced.x, plain.x)
+
+
+def test_trace_of_no_steps_and_no_rows():
+    layer = make_layer("lstm", I, H)
+    for steps, rows in ((0, 3), (4, 0), (0, 0)):
+        problem = random_problem(layer, steps, rows)
+        *_, tape = problem.forward(layer)
+        grads = problem.backward(layer, tape, trace=True)
+        assert all(a.shape == (1, steps, rows) for a in grads.trace)
+
+
+def test_trace_of_one_unbatched_row_has_a_row_axis():
+    layer = make_layer("gru", I, H)
+    problem = random_problem(layer, T)
+    *_, tape = problem.forward(layer)
+    grads = problem.backward(layer, tape, trace=True)
+    assert grads.trace.dh.shape == (1, T, 1)
+
+
+@pytest.mark.parametrize("kind", PENALIZED)
+@every_dtype
+@pytest.mark.parametrize("clip", [None, rk.Clip(step_value=0.4, step_norm=0.7)])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+def test_flow_penalty_is_the_reference_s(kind, dtype, clip, options):
+    layer = make_layer(kind, I, H, dtype=dtype, **options)
+    problem = random_problem(layer, T, B, lengths="random")
+    want = reference_of(layer, problem, clip, flow_penalty=0.3)
+    y, state, tape = problem.forward(layer)
+    grads = problem.backward(layer, tape, clip, flow_penalty=0.3)
+    assert_same(layer, (y, state, grads), want)
+    assert grads.trace is None
+    assert_close(grads.flow_penalty, want.grads.flow_penalty, dtype, "flow_penalty")
+    assert grads.flow_penalty > 0
+    without = problem.backward(layer, tape, clip)
+    assert without.flow_penalty == 0
+    for name, array in without.params.items():
+        same = np.array_equal(array, grads.params[name])
+        assert same != name.startswith("weight_hh"), name
+
+
+def omega(W, terms, B):
+    """Omega by its definition, of W_hh alone: terms are v = dL/dh, da and what takes no product."""
+    total = 0.0
+    for v, da, direct in terms:
+        u = direct + da @ W
+        total += np.sum((np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1) - 1.0) ** 2) / B
+    return total
+
+
+@pytest.mark.parametrize("kind", PENALIZED)
+def test_flow_penalty_s_gradient_is_its_definition_s(kind):
+    """Central differences of Omega over each element of W_hh, dL/dh and dL/da held fixed."""
+    layer = make_layer(kind, I, H, dtype=np.float64)
+    problem = random_problem(layer, T, B)
+    cell = rk.reference.CELLS[kind]
+    reference = reference_of(layer, problem)
+    terms, (dh,) = [], (np.array(problem.dstate[0]),)
+    weights = rk.reference.Weights(*(layer.params[name] for name in layer.params))
+    for step in reversed(reference.tape.steps[0]):
+        v = dh + problem.dy[step.t]
+        back = cell.backward_step((v,), step, weights, None)
+        (dh,) = back.prev
+        terms.append((v, back.da_h, dh - back.da_h @ weights.W_hh))
+
+    *_, tape = problem.forward(layer)
+    with_it = problem.backward(layer, tape, flow_penalty=1.0)
+    assert with_it.flow_penalty == pytest.approx(omega(weights.W_hh, terms, B), rel=1e-10)
+    got = with_it.params["weight_hh_l0"] - problem.backward(layer, tape).params["weight_hh_l0"]
+    # 2^-17 balances truncation, about 1e-11 of the third derivative, against rounding, about
+    # 1e-11 of Omega, here some 10; a term's third derivative is of the size of 1 / |u|^2.
+    eps = 2.0**-17
+    for index in np.ndindex(got.shape):
+        W = weights.W_hh.copy()
+        W[index] += eps
+        above = omega(W, terms, B)
+        W[index] -= 2 * eps
+        quotient = (above - omega(W, terms, B)) / (2 * eps)
+        assert got[index] == pytest.approx(quotient, rel=1e-6, abs=1e-7), index
+
+
+def test_flow_penalty_is_deaf_to_the_loss_s_scale():
+    layer = make_layer("rnn_tanh", I, H, dtype=np.float64)
+    problem = random_problem(layer, T, B)
+    *_, tape = problem.forward(layer)
+    one = problem.backward(layer, tape, flow_penalty=1.0)
+    small = problem.but(dy=problem.dy * 1e-30, dstate=problem.dstate * 1e-30)
+    tiny = small.backward(layer, tape, flow_penalty=1.0)
+    # Scaling by no power of two rounds anew: a few units of the last place.
+    assert tiny.flow_penalty == pytest.approx(one.flow_penalty, rel=1e-12)
+
+
+def test_flow_penalty_where_nothing_flows_is_zero():
+    layer = make_layer("rnn_tanh", I, H)
+    problem = random_problem(layer, T, B)
+    *_, tape = problem.forward(layer)
+    grads = layer.backward(tape, None, None, flow_penalty=1.0)
+    assert grads.flow_penalty == 0
+    assert not grads.params["weight_hh_l0"].any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("lstm", "an LSTM"), ("gru_reset_before", "a reset-before GRU")]
+)
+def test_flow_penalty_is_refused_where_it_is_not_defined(kind, said):
+    layer = make_layer(kind, I, H)
+    *_, tape = random_problem(layer, T, B).forward(layer)
+    with pytest.raises(ValueError, match=f"flow_penalty: expected 0 for {said} .*, got 0.5"):
+        layer.backward(tape, flow_penalty=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"trace": 1}, TypeError, "trace: expected True or False, got int"),
+        ({"flow_penalty": -1.0}, ValueError, "flow_penalty: expected a finite number >= 0, got -1"),
+        ({"flow_penalty": np.nan}, ValueError, "flow_penalty: expected a finite number >= 0"),
+        ({"flow_penalty": "1"}, TypeError, "flow_penalty: expected a number, got str"),
+    ],
+)
+def test_bad_arguments_are_named(options, error, said):
+    layer = make_layer("gru", I, H)
+    *_, tape = random_problem(layer, T, B).forward(layer)
+    with pytest.raises(error, match=said):
+        layer.backward(tape, **options)
