@@ -53,18 +53,19 @@ class Problem:
     lengths: Any
     dy: Any
     dstate: Any
+    resets: Any = None
 
     def but(self, **changes):
         return replace(self, **changes)
 
-    def forward(self, layer):
-        return layer.forward(self.x, self.state, self.lengths)
+    def forward(self, layer, **options):
+        return layer.forward(self.x, self.state, self.lengths, resets=self.resets, **options)
 
     def backward(self, layer, tape, clip=None, **options):
         return layer.backward(tape, self.dy, self.dstate, clip, **options)
 
 
-def random_problem(layer, T, B=None, *, state=True, lengths=None, seed=0):
+def random_problem(layer, T, B=None, *, state=True, lengths=None, resets=None, seed=0):
     """Draw a problem; B None is one unbatched row, lengths "random" draws from 0 to T."""
     rng = np.random.default_rng(seed)
     H, D = layer.hidden_size, 1 + layer.bidirectional
@@ -82,6 +83,7 @@ def random_problem(layer, T, B=None, *, state=True, lengths=None, seed=0):
         h = draw(layer.num_layers * D, *rows, H)
         return (h, draw(*h.shape)) if isinstance(layer, rk.LSTM) else h
 
+    shape = (T,) if B is None else (B, T) if layer.batch_first else (T, B)
     if isinstance(lengths, str):
         lengths = rng.integers(0, T + 1, B)
     return Problem(
@@ -90,6 +92,7 @@ def random_problem(layer, T, B=None, *, state=True, lengths=None, seed=0):
         lengths=lengths,
         dy=sequence(D * H),
         dstate=states() if state else None,
+        resets=None if resets is None else rng.random(shape) < resets,
     )
 
 
@@ -113,6 +116,7 @@ def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
         layer.num_layers,
         layer.bidirectional,
         layer.bias,
+        layer.residual,
     )
     params = {name: p.astype(np.float64) for name, p in layer.params.items()}
 
@@ -132,8 +136,9 @@ def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
     def sequence_out(a):
         return a[:, 0] if unbatched else sequence(a)
 
+    resets = None if problem.resets is None else sequence(problem.resets)
     y, state, tape = reference.forward(
-        config, params, sequence(problem.x), state_in(problem.state), problem.lengths, masks
+        config, params, sequence(problem.x), state_in(problem.state), problem.lengths, masks, resets
     )
     dy = None if problem.dy is None else sequence(problem.dy)
     grads = reference.backward(

@@ -91,7 +91,7 @@ def assert_all_is_well():
 
 @every_number_of_threads
 @every_shape
-@pytest.mark.parametrize("name", ["call", "forward", "backward", "stream"])
+@pytest.mark.parametrize("name", ["call", "forward", "backward", "segments", "stream"])
 def test_ctrl_c_ends_a_long_call(name, shape, threads):
     layer, p, tape = long(shape)
     stream = layer.stream(p.x.shape[1])
@@ -100,6 +100,7 @@ def test_ctrl_c_ends_a_long_call(name, shape, threads):
         "call": lambda: layer(p.x, p.state),
         "forward": lambda: p.forward(layer),
         "backward": lambda: p.backward(layer, tape, rk.Clip(step_norm=1.0)),
+        "segments": lambda: p.backward(layer, p.forward(layer, checkpoint=2)[2]),
         "stream": lambda: stream.run(p.x),
     }[name]
 

@@ -11,7 +11,7 @@ namespace rnnkern {
 struct Sizes {
   Kind kind;
   Index I, H, L, D;
-  bool bias, is_double;
+  bool bias, residual, is_double;
 
   Index gates() const { return kKinds[static_cast<int>(kind)].gates; }
   bool has_c() const { return kKinds[static_cast<int>(kind)].states == 2; }
@@ -50,15 +50,17 @@ class Parameters {
 class Net {
  public:
   Net(const std::string& kind, Index I, Index H, Index L, bool bias, bool bidirectional,
-      bool is_double);
+      bool residual, bool is_double);
 
   const Sizes& sizes() const { return sizes_; }
   py::list parameter_shapes() const;
 
-  // -> (y, h_last, c_last or None, tape or None)
+  // -> (y, h_last, c_last or None, tape or None). segment: the steps between the states that a tape
+  // keeps; 0: it keeps all that backward wants.
   py::tuple forward(const py::dict& params, const py::object& x, const py::object& h0,
-                    const py::object& c0, const py::object& lengths, bool batch_first, bool keep,
-                    double dropout, std::uint64_t seed, std::uint64_t step) const;
+                    const py::object& c0, const py::object& lengths, const py::object& resets,
+                    bool batch_first, bool keep, Index segment, double dropout, std::uint64_t seed,
+                    std::uint64_t step) const;
 
   // -> (gradients by name, dx, dh0, dc0 or None, norm, scale, finite, trace or None)
   py::tuple backward(const py::dict& params, const py::object& tape, const py::object& dy,
@@ -69,8 +71,8 @@ class Net {
  private:
   template <class T>
   py::tuple run(const py::dict& params, const py::object& x_given, const py::object& h_given,
-                const py::object& c_given, const py::object& lengths, bool batch_first, bool keep,
-                const Dropout& dropout) const;
+                const py::object& c_given, const py::object& lengths, const py::object& resets,
+                bool batch_first, bool keep, Index segment, const Dropout& dropout) const;
   template <class T>
   py::tuple run_back(const py::dict& params, const py::object& tape_given,
                      const py::object& dy_given, const py::object& dh_given,

@@ -29,8 +29,12 @@ class StreamOf final : public Stream {
         B_(B),
         kernels_(rnnkern::kernels()),
         use_(kernels_.of<T>()),
-        call_{sizes.kind, sizes.L, 1,       sizes.H, {0, B, nullptr, nullptr, nullptr},
-              nullptr,    {},      nullptr, 0,       {}},
+        call_{sizes.kind, sizes.residual,
+              sizes.L,    1,
+              sizes.H,    {0, B, nullptr, nullptr, nullptr},
+              nullptr,    {},
+              nullptr,    0,
+              {}},
         flops_of_step_(2.0 * static_cast<double>(sizes.L * sizes.gates()) * static_cast<double>(B) *
                        static_cast<double>(sizes.H) * static_cast<double>(sizes.I + sizes.H)) {
     const Parameters<T> weights(sizes, params);
@@ -51,7 +55,7 @@ class StreamOf final : public Stream {
         d.packed = reinterpret_cast<const T*>(packed_.back().get());
         d.h0 = before.h.back().get(), d.h_last = after.h.back().get();
         if (sizes.has_c()) d.c0 = before.c.back().get(), d.c_last = after.c.back().get();
-        layers_[now].push_back({sizes.inputs(l), {}, {}, {d, {}}});
+        layers_[now].push_back({sizes.inputs(l), {}, {}, {}, {d, {}}});
       }
     }
     reset();
@@ -111,7 +115,8 @@ class StreamOf final : public Stream {
     };
     layers_[now_].front().x = {static_cast<const T*>(x.data()), one_step ? 0 : stride(0),
                                stride(one_step ? 0 : 1)};
-    layers_[now_].back().y = {static_cast<T*>(y.mutable_data()), B_ * sizes_.H, sizes_.H};
+    Layer<T>& last = layers_[now_].back();
+    last.y = last.out = {static_cast<T*>(y.mutable_data()), B_ * sizes_.H, sizes_.H};
     if (small) {
       call_.interrupt = {};
       use_.forward(call_, room_.get());
@@ -172,7 +177,7 @@ class StreamOf final : public Stream {
       if (l <= 2) grow(middle_[turn], middle_size_[turn], between);
       T* const at = middle_[turn].get();
       for (std::vector<Layer<T>>& layers : layers_) {
-        layers[l - 1].y = {at, B_ * H, H};
+        layers[l - 1].y = layers[l - 1].out = {at, B_ * H, H};
         layers[l].x = {at, B_ * H, H};
       }
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 
 #include "layer.h"
 
@@ -53,23 +54,68 @@ struct Axes {
   }
 };
 
+// Where the layers of a call write, over some steps.
+template <class T>
+struct Record {
+  std::vector<Sequence<T>> h, out;    // [L] (T, B, D*H) each: Layer's y and out
+  std::vector<Block<T>> saved, cell;  // [L * D] as Direction says; empty where nothing is kept
+
+  // alive: rows alive at all of the steps. keep: for backward; otherwise two buffers in turns stand
+  // between the layers.
+  Record(const Sizes& s, Index steps, Index B, Index alive, bool keep)
+      : own_last_h_(keep && s.residual) {
+    const Index C = s.D * s.H, Hp = padded_units<T>(s.H);
+    const auto sequence = [&] {
+      blocks_.push_back(block<T>(steps * B * C));
+      return Sequence<T>{blocks_.back().get(), B * C, C};
+    };
+    for (Index l = 0; l < s.L; ++l) {
+      const bool last = l + 1 == s.L, sums = s.residual && l > 0;
+      if (!keep && l >= 2) {
+        h.push_back(h[static_cast<std::size_t>(l) - 2]);
+      } else {
+        h.push_back(last && !own_last_h_ ? Sequence<T>{} : sequence());
+      }
+      out.push_back(keep && sums && !last ? sequence() : h.back());
+    }
+    if (!keep) return;
+    const KindInfo& info = kKinds[static_cast<int>(s.kind)];
+    for (Index i = 0; i < s.L * s.D; ++i) {
+      if (info.saved) saved.push_back(block<T>(alive * info.saved * Hp));
+      if (s.has_c()) cell.push_back(block<T>(alive * Hp));
+    }
+  }
+  // Where the last layer's output goes.
+  void set_y(const Sequence<T>& y) {
+    out.back() = y;
+    if (!own_last_h_) h.back() = y;
+  }
+
+ private:
+  bool own_last_h_;
+  std::vector<Block<T>> blocks_;
+};
+
 template <class T>
 struct TapeOf final : Tape {
   std::uint64_t layer_id = 0;
   Sizes sizes{};
   Axes axes{};
   RowSchedule rows;
+  std::vector<unsigned char> resets;  // [T, B], empty for none
   Dropout dropout{};
   py::array x, y;
-  std::vector<Block<T>> middle;       // [L - 1] outputs of the layers below the last, [T, B, D*H]
-  std::vector<Block<T>> saved, cell;  // [L * D] as Direction says
-  Block<T> h0, c0;                    // [L * D, B, H] copies of the caller's initial state
+  // All that backward wants; or, with a segment of so many steps, the state before each.
+  std::optional<Record<T>> record;
+  Index segment = 0;
+  Block<T> h, c;  // [segments, L * D, B, H], the first the initial state; null for one of zeros
 
-  Sequence<T> output(Index layer) const {
-    if (layer + 1 == sizes.L) return axes.view(static_cast<T*>(const_cast<void*>(y.data())), y);
-    const Index C = sizes.D * sizes.H;
-    return {middle[static_cast<std::size_t>(layer)].get(), axes.B * C, C};
+  Schedule schedule() const {
+    Schedule s = rows.view();
+    if (!resets.empty()) s.resets = resets.data();
+    return s;
   }
+  Index state_size() const { return sizes.L * sizes.D * axes.B * sizes.H; }
 
   // Rows of a buffer in the schedule's order, as a (T, B, C...) array in the caller's.
   py::array unsorted(const T* from, Index vectors) const {
@@ -92,23 +138,28 @@ struct TapeOf final : Tape {
     for (const Block<T>& one : blocks) out.append(unsorted(one.get(), vectors));
     return out;
   }
-  py::list gates() const override {
-    return each(saved, kKinds[static_cast<int>(sizes.kind)].saved);
+  const Record<T>& whole(const char* name) const {
+    if (!record)
+      bad_value(std::string("tape.") + name, "a tape without checkpoint, which keeps it",
+                "one with it");
+    return *record;
   }
-  py::list cells() const override { return each(cell, 1); }
+  py::list gates() const override {
+    return each(whole("gates").saved, kKinds[static_cast<int>(sizes.kind)].saved);
+  }
+  py::list cells() const override { return each(whole("cells").cell, 1); }
   py::list hiddens() const override {
-    py::list out;
+    py::list all;
     const Index C = sizes.D * sizes.H;
-    for (Index l = 0; l < sizes.L; ++l) {
-      const Sequence<T> from = output(l);
+    for (const Sequence<T>& from : whole("hiddens").h) {
       py::array_t<T> array(std::vector<py::ssize_t>{axes.T, axes.B, C});
       T* to = array.mutable_data();
       for (Index t = 0; t < axes.T; ++t)
         for (Index b = 0; b < axes.B; ++b, to += C)
           std::copy_n(from.data + t * from.step + b * from.row, C, to);
-      out.append(array);
+      all.append(array);
     }
-    return out;
+    return all;
   }
 };
 

@@ -141,11 +141,13 @@ struct Backward {
   }
   const T* h_before(Index t, Index r) const {
     const Index before = step_before(t, r), caller = row_of(rows, r);
+    if (is_reset(rows, t, r, reverse)) return room.zeros;
     if (before >= 0) return y.data + before * y.step + caller * y.row;
     return d.h0 ? d.h0 + caller * H : room.zeros;
   }
   const T* c_before(Index t, Index r) const {
     const Index before = step_before(t, r);
+    if (is_reset(rows, t, r, reverse)) return room.zeros;
     if (before >= 0) return d.cells + (rows_before(rows, before) + r) * padded<T>(H);
     return d.c0 ? d.c0 + row_of(rows, r) * H : room.zeros;
   }
@@ -163,14 +165,14 @@ struct Backward {
     pack_columns(*all.watch, [&](Index k) { return d.w_ih + k * I; }, G * H, I, inputs, room.input);
   }
 
-  void begin(const Part& part) const {
+  void begin(const Part& part, bool goes_on) const {
     const Index from = part.blocks.first * kLanes<T>;
     const Index to = least(H, part.blocks.last * kLanes<T>);
     if (part.rows.first == 0)
       for (Index j = from; j < to; ++j) room.zeros[j] = T(0);
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
       const Index caller = row_of(rows, r) * H;
-      if (part.blocks.first == 0) room.scale[r] = T(1);
+      if (part.blocks.first == 0) room.scale[r] = goes_on ? gradient.scale[r] : T(1);
       for (Index j = from; j < to; ++j) {
         room.dh[r * padded<T>(H) + j] = gradient.h ? gradient.h[caller + j] : T(0);
         if constexpr (Cell::has_c)
@@ -179,13 +181,15 @@ struct Backward {
     }
   }
 
-  void finish(const Part& part) const {
+  void finish(const Part& part, bool to_be_continued) const {
     const Index from = part.blocks.first * kLanes<T>;
     const Index to = least(H, part.blocks.last * kLanes<T>);
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
       const Index caller = row_of(rows, r) * H;
+      if (to_be_continued && part.blocks.first == 0) gradient.scale[r] = room.scale[r];
       for (Index j = from; j < to; ++j) {
-        gradient.h0[caller + j] = room.dh[r * padded<T>(H) + j] * room.scale[r];
+        const T dh = room.dh[r * padded<T>(H) + j];
+        gradient.h0[caller + j] = to_be_continued ? dh : dh * room.scale[r];
         if constexpr (Cell::has_c) gradient.c0[caller + j] = room.dc[r * padded<T>(H) + j];
       }
     }
@@ -207,6 +211,7 @@ struct Backward {
       pointwise<0>(part, t, n);
       if (!part.team.wait()) return;
       recurrent<0>(part, t, n, i % 2 == 1);
+      reset(part, t, n);
       const bool rows_matter = clip.step_norm < __builtin_inf() || gradient.trace.dh;
       if (rows_matter && !whole_rows(part, t, n)) return;
     }
@@ -288,6 +293,17 @@ struct Backward {
     product<1>(*part.team.watch, n, at.a, depth, static_cast<const T*>(room.columns(P, H)),
                part.blocks, backwards, Target<T>{at.to, nullptr, P > 0, false, Hp},
                [](Index, int) {});
+  }
+
+  // Nothing goes back over a reset.
+  void reset(const Part& part, Index t, Index n) const {
+    for (Index r = part.rows.first; rows.resets && r < part.rows.first + n; ++r) {
+      if (!is_reset(rows, t, r, reverse)) continue;
+      for (Index j = part.blocks.first * kLanes<T>; j < part.blocks.last * kLanes<T>; ++j) {
+        room.dh[r * padded<T>(H) + j] = T(0);
+        if constexpr (Cell::has_c) room.dc[r * padded<T>(H) + j] = T(0);
+      }
+    }
   }
 
   // After a step, what needs whole rows, which the product has just left in cache: step_norm's

@@ -87,12 +87,14 @@ struct ForwardPointers {
   T** z_now;          // [B] of the step at hand
   const T** h[2];     // [B]
   const T** operand;  // [B]
-  void take(Arena& arena, Index chunk, Index B) {
+  T* zeros;           // [padded H] the state before a row's reset
+  void take(Arena& arena, Index chunk, Index B, Index H) {
     x = arena.take<const T*>(chunk * B);
     z = arena.take<T*>(chunk * B);
     z_now = arena.take<T*>(B);
     for (const T**& half : h) half = arena.take<const T*>(B);
     operand = arena.take<const T*>(B);
+    zeros = arena.take<T>(padded<T>(H));
   }
 };
 
@@ -141,6 +143,7 @@ struct Forward {
   // for the next call.
   void only_step() {
     const Index n = alive(0), width = blocks_at_once<Cell::gates>(n);
+    reset(0, n);
     const Index count = ceil_div(part.blocks.size(), width);
     for (Index i = 0; i < count && n > 0; ++i) {
       const Index first = part.blocks.first + (from_end ? count - 1 - i : i) * width;
@@ -173,6 +176,8 @@ struct Forward {
       for (int half = 0; half < 2; ++half) at.h[half][r] = room.h[half] + r * Hp;
       if constexpr (Cell::phases > 1) at.operand[r] = room.operand + r * Hp;
     }
+    if (rows.resets)
+      for (Index j = 0; j < Hp; ++j) at.zeros[j] = T(0);
     if (!rows.count) return;
     for (Index t = 0; t < rows.T; ++t)  // outputs behind a row's end
       for (Index r = part.rows.first + alive(t); r < part.rows.last; ++r) {
@@ -214,6 +219,7 @@ struct Forward {
   bool step(Index t) {
     const Index n = alive(t);
     if (n == 0) return true;
+    reset(t, n);
     phase<0>(t, n, part.blocks);
     if (!part.team.wait()) return false;
     if constexpr (Cell::phases > 1) {
@@ -224,6 +230,22 @@ struct Forward {
     const Index after = reverse ? (t == 0 ? 0 : n) : (t + 1 == rows.T ? 0 : alive(t + 1));
     for (Index r = part.rows.first + after; r < part.rows.first + n; ++r) finish(r);
     return true;
+  }
+
+  // Rows whose state before step t is zero: the product reads it elsewhere, for other threads'
+  // units of h' are not this thread's to write.
+  void reset(Index t, Index n) const {
+    if (!rows.resets) return;
+    const Index Hp = padded<T>(H);
+    for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
+      const bool resets = is_reset(rows, t, r, reverse);
+      at.h[now][r] = resets ? at.zeros : room.h[now] + r * Hp;
+      if (!resets) continue;
+      for (Index j = part.blocks.first * kLanes<T>; j < part.blocks.last * kLanes<T>; ++j) {
+        room.h[now][r * Hp + j] = T(0);
+        if constexpr (Cell::has_c) room.c[r * Hp + j] = T(0);
+      }
+    }
   }
 
   // Hands out the state of a row at its own last step.

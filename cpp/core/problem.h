@@ -48,6 +48,9 @@ struct Schedule {
   const Index* order;   // [B] sorted place -> the caller's row
   const Index* count;   // [T] rows alive at step t
   const Index* offset;  // [T + 1] rows alive before step t, summed: where step t's rows start
+  // [T, B] by the caller's row: not 0 where another sequence begins, which sees nothing of the
+  // steps before it; null: nowhere.
+  const unsigned char* resets = nullptr;
 };
 
 // One direction of one layer. Arrays are C-contiguous unless they say otherwise.
@@ -70,7 +73,10 @@ template <class T>
 struct Layer {
   Index inputs;         // I of this layer
   Sequence<const T> x;  // (T, B, inputs)
-  Sequence<T> y;        // (T, B, D*H)
+  Sequence<T> y;        // (T, B, D*H) h of every step
+  // (T, B, D*H) what the layer hands on: y itself, or in a residual layer above the first y + x,
+  // which may be written over y where nothing is kept.
+  Sequence<T> out;
   Direction<T> direction[2];
 };
 
@@ -78,6 +84,7 @@ struct Layer {
 struct Dropout {
   double p;  // 0: none
   std::uint64_t seed, step;
+  Index first = 0;  // the sequence's step that the call's step 0 is
 };
 
 // How a caller ends a call early. The calling thread asks now and then, in the caller's own
@@ -90,6 +97,7 @@ struct Interrupt {
 template <class T>
 struct ForwardCall {
   Kind kind;
+  bool residual;  // layers above the first hand on y + x
   Index L, D, H;
   Schedule rows;
   Layer<T>* layers;  // [L]
@@ -125,9 +133,12 @@ struct DirectionGradient {
   T* b_hh;     // [G*H], null without bias
   const T* h;  // [B, H] dL/dh_last, null for zeros
   const T* c;  // [B, H] dL/dc_last, null for zeros
-  T* h0;       // [B, H]
-  T* c0;       // [B, H], LSTM only
+  T* h0;       // [B, H], may be h
+  T* c0;       // [B, H], may be c; LSTM only
   Trace trace;
+  // [B] step_norm's factor of h and h0, on the way from one call of a backward to the next, and of
+  // h0's where the call is not the last; null in a backward of one call.
+  T* scale;
 };
 
 template <class T>
@@ -140,6 +151,7 @@ struct LayerGradient {
 template <class T>
 struct BackwardCall {
   Kind kind;
+  bool residual;  // layers above the first hand on y + x
   Index L, D, H;
   Schedule rows;
   const Layer<T>* layers;       // [L] as forward left them
@@ -150,6 +162,9 @@ struct BackwardCall {
   // The weight of Omega, the regulariser of Pascanu et al. 2013 (arXiv 1211.5063, eq. 9), whose
   // immediate gradient (eq. 10) is added to dW_hh; needs traces, and a cell of one phase without c.
   double flow_penalty;
+  // A backward in several calls, each over the steps before the last one's: all but the first add
+  // to the parameters' gradients that are there, and the last clips and measures them.
+  bool goes_on, to_be_continued;
   int threads;
   Interrupt interrupt;
 };

@@ -48,10 +48,10 @@ static void apply_dropout(const Dropout& dropout, Index layer, const Schedule& r
       const T* source = from.data + t * from.step + b * from.row;
       T* target = to.data + t * to.step + b * to.row;
       for (Index c = 0; c < channels; c += 4) {
-        const Words words =
-            philox({{static_cast<std::uint32_t>(c / 4), static_cast<std::uint32_t>(b),
-                     static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(layer)}},
-                   key);
+        const Words words = philox(
+            {{static_cast<std::uint32_t>(c / 4), static_cast<std::uint32_t>(b),
+              static_cast<std::uint32_t>(dropout.first + t), static_cast<std::uint32_t>(layer)}},
+            key);
         for (Index i = 0; i < least(4, channels - c); ++i)
           target[c + i] = words.of[i] < dropped ? T(0) : source[c + i] * scale;
       }

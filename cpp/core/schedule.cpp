@@ -23,10 +23,23 @@ RowSchedule::RowSchedule(Index T, const std::vector<Index>& lengths)
   }
 }
 
+Schedule part_of(const Schedule& s, Index from, Index steps) {
+  return {steps,
+          s.B,
+          s.order,
+          s.count ? s.count + from : nullptr,
+          s.offset ? s.offset + from : nullptr,
+          s.resets ? s.resets + from * s.B : nullptr};
+}
+
 Schedule RowSchedule::view() const {
   const bool all = offset_.empty();
-  return {T_, B_, all ? nullptr : order_.data(), all ? nullptr : count_.data(),
-          all ? nullptr : offset_.data()};
+  return {T_,
+          B_,
+          all ? nullptr : order_.data(),
+          all ? nullptr : count_.data(),
+          all ? nullptr : offset_.data(),
+          nullptr};
 }
 
 }  // namespace rnnkern

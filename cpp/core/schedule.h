@@ -21,4 +21,7 @@ class RowSchedule {
   std::vector<Index> order_, count_, offset_;
 };
 
+// Steps [from, from + steps) of a schedule, rows in the same order.
+Schedule part_of(const Schedule& s, Index from, Index steps);
+
 }  // namespace rnnkern

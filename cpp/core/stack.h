@@ -40,6 +40,25 @@ struct Barriers {
   Barrier* directions() const { return of + 1; }
 };
 
+// to = a + b on the rows alive; zeros behind a row's end.
+template <class T>
+static void add_sequences(const Schedule& rows, Index channels, Sequence<const T> a,
+                          Sequence<const T> b, Sequence<T> to, const Team& team) {
+  const Range steps = team.share_of(rows.T);
+  for (Index t = steps.first; t < steps.last; ++t)
+    for (Index r = 0; r < rows.B; ++r) {
+      const Index row = row_of(rows, r);
+      T* const sum = to.data + t * to.step + row * to.row;
+      const T* const one = a.data + t * a.step + row * a.row;
+      const T* const other = b.data + t * b.step + row * b.row;
+      if (r < alive_at(rows, t))
+        for (Index c = 0; c < channels; ++c) sum[c] = one[c] + other[c];
+      else
+        for (Index c = 0; c < channels; ++c) sum[c] = T(0);
+      if (!team.worked(blocks_of<T>(channels))) return;
+    }
+}
+
 // ---- forward ---------------------------------------------------------------------------------
 
 template <class Cell, class T>
@@ -60,7 +79,7 @@ struct ForwardStack {
     at = arena.take<ForwardPointers<T>>(threads);
     for (int i = 0; i < threads; ++i) {
       ForwardPointers<T> pointers;
-      pointers.take(arena, room[0].chunk, call.rows.B);
+      pointers.take(arena, room[0].chunk, call.rows.B, call.H);
       if (arena.base) at[i] = pointers;
     }
   }
@@ -102,6 +121,10 @@ struct ForwardStack {
                          call.from_end, rooms[d], at[thread],   part}
             .run();
       }
+      if (!all.wait()) return;
+      if (!call.residual || l == 0) continue;
+      add_sequences<T>(call.rows, call.D * call.H, layer.x,
+                       {layer.y.data, layer.y.step, layer.y.row}, layer.out, all);
       if (!all.wait()) return;
     }
   }
@@ -151,6 +174,7 @@ struct BackwardStack {
     const Team all = barriers.all(watch, thread, count);
     for (Index l = call.L - 1; l >= 0; --l)
       if (!layer(l, all)) return;
+    if (call.to_be_continued) return;
     if (thread == 0) *result = norm();
     if (!all.wait()) return;
     if (result->scale < 1.0) scale(all);
@@ -199,7 +223,7 @@ struct BackwardStack {
     zero_dx(layer, gradient, all);
     for (Index d = 0; d < call.D; ++d) {
       loops[d].pack(all);
-      if (mine(d)) loops[d].begin(part);
+      if (mine(d)) loops[d].begin(part, call.goes_on);
       const Range part_of_squares = all.share_of(room[d].square_rows(call.H) * kSquareLanes<T>);
       for (Index i = part_of_squares.first; i < part_of_squares.last; ++i) room[d].squares[i] = 0;
     }
@@ -214,19 +238,25 @@ struct BackwardStack {
       for (Index d = 0; d < call.D; ++d) loops[d].gather(all);
       if (!all.wait()) return false;
       for (Index d = 0; d < call.D; ++d) {
-        loops[d].parameters(all, done == 0, loops[d].last_chunk(done));
+        loops[d].parameters(all, done == 0 && !call.goes_on,
+                            loops[d].last_chunk(done) && !call.to_be_continued);
         loops[d].inputs(all);
         if (!all.wait()) return false;  // both directions add to the same dx
       }
       done += loops[0].steps;
     } while (done < rows.T);
     for (Index d = 0; d < call.D; ++d)
-      if (mine(d)) loops[d].finish(part);
+      if (mine(d)) loops[d].finish(part, call.to_be_continued);
     if (l > 0 && call.dropout.p > 0) {
       const Sequence<T>& dx = gradient.dx;
       apply_dropout(call.dropout, l, rows, C, {dx.data, dx.step, dx.row}, dx, all);
     }
-    if (thread == 0)
+    if (call.residual && l > 0 && gradient.dy.data) {
+      const Sequence<T>& dx = gradient.dx;
+      if (!all.wait()) return false;
+      add_sequences<T>(rows, C, {dx.data, dx.step, dx.row}, gradient.dy, dx, all);
+    }
+    if (thread == 0 && !call.to_be_continued)
       for (Index d = 0; d < call.D; ++d) gather_squares(l, d);
     return all.wait();
   }

@@ -82,7 +82,17 @@ struct Arena {
 // The rows of a schedule.
 inline Index row_of(const Schedule& s, Index r) { return s.order ? s.order[r] : r; }
 inline Index alive_at(const Schedule& s, Index t) { return s.count ? s.count[t] : s.B; }
-inline Index rows_before(const Schedule& s, Index t) { return s.offset ? s.offset[t] : t * s.B; }
+inline Index rows_before(const Schedule& s, Index t) {
+  return s.offset ? s.offset[t] - s.offset[0] : t * s.B;
+}
+
+// Whether the state before step t, in the direction's order of steps, is zero, because another
+// sequence begins or, on the way back, ended there.
+inline bool is_reset(const Schedule& s, Index t, Index r, bool reverse) {
+  if (!s.resets) return false;
+  if (reverse && (++t == s.T || r >= alive_at(s, t))) return false;
+  return s.resets[t * s.B + row_of(s, r)] != 0;
+}
 
 // Which part of a layer a thread works on: a direction, some of its rows, some of its units.
 // Rows are shared out where there are enough for every thread (no thread waits for another);

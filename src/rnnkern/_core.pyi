@@ -35,6 +35,7 @@ class Net:
         num_layers: int,
         bias: bool,
         bidirectional: bool,
+        residual: bool,
         is_double: bool,
     ) -> None: ...
     def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
@@ -45,8 +46,10 @@ class Net:
         h0: Array | None,
         c0: Array | None,
         lengths: Array | None,
+        resets: Array | None,
         batch_first: bool,
         keep: bool,
+        segment: int,
         dropout: float,
         seed: int,
         step: int,

@@ -102,6 +102,7 @@ class _Layer:
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        residual: bool = False,
         dtype: DTypeLike = np.float32,
         seed: int | None = None,
         init: str = "uniform",
@@ -112,6 +113,11 @@ class _Layer:
         self.bias = flag("bias", bias)
         self.batch_first = flag("batch_first", batch_first)
         self.bidirectional = flag("bidirectional", bidirectional)
+        self.residual = flag("residual", residual)
+        if self.residual and self.num_layers == 1:
+            raise ValueError(
+                "residual: expected False with num_layers=1 (it joins layers), got True"
+            )
         self.dropout = dropout
         self.dtype = _dtype(dtype)
         if init not in INITIALIZERS:
@@ -125,6 +131,7 @@ class _Layer:
             self.num_layers,
             self.bias,
             self.bidirectional,
+            self.residual,
             self.dtype == np.dtype(np.float64),
         )
         generator = np.random.default_rng(seed)
@@ -159,11 +166,17 @@ class _Layer:
         return (
             f"{type(self).__name__}({self.input_size}, {self.hidden_size}, {self.num_layers}, "
             f"bias={self.bias}, batch_first={self.batch_first}, dropout={self.dropout}, "
-            f"bidirectional={self.bidirectional}, dtype={self.dtype})"
+            f"bidirectional={self.bidirectional}, residual={self.residual}, "
+            f"dtype={self.dtype})"
         )
 
     def __call__(
-        self, x: Array, state: State | None = None, lengths: Array | None = None
+        self,
+        x: Array,
+        state: State | None = None,
+        lengths: Array | None = None,
+        *,
+        resets: Array | None = None,
     ) -> tuple[Array, State]:
         """Run over a sequence for inference: nothing is kept, nothing is dropped out.
 
@@ -176,11 +189,16 @@ class _Layer:
             not given.
         lengths : ndarray of integers, shape (B,), optional
             Each row's number of steps, 0 to T, in any order; what lies behind is never read.
+        resets : ndarray of bool, shape (T, B), laid out as `x`, optional
+            Where another sequence begins in a row. Its steps and those before them do not see each
+            other: the state starts from zeros there, in both directions. Several short sequences
+            can share a row, and episodes need no loop.
 
         Returns
         -------
         y : ndarray, shape (T, B, D*H), laid out as `x`
-            The last layer's h of every step, directions side by side; zero behind a row's end.
+            The last layer's output of every step, directions side by side (h; with ``residual``,
+            plus the layer's input); zero behind a row's end.
         state : ndarray or tuple of ndarray
             The state at each row's own last step (the reverse direction's: at its first), shaped
             like the initial state.
@@ -199,29 +217,41 @@ class _Layer:
         """
         h0, c0 = split_state("state", state, self._has_c)
         y, h, c, _ = self._net.forward(
-            self.params, x, h0, c0, lengths, self.batch_first, False, 0.0, 0, 0
+            self.params, x, h0, c0, lengths, resets, self.batch_first, False, 0, 0.0, 0, 0
         )
         return y, h if c is None else (h, c)
 
     def forward(
-        self, x: Array, state: State | None = None, lengths: Array | None = None
+        self,
+        x: Array,
+        state: State | None = None,
+        lengths: Array | None = None,
+        *,
+        resets: Array | None = None,
+        checkpoint: int | str | None = None,
     ) -> tuple[Array, State, _core.Tape]:
         """Run over a sequence for training: what backward needs is kept, dropout acts.
 
         Parameters
         ----------
-        x, state, lengths
+        x, state, lengths, resets
             As in calling the layer. `x` is not copied: leave it as it is until backward is done.
+        checkpoint : int or "sqrt", optional
+            Keep the state of every so many steps only (of every sqrt(T) steps), and let backward
+            run each such segment forward again [1]_: the same bits, with the memory of the states
+            and of one segment, for a third more time. Not with ``bidirectional``, whose directions
+            need each other's whole outputs.
 
         Returns
         -------
         y : ndarray
-            As in calling the layer, but read-only: the tape reads it again.
+            As in calling the layer, but read-only where the tape reads it again.
         state : ndarray or tuple of ndarray
             As in calling the layer.
         tape : Tape
             What `backward` wants. A value: several may be alive, each may be used more than once,
-            and what it holds can be read (``tape.gates``, ``tape.cells``, ``tape.hiddens``).
+            and what it holds can be read (``tape.gates``, ``tape.cells``, ``tape.hiddens``, which
+            has every layer's h), but for what a checkpoint leaves out.
 
         Raises
         ------
@@ -232,6 +262,11 @@ class _Layer:
         -----
         With dropout, each call draws a fresh mask, a function of the layer's seed and of
         ``dropout_step``, which counts these calls and can be set.
+
+        References
+        ----------
+        .. [1] T. Chen, B. Xu, C. Zhang and C. Guestrin, "Training deep nets with sublinear memory
+           cost", 2016, arXiv:1604.06174.
 
         Examples
         --------
@@ -248,14 +283,29 @@ class _Layer:
             h0,
             c0,
             lengths,
+            resets,
             self.batch_first,
             True,
+            self._segment(checkpoint, x),
             self.dropout,
             self._dropout_seed,
             self.dropout_step,
         )
         self.dropout_step += 1
         return y, h if c is None else (h, c), tape
+
+    def _segment(self, checkpoint: int | str | None, x: Array) -> int:
+        """Steps between kept states; 0: everything is kept."""
+        if checkpoint is None:
+            return 0
+        if self.bidirectional:
+            raise ValueError(f"checkpoint: expected None with bidirectional, got {checkpoint!r}")
+        if isinstance(checkpoint, str):
+            if checkpoint != "sqrt":
+                raise ValueError(f"checkpoint: expected an integer or 'sqrt', got {checkpoint!r}")
+            steps = np.shape(x)[self.batch_first and np.ndim(x) == 3] if np.ndim(x) else 1
+            return max(1, math.isqrt(steps))
+        return integer("checkpoint", checkpoint, "an integer of at least 1", 1, 2**62)
 
     def backward(
         self,
@@ -287,7 +337,7 @@ class _Layer:
             ``(|u_t| / |v_t| - 1)^2`` [1]_, eq. 9, with v_t = dL/dh_t and u_t what step t hands
             back to h_{t-1}, before `Clip.step_norm`. The gradient of W_hh gets the weight times
             Omega's immediate derivative, v_t and dL/da_t held fixed (eq. 10). Steps where v_t or
-            u_t is zero have no derivative. For `RNN` and the reset-after `GRU`, whose state is h
+            u_t is zero do not count. For `RNN` and the reset-after `GRU`, whose state is h
             alone and whose recurrent products all act on it.
 
         Returns
@@ -394,6 +444,9 @@ class RNN(_Layer):
         From 0 to below 1; acts between layers, in `forward` only.
     bidirectional : bool
         Whether each layer also runs backward in time, its outputs beside the forward ones.
+    residual : bool
+        Whether each layer above the first hands on its h plus its input (before dropout), both of
+        D*H channels [5]_. Needs two layers.
     dtype : {float32, float64}
         Of parameters, inputs and outputs. Nothing is cast.
     seed : int, optional
@@ -426,6 +479,8 @@ class RNN(_Layer):
        learning in deep linear neural networks", 2013, arXiv:1312.6120.
     .. [4] Q. Le, N. Jaitly and G. Hinton, "A simple way to initialize recurrent networks of
        rectified linear units", 2015, arXiv:1504.00941.
+    .. [5] Y. Wu et al., "Google's neural machine translation system", 2016, arXiv:1609.08144,
+       section 3.1.
 
     Examples
     --------
@@ -461,7 +516,7 @@ class LSTM(_Layer):
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
-    bias, batch_first, dropout, bidirectional, dtype, seed, init
+    bias, batch_first, dropout, bidirectional, residual, dtype, seed, init
         As in `RNN`.
     forget_bias : float, optional
         What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
@@ -521,7 +576,7 @@ class GRU(_Layer):
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
-    bias, batch_first, dropout, bidirectional, dtype, seed, init
+    bias, batch_first, dropout, bidirectional, residual, dtype, seed, init
         As in `RNN`.
     reset_after : bool
         True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
@@ -557,7 +612,7 @@ class GRU(_Layer):
 def _omega(trace: Trace) -> float:
     """Omega of Pascanu et al. 2013, eq. 9, from the norms of a trace."""
     v, u = trace.dh, trace.dh_before
-    growth = np.divide(u, v, out=np.ones_like(u), where=v > 0)
+    growth = np.divide(u, v, out=np.ones_like(u), where=(v > 0) & (u > 0))
     return float(np.sum((growth - 1.0) ** 2) / max(1, v.shape[2]))
 
 

@@ -293,7 +293,7 @@ class Config:
     bias : bool
         Whether there are ``bias_ih`` and ``bias_hh``.
     residual : bool
-        Whether each layer above the first adds its input to its output.
+        Whether each layer above the first adds its input, before dropout, to its output.
 
     Raises
     ------
@@ -492,9 +492,9 @@ def forward(
 
     y = x
     for layer in range(config.num_layers):
-        if factors is not None and layer > 0:
-            y = y * factors[layer - 1]
-        x, y = y, np.zeros((T, B, D * H))
+        below = y
+        x = y * factors[layer - 1] if factors is not None and layer > 0 else y
+        y = np.zeros((T, B, D * H))
         for d in range(D):
             k = layer * D + d
             steps.append([])
@@ -510,7 +510,7 @@ def forward(
                     s[k, rows] = s_new
                 steps[k].append(Step(t, rows, kept, x[t, rows], prev, gates, new))
         if config.residual and layer > 0:
-            y = y + x * (np.arange(T)[:, None] < ends)[:, :, None]
+            y = y + below * (np.arange(T)[:, None] < ends)[:, :, None]
     return y, _as_given(states), Tape((T, B, config.input_size), factors, steps)
 
 
@@ -539,7 +539,7 @@ def backward(
         What to clip; None is nothing.
     flow_penalty : float
         The weight w of Omega = 1/B sum (|u| / |v| - 1)^2, Pascanu et al. 2013, arXiv 1211.5063
-        eq. 9, over layers, directions, steps and rows where v is not zero: v = dL/dh, complete,
+        eq. 9, over layers, directions, steps and rows where neither is zero: v = dL/dh, complete,
         and u what the step hands back to h_prev, before `step_norm`. W_hh gets w times Omega's
         immediate derivative, v and da held fixed (eq. 10).
 
@@ -604,11 +604,11 @@ def backward(
                     (trace.clipped, limited.mean(axis=1)),
                 ):
                     to[k, t, rows] = seen
+        if tape.masks is not None and layer > 0:
+            dx = dx * tape.masks[layer - 1]
         if config.residual and layer > 0:
             dx = dx + d_out * _alive(tape.steps[layer * D], T, B)
         d_out = dx
-        if tape.masks is not None and layer > 0:
-            d_out = d_out * tape.masks[layer - 1]
 
     grads = _named(config, d_weights)
     finite = all(bool(np.isfinite(g).all()) for g in grads.values())
@@ -623,8 +623,8 @@ def backward(
 def _flow(v: Array, u: Array, B: int) -> tuple[Array, Array]:
     """Omega's terms (n,) of a step, and the factors (n, 1) of da_h^T u in its derivative."""
     norm_v, norm_u = _row_norms(v), _row_norms(u)
-    growth = np.divide(norm_u, norm_v, out=np.ones_like(norm_v), where=norm_v > 0)
     flows = (norm_v > 0) & (norm_u > 0)
+    growth = np.divide(norm_u, norm_v, out=np.ones_like(norm_v), where=flows)
     factor = np.zeros_like(norm_v)
     factor[flows] = 2 / B * (growth[flows] - 1) / norm_u[flows] / norm_v[flows]
     return (growth - 1) ** 2 / B, factor[:, None]

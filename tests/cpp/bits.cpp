@@ -61,7 +61,7 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   const auto x = numbers.operator()<T>(T_ * B * I), dy = numbers.operator()<T>(T_ * B * C);
   std::vector<T> y(static_cast<std::size_t>(T_ * B * C)), dx(static_cast<std::size_t>(T_ * B * I));
   Arrays arrays[2];
-  Layer<T> layer{I, {x.data(), B * I, I}, {y.data(), B * C, C}, {}};
+  Layer<T> layer{I, {x.data(), B * I, I}, {y.data(), B * C, C}, {y.data(), B * C, C}, {}};
   LayerGradient<T> gradient{{dy.data(), B * C, C}, {dx.data(), B * I, I}, {}};
   for (Index d = 0; d < D; ++d) {
     Arrays& a = arrays[d];
@@ -84,7 +84,7 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
                              make(a.dh, B * H),        make(a.dc, B * H),
                              make(a.dh0, B * H),       make(a.dc0, B * H)};
   }
-  const ForwardCall<T> forward{kind, 1, D, H, schedule.view(), &layer, {}, nullptr, 1, {}};
+  const ForwardCall<T> forward{kind, false, 1, D, H, schedule.view(), &layer, {}, nullptr, 1, {}};
   void* forward_room = room(use.forward_room(forward));
   use.forward(forward, forward_room);
   std::free(forward_room);

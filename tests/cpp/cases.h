@@ -60,8 +60,10 @@ struct Problem {
   bool is_double;
   bool large;
   Index T, B, I, H, L, D;
+  bool residual;
   bool ragged;
   std::vector<Index> lengths;
+  std::vector<unsigned char> resets;  // [T, B]; none: empty
   bool bias, state, dy, dstate;
   bool keep;      // a tape, and backward
   bool in_place;  // the state's buffer is the initial state's (forward only)
@@ -85,9 +87,14 @@ struct Problem {
     L = 1 + (draw.one_in(2) ? draw.below(3) : 0);
     D = 1 + draw.below(2);
     shape(draw);
+    residual = L > 1 && draw.one_in(3);
     ragged = draw.one_in(2);
     for (Index b = 0; ragged && b < B; ++b)
       lengths.push_back(draw.one_in(4) ? T : draw.below(T + 1));
+    if (draw.one_in(4)) {
+      std::uint64_t bits = draw.word();
+      for (Index i = 0; i < T * B; ++i, bits = bits >> 1 | bits << 63) resets.push_back(bits & 1u);
+    }
     bias = !draw.one_in(4), state = draw.one_in(2), dy = !draw.one_in(4), dstate = draw.one_in(2);
     keep = !draw.one_in(4);
     in_place = !keep && state && draw.one_in(2);
@@ -179,14 +186,14 @@ struct Problem {
     char line[400];
     std::snprintf(
         line, sizeof line,
-        "%s f%d T=%td B=%td I=%td H=%td L=%td D=%td bias=%d state=%d dy=%d dstate=%d "
+        "%s f%d T=%td B=%td I=%td H=%td L=%td D=%td residual=%d bias=%d state=%d dy=%d dstate=%d "
         "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
-        "trace=%d flow_penalty=%g "
+        "trace=%d flow_penalty=%g resets=%zu "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
-        kKinds[static_cast<int>(kind)].name, is_double ? 64 : 32, T, B, I, H, L, D, bias, state, dy,
-        dstate, keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
-        clip.value, clip.norm, trace, flow_penalty, threads, static_cast<int>(values), layout[0],
-        layout[1], layout[2], layout[3]);
+        kKinds[static_cast<int>(kind)].name, is_double ? 64 : 32, T, B, I, H, L, D, residual, bias,
+        state, dy, dstate, keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value,
+        clip.step_norm, clip.value, clip.norm, trace, flow_penalty, resets.size(), threads,
+        static_cast<int>(values), layout[0], layout[1], layout[2], layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";
@@ -300,8 +307,17 @@ class Outputs {
       const bool first = l == 0, last = l + 1 == p.L;
       layer.inputs = first ? p.I : C;
       layer.x = inputs.x;
-      if (!first) layer.x = as_const(layers[l - 1].y);
-      layer.y = last ? strided("y", l, p.strides(1, C, false)) : middle("y", l, 0);
+      if (!first) layer.x = as_const(layers[l - 1].out);
+      const auto output = [&](const char* name) {
+        return last ? strided(name, l, p.strides(1, C, false)) : middle(name, l, 0);
+      };
+      // A residual layer keeps h apart from its sum, or lets the sum take its place.
+      layer.out = layer.y = output("y");
+      if (p.residual && !first) {
+        T* const h = array("h", l, 0, p.T * p.B * C);
+        arrays.back().compared = p.keep;
+        if (p.keep || !as_bindings_) layer.y = {h, p.B * C, C};
+      }
       gradient.dy = inputs.dy;
       if (p.keep) {
         gradient.dx = first ? strided("dx", l, p.strides(3, p.I, false)) : middle("dx", l, 1);
@@ -350,13 +366,14 @@ class Outputs {
   }
 
   ForwardCall<T> forward_call(Interrupt interrupt = {}) {
-    return {p.kind,    p.L,     p.D,       p.H,       schedule,  layers.data(),
-            p.dropout, dropped, p.threads, interrupt, p.from_end};
+    return {p.kind,        p.residual, p.L,     p.D,       p.H,       schedule,
+            layers.data(), p.dropout,  dropped, p.threads, interrupt, p.from_end};
   }
   BackwardCall<T> backward_call(Interrupt interrupt = {}) {
-    return {p.kind,           p.L,       p.D,     p.H,    schedule,       layers.data(),
-            gradients.data(), p.dropout, dropped, p.clip, p.flow_penalty, p.threads,
-            interrupt};
+    return {p.kind,    p.residual, p.L,           p.D,
+            p.H,       schedule,   layers.data(), gradients.data(),
+            p.dropout, dropped,    p.clip,        p.flow_penalty,
+            false,     false,      p.threads,     interrupt};
   }
 
   const Problem& p;
@@ -477,9 +494,11 @@ inline const std::vector<const Kernels*>& comparable_sets() {
 template <class T>
 std::string run(const Problem& p) {
   const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
+  Schedule rows = schedule.view();
+  if (!p.resets.empty()) rows.resets = p.resets.data();
   const Inputs<T> inputs(p);
-  Outputs<T> ours(inputs, schedule.view(), schedule.alive_rows(), true);
-  Outputs<T> theirs(inputs, schedule.view(), schedule.alive_rows(), false);
+  Outputs<T> ours(inputs, rows, schedule.alive_rows(), true);
+  Outputs<T> theirs(inputs, rows, schedule.alive_rows(), false);
 
   const auto& sets = comparable_sets();
   const auto pick = [&](Index i) -> const TypedKernels<T>& {

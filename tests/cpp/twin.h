@@ -48,9 +48,10 @@ struct Rows {
   std::vector<Index> length;  // [B] by the caller's row
   std::vector<Index> order;   // [B] the caller's rows
   std::vector<Index> before;  // [T + 1] rows alive at all steps before
+  const unsigned char* resets;
 
   // lengths: null where every row lives for all of T.
-  Rows(Index steps, Index batch, const Index* lengths) : T(steps), B(batch) {
+  Rows(const Schedule& s, const Index* lengths) : T(s.T), B(s.B), resets(s.resets) {
     for (Index b = 0; b < B; ++b) length.push_back(lengths ? lengths[b] : T);
     for (Index n = T; n >= 0; --n)
       for (Index b = 0; b < B; ++b)
@@ -60,6 +61,12 @@ struct Rows {
   }
   Index alive(Index t) const {
     return std::count_if(length.begin(), length.end(), [&](Index n) { return n > t; });
+  }
+  // Whether the state before step t is zero. In reverse, step t + 1 came before.
+  bool is_reset(Index t, Index b, bool reverse) const {
+    if (!resets) return false;
+    if (!reverse) return resets[t * B + b] != 0;
+    return t + 1 < length[b] && resets[(t + 1) * B + b] != 0;
   }
 };
 
@@ -112,6 +119,7 @@ struct ForwardTwin {
   }
 
   void step(Index t, Index rank, Index b) {
+    if (rows.is_reset(t, b, reverse)) h.assign(H, T(0)), c.assign(H, T(0));
     // A gate whose recurrent part stands alone starts the input's part from b_ih, its own from
     // b_hh.
     const auto alone = [](Index g) { return Cell::recurrent_slot[g] != Cell::input_slot[g]; };
@@ -165,6 +173,7 @@ void drop(const Dropout& dropout, Index l, Index t, Index b, Index channels, con
   const double threshold = dropout.p * 4294967296.0;
   const T scale = static_cast<T>(1.0 / (1.0 - dropout.p));
   const auto word32 = [](Index n) { return static_cast<std::uint32_t>(n); };
+  t += dropout.first;
   for (Index c = 0; c < channels; ++c) {
     const Words words =
         philox({{word32(c / 4), word32(b), word32(t), word32(l)}}, mix(dropout.seed, dropout.step));
@@ -205,6 +214,12 @@ void forward_twin(const ForwardCall<T>& call, const Rows& rows) {
                            {},
                            {}}
           .run();
+    const Index C = call.D * call.H;
+    for (Index t = 0; call.residual && l > 0 && t < rows.T; ++t)
+      for (Index b = 0; b < rows.B; ++b)
+        for (Index c = 0; c < C; ++c)
+          at(layer.out, t, b)[c] =
+              t < rows.length[b] ? at(layer.x, t, b)[c] + at(layer.y, t, b)[c] : T(0);
   }
 }
 
@@ -267,10 +282,12 @@ struct BackwardTwin {
   bool is_first(Index t, Index b) const { return t == (reverse ? rows.length[b] - 1 : 0); }
   Index before(Index t) const { return reverse ? t + 1 : t - 1; }
   const T* h_before(Index t, Index b) const {
+    if (rows.is_reset(t, b, reverse)) return zeros.data();
     if (!is_first(t, b)) return at(y, before(t), b);
     return d.h0 ? d.h0 + b * H : zeros.data();
   }
   const T* c_before(Index t, Index rank, Index b) const {
+    if (rows.is_reset(t, b, reverse)) return zeros.data();
     if (!is_first(t, b)) return cells_of(before(t), rank);
     return d.c0 ? d.c0 + b * H : zeros.data();
   }
@@ -290,6 +307,7 @@ struct BackwardTwin {
       pointwise<0>(t, rank, b, scale);
       dh = direct;
       add_recurrent<0>(t, rank, dh);
+      if (rows.is_reset(t, b, reverse)) dh.assign(H, T(0)), dc.assign(H, T(0));
       scale = norm_of(dh) > clip.step_norm ? static_cast<T>(clip.step_norm / norm_of(dh)) : T(1);
       if (gradient.trace.dh) trace(t, rank, b, scale);
     }
@@ -469,6 +487,10 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
     for (Index b = 0; l > 0 && call.dropout.p > 0 && b < rows.B; ++b)
       for (Index t = 0; t < rows.length[b]; ++t)
         drop(call.dropout, l, t, b, layer.inputs, at(gradient.dx, t, b), at(gradient.dx, t, b));
+    for (Index b = 0; call.residual && l > 0 && gradient.dy.data && b < rows.B; ++b)
+      for (Index t = 0; t < rows.length[b]; ++t)
+        for (Index c = 0; c < layer.inputs; ++c)
+          at(gradient.dx, t, b)[c] += at(gradient.dy, t, b)[c];
   }
 
   double sum = 0;
@@ -494,15 +516,16 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
 
 // ---- whole calls -------------------------------------------------------------------------------
 
-// lengths: [B], null where every row lives for all of T. The call's own schedule is not looked at.
+// lengths: [B], null where every row lives for all of T. Of the call's own schedule only T, B and
+// the resets are looked at.
 template <class T>
 void forward(const ForwardCall<T>& call, const Index* lengths) {
-  const Rows rows(call.rows.T, call.rows.B, lengths);
+  const Rows rows(call.rows, lengths);
   with_cell<T>(call.kind, [&](auto cell) { forward_twin<decltype(cell)>(call, rows); });
 }
 template <class T>
 GradientNorm backward(const BackwardCall<T>& call, const Index* lengths) {
-  const Rows rows(call.rows.T, call.rows.B, lengths);
+  const Rows rows(call.rows, lengths);
   return with_cell<T>(call.kind,
                       [&](auto cell) { return backward_twin<decltype(cell)>(call, rows); });
 }

@@ -1,0 +1,398 @@
+"""Resets inside a sequence, checkpoints in time, residual layers: they are what they say."""
+
+import itertools
+import sys
+from subprocess import run
+
+import numpy as np
+import pytest
+from helpers import (
+    DTYPES,
+    KINDS,
+    assert_same,
+    fused_sets,
+    make_layer,
+    parts,
+    random_problem,
+    run_reference,
+)
+
+import rnnkern as rk
+
+T, B, I, H = 9, 4, 3, 10
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_layout = pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bidirectional": True},
+        {"num_layers": 3},
+        {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    ],
+)
+
+
+def same_bits(got, want, what=""):
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(want), err_msg=what)
+
+
+def same_gradients(got, want):
+    for name, array in want.params.items():
+        same_bits(got.params[name], array, name)
+    same_bits(got.x, want.x, "x")
+    for one, other in zip(parts(got.state), parts(want.state), strict=True):
+        same_bits(one, other, "state")
+    assert (got.norm, got.scale, got.finite) == (want.norm, want.scale, want.finite)
+    assert got.flow_penalty == want.flow_penalty
+    for one, other in zip(got.trace or (), want.trace or (), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            same_bits(one, other, "trace")
+
+
+# ----------------------------------------------------------------------------------- resets
+
+
+@every_kind
+@every_dtype
+@every_layout
+@pytest.mark.parametrize("lengths", [None, "random"])
+def test_resets_are_the_reference_s(kind, dtype, options, lengths):
+    layer = make_layer(kind, I, H, dtype=dtype, **options)
+    problem = random_problem(layer, T, B, lengths=lengths, resets=0.3)
+    clip = rk.Clip(step_value=0.5, step_norm=0.8)
+    y, state, tape = problem.forward(layer)
+    grads = problem.backward(layer, tape, clip)
+    assert_same(layer, (y, state, grads), run_reference(layer, problem, clip))
+    plain = problem.but(resets=None)
+    assert not np.array_equal(plain.forward(layer)[0], y)
+
+
+@every_kind
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+def test_sequences_that_share_a_row_are_those_of_calls_of_their_own(kind, options):
+    """The same bits, forward and back; parameters' gradients are sums, in another order."""
+    layer = make_layer(kind, I, H, **options)
+    problem = random_problem(layer, 12)
+    cuts = [0, 3, 4, 9, 12]
+    resets = np.zeros(12, dtype=bool)
+    resets[cuts[1:-1]] = True
+    shared = problem.but(resets=resets)
+    y, state, tape = shared.forward(layer)
+    grads = shared.backward(layer, tape)
+    D = 1 + layer.bidirectional
+    sums = {name: np.zeros_like(p) for name, p in layer.params.items()}
+    for first, last in itertools.pairwise(cuts):
+        own = problem.but(
+            x=problem.x[first:last],
+            dy=problem.dy[first:last],
+            state=at_ends(problem.state, D, first == 0, last == 12),
+            dstate=at_ends(problem.dstate, D, last == 12, first == 0),
+        )
+        own_y, own_state, own_tape = own.forward(layer)
+        own_grads = own.backward(layer, own_tape)
+        same_bits(y[first:last], own_y)
+        same_bits(grads.x[first:last], own_grads.x)
+        for got, want in zip(parts(state), parts(own_state), strict=True):
+            if last == 12:
+                same_bits(got[0::D], want[0::D])
+            if first == 0 and D == 2:
+                same_bits(got[1::D], want[1::D])
+        for name, array in own_grads.params.items():
+            sums[name] += array
+    for name, array in sums.items():
+        # A few roundings of sums of 12 terms of the size of the largest.
+        bound = 1e-5 * np.abs(array).max()
+        np.testing.assert_allclose(grads.params[name], array, rtol=0, atol=bound, err_msg=name)
+
+
+def at_ends(state, D, forward, reverse):
+    """A state with the parts of the directions that begin, or end, here; zeros elsewhere."""
+    out = tuple(np.zeros_like(a) for a in parts(state))
+    for a, b in zip(parts(state), out, strict=True):
+        for d, there in zip(range(D), (forward, reverse), strict=False):
+            if there:
+                b[d::D] = a[d::D]
+    return out if len(out) == 2 else out[0]
+
+
+@every_kind
+def test_a_reset_at_the_first_step_drops_the_initial_state(kind):
+    layer = make_layer(kind, I, H)
+    problem = random_problem(layer, T, B)
+    resets = np.zeros((T, B), dtype=bool)
+    resets[0, 1] = True
+    with_it = problem.but(resets=resets)
+    y, _, tape = with_it.forward(layer)
+    state = tuple(np.array(a) for a in parts(problem.state))
+    for a in state:
+        a[:, 1] = 0
+    expected = problem.but(state=state if len(state) == 2 else state[0]).forward(layer)[0]
+    same_bits(y, expected)
+    for a in parts(with_it.backward(layer, tape).state):
+        assert not a[:, 1].any()
+        assert a[:, 0].any()
+
+
+@every_kind
+def test_resets_have_the_same_bits_for_any_threads_rows_and_set(kind):
+    layer = make_layer(kind, I, 40, num_layers=2)
+    problem = random_problem(layer, 6, 3, resets=0.4)
+
+    def results():
+        y, _, tape = problem.forward(layer)
+        grads = problem.backward(layer, tape, rk.Clip(step_norm=0.5), trace=True)
+        return [y, grads.x, *grads.params.values(), *(a for a in grads.trace if a is not None)]
+
+    with rk.num_threads(1):
+        want = results()
+        row = problem.but(
+            x=problem.x[:, 1:2], state=None, dstate=None, resets=problem.resets[:, 1:2]
+        )
+        alone = row.forward(layer)[0]
+        same_bits(problem.but(state=None).forward(layer)[0][:, 1:2], alone)
+    for name in fused_sets():
+        for threads in (1, 2, 5):
+            with rk.force_isa(name), rk.num_threads(threads):
+                for got, expected in zip(results(), want, strict=True):
+                    same_bits(got, expected, f"{name}, {threads} threads")
+
+
+@pytest.mark.parametrize(
+    ("resets", "error", "said"),
+    [
+        (np.zeros((T, B + 1), bool), ValueError, r"resets: expected shape \(9, 4\), got \(9, 5\)"),
+        (np.zeros((B, T), bool), ValueError, r"resets: expected shape \(9, 4\), got \(4, 9\)"),
+        (np.zeros((T, B), int), TypeError, "resets: expected an array of booleans, got int64"),
+        ("no", TypeError, "resets: expected an array of booleans, got <U2"),
+    ],
+)
+def test_bad_resets_are_named(resets, error, said):
+    layer = make_layer("gru", I, H)
+    x = np.zeros((T, B, I), np.float32)
+    for call in (layer, layer.forward):
+        with pytest.raises(error, match=said):
+            call(x, resets=resets)
+
+
+# ------------------------------------------------------------------------------ checkpoints
+
+
+@every_kind
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("every", [1, 2, 4, 9, 100, "sqrt"])
+def test_checkpoints_change_no_bit(kind, layers, every):
+    layer = make_layer(kind, I, H, num_layers=layers, dropout=0.3, residual=layers > 1)
+    penalty = 0.2 if kind in ("rnn_tanh", "rnn_relu", "gru") else 0.0
+    clip = rk.Clip(step_value=0.4, step_norm=0.6, value=1.5, norm=2.0)
+    for lengths, resets in itertools.product([None, [3, 9, 0, 5]], [None, 0.2]):
+        lengths = None if lengths is None else np.array(lengths)
+        problem = random_problem(layer, T, B, lengths=lengths, resets=resets)
+        results = []
+        for checkpoint in (None, every):
+            layer.dropout_step = 5
+            y, state, tape = problem.forward(layer, checkpoint=checkpoint)
+            for _ in range(2):  # a tape is a value: it may be used again
+                grads = problem.backward(layer, tape, clip, trace=True, flow_penalty=penalty)
+            results.append((y, state, grads))
+        (y, state, grads), (other_y, other_state, other_grads) = results
+        same_bits(other_y, y)
+        for one, other in zip(parts(other_state), parts(state), strict=True):
+            same_bits(one, other)
+        same_gradients(other_grads, grads)
+        assert grads.norm > 2.0  # every clip acts
+        assert grads.trace.scale.min() < 1
+
+
+@every_dtype
+def test_checkpoints_over_many_rows_and_chunks(dtype):
+    """Segments that end within the kernels' own chunks of steps, on several threads."""
+    layer = make_layer("lstm", 5, 33, dtype=dtype)
+    problem = random_problem(layer, 150, 24, lengths="random")
+    for threads in (1, 2):
+        with rk.num_threads(threads):
+            *_, tape = problem.forward(layer)
+            want = problem.backward(layer, tape, rk.Clip(step_norm=0.1, norm=1.0))
+            for every in (7, 40, 149):
+                *_, tape = problem.forward(layer, checkpoint=every)
+                same_gradients(
+                    problem.backward(layer, tape, rk.Clip(step_norm=0.1, norm=1.0)), want
+                )
+
+
+def test_checkpoints_of_one_unbatched_row_and_batch_first():
+    for rows, options in ((None, {}), (3, {"batch_first": True})):
+        layer = make_layer("gru", I, H, **options)
+        problem = random_problem(layer, T, rows)
+        *_, tape = problem.forward(layer)
+        want = problem.backward(layer, tape)
+        *_, tape = problem.forward(layer, checkpoint="sqrt")
+        same_gradients(problem.backward(layer, tape), want)
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(0, 3), (4, 0), (0, 0), (1, 1)])
+def test_checkpoints_of_little(steps, rows):
+    layer = make_layer("lstm", I, H, num_layers=2)
+    problem = random_problem(layer, steps, rows)
+    *_, tape = problem.forward(layer)
+    want = problem.backward(layer, tape)
+    for every in (1, 3, "sqrt"):
+        *_, tape = problem.forward(layer, checkpoint=every)
+        same_gradients(problem.backward(layer, tape), want)
+
+
+def test_a_checkpoint_s_tape_says_what_it_has_not():
+    layer = make_layer("lstm", I, H)
+    *_, tape = random_problem(layer, T, B).forward(layer, checkpoint=3)
+    for name in ("gates", "cells", "hiddens"):
+        with pytest.raises(ValueError, match=f"tape.{name}: expected a tape without checkpoint"):
+            getattr(tape, name)
+
+
+def test_outputs_of_a_checkpoint_are_the_caller_s():
+    layer = make_layer("gru", I, H)
+    problem = random_problem(layer, T, B)
+    *_, tape = problem.forward(layer)
+    want = problem.backward(layer, tape)
+    y, _, tape = problem.forward(layer, checkpoint=3)
+    y[:] = 0
+    same_gradients(problem.backward(layer, tape), want)
+
+
+@pytest.mark.parametrize(
+    ("every", "error", "said"),
+    [
+        (0, ValueError, "checkpoint: expected an integer of at least 1, got 0"),
+        (-2, ValueError, "checkpoint: expected an integer of at least 1, got -2"),
+        (2.0, TypeError, "checkpoint: expected an integer, got float"),
+        (True, TypeError, "checkpoint: expected an integer, got bool"),
+        ("root", ValueError, "checkpoint: expected an integer or 'sqrt', got 'root'"),
+    ],
+)
+def test_bad_checkpoints_are_named(every, error, said):
+    layer = make_layer("gru", I, H)
+    with pytest.raises(error, match=said):
+        layer.forward(np.zeros((T, B, I), np.float32), checkpoint=every)
+
+
+def test_checkpoints_are_refused_with_two_directions():
+    layer = make_layer("gru", I, H, bidirectional=True)
+    with pytest.raises(ValueError, match="checkpoint: expected None with bidirectional, got 3"):
+        layer.forward(np.zeros((T, B, I), np.float32), checkpoint=3)
+
+
+MEMORY = """
+import resource, sys
+import numpy as np, rnnkern as rk
+T, B, H = 20_000, 4, 64
+lstm = rk.LSTM(H, H, seed=0)
+x = np.ones((T, B, H), np.float32)
+dy = np.ones((T, B, H), np.float32)
+*_, tape = lstm.forward(x[:64])  # threads, code
+lstm.backward(tape, dy[:64])
+del tape
+checkpoint = {"none": None, "sqrt": "sqrt"}[sys.argv[1]]
+y, _, tape = lstm.forward(x, checkpoint=checkpoint)
+grads = lstm.backward(tape, dy)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_checkpoints_save_memory():
+    """Peak memory of a process with and without, against what a tape takes by its shapes."""
+    peaks = [
+        int(run([sys.executable, "-c", MEMORY, which], capture_output=True, check=True).stdout)
+        for which in ("none", "sqrt")
+    ]
+    tape = 5 * 20_000 * 4 * 64 * 4  # bytes of i, f, g, o and c
+    saved = peaks[0] - peaks[1]
+    assert saved > 0.9 * tape, f"saved {saved / 2**20:.0f} MiB of {tape / 2**20:.0f}"
+
+
+# --------------------------------------------------------------------------------- residual
+
+
+@every_kind
+@every_dtype
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_residual_is_the_reference_s(kind, dtype, bidirectional):
+    layer = make_layer(
+        kind, I, H, num_layers=3, residual=True, bidirectional=bidirectional, dtype=dtype
+    )
+    problem = random_problem(layer, T, B, lengths="random", resets=0.1)
+    clip = rk.Clip(step_value=0.5, step_norm=2.0)
+    y, state, tape = problem.forward(layer)
+    grads = problem.backward(layer, tape, clip)
+    assert_same(layer, (y, state, grads), run_reference(layer, problem, clip))
+    same_bits(layer(problem.x, problem.state, problem.lengths, resets=problem.resets)[0], y)
+    for lengths_only in (problem.but(dy=None), problem.but(dstate=None)):
+        grads = lengths_only.backward(layer, tape)
+        assert_same(layer, (y, state, grads), run_reference(layer, lengths_only))
+
+
+@every_kind
+def test_residual_is_layers_by_hand(kind):
+    deep = make_layer(kind, H, H, num_layers=3, residual=True, dropout=0.4)
+    plain = make_layer(kind, H, H, num_layers=3)
+    problem = random_problem(deep, T, B, state=False)
+    y = problem.x
+    for number in range(3):
+        one = make_layer(kind, H, H)
+        for name in one.params:
+            one.params[name][...] = deep.params[name.replace("l0", f"l{number}")]
+        h, _ = one(y)
+        y = y + h if number else h
+    same_bits(deep(problem.x)[0], y)
+    assert not np.array_equal(plain(problem.x)[0], y)
+
+
+def test_residual_with_dropout_is_the_reference_s_on_the_undropped_stream():
+    layer = make_layer("gru", I, H, num_layers=3, residual=True, dropout=0.5)
+    problem = random_problem(layer, T, B)
+    y, state, tape = problem.forward(layer)
+    grads = problem.backward(layer, tape)
+    want = run_reference(layer, problem, masks=masks_of(layer, T, B))
+    assert_same(layer, (y, state, grads), want)
+
+
+def masks_of(layer, T, B):
+    """The dropout masks of the layer's last forward, seen in what a ReLU network hands on."""
+    masks, width = [], layer.hidden_size
+    for number in range(1, layer.num_layers):
+        p = rk.RNN(1, width, layer.num_layers, nonlinearity="relu", dropout=layer.dropout, seed=0)
+        p._dropout_seed, p.dropout_step = layer._dropout_seed, layer.dropout_step - 1
+        for name, array in p.params.items():
+            array[...] = 0
+            if name == f"bias_ih_l{number - 1}":
+                array[...] = 1
+            elif name == f"weight_ih_l{number}":
+                array[...] = np.eye(width)
+        *_, tape = p.forward(np.zeros((T, B, 1), np.float32))
+        masks.append(tape.hiddens[number])
+    return masks
+
+
+def test_a_residual_stream_is_its_layer():
+    layer = make_layer("lstm", H, H, num_layers=4, residual=True)
+    problem = random_problem(layer, T, B, state=False)
+    y, _ = layer(problem.x)
+    stream = layer.stream(batch_size=B)
+    same_bits(np.stack([stream.step(x) for x in problem.x[:4]]), y[:4])
+    same_bits(stream.run(problem.x[4:]), y[4:])
+
+
+def test_a_residual_tape_has_every_layer_s_h():
+    layer = make_layer("gru", H, H, num_layers=3, residual=True)
+    problem = random_problem(layer, T, B)
+    y, _, tape = problem.forward(layer)
+    first, second, third = tape.hiddens
+    same_bits(first + second + third, y)
+
+
+def test_residual_wants_two_layers():
+    with pytest.raises(ValueError, match="residual: expected False with num_layers=1"):
+        rk.GRU(I, H, residual=True)
+    with pytest.raises(TypeError, match="residual: expected True or False, got int"):
+        rk.GRU(I, H, 2, residual=1)
