@@ -362,7 +362,7 @@ def masks_of(layer, T, B):
     masks, width = [], layer.hidden_size
     for number in range(1, layer.num_layers):
         p = rk.RNN(1, width, layer.num_layers, nonlinearity="relu", dropout=layer.dropout, seed=0)
-        p._dropout_seed, p.dropout_step = layer._dropout_seed, layer.dropout_step - 1
+        p._dropout_seeds, p.dropout_step = layer._dropout_seeds, layer.dropout_step - 1
         for name, array in p.params.items():
             array[...] = 0
             if name == f"bias_ih_l{number - 1}":

@@ -1,5 +1,7 @@
 #include "layer.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <atomic>
 #include <optional>
@@ -33,10 +35,10 @@ Parameters<T>::Parameters(const Sizes& sizes, const py::dict& params)
   for (const Parameter& parameter : all) {
     const std::string name = "params['" + parameter.name + "']";
     if (!params.contains(parameter.name.c_str())) bad_value(name, "an array", "nothing");
-    const Shape shape(parameter.shape.begin(), parameter.shape.end());
-    const auto array = flat<T>(name, params[parameter.name.c_str()], shape);
-    arrays_.push_back(array);
-    pointers_.push_back(array.data());
+    Shape shape(parameter.shape.begin(), parameter.shape.end());
+    if (sizes.members) shape.insert(shape.begin(), sizes.members);
+    arrays_.push_back(flat<T>(name, params[parameter.name.c_str()], shape));
+    sizes_.push_back(arrays_.back().size() / std::max<Index>(sizes.members, 1));
   }
   if (params.size() != all.size())
     bad_value("params", std::to_string(all.size()) + " arrays", std::to_string(params.size()));
@@ -91,21 +93,23 @@ std::optional<py::array_t<T, py::array::c_style>> state_part(const std::string& 
   return flat<T>(name, value, shape);
 }
 
-// What `Trace` points to: [L * D, T, B] each.
+// What `Trace` points to: [L * D, T, B] each, in an ensemble [E, L * D, T, B].
 class Traces {
  public:
   Traces(const Sizes& s, const Axes& axes, bool wanted)
-      : B_(axes.B), of_direction_(axes.T * axes.B) {
+      : B_(axes.B), of_direction_(axes.T * axes.B), of_member_(s.L * s.D * of_direction_) {
     if (!wanted) return;
     for (int i = 0; i < kNorms; ++i) {
       if (i == kOfC && !s.has_c()) continue;
-      array_[i] = py::array_t<double>(std::vector<py::ssize_t>{s.L * s.D, axes.T, axes.B});
+      std::vector<py::ssize_t> shape{s.L * s.D, axes.T, axes.B};
+      if (axes.members) shape.insert(shape.begin(), axes.members);
+      array_[i] = py::array_t<double>(shape);
       data_[i] = array_[i]->mutable_data();
       std::fill_n(data_[i], array_[i]->size(), i == kScale ? 1.0 : 0.0);
     }
   }
-  Trace of(Index direction, Index step) const {
-    const Index offset = direction * of_direction_ + step * B_;
+  Trace of(Index member, Index direction, Index step) const {
+    const Index offset = member * of_member_ + direction * of_direction_ + step * B_;
     const auto at = [&](int i) { return data_[i] ? data_[i] + offset : nullptr; };
     return {at(0), at(1), at(2), at(3), at(4)};
   }
@@ -120,7 +124,7 @@ class Traces {
 
  private:
   static constexpr int kNorms = 5, kOfC = 2, kScale = 3;
-  Index B_, of_direction_;
+  Index B_, of_direction_, of_member_;
   std::optional<py::array_t<double>> array_[kNorms];
   double* data_[kNorms] = {};
 };
@@ -173,48 +177,59 @@ T* data_of(const py::object& array) {
 template <class T>
 class Packed {
  public:
-  Packed(const TypedKernels<T>& use, const Sizes& s, const Parameters<T>& weights, bool wanted) {
-    for (Index l = 0; wanted && l < s.L; ++l) {  // one direction: two are never cut
+  Packed(const TypedKernels<T>& use, const Sizes& s, const Parameters<T>& weights, Index members,
+         bool wanted)
+      : L_(s.L) {
+    for (Index i = 0; wanted && i < members * s.L; ++i) {  // one direction: two are never cut
       Direction<T> d{};
-      weights.fill(d, l, 0);
-      blocks_.push_back(block<char>(use.packed_bytes(s.kind, s.inputs(l), s.H)));
-      use.pack(s.kind, d, s.inputs(l), s.H, blocks_.back().get());
+      weights.fill(d, i % s.L, 0, i / s.L);
+      blocks_.push_back(block<char>(use.packed_bytes(s.kind, s.inputs(i % s.L), s.H)));
+      use.pack(s.kind, d, s.inputs(i % s.L), s.H, blocks_.back().get());
     }
   }
-  const T* of(Index layer) const {
+  const T* of(Index member, Index layer) const {
     if (blocks_.empty()) return nullptr;
-    return reinterpret_cast<const T*>(blocks_[static_cast<std::size_t>(layer)].get());
+    return reinterpret_cast<const T*>(blocks_[static_cast<std::size_t>(member * L_ + layer)].get());
   }
 
  private:
+  Index L_;
   std::vector<Block<char>> blocks_;
 };
 
-// The layers of a call over B rows: from x, through a record, from a state to a state.
+// A member's layers in a call: from x, through a record, from a state to a state, each
+// [L * D, members, B, H].
 template <class T>
-void fill(std::vector<Layer<T>>& layers, const Sizes& s, const Parameters<T>& weights,
-          const Packed<T>& packed, const Sequence<const T>& x, const Record<T>& record, Index B,
-          const States<T>& before, const States<T>& after) {
-  for (Index l = 0; l < s.L; ++l) {
-    const auto i = static_cast<std::size_t>(l);
-    Layer<T>& layer = layers[i];
-    layer = {
-        s.inputs(l), l == 0 ? x : read_only(record.out[i - 1]), record.h[i], record.out[i], {}};
-    for (Index d = 0; d < s.D; ++d) {
-      const Index j = l * s.D + d;
-      Direction<T>& direction = layer.direction[d];
-      weights.fill(direction, l, d);
-      const States<T> first = before.at(j * B * s.H), last = after.at(j * B * s.H);
-      direction.h0 = first.h, direction.c0 = first.c;
-      direction.h_last = last.h, direction.c_last = last.c;
-      const auto kept = [&](const std::vector<Block<T>>& blocks) {
-        return blocks.empty() ? nullptr : blocks[static_cast<std::size_t>(j)].get();
-      };
-      direction.saved = kept(record.saved), direction.cells = kept(record.cell);
-      direction.packed = packed.of(l);
+struct Member {
+  const Sizes& s;
+  const Parameters<T>& weights;
+  const Packed<T>& packed;
+  Index member, members, B;
+
+  Index state(Index direction) const { return (direction * members + member) * B * s.H; }
+
+  void fill(Layer<T>* layers, const Sequence<const T>& x, const Record<T>& record,
+            const States<T>& before, const States<T>& after) const {
+    for (Index l = 0; l < s.L; ++l) {
+      const auto i = static_cast<std::size_t>(l);
+      const Sequence<const T> input = l == 0 ? x : read_only(record.out[i - 1]);
+      layers[l] = {s.inputs(l), input, record.h[i], record.out[i], {}};
+      for (Index d = 0; d < s.D; ++d) {
+        const Index j = l * s.D + d;
+        Direction<T>& direction = layers[l].direction[d];
+        weights.fill(direction, l, d, member);
+        const States<T> first = before.at(state(j)), last = after.at(state(j));
+        direction.h0 = first.h, direction.c0 = first.c;
+        direction.h_last = last.h, direction.c_last = last.c;
+        const auto kept = [&](const std::vector<Block<T>>& blocks) {
+          return blocks.empty() ? nullptr : blocks[static_cast<std::size_t>(j)].get();
+        };
+        direction.saved = kept(record.saved), direction.cells = kept(record.cell);
+        direction.packed = packed.of(member, l);
+      }
     }
   }
-}
+};
 
 // The questions of a loop of calls, each of which may be too short to ask any.
 class Questions {
@@ -239,6 +254,46 @@ class Questions {
   bool over_ = false;
 };
 
+// One call, or one for each member of an ensemble, side by side.
+template <class Call, class T>
+class Calls {
+ public:
+  Calls(const Sizes& s, Index members)
+      : ensemble_(s.members != 0),
+        L_(s.L),
+        threads_(threads()),
+        calls_(static_cast<std::size_t>(members)),
+        layers_(static_cast<std::size_t>(members * s.L)) {}
+
+  Call& of(Index member) { return calls_[static_cast<std::size_t>(member)]; }
+  Layer<T>* layers(Index member) { return layers_.data() + member * L_; }
+  int threads_of_one() const { return ensemble_ ? 1 : threads_; }
+  Index rooms(Index of_one) const {
+    return ensemble_ ? of_one * std::min<Index>(threads_, count()) : of_one;
+  }
+  void forward(const TypedKernels<T>& use, const Interrupt& interrupt, void* rooms) {
+    for (Call& call : calls_) call.interrupt = interrupt;
+    if (!ensemble_) return use.forward(calls_[0], rooms);
+    use.forward_members(calls_.data(), count(), threads_, rooms);
+  }
+  void backward(const TypedKernels<T>& use, const Interrupt& interrupt, void* rooms,
+                GradientNorm* norms) {
+    for (Call& call : calls_) call.interrupt = interrupt;
+    if (!ensemble_)
+      *norms = use.backward(calls_[0], rooms);
+    else
+      use.backward_members(calls_.data(), count(), threads_, rooms, norms);
+  }
+
+ private:
+  Index count() const { return static_cast<Index>(calls_.size()); }
+  bool ensemble_;
+  Index L_;
+  int threads_;
+  std::vector<Call> calls_;
+  std::vector<Layer<T>> layers_;
+};
+
 std::uint64_t next_id() {
   static std::atomic<std::uint64_t> last{0};
   return ++last;
@@ -247,8 +302,8 @@ std::uint64_t next_id() {
 }  // namespace
 
 Net::Net(const std::string& kind, Index I, Index H, Index L, bool bias, bool bidirectional,
-         bool residual, bool is_double)
-    : sizes_{kind_of(kind), I, H, L, bidirectional ? 2 : 1, bias, residual, is_double},
+         bool residual, bool is_double, Index members)
+    : sizes_{kind_of(kind), I, H, L, bidirectional ? 2 : 1, bias, residual, is_double, members},
       id_(next_id()) {
   const auto positive = [](const char* name, Index value) {
     if (value < 1) bad_value(name, "at least 1", std::to_string(value));
@@ -257,13 +312,14 @@ Net::Net(const std::string& kind, Index I, Index H, Index L, bool bias, bool bid
   constexpr Index most_layers = 65536;  // their names alone would fill memory
   if (L > most_layers)
     bad_value("num_layers", "at most " + std::to_string(most_layers), std::to_string(L));
-  product_of({8, L, sizes_.D, sizes_.gates(), H, std::max(I, product_of({sizes_.D, H}))});
+  product_of({8, std::max<Index>(members, 1), L, sizes_.D, sizes_.gates(), H,
+              std::max(I, product_of({sizes_.D, H}))});
 }
 
 py::list Net::parameter_shapes() const {
   py::list out;
   for (const Parameter& p : parameters_of(sizes_)) {
-    py::tuple shape(p.shape.size());
+    py::tuple shape(p.shape.size());  // of one member
     for (std::size_t i = 0; i < p.shape.size(); ++i) shape[i] = p.shape[i];
     out.append(py::make_tuple(p.name, shape));
   }
@@ -273,11 +329,12 @@ py::list Net::parameter_shapes() const {
 py::tuple Net::forward(const py::dict& params, const py::object& x, const py::object& h0,
                        const py::object& c0, const py::object& lengths, const py::object& resets,
                        bool batch_first, bool keep, Index segment, double dropout,
-                       std::uint64_t seed, std::uint64_t step) const {
-  const Dropout drop{dropout, seed, step};
+                       const std::vector<std::uint64_t>& seeds, std::uint64_t step) const {
+  std::vector<Dropout> drops;
+  for (const std::uint64_t seed : seeds) drops.push_back({dropout, seed, step});
   return sizes_.is_double
-             ? run<double>(params, x, h0, c0, lengths, resets, batch_first, keep, segment, drop)
-             : run<float>(params, x, h0, c0, lengths, resets, batch_first, keep, segment, drop);
+             ? run<double>(params, x, h0, c0, lengths, resets, batch_first, keep, segment, drops)
+             : run<float>(params, x, h0, c0, lengths, resets, batch_first, keep, segment, drops);
 }
 
 py::tuple Net::backward(const py::dict& params, const py::object& tape, const py::object& dy,
@@ -292,34 +349,40 @@ py::tuple Net::backward(const py::dict& params, const py::object& tape, const py
 template <class T>
 py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::object& h_given,
                    const py::object& c_given, const py::object& lengths, const py::object& resets,
-                   bool batch_first, bool keep, Index segment, const Dropout& dropout) const {
+                   bool batch_first, bool keep, Index segment,
+                   const std::vector<Dropout>& dropouts) const {
   const Sizes& s = sizes_;
   const Index LD = s.L * s.D, C = s.D * s.H;
   const Parameters<T> weights(s, params);
 
-  const bool batched = typed<T>("x", x_given).ndim() != 2;
-  const Shape x_shape = !batched      ? Shape{"T", s.I}
-                        : batch_first ? Shape{"B", "T", s.I}
-                                      : Shape{"T", "B", s.I};
+  const py::array given = typed<T>("x", x_given);
+  const bool batched = s.members || given.ndim() != 2;
+  const bool shared = given.ndim() == 3;  // by all members
+  const Shape x_shape = s.members && !shared ? Shape{"T", s.members, "B", s.I}
+                        : !batched           ? Shape{"T", s.I}
+                        : batch_first        ? Shape{"B", "T", s.I}
+                                             : Shape{"T", "B", s.I};
   const py::array x = channels_last<T>("x", x_given, x_shape);
+  const Index rows_axis = x.ndim() - 2;
   const Axes axes{batched, batch_first, batched && batch_first ? x.shape(1) : x.shape(0),
                   !batched      ? 1
                   : batch_first ? x.shape(0)
-                                : x.shape(1)};
+                                : x.shape(rows_axis),
+                  s.members};
   const Index steps = axes.B ? std::max<Index>(axes.T, 1) : 1;
-  product_of({steps, std::max<Index>(axes.B, 1), LD, 16, padded_units<T>(std::max(s.I, C))});
+  const Index E = std::max<Index>(s.members, 1);
+  product_of({E, steps, std::max<Index>(axes.B, 1), LD, 16, padded_units<T>(std::max(s.I, C))});
   const auto h0 = state_part<T>(s.has_c() ? "state[0]" : "state", h_given, axes.state(LD, s.H));
   const auto c0 = state_part<T>("state[1]", c_given, axes.state(LD, s.H));
 
   auto tape = std::make_unique<TapeOf<T>>();
-  tape->layer_id = id_, tape->sizes = s, tape->axes = axes, tape->dropout = dropout;
+  tape->layer_id = id_, tape->sizes = s, tape->axes = axes, tape->dropouts = dropouts;
   tape->rows = schedule(axes, lengths);
   tape->resets = resets_of(axes, resets);
   tape->x = x, tape->segment = segment;
   const Schedule rows = tape->schedule();
   const Segments segments(rows.T, segment);
   const py::array_t<T> y = axes.make<T>(axes.sequence(C));
-  const Sequence<T> y_view = axes.view(const_cast<T*>(y.data()), y);
   py::array_t<T> h_last = axes.make<T>(axes.state(LD, s.H));
   py::object c_last = py::none();
   if (s.has_c()) c_last = axes.make<T>(axes.state(LD, s.H));
@@ -343,37 +406,44 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
     return i == 0 ? initial : States<T>{tape->h.get(), tape->c.get()}.at(i * state_size);
   };
 
-  const bool whole = keep && segment == 0;
-  Record<T> record(s, segments.length, rows.B, tape->rows.alive_rows(), whole);
-  const Block<T> dropped =
-      dropout.p > 0 && s.L > 1 ? block<T>(segments.length * rows.B * C) : nullptr;
+  const bool whole = keep && segment == 0, drops = dropouts[0].p > 0 && s.L > 1;
+  const Index between = segments.length * rows.B * C;
+  const Block<T> dropped = block<T>(drops ? E * between : 0);
   const TypedKernels<T>& use = kernels().of<T>();
-  const Packed<T> packed(use, s, weights, segments.count > 1);
-  std::vector<Layer<T>> layers(static_cast<std::size_t>(s.L));
+  const Packed<T> packed(use, s, weights, E, segments.count > 1);
+  std::vector<Record<T>> records;
+  for (Index e = 0; e < E; ++e)
+    records.emplace_back(s, segments.length, rows.B, tape->rows.alive_rows(), whole);
+  Calls<ForwardCall<T>, T> calls(s, E);
   const auto prepare = [&](Index i) {
-    record.set_y(from_step(y_view, segments.first(i)));
-    const auto x_view = axes.view(static_cast<const T*>(x.data()), x);
-    fill(layers, s, weights, packed, from_step(x_view, segments.first(i)), record, rows.B,
-         before(i), i + 1 == segments.count ? last : before(i + 1));
-    return ForwardCall<T>{s.kind,
-                          s.residual,
-                          s.L,
-                          s.D,
-                          s.H,
-                          segments.of(rows, i),
-                          layers.data(),
-                          from_step(dropout, segments.first(i)),
-                          dropped.get(),
-                          threads(),
-                          {}};
+    for (Index e = 0; e < E; ++e) {
+      Record<T>& record = records[static_cast<std::size_t>(e)];
+      const auto x_view = axes.view(static_cast<const T*>(x.data()), x, e);
+      const auto y_view = axes.view(const_cast<T*>(y.data()), y, e);
+      record.set_y(from_step(y_view, segments.first(i)));
+      Member<T>{s, weights, packed, e, E, rows.B}.fill(
+          calls.layers(e), from_step(x_view, segments.first(i)), record, before(i),
+          i + 1 == segments.count ? last : before(i + 1));
+      calls.of(e) = {s.kind,
+                     s.residual,
+                     s.L,
+                     s.D,
+                     s.H,
+                     segments.of(rows, i),
+                     calls.layers(e),
+                     from_step(dropouts[static_cast<std::size_t>(e)], segments.first(i)),
+                     drops ? dropped.get() + e * between : nullptr,
+                     calls.threads_of_one(),
+                     {}};
+    }
   };
-  const Block<char> room = block<char>(use.forward_room(prepare(0)));
+  prepare(0);
+  const Block<char> room = block<char>(calls.rooms(use.forward_room(calls.of(0))));
   unlocked([&](const Interrupt& interrupt) {
     Questions questions(interrupt);
     for (Index i = 0; i < segments.count && questions.go_on(); ++i) {
-      ForwardCall<T> call = prepare(i);
-      call.interrupt = questions.interrupt();
-      use.forward(call, room.get());
+      prepare(i);
+      calls.forward(use, questions.interrupt(), room.get());
     }
   });
   py::object kept = py::none();
@@ -383,7 +453,7 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
         y.attr("flags").attr("writeable") = false;  // the tape reads it again
         tape->y = y;
       }
-      tape->record.emplace(std::move(record));
+      tape->records = std::move(records);
     }
     kept = py::cast(std::unique_ptr<Tape>(std::move(tape)));
   }
@@ -408,136 +478,135 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   const Schedule rows = tape->schedule();
   const Segments segments(rows.T, tape->segment);
   const Shape state_shape = axes.state(LD, s.H);
+  const Index E = tape->members();
 
   py::array dy;
-  Sequence<const T> dy_view{nullptr, 0, 0};
-  if (!dy_given.is_none()) {
-    dy = channels_last<T>("dy", dy_given, axes.sequence(C));
-    dy_view = axes.view(static_cast<const T*>(dy.data()), dy);
-  }
+  if (!dy_given.is_none()) dy = channels_last<T>("dy", dy_given, axes.sequence(C));
   const auto dh = state_part<T>(s.has_c() ? "dstate[0]" : "dstate", dh_given, state_shape);
   const auto dc = state_part<T>("dstate[1]", dc_given, state_shape);
 
-  py::array_t<T> dx = axes.make<T>(axes.sequence(s.I));
+  Shape dx_shape = axes.sequence(s.I);
+  py::array_t<T> dx = axes.make<T>(dx_shape);
   py::array_t<T> dh0 = axes.make<T>(state_shape);
   py::object dc0 = py::none();
   if (s.has_c()) dc0 = axes.make<T>(state_shape);
+  const States<T> given{dh ? const_cast<T*>(dh->data()) : nullptr,
+                        dc ? const_cast<T*>(dc->data()) : nullptr};
   const States<T> d_state{dh0.mutable_data(), data_of<T>(dc0)};
   py::dict gradients;
   std::vector<T*> pointers;
+  std::vector<Index> sizes;
   const Traces traces(s, axes, trace);
   for (const Parameter& parameter : parameters_of(s)) {
-    py::array_t<T> array(std::vector<py::ssize_t>(parameter.shape.begin(), parameter.shape.end()));
+    std::vector<py::ssize_t> shape(parameter.shape.begin(), parameter.shape.end());
+    if (s.members) shape.insert(shape.begin(), s.members);
+    py::array_t<T> array(shape);
     gradients[parameter.name.c_str()] = array;
     pointers.push_back(array.mutable_data());
+    sizes.push_back(array.size() / E);
   }
   const Index state_size = tape->state_size(), between = segments.length * rows.B * C;
-  const bool drops = tape->dropout.p > 0 && s.L > 1;
-  const Block<T> dropped = drops ? block<T>(between) : nullptr;
+  const bool drops = tape->dropouts[0].p > 0 && s.L > 1;
+  const Block<T> dropped = block<T>(drops ? E * between : 0);
   // Two buffers in turns hold the gradients between layers.
-  const Block<T> turn[2] = {block<T>(s.L > 1 ? between : 0), block<T>(s.L > 2 ? between : 0)};
+  const Block<T> turn[2] = {block<T>(s.L > 1 ? E * between : 0),
+                            block<T>(s.L > 2 ? E * between : 0)};
 
-  // With segments, forward is run again, from the state before each, into a record of one.
+  // With segments, forward is run again, from the state before each, into records of one.
   const bool again = tape->segment != 0;
-  std::optional<Record<T>> own;
-  Block<T> y_again, scale;
+  std::vector<Record<T>> own;
+  const Block<T> y_again = block<T>(again ? E * between : 0);
   const Block<T> last_again = block<T>(again ? 2 * state_size : 0);
-  if (again) {
-    own.emplace(s, segments.length, rows.B, segments.length * rows.B, true);
-    y_again = block<T>(between);
-    own->set_y({y_again.get(), rows.B * C, C});
-    scale = block<T>(LD * rows.B);
+  const Block<T> scale = block<T>(again ? LD * E * rows.B : 0);
+  for (Index e = 0; again && e < E; ++e) {
+    own.emplace_back(s, segments.length, rows.B, segments.length * rows.B, true);
+    own.back().set_y({y_again.get() + e * between, rows.B * C, C});
   }
-  const Record<T>& record = again ? *own : *tape->record;
+  const std::vector<Record<T>>& records = again ? own : tape->records;
   const TypedKernels<T>& use = kernels().of<T>();
-  const Packed<T> packed(use, s, weights, segments.count > 1);
-  std::vector<Layer<T>> layers(static_cast<std::size_t>(s.L));
-  std::vector<LayerGradient<T>> layer_gradients(static_cast<std::size_t>(s.L));
+  const Packed<T> packed(use, s, weights, E, segments.count > 1);
+  Calls<ForwardCall<T>, T> forward(s, E);
+  Calls<BackwardCall<T>, T> backward(s, E);
+  std::vector<LayerGradient<T>> layer_gradients(static_cast<std::size_t>(E * s.L));
+  std::vector<GradientNorm> norms(static_cast<std::size_t>(E));
 
-  const auto prepare_forward = [&](Index i) {
-    const auto x_view = axes.view(static_cast<const T*>(tape->x.data()), tape->x);
-    const States<T> last{last_again.get(), s.has_c() ? last_again.get() + state_size : nullptr};
-    fill(layers, s, weights, packed, from_step(x_view, segments.first(i)), record, rows.B,
-         States<T>{tape->h.get(), tape->c.get()}.at(i * state_size), last);
-    return ForwardCall<T>{s.kind,
-                          s.residual,
-                          s.L,
-                          s.D,
-                          s.H,
-                          segments.of(rows, i),
-                          layers.data(),
-                          from_step(tape->dropout, segments.first(i)),
-                          dropped.get(),
-                          threads(),
-                          {}};
-  };
   const auto prepare = [&](Index i) {
+    const Index step = segments.first(i);
     const bool first = i + 1 == segments.count;  // of the calls
-    const States<T> given{dh ? const_cast<T*>(dh->data()) : nullptr,
-                          dc ? const_cast<T*>(dc->data()) : nullptr};
-    prepare_forward(i);
-    for (Index l = 0; l < s.L; ++l) {
-      LayerGradient<T>& gradient = layer_gradients[static_cast<std::size_t>(l)];
-      const auto in_turn = [&](Index n) {
-        return Sequence<T>{turn[s.L > 2 ? n % 2 : 0].get(), rows.B * C, C};
-      };
-      gradient.dx =
-          l == 0 ? from_step(axes.view(dx.mutable_data(), dx), segments.first(i)) : in_turn(l);
-      gradient.dy = from_step(dy_view, segments.first(i));
-      if (l + 1 < s.L) gradient.dy = read_only(in_turn(l + 1));
-      for (Index d = 0; d < s.D; ++d) {
-        const Index j = l * s.D + d, at = j * rows.B * s.H;
-        Direction<T>& direction = layers[static_cast<std::size_t>(l)].direction[d];
-        direction.packed = nullptr;
-        const States<T> after = (first ? given : d_state).at(at), handed_back = d_state.at(at);
-        T* const* p = pointers.data() + j * s.parameters_of_direction();
-        gradient.direction[d] = {p[0],
-                                 p[1],
-                                 s.bias ? p[2] : nullptr,
-                                 s.bias ? p[3] : nullptr,
-                                 after.h,
-                                 after.c,
-                                 handed_back.h,
-                                 handed_back.c,
-                                 traces.of(j, segments.first(i)),
-                                 again ? scale.get() + j * rows.B : nullptr};
+    const States<T> last{last_again.get(), s.has_c() ? last_again.get() + state_size : nullptr};
+    for (Index e = 0; e < E; ++e) {
+      const Member<T> member{s, weights, packed, e, E, rows.B};
+      const auto x_view = axes.view(static_cast<const T*>(tape->x.data()), tape->x, e);
+      member.fill(backward.layers(e), from_step(x_view, step), records[static_cast<std::size_t>(e)],
+                  States<T>{tape->h.get(), tape->c.get()}.at(i * state_size), last);
+      std::copy_n(backward.layers(e), s.L, forward.layers(e));
+      LayerGradient<T>* const of_layers = layer_gradients.data() + e * s.L;
+      for (Index l = 0; l < s.L; ++l) {
+        LayerGradient<T>& gradient = of_layers[l];
+        const auto in_turn = [&](Index n) {
+          return Sequence<T>{turn[s.L > 2 ? n % 2 : 0].get() + e * between, rows.B * C, C};
+        };
+        gradient.dx = l == 0 ? from_step(axes.view(dx.mutable_data(), dx, e), step) : in_turn(l);
+        gradient.dy = {nullptr, 0, 0};
+        if (l + 1 < s.L)
+          gradient.dy = read_only(in_turn(l + 1));
+        else if (!dy_given.is_none())
+          gradient.dy = from_step(axes.view(static_cast<const T*>(dy.data()), dy, e), step);
+        for (Index d = 0; d < s.D; ++d) {
+          const Index j = l * s.D + d;
+          backward.layers(e)[l].direction[d].packed = nullptr;
+          const States<T> after = (first ? given : d_state).at(member.state(j));
+          const States<T> handed_back = d_state.at(member.state(j));
+          const auto parameter = [&](Index n) -> T* {
+            if (n >= s.parameters_of_direction()) return nullptr;
+            const auto p = static_cast<std::size_t>(j * s.parameters_of_direction() + n);
+            return pointers[p] + e * sizes[p];
+          };
+          gradient.direction[d] = {parameter(0),
+                                   parameter(1),
+                                   parameter(2),
+                                   parameter(3),
+                                   after.h,
+                                   after.c,
+                                   handed_back.h,
+                                   handed_back.c,
+                                   traces.of(e, j, step),
+                                   again ? scale.get() + (j * E + e) * rows.B : nullptr};
+        }
       }
+      const Dropout dropout = from_step(tape->dropouts[static_cast<std::size_t>(e)], step);
+      T* const room = drops ? dropped.get() + e * between : nullptr;
+      const Schedule part = segments.of(rows, i);
+      const int threads = forward.threads_of_one();
+      forward.of(e) = {s.kind,  s.residual, s.L,     s.D, s.H, part, forward.layers(e),
+                       dropout, room,       threads, {}};
+      backward.of(e) = {s.kind,    s.residual, s.L,  s.D,  s.H,          part,   backward.layers(e),
+                        of_layers, dropout,    room, clip, flow_penalty, !first, i > 0,
+                        threads,   {}};
     }
-    return BackwardCall<T>{s.kind,
-                           s.residual,
-                           s.L,
-                           s.D,
-                           s.H,
-                           segments.of(rows, i),
-                           layers.data(),
-                           layer_gradients.data(),
-                           from_step(tape->dropout, segments.first(i)),
-                           dropped.get(),
-                           clip,
-                           flow_penalty,
-                           !first,
-                           i > 0,
-                           threads(),
-                           {}};
   };
-  const Block<char> room = block<char>(
-      std::max(again ? use.forward_room(prepare_forward(0)) : 0, use.backward_room(prepare(0))));
-  GradientNorm norm;
+  prepare(0);
+  const Block<char> room = block<char>(std::max(forward.rooms(use.forward_room(forward.of(0))),
+                                                backward.rooms(use.backward_room(backward.of(0)))));
   unlocked([&](const Interrupt& interrupt) {
     Questions questions(interrupt);
     for (Index i = segments.count - 1; i >= 0 && questions.go_on(); --i) {
-      if (again) {
-        ForwardCall<T> forward = prepare_forward(i);
-        forward.interrupt = questions.interrupt();
-        use.forward(forward, room.get());
-      }
-      BackwardCall<T> call = prepare(i);
-      call.interrupt = questions.interrupt();
-      norm = use.backward(call, room.get());
+      prepare(i);
+      if (again) forward.forward(use, questions.interrupt(), room.get());
+      backward.backward(use, questions.interrupt(), room.get(), norms.data());
     }
   });
-  return py::make_tuple(gradients, dx, dh0, dc0, norm.norm, norm.scale, norm.finite,
-                        traces.arrays());
+  if (!s.members)
+    return py::make_tuple(gradients, dx, dh0, dc0, norms[0].norm, norms[0].scale, norms[0].finite,
+                          traces.arrays());
+  py::array_t<double> norm(E), factor(E);
+  py::array_t<bool> finite(E);
+  for (Index e = 0; e < E; ++e) {
+    const GradientNorm& of = norms[static_cast<std::size_t>(e)];
+    norm.mutable_data()[e] = of.norm, factor.mutable_data()[e] = of.scale;
+    finite.mutable_data()[e] = of.finite;
+  }
+  return py::make_tuple(gradients, dx, dh0, dc0, norm, factor, finite, traces.arrays());
 }
 
 void bind_layer(py::module_& m) {
@@ -550,13 +619,14 @@ void bind_layer(py::module_& m) {
       .def_property_readonly("hiddens", &Tape::hiddens,
                              "For each layer, its output of every step (T, B, D*H).");
   py::class_<Net>(m, "Net")
-      .def(py::init<const std::string&, Index, Index, Index, bool, bool, bool, bool>(),
+      .def(py::init<const std::string&, Index, Index, Index, bool, bool, bool, bool, Index>(),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
-           py::arg("bias"), py::arg("bidirectional"), py::arg("residual"), py::arg("is_double"))
+           py::arg("bias"), py::arg("bidirectional"), py::arg("residual"), py::arg("is_double"),
+           py::arg("members"))
       .def("parameter_shapes", &Net::parameter_shapes)
       .def("forward", &Net::forward, py::arg("params"), py::arg("x"), py::arg("h0"), py::arg("c0"),
            py::arg("lengths"), py::arg("resets"), py::arg("batch_first"), py::arg("keep"),
-           py::arg("segment"), py::arg("dropout"), py::arg("seed"), py::arg("step"))
+           py::arg("segment"), py::arg("dropout"), py::arg("seeds"), py::arg("step"))
       .def("backward", &Net::backward, py::arg("params"), py::arg("tape"), py::arg("dy"),
            py::arg("dh"), py::arg("dc"), py::arg("step_value"), py::arg("step_norm"),
            py::arg("value"), py::arg("norm"), py::arg("trace"), py::arg("flow_penalty"));

@@ -12,6 +12,7 @@ struct Sizes {
   Kind kind;
   Index I, H, L, D;
   bool bias, residual, is_double;
+  Index members;  // of an ensemble; 0: a layer alone
 
   Index gates() const { return kKinds[static_cast<int>(kind)].gates; }
   bool has_c() const { return kKinds[static_cast<int>(kind)].states == 2; }
@@ -23,34 +24,34 @@ struct Parameter {
   std::string name;
   std::vector<Index> shape;
 };
-std::vector<Parameter> parameters_of(const Sizes& sizes);
+std::vector<Parameter> parameters_of(const Sizes& sizes);  // of one member
 
 // The parameter arrays of a call, kept alive, as pointers.
 template <class T>
 class Parameters {
  public:
   Parameters(const Sizes& sizes, const py::dict& params);
-  // Parameter `index` (0 W_ih, 1 W_hh, 2 b_ih, 3 b_hh) of a layer's direction; null without bias.
-  const T* of(Index layer, Index direction, Index index) const {
-    if (index >= per_direction_) return nullptr;
-    return pointers_[static_cast<std::size_t>((layer * D_ + direction) * per_direction_ + index)];
-  }
-  void fill(Direction<T>& d, Index layer, Index direction) const {
-    d.w_ih = of(layer, direction, 0), d.w_hh = of(layer, direction, 1);
-    d.b_ih = of(layer, direction, 2), d.b_hh = of(layer, direction, 3);
+  // Sets the weights of a layer's direction, of one member; biases to null where there are none.
+  void fill(Direction<T>& d, Index layer, Index direction, Index member) const {
+    const auto of = [&](Index index) -> const T* {
+      if (index >= per_direction_) return nullptr;
+      const auto i = static_cast<std::size_t>((layer * D_ + direction) * per_direction_ + index);
+      return arrays_[i].data() + member * sizes_[i];
+    };
+    d.w_ih = of(0), d.w_hh = of(1), d.b_ih = of(2), d.b_hh = of(3);
   }
 
  private:
   Index D_, per_direction_;
-  std::vector<py::array> arrays_;
-  std::vector<const T*> pointers_;
+  std::vector<py::array_t<T>> arrays_;
+  std::vector<Index> sizes_;  // of one member's
 };
 
 // A stack of layers of one kind: its sizes, and its two calls.
 class Net {
  public:
   Net(const std::string& kind, Index I, Index H, Index L, bool bias, bool bidirectional,
-      bool residual, bool is_double);
+      bool residual, bool is_double, Index members);
 
   const Sizes& sizes() const { return sizes_; }
   py::list parameter_shapes() const;
@@ -59,8 +60,8 @@ class Net {
   // keeps; 0: it keeps all that backward wants.
   py::tuple forward(const py::dict& params, const py::object& x, const py::object& h0,
                     const py::object& c0, const py::object& lengths, const py::object& resets,
-                    bool batch_first, bool keep, Index segment, double dropout, std::uint64_t seed,
-                    std::uint64_t step) const;
+                    bool batch_first, bool keep, Index segment, double dropout,
+                    const std::vector<std::uint64_t>& seeds, std::uint64_t step) const;
 
   // -> (gradients by name, dx, dh0, dc0 or None, norm, scale, finite, trace or None)
   py::tuple backward(const py::dict& params, const py::object& tape, const py::object& dy,
@@ -72,7 +73,8 @@ class Net {
   template <class T>
   py::tuple run(const py::dict& params, const py::object& x_given, const py::object& h_given,
                 const py::object& c_given, const py::object& lengths, const py::object& resets,
-                bool batch_first, bool keep, Index segment, const Dropout& dropout) const;
+                bool batch_first, bool keep, Index segment,
+                const std::vector<Dropout>& dropouts) const;
   template <class T>
   py::tuple run_back(const py::dict& params, const py::object& tape_given,
                      const py::object& dy_given, const py::object& dh_given,

@@ -47,7 +47,7 @@ class StreamOf final : public Stream {
         states.c.push_back(block<T>(sizes.has_c() ? state : 0));
       }
       Direction<T> d{};
-      weights.fill(d, l, 0);
+      weights.fill(d, l, 0, 0);
       use_.pack(sizes.kind, d, sizes.inputs(l), sizes.H, packed_.back().get());
       for (int now = 0; now < 2; ++now) {
         const States &before = states_[now], &after = states_[1 - now];

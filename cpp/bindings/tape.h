@@ -24,16 +24,20 @@ class Tape {
   virtual py::list hiddens() const = 0;
 };
 
-// How the caller's axes lie: (T, B, C), (B, T, C) with batch_first, or (T, C) for one row.
+// How the caller's axes lie: (T, B, C), (B, T, C) with batch_first, (T, C) for one row, or
+// (T, E, B, C) for the E members of an ensemble.
 struct Axes {
   bool batched, batch_first;
   Index T, B;
+  Index members;  // 0: no such axis
 
   Shape sequence(Index C) const {
+    if (members) return {T, members, B, C};
     if (!batched) return {T, C};
     return batch_first ? Shape{B, T, C} : Shape{T, B, C};
   }
   Shape state(Index layers, Index H) const {
+    if (members) return {layers, members, B, H};
     return batched ? Shape{layers, B, H} : Shape{layers, H};
   }
   template <class T_>
@@ -42,12 +46,13 @@ struct Axes {
     for (const Axis& axis : shape) sizes.push_back(axis.size);
     return py::array_t<T_>(sizes);
   }
-  // Element strides of steps and rows.
+  // A member's steps and rows; an array without an axis of members is every member's.
   template <class T_>
-  Sequence<T_> view(T_* data, const py::array& a) const {
+  Sequence<T_> view(T_* data, const py::array& a, Index member) const {
     const auto stride = [&](py::ssize_t axis) {
       return a.strides(axis) / static_cast<py::ssize_t>(sizeof(T_));
     };
+    if (a.ndim() == 4) return {data + member * stride(1), stride(0), stride(2)};
     if (!batched) return {data, stride(0), 0};
     return batch_first ? Sequence<T_>{data, stride(1), stride(0)}
                        : Sequence<T_>{data, stride(0), stride(1)};
@@ -103,60 +108,76 @@ struct TapeOf final : Tape {
   Axes axes{};
   RowSchedule rows;
   std::vector<unsigned char> resets;  // [T, B], empty for none
-  Dropout dropout{};
+  std::vector<Dropout> dropouts;      // member by member
   py::array x, y;
-  // All that backward wants; or, with a segment of so many steps, the state before each.
-  std::optional<Record<T>> record;
+  // All that backward wants, member by member; or, with a segment of so many steps, the state
+  // before each.
+  std::vector<Record<T>> records;
   Index segment = 0;
-  Block<T> h, c;  // [segments, L * D, B, H], the first the initial state; null for one of zeros
+  Block<T> h, c;  // [segments, L * D, E, B, H], the first the initial state; null for one of zeros
 
   Schedule schedule() const {
     Schedule s = rows.view();
     if (!resets.empty()) s.resets = resets.data();
     return s;
   }
-  Index state_size() const { return sizes.L * sizes.D * axes.B * sizes.H; }
+  Index members() const { return std::max<Index>(axes.members, 1); }
+  Index state_size() const { return sizes.L * sizes.D * members() * axes.B * sizes.H; }
 
-  // Rows of a buffer in the schedule's order, as a (T, B, C...) array in the caller's.
-  py::array unsorted(const T* from, Index vectors) const {
-    const Index H = sizes.H, Hp = padded_units<T>(H);
-    std::vector<py::ssize_t> shape{axes.T, axes.B, H};
-    if (vectors > 1) shape.insert(shape.begin() + 2, vectors);
-    py::array_t<T> out(shape);
-    T* const to = out.mutable_data();
-    std::fill(to, to + out.size(), T(0));
-    const Schedule s = rows.view();
-    for (Index t = 0, k = 0; t < s.T; ++t)
-      for (Index r = 0; r < (s.count ? s.count[t] : s.B); ++r, ++k)
-        for (Index v = 0; v < vectors; ++v)
-          std::copy_n(from + (k * vectors + v) * Hp, H,
-                      to + ((t * s.B + (s.order ? s.order[r] : r)) * vectors + v) * H);
-    return out;
-  }
-  py::list each(const std::vector<Block<T>>& blocks, Index vectors) const {
-    py::list out;
-    for (const Block<T>& one : blocks) out.append(unsorted(one.get(), vectors));
-    return out;
-  }
-  const Record<T>& whole(const char* name) const {
-    if (!record)
+  const std::vector<Record<T>>& whole(const char* name) const {
+    if (records.empty())
       bad_value(std::string("tape.") + name, "a tape without checkpoint, which keeps it",
                 "one with it");
-    return *record;
+    return records;
+  }
+  // (T, B, vectors, C) of every step and row, (T, E, B, vectors, C) in an ensemble; zeros.
+  py::array_t<T> zeros(Index vectors, Index C) const {
+    std::vector<py::ssize_t> shape{axes.T};
+    if (axes.members) shape.push_back(axes.members);
+    shape.push_back(axes.B);
+    if (vectors > 1) shape.push_back(vectors);
+    shape.push_back(C);
+    py::array_t<T> out(shape);
+    std::fill_n(out.mutable_data(), out.size(), T(0));
+    return out;
+  }
+  // Blocks in the schedule's order of rows, for each direction as an array in the caller's.
+  py::list each(const char* name, std::vector<Block<T>> Record<T>::* blocks, Index vectors) const {
+    py::list all;
+    const std::vector<Record<T>>& members = whole(name);
+    const Index H = sizes.H, Hp = padded_units<T>(H), E = this->members();
+    const Schedule s = rows.view();
+    for (std::size_t i = 0; i < (members[0].*blocks).size(); ++i) {
+      py::array_t<T> out = zeros(vectors, H);
+      for (Index e = 0; e < E; ++e) {
+        const T* from = (members[static_cast<std::size_t>(e)].*blocks)[i].get();
+        for (Index t = 0; t < s.T; ++t)
+          for (Index r = 0; r < (s.count ? s.count[t] : s.B); ++r)
+            for (Index v = 0; v < vectors; ++v, from += Hp)
+              std::copy_n(from, H,
+                          out.mutable_data() +
+                              (((t * E + e) * s.B + (s.order ? s.order[r] : r)) * vectors + v) * H);
+      }
+      all.append(out);
+    }
+    return all;
   }
   py::list gates() const override {
-    return each(whole("gates").saved, kKinds[static_cast<int>(sizes.kind)].saved);
+    return each("gates", &Record<T>::saved, kKinds[static_cast<int>(sizes.kind)].saved);
   }
-  py::list cells() const override { return each(whole("cells").cell, 1); }
+  py::list cells() const override { return each("cells", &Record<T>::cell, 1); }
   py::list hiddens() const override {
     py::list all;
     const Index C = sizes.D * sizes.H;
-    for (const Sequence<T>& from : whole("hiddens").h) {
-      py::array_t<T> array(std::vector<py::ssize_t>{axes.T, axes.B, C});
+    for (Index l = 0; l < sizes.L; ++l) {
+      py::array_t<T> array = zeros(1, C);
       T* to = array.mutable_data();
       for (Index t = 0; t < axes.T; ++t)
-        for (Index b = 0; b < axes.B; ++b, to += C)
-          std::copy_n(from.data + t * from.step + b * from.row, C, to);
+        for (const Record<T>& record : whole("hiddens")) {
+          const Sequence<T>& from = record.h[static_cast<std::size_t>(l)];
+          for (Index b = 0; b < axes.B; ++b, to += C)
+            std::copy_n(from.data + t * from.step + b * from.row, C, to);
+        }
       all.append(array);
     }
     return all;

@@ -20,6 +20,11 @@ struct TypedKernels {
   void (*forward)(const ForwardCall<T>&, void* room);
   Index (*backward_room)(const BackwardCall<T>&);
   GradientNorm (*backward)(const BackwardCall<T>&, void* room);
+  // `n` calls of the same sizes and interrupt side by side, each on one of at most `threads`
+  // threads. Rooms: one for each of these threads, one behind the other, for a call on one thread.
+  void (*forward_members)(const ForwardCall<T>* calls, Index n, int threads, void* rooms);
+  void (*backward_members)(const BackwardCall<T>* calls, Index n, int threads, void* rooms,
+                           GradientNorm* norms);
   // A direction's weights in panels, for Direction::packed.
   Index (*packed_bytes)(Kind, Index I, Index H);
   void (*pack)(Kind, const Direction<T>&, Index I, Index H, void* out);

@@ -60,6 +60,39 @@ struct Functions {
       return laid_out<BackwardStack<decltype(cell), T>>(call, arena).run();
     });
   }
+  static void forward_members(const ForwardCall<T>* calls, Index n, int threads, void* rooms) {
+    with_cell<T>(calls->kind, [&](auto cell) {
+      using Stack = ForwardStack<decltype(cell), T>;
+      members<decltype(cell), Stack>(calls, n, threads, rooms, forward_room(*calls),
+                                     [](const Stack&, Index) {});
+    });
+  }
+  static void backward_members(const BackwardCall<T>* calls, Index n, int threads, void* rooms,
+                               GradientNorm* norms) {
+    with_cell<T>(calls->kind, [&](auto cell) {
+      using Stack = BackwardStack<decltype(cell), T>;
+      members<decltype(cell), Stack>(
+          calls, n, threads, rooms, backward_room(*calls),
+          [&](const Stack& stack, Index i) { norms[i] = *stack.result; });
+    });
+  }
+  template <class Cell, class Stack, class Call, class Done>
+  static void members(const Call* calls, Index n, int threads, void* rooms, Index room,
+                      const Done& done) {
+    threads = static_cast<int>(least(threads, n));
+    threads =
+        capped(threads, work_of<Cell>(*calls) * static_cast<double>(n) / Worth::flops_of_a_thread);
+    parallel(threads, calls->interrupt, [&](Watch& watch, int thread, int count) {
+      const Range mine = share(n, thread, count);
+      for (Index i = mine.first; i < mine.last; ++i) {
+        Arena arena{static_cast<char*>(rooms) + thread * room};
+        const Stack stack(calls[i], arena);
+        stack.begin();
+        stack.work(watch, 0, 1);
+        done(stack, i);
+      }
+    });
+  }
   static Index packed_bytes(Kind kind, Index I, Index H) {
     return with_cell<T>(kind, [&](auto cell) {
       Arena arena{nullptr};
@@ -91,9 +124,9 @@ struct Functions {
   }
 
   static constexpr TypedKernels<T> table() {
-    return {forward_room, forward, backward_room,     backward,
-            packed_bytes, pack,    sum_of_squares<T>, optimizer_step<T>,
-            sigmoid,      tanh,    probe_fma<T>,      probe_read<T>};
+    return {forward_room,     forward,      backward_room, backward,          forward_members,
+            backward_members, packed_bytes, pack,          sum_of_squares<T>, optimizer_step<T>,
+            sigmoid,          tanh,         probe_fma<T>,  probe_read<T>};
   }
 };
 

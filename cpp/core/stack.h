@@ -12,16 +12,27 @@ struct Worth {
   static constexpr double flops_of_a_thread = 1e6;
   static constexpr double flops_of_a_thread_and_step = 5e4;  // where units are shared
 };
-template <class Cell>
-inline int worthwhile(int threads, Index L, Index D, Index H, Index I, const Schedule& s) {
-  const auto f = [](Index n) { return static_cast<double>(n); };
-  const double step = 2.0 * f(Cell::gates) * f(H) * f(s.B) * f(D);
-  const double all = step * f(s.T) * (f(I) + f(H) + f(L - 1) * f(D * H + H));
-  const auto capped = [&](int n, double most_threads) {
-    return most_threads < f(n) ? (most_threads < 1 ? 1 : static_cast<int>(most_threads)) : n;
-  };
-  int n = capped(threads, all / Worth::flops_of_a_thread);
-  if (s.B * D < 4 * n) n = capped(n, step * f(H) / Worth::flops_of_a_thread_and_step);
+inline int capped(int threads, double most) {
+  return most < static_cast<double>(threads) ? (most < 1 ? 1 : static_cast<int>(most)) : threads;
+}
+inline double as_double(Index n) { return static_cast<double>(n); }
+// Flops of a step's products, for each of their inputs; and of a whole forward.
+template <class Cell, class Call>
+inline double flops_of_step(const Call& call) {
+  return 2.0 * as_double(Cell::gates * call.H) * as_double(call.rows.B * call.D);
+}
+template <class Cell, class Call>
+inline double work_of(const Call& call) {
+  const Index H = call.H, I = call.layers[0].inputs;
+  const Index inputs = I + H + (call.L - 1) * (call.D * H + H);
+  return flops_of_step<Cell>(call) * as_double(call.rows.T) * as_double(inputs);
+}
+template <class Cell, class Call>
+inline int worthwhile(int threads, const Call& call) {
+  int n = capped(threads, work_of<Cell>(call) / Worth::flops_of_a_thread);
+  if (call.rows.B * call.D < 4 * n)
+    n = capped(n,
+               flops_of_step<Cell>(call) * as_double(call.H) / Worth::flops_of_a_thread_and_step);
   return n;
 }
 
@@ -71,8 +82,7 @@ struct ForwardStack {
 
   ForwardStack(const ForwardCall<T>& c, Arena& arena) : call(c) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
-    threads =
-        worthwhile<Cell>(call.threads, call.L, call.D, call.H, call.layers[0].inputs, call.rows);
+    threads = worthwhile<Cell>(call.threads, call);
     barriers.take(arena);
     for (Index d = 0; d < call.D; ++d)
       room[d].take(arena, call.rows, I, call.H, call.layers[0].direction[0].packed != nullptr);
@@ -84,8 +94,9 @@ struct ForwardStack {
     }
   }
 
-  void run() {
-    barriers.clear();
+  void begin() const { barriers.clear(); }
+  void run() const {
+    begin();
     parallel(threads, call.interrupt,
              [&](Watch& watch, int thread, int count) { work(watch, thread, count); });
   }
@@ -144,8 +155,7 @@ struct BackwardStack {
 
   BackwardStack(const BackwardCall<T>& c, Arena& arena) : call(c) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
-    threads =
-        worthwhile<Cell>(call.threads, call.L, call.D, call.H, call.layers[0].inputs, call.rows);
+    threads = worthwhile<Cell>(call.threads, call);
     barriers.take(arena);
     result = arena.take<GradientNorm>(1);
     squares = arena.take<double>(call.L * call.D * 4 * kSquareLanes<T>);
@@ -161,10 +171,13 @@ struct BackwardStack {
     }
   }
 
-  GradientNorm run() {
+  void begin() const {
     barriers.clear();
     for (Index d = 0; d < call.D; ++d) *room[d].finite = 1;
     *result = {0, 1, true};
+  }
+  GradientNorm run() const {
+    begin();
     parallel(threads, call.interrupt,
              [&](Watch& watch, int thread, int count) { work(watch, thread, count); });
     return *result;

@@ -37,6 +37,7 @@ class Net:
         bidirectional: bool,
         residual: bool,
         is_double: bool,
+        members: int,
     ) -> None: ...
     def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
     def forward(
@@ -51,7 +52,7 @@ class Net:
         keep: bool,
         segment: int,
         dropout: float,
-        seed: int,
+        seeds: list[int],
         step: int,
     ) -> tuple[Array, Array, Array | None, Tape]: ...
     def backward(
@@ -72,9 +73,9 @@ class Net:
         Array,
         Array,
         Array | None,
-        float,
-        float,
-        bool,
+        Any,
+        Any,
+        Any,
         tuple[Array, Array, Array | None, Array, Array] | None,
     ]: ...
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -13,6 +14,9 @@ from . import _core
 from .checks import flag, integer, number
 from .clip import Clip
 from .stream import Stream, split_state
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["GRU", "LSTM", "RNN", "Gradients", "Trace"]
 
@@ -26,7 +30,7 @@ INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
 class Trace(NamedTuple):
     """What a backward pass saw on its way: float64 arrays (L*D, T, B), layer-major, then direction.
 
-    Behind a row's end norms and shares are 0, and `scale` is 1.
+    An ensemble's are (L*D, T, E, B). Behind a row's end norms and shares are 0, and `scale` is 1.
 
     Attributes
     ----------
@@ -59,31 +63,32 @@ class Gradients:
     params : dict of str to ndarray
         dL/dp for each of the layer's parameters, under its name, clipped as asked for.
     x : ndarray
-        dL/dx, shaped like the forward's x; zero at padding.
+        dL/dx, shaped like the forward's x, but member by member, (T, E, B, I), for any ensemble;
+        zero at padding.
     state : ndarray or tuple of ndarray
         dL/d(initial state), shaped like a state.
-    norm : float
+    norm : float, or ndarray (E,) for an ensemble
         The joint L2 norm of `params` after `Clip.value` and before `Clip.norm`. Optimizers use it
         instead of measuring again, so hand them the dict ``params`` if you change its arrays.
-    scale : float
+    scale : float, or ndarray (E,)
         The factor that `Clip.norm` applied; 1.0 if none.
-    finite : bool
+    finite : bool, or ndarray (E,)
         Whether every element of `params` was finite before `Clip.value` (and, for float64, small
         enough for its square to be finite).
     trace : Trace or None
         What the pass saw on its way, if it was asked for.
-    flow_penalty : float
+    flow_penalty : float, or ndarray (E,)
         The value of Omega, if it was asked for, without its weight; 0.0 otherwise.
     """
 
     params: dict[str, Array]
     x: Array
     state: State
-    norm: float
-    scale: float
-    finite: bool
+    norm: Any
+    scale: Any
+    finite: Any
     trace: Trace | None = None
-    flow_penalty: float = 0.0
+    flow_penalty: Any = 0.0
 
 
 class _Layer:
@@ -103,6 +108,7 @@ class _Layer:
         dropout: float = 0.0,
         bidirectional: bool = False,
         residual: bool = False,
+        ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: int | None = None,
         init: str = "uniform",
@@ -118,13 +124,29 @@ class _Layer:
             raise ValueError(
                 "residual: expected False with num_layers=1 (it joins layers), got True"
             )
+        self.ensemble = None if ensemble is None else _size("ensemble", ensemble)
+        if self.ensemble and self.batch_first:
+            raise ValueError("batch_first: expected False with an ensemble, got True")
         self.dropout = dropout
         self.dtype = _dtype(dtype)
         if init not in INITIALIZERS:
             raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {init!r}")
         if seed is not None:
             seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
-        self._net = _core.Net(
+        self._net = self._new_net(self.ensemble or 0)
+        self.dropout_step = 0
+        members = [
+            self._drawn(None if seed is None else seed + member, init)
+            for member in range(self.ensemble or 1)
+        ]
+        self._dropout_seeds = [dropout_seed for dropout_seed, _ in members]
+        self.params: dict[str, Array] = members[0][1]
+        if self.ensemble:
+            for name in self.params:
+                self.params[name] = np.stack([params[name] for _, params in members])
+
+    def _new_net(self, members: int) -> _core.Net:
+        return _core.Net(
             self._kind,
             self.input_size,
             self.hidden_size,
@@ -133,11 +155,13 @@ class _Layer:
             self.bidirectional,
             self.residual,
             self.dtype == np.dtype(np.float64),
+            members,
         )
+
+    def _drawn(self, seed: int | None, init: str) -> tuple[int, dict[str, Array]]:
+        """A seed for dropout, and the parameters of a layer alone or of one member."""
         generator = np.random.default_rng(seed)
-        self._dropout_seed = int(generator.integers(2**63))
-        self.dropout_step = 0
-        self.params: dict[str, Array] = {
+        return int(generator.integers(2**63)), {
             name: _initial(init, name, shape, self.hidden_size, generator).astype(self.dtype)
             for name, shape in self._net.parameter_shapes()
         }
@@ -167,7 +191,7 @@ class _Layer:
             f"{type(self).__name__}({self.input_size}, {self.hidden_size}, {self.num_layers}, "
             f"bias={self.bias}, batch_first={self.batch_first}, dropout={self.dropout}, "
             f"bidirectional={self.bidirectional}, residual={self.residual}, "
-            f"dtype={self.dtype})"
+            f"ensemble={self.ensemble}, dtype={self.dtype})"
         )
 
     def __call__(
@@ -183,10 +207,11 @@ class _Layer:
         Parameters
         ----------
         x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
-            The input, of the layer's dtype. T and B may be 0.
+            The input, of the layer's dtype. T and B may be 0. An ensemble takes (T, E, B, I), or
+            (T, B, I) for all of its members.
         state : ndarray or tuple of ndarray, optional
-            The initial h (L*D, B, H), for an LSTM the pair (h, c); (L*D, H) for one row. Zeros if
-            not given.
+            The initial h (L*D, B, H), for an LSTM the pair (h, c); (L*D, H) for one row,
+            (L*D, E, B, H) for an ensemble. Zeros if not given.
         lengths : ndarray of integers, shape (B,), optional
             Each row's number of steps, 0 to T, in any order; what lies behind is never read.
         resets : ndarray of bool, shape (T, B), laid out as `x`, optional
@@ -196,7 +221,7 @@ class _Layer:
 
         Returns
         -------
-        y : ndarray, shape (T, B, D*H), laid out as `x`
+        y : ndarray, shape (T, B, D*H), laid out as `x`; (T, E, B, D*H) for an ensemble
             The last layer's output of every step, directions side by side (h; with ``residual``,
             plus the layer's input); zero behind a row's end.
         state : ndarray or tuple of ndarray
@@ -217,7 +242,18 @@ class _Layer:
         """
         h0, c0 = split_state("state", state, self._has_c)
         y, h, c, _ = self._net.forward(
-            self.params, x, h0, c0, lengths, resets, self.batch_first, False, 0, 0.0, 0, 0
+            self.params,
+            x,
+            h0,
+            c0,
+            lengths,
+            resets,
+            self.batch_first,
+            False,
+            0,
+            0.0,
+            self._dropout_seeds,
+            0,
         )
         return y, h if c is None else (h, c)
 
@@ -288,7 +324,7 @@ class _Layer:
             True,
             self._segment(checkpoint, x),
             self.dropout,
-            self._dropout_seed,
+            self._dropout_seeds,
             self.dropout_step,
         )
         self.dropout_step += 1
@@ -303,7 +339,7 @@ class _Layer:
         if isinstance(checkpoint, str):
             if checkpoint != "sqrt":
                 raise ValueError(f"checkpoint: expected an integer or 'sqrt', got {checkpoint!r}")
-            steps = np.shape(x)[self.batch_first and np.ndim(x) == 3] if np.ndim(x) else 1
+            steps = np.shape(x)[self.batch_first and np.ndim(x) == 3] if np.ndim(x) > 1 else 1
             return max(1, math.isqrt(steps))
         return integer("checkpoint", checkpoint, "an integer of at least 1", 1, 2**62)
 
@@ -386,6 +422,8 @@ class _Layer:
             weight,
         )
         seen = Trace(*traced) if traced else None
+        if seen and self.ensemble:  # the core has members first
+            seen = Trace._make(None if a is None else np.moveaxis(a, 0, 2) for a in seen)
         return Gradients(
             params,
             dx,
@@ -413,7 +451,8 @@ class _Layer:
         Raises
         ------
         ValueError
-            If the layer is bidirectional: its outputs need the whole sequence.
+            If the layer is bidirectional: its outputs need the whole sequence. If it is an
+            ensemble: ask a `member`.
 
         Examples
         --------
@@ -422,7 +461,49 @@ class _Layer:
         >>> stream.step(np.zeros((1, 3), np.float32)).shape
         (1, 5)
         """
+        if self.ensemble:
+            raise ValueError(
+                "stream: expected a layer alone, got an ensemble (use member(e).stream())"
+            )
         return Stream(self._net, self.params, _size("batch_size", batch_size))
+
+    def member(self, index: int) -> Self:
+        """One member of an ensemble, as a layer alone.
+
+        Parameters
+        ----------
+        index : int
+            From 0 to E - 1.
+
+        Returns
+        -------
+        RNN, LSTM or GRU
+            Its ``params`` are views: what is written to them is the ensemble's, and the other way
+            round.
+
+        Raises
+        ------
+        ValueError
+            If the layer is no ensemble, or has no such member.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> grus = rk.GRU(3, 5, ensemble=4, seed=0)
+        >>> x = np.ones((7, 2, 3), np.float32)
+        >>> bool((grus.member(2)(x)[0] == grus(x)[0][:, 2]).all())
+        True
+        """
+        if not self.ensemble:
+            raise ValueError("member: expected an ensemble, got a layer alone")
+        expected = f"an integer from 0 to {self.ensemble - 1}"
+        index = integer("index", index, expected, 0, self.ensemble - 1)
+        one = copy.copy(self)
+        one.ensemble = None
+        one._net = self._new_net(0)
+        one._dropout_seeds = [self._dropout_seeds[index]]
+        one.params = {name: array[index] for name, array in self.params.items()}
+        return one
 
 
 class RNN(_Layer):
@@ -447,6 +528,11 @@ class RNN(_Layer):
     residual : bool
         Whether each layer above the first hands on its h plus its input (before dropout), both of
         D*H channels [5]_. Needs two layers.
+    ensemble : int, optional
+        E: that many layers of the same sizes, side by side in each call, on as many threads as
+        there are. Parameters are (E, ...); each member is trained on its own, on its part of x
+        (T, E, B, I) or on one x (T, B, I) for all, with lengths and resets for all. Member e has
+        the bits of a layer alone whose seed is ``seed + e``. Not with ``batch_first``.
     dtype : {float32, float64}
         Of parameters, inputs and outputs. Nothing is cast.
     seed : int, optional
@@ -516,7 +602,8 @@ class LSTM(_Layer):
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
-    bias, batch_first, dropout, bidirectional, residual, dtype, seed, init
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    init
         As in `RNN`.
     forget_bias : float, optional
         What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
@@ -564,7 +651,7 @@ class LSTM(_Layer):
         forget = slice(self.hidden_size, 2 * self.hidden_size)
         for name, array in self.params.items():
             if name.startswith("bias"):
-                array[forget] = forget_bias if name.startswith("bias_ih") else 0.0
+                array[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0
 
 
 class GRU(_Layer):
@@ -576,7 +663,8 @@ class GRU(_Layer):
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
-    bias, batch_first, dropout, bidirectional, residual, dtype, seed, init
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    init
         As in `RNN`.
     reset_after : bool
         True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
@@ -609,11 +697,12 @@ class GRU(_Layer):
         super().__init__(input_size, hidden_size, num_layers, **options)
 
 
-def _omega(trace: Trace) -> float:
-    """Omega of Pascanu et al. 2013, eq. 9, from the norms of a trace."""
+def _omega(trace: Trace) -> Any:
+    """Omega of Pascanu et al. 2013, eq. 9, from the norms of a trace; (E,) for an ensemble."""
     v, u = trace.dh, trace.dh_before
     growth = np.divide(u, v, out=np.ones_like(u), where=(v > 0) & (u > 0))
-    return float(np.sum((growth - 1.0) ** 2) / max(1, v.shape[2]))
+    omega = np.sum((growth - 1.0) ** 2, axis=(0, 1, -1)) / max(1, v.shape[-1])
+    return omega if v.ndim == 4 else float(omega)
 
 
 def _size(name: str, value: Any) -> int:

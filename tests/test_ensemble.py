@@ -1,0 +1,252 @@
+"""An ensemble is its members, each a layer alone, to the bit."""
+
+import numpy as np
+import pytest
+from helpers import DTYPES, KINDS, fused_sets, make_layer, parts, random_problem
+
+import rnnkern as rk
+
+E, T, B, I, H = 5, 7, 3, 4, 9
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def ensemble_of(kind, **options):
+    return make_layer(kind, I, H, ensemble=E, **{"seed": 11, **options})
+
+
+def alone(kind, member, **options):
+    return make_layer(kind, I, H, **{"seed": 11 + member, **options})
+
+
+def problem_of(layer, **options):
+    """A problem of E * B rows, as one of the ensemble."""
+    flat = random_problem(layer.member(0), T, E * B, **options)
+
+    def split(a):
+        return a.reshape(*a.shape[:1], E, B, a.shape[-1])
+
+    def state(s):
+        arrays = [split(a) for a in parts(s)]
+        return tuple(arrays) if len(arrays) == 2 else next(iter(arrays), None)
+
+    return flat.but(
+        x=split(flat.x), dy=split(flat.dy), state=state(flat.state), dstate=state(flat.dstate)
+    )
+
+
+def of_member(problem, e, shared=False):
+    def state(s):
+        arrays = [np.ascontiguousarray(a[:, e]) for a in parts(s)]
+        return tuple(arrays) if len(arrays) == 2 else next(iter(arrays), None)
+
+    x = problem.x if shared else problem.x[:, e]
+    return problem.but(
+        x=x, dy=problem.dy[:, e], state=state(problem.state), dstate=state(problem.dstate)
+    )
+
+
+def same(got, want, what=""):
+    np.testing.assert_array_equal(got, want, err_msg=what)
+
+
+def assert_members_are_layers(kind, shared=False, checkpoint=None, **options):
+    layer = ensemble_of(kind, **options)
+    problem = problem_of(layer)
+    if shared:
+        problem = problem.but(x=np.ascontiguousarray(problem.x[:, 0]))
+    rng = np.random.default_rng(2)
+    problem = problem.but(lengths=np.array([T, 2, 5]), resets=rng.random((T, B)) < 0.2)
+    clip = rk.Clip(step_value=0.4, step_norm=0.7, value=1.0, norm=1.5)
+    y, state, tape = problem.forward(layer, checkpoint=checkpoint)
+    grads = problem.backward(layer, tape, clip, trace=True)
+    inferred, _ = layer(problem.x, problem.state, problem.lengths, resets=problem.resets)
+    scales = []
+    for e in range(E):
+        one, own = alone(kind, e, **options), of_member(problem, e, shared)
+        own_y, own_state, own_tape = own.forward(one, checkpoint=checkpoint)
+        own_grads = own.backward(one, own_tape, clip, trace=True)
+        same(y[:, e], own_y, "y")
+        for got, want in zip(parts(state), parts(own_state), strict=True):
+            same(got[:, e], want, "state")
+        for name, want in own_grads.params.items():
+            same(layer.params[name][e], one.params[name], name)
+            same(grads.params[name][e], want, name)
+        same(grads.x[:, e], own_grads.x, "x")
+        for got, want in zip(parts(grads.state), parts(own_grads.state), strict=True):
+            same(got[:, e], want, "grads.state")
+        assert grads.norm[e] == own_grads.norm
+        assert grads.scale[e] == own_grads.scale
+        assert grads.finite[e] == own_grads.finite
+        for got, want in zip(grads.trace, own_grads.trace, strict=True):
+            assert (got is None) == (want is None)
+            if got is not None:
+                same(got[:, :, e], want, "trace")
+        scales.append(own_grads.scale)
+        own_inferred, _ = one(own.x, own.state, own.lengths, resets=own.resets)
+        same(inferred[:, e], own_inferred, "call")
+    assert len(set(scales)) == E  # each by its own norm
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_members_are_layers_of_their_own(kind, dtype, shared):
+    assert_members_are_layers(kind, shared, dtype=dtype)
+
+
+@every_kind
+def test_members_with_everything_else(kind):
+    assert_members_are_layers(
+        kind, num_layers=3, bidirectional=True, dropout=0.3, residual=True, bias=False
+    )
+
+
+@every_kind
+@pytest.mark.parametrize("shared", [False, True])
+def test_members_with_checkpoints(kind, shared):
+    assert_members_are_layers(kind, shared, checkpoint=3, num_layers=2, dropout=0.3)
+
+
+@every_kind
+def test_same_bits_for_any_threads_and_set(kind):
+    layer = ensemble_of(kind)
+    problem = problem_of(layer)
+
+    def results():
+        y, _, tape = problem.forward(layer)
+        grads = problem.backward(layer, tape)
+        return [y, grads.x, *grads.params.values()]
+
+    with rk.num_threads(1):
+        want = results()
+    for name in fused_sets():
+        for threads in (1, 2, 3, 8):
+            with rk.force_isa(name), rk.num_threads(threads):
+                for got, expected in zip(results(), want, strict=True):
+                    same(got, expected)
+
+
+def test_many_members_and_steps_on_many_threads():
+    """Work enough for several threads, whatever the machine has."""
+    layer = make_layer("lstm", 16, 32, ensemble=7)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 7, 4, 16)).astype(np.float32)
+    with rk.num_threads(4):
+        y, _, tape = layer.forward(x)
+        grads = layer.backward(tape, np.ones_like(y))
+    for e in (0, 3, 6):
+        one = layer.member(e)
+        own_y, _, own_tape = one.forward(x[:, e])
+        same(own_y, y[:, e])
+        own = one.backward(own_tape, np.ones_like(own_y))
+        for name, want in own.params.items():
+            same(grads.params[name][e], want, name)
+
+
+def test_flow_penalty_is_each_member_s():
+    layer = ensemble_of("gru")
+    problem = problem_of(layer)
+    *_, tape = problem.forward(layer)
+    grads = problem.backward(layer, tape, flow_penalty=0.4)
+    for e in range(E):
+        one, own = alone("gru", e), of_member(problem, e)
+        *_, own_tape = own.forward(one)
+        want = own.backward(one, own_tape, flow_penalty=0.4)
+        assert grads.flow_penalty[e] == want.flow_penalty
+        same(grads.params["weight_hh_l0"][e], want.params["weight_hh_l0"])
+
+
+@pytest.mark.parametrize("checkpoint", [None, 2])
+def test_a_tape_can_be_read_member_by_member(checkpoint):
+    layer = ensemble_of("lstm", num_layers=2)
+    problem = problem_of(layer).but(lengths=np.array([2, T, 4]))
+    *_, tape = problem.forward(layer, checkpoint=checkpoint)
+    if checkpoint:
+        with pytest.raises(ValueError, match=r"tape.gates: expected a tape without checkpoint"):
+            _ = tape.gates
+        return
+    assert tape.gates[0].shape == (T, E, B, 4, H)
+    for e in range(E):
+        one, own = alone("lstm", e, num_layers=2), of_member(problem, e)
+        *_, own_tape = own.forward(one)
+        for name in ("gates", "cells", "hiddens"):
+            for got, want in zip(getattr(tape, name), getattr(own_tape, name), strict=True):
+                same(got[:, e], want, name)
+
+
+def test_members_are_views():
+    layer = ensemble_of("gru")
+    one = layer.member(3)
+    one.params["bias_hh_l0"][...] = 7
+    assert (layer.params["bias_hh_l0"][3] == 7).all()
+    assert not (layer.params["bias_hh_l0"][2] == 7).any()
+    assert one.ensemble is None
+    x = np.ones((T, B, I), np.float32)
+    same(one.stream(B).run(x), layer(x)[0][:, 3])
+
+
+def test_forget_bias_is_every_member_s():
+    layer = rk.LSTM(I, H, ensemble=2, forget_bias=3.0, seed=0)
+    assert (layer.params["bias_ih_l0"][:, H : 2 * H] == 3).all()
+    assert not (layer.params["bias_ih_l0"][:, :H] == 3).any()
+
+
+def test_no_seed_gives_members_of_their_own():
+    layer = rk.GRU(I, H, ensemble=2)
+    a, b = layer.params["weight_hh_l0"]
+    assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("size", [(0, B), (T, 0), (0, 0)])
+def test_no_steps_and_no_rows(size):
+    steps, rows = size
+    layer = ensemble_of("lstm")
+    y, _, tape = layer.forward(np.zeros((steps, E, rows, I), np.float32))
+    grads = layer.backward(tape)
+    assert y.shape == (steps, E, rows, H)
+    assert not any(g.any() for g in grads.params.values())
+    assert grads.norm.shape == (E,)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        ((T, E + 1, B, I), r"x: expected shape \(7, 5, .*\), got \(7, 6, 3, 4\)|x: expected shape"),
+        ((T, I), "x: expected shape"),
+        ((T, E, B, I + 1), "x: expected shape"),
+    ],
+)
+def test_bad_inputs_are_named(x, said):
+    with pytest.raises(ValueError, match=said):
+        ensemble_of("gru")(np.zeros(x, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"ensemble": 0}, ValueError, "ensemble: expected an integer of at least 1, got 0"),
+        ({"ensemble": 2.0}, TypeError, "ensemble: expected an integer, got float"),
+        (
+            {"ensemble": 2, "batch_first": True},
+            ValueError,
+            "batch_first: expected False with an ensemble, got True",
+        ),
+    ],
+)
+def test_bad_options_are_named(options, error, said):
+    with pytest.raises(error, match=said):
+        rk.GRU(I, H, **options)
+
+
+def test_what_an_ensemble_has_not_is_said():
+    layer = ensemble_of("gru")
+    with pytest.raises(ValueError, match=r"stream: expected a layer alone, got an ensemble"):
+        layer.stream()
+    with pytest.raises(ValueError, match="index: expected an integer from 0 to 4, got 5"):
+        layer.member(E)
+    with pytest.raises(ValueError, match="member: expected an ensemble, got a layer alone"):
+        alone("gru", 0).member(0)
+    state = np.zeros((1, B, H), np.float32)
+    with pytest.raises(ValueError, match=r"state: expected shape \(1, 5, 3, 9\), got \(1, 3, 9\)"):
+        layer(np.zeros((T, B, I), np.float32), state)
