@@ -250,3 +250,80 @@ def test_what_an_ensemble_has_not_is_said():
     state = np.zeros((1, B, H), np.float32)
     with pytest.raises(ValueError, match=r"state: expected shape \(1, 5, 3, 9\), got \(1, 3, 9\)"):
         layer(np.zeros((T, B, I), np.float32), state)
+
+
+# ---------------------------------------------------------------------------- optimizers
+
+OPTIMIZERS = {
+    "sgd": lambda params, **o: rk.SGD(params, 0.1, 0.9, True, **o),
+    "rmsprop": lambda params, **o: rk.RMSprop(params, 0.01, momentum=0.5, **o),
+    "adam": lambda params, **o: rk.Adam(params, 0.01, **o),
+    "adamw": lambda params, **o: rk.AdamW(params, 0.01, weight_decay=0.1, **o),
+}
+
+
+def dicts(layer, out):
+    return [layer.params, {"out": out}]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_members_are_stepped_as_layers_alone(name, dtype):
+    """Own norm, own clip, own skip, own count: with one member that blows up now and then."""
+    make, penalties = OPTIMIZERS[name], {"l1": {"weight_hh*": 1e-3}, "l2": 1e-2}
+    layer = ensemble_of("gru", dtype=dtype)
+    out = np.random.default_rng(0).normal(size=(E, H)).astype(dtype)
+    singles = [alone("gru", e, dtype=dtype) for e in range(E)]
+    outs = [out[e].copy() for e in range(E)]
+    opt = make(dicts(layer, out), ensemble=E, **penalties)
+    opts = [make(dicts(one, o), **penalties) for one, o in zip(singles, outs, strict=True)]
+    rng = np.random.default_rng(1)
+    scales = set()
+    for step in range(6):
+        x = rng.normal(size=(T, E, B, I)).astype(dtype)
+        dy = rng.normal(size=(T, E, B, H)).astype(dtype)
+        d_out = rng.normal(size=(E, H)).astype(dtype)
+        if step in (1, 3):
+            dy[:, 2] = np.inf
+        if step == 4:
+            d_out[4, 0] = np.nan
+        *_, tape = layer.forward(x)
+        done = opt.step([layer.backward(tape, dy), {"out": d_out}], max_norm=2.0)
+        for e, (one, own) in enumerate(zip(singles, opts, strict=True)):
+            *_, tape = one.forward(x[:, e])
+            want = own.step([one.backward(tape, dy[:, e]), {"out": d_out[e]}], max_norm=2.0)
+            same(done.norm[e], want.norm)
+            assert (done.scale[e], done.applied[e]) == (want.scale, want.applied)
+            scales.add(want.scale)
+    assert len(scales) > E
+    same(opt.skipped, [0, 0, 2, 0, 1])
+    for e in range(E):
+        same(out[e], outs[e])
+        assert opts[e].skipped == opt.skipped[e]
+        for key, p in layer.params.items():
+            same(p[e], singles[e].params[key], key)
+        for key, array in opts[e].state_dict().items():
+            same(opt.state_dict()[key][e], array, key)
+
+
+def test_an_ensemble_s_optimizer_goes_on_from_its_state():
+    layer = ensemble_of("lstm")
+    opt, other = (rk.Adam(layer.params, ensemble=E) for _ in range(2))
+    rng = np.random.default_rng(0)
+    *_, tape = layer.forward(rng.normal(size=(T, B, I)).astype(np.float32))
+    grads = layer.backward(tape, np.ones((T, E, B, H), np.float32))
+    grads.finite[1] = False
+    opt.step(grads)
+    other.load_state_dict(opt.state_dict())
+    same(other.skipped, [0, 1, 0, 0, 0])
+    for key, array in opt.state_dict().items():
+        same(other.state_dict()[key], array)
+    with pytest.raises(ValueError, match=r"state\['step'\]: expected shape \(5,\), got \(\)"):
+        opt.load_state_dict(rk.Adam(layer.params).state_dict())
+
+
+def test_bad_ensembles_of_optimizers_are_named():
+    with pytest.raises(ValueError, match=r"params\['w'\]: expected shape \(3, ...\), got \(2, 3\)"):
+        rk.Adam({"w": np.zeros((2, 3))}, ensemble=3)
+    with pytest.raises(ValueError, match="ensemble: expected an integer of at least 1, got 0"):
+        rk.SGD({"w": np.zeros((2, 3))}, lr=1.0, ensemble=0)

@@ -39,6 +39,10 @@ double sum_of_squares(const py::array& values) {
 using Arrays = std::tuple<py::array, py::array, std::optional<py::array>, std::optional<py::array>,
                           double, double>;
 
+// Which of the members that the arrays hold side by side is stepped, and what is its own of the
+// rule: scale, correction1, correction2.
+using Member = std::tuple<Index, double, double, double>;
+
 template <class T>
 OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
                          std::vector<py::array>& kept) {
@@ -59,15 +63,27 @@ OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
           l2};
 }
 
-// `step` counts the steps: it rises in the same call that updates, so that no signal of Python's
-// comes between the two.
+// One member's part of the arrays of all.
+template <class T>
+void step_member(OptimizerStep<T> of_all, const Member& member, Index members) {
+  const auto& [index, scale, correction1, correction2] = member;
+  of_all.n /= members;
+  const Index from = index * of_all.n;
+  of_all.scale = scale, of_all.correction1 = correction1, of_all.correction2 = correction2;
+  of_all.parameter += from, of_all.gradient += from;
+  if (of_all.first) of_all.first += from;
+  if (of_all.second) of_all.second += from;
+  kernels().of<T>().optimizer_step(of_all);
+}
+
+// `steps` counts each member's steps: it rises in the same call that updates, so that no signal of
+// Python's comes between the two.
 void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
-                    py::array_t<std::int64_t>& step, double scale, double lr, double momentum,
-                    bool nesterov, double beta1, double beta2, double eps, double correction1,
-                    double correction2, double weight_decay) {
-  const OptimizerRule rule{optimizer(kind), scale,       lr,           momentum,
-                           nesterov,        beta1,       beta2,        eps,
-                           correction1,     correction2, weight_decay, threads()};
+                    py::array_t<std::int64_t>& steps, const std::vector<Member>& members, double lr,
+                    double momentum, bool nesterov, double beta1, double beta2, double eps,
+                    double weight_decay) {
+  const OptimizerRule rule{optimizer(kind), 1,   lr, momentum, nesterov,     beta1,
+                           beta2,           eps, 1,  1,        weight_decay, threads()};
   std::vector<OptimizerStep<float>> f32;
   std::vector<OptimizerStep<double>> f64;
   std::vector<py::array> kept;  // the gradients that are read, until the end
@@ -77,12 +93,15 @@ void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
     else
       f32.push_back(checked<float>(rule, arrays, kept));
   }
-  std::int64_t& steps = *step.mutable_data();
+  const Index count = steps.size();
+  std::int64_t* const done = steps.mutable_data();
   unlocked([&](const Interrupt&) {
-    for (const auto& one : f32) kernels().f32.optimizer_step(one);
-    for (const auto& one : f64) kernels().f64.optimizer_step(one);
+    for (const Member& member : members) {
+      for (const auto& one : f32) step_member(one, member, count);
+      for (const auto& one : f64) step_member(one, member, count);
+    }
   });
-  ++steps;
+  for (const Member& member : members) ++done[std::get<0>(member)];
 }
 
 }  // namespace
@@ -90,10 +109,9 @@ void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
 void bind_optim(py::module_& m) {
   m.def("sum_of_squares", &sum_of_squares, py::arg("values"));
   m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"),
-        py::arg("step").noconvert(), py::kw_only(), py::arg("scale"), py::arg("lr"),
+        py::arg("steps").noconvert(), py::arg("members"), py::kw_only(), py::arg("lr"),
         py::arg("momentum") = 0.0, py::arg("nesterov") = false, py::arg("beta1") = 0.0,
-        py::arg("beta2") = 0.0, py::arg("eps") = 0.0, py::arg("correction1") = 1.0,
-        py::arg("correction2") = 1.0, py::arg("weight_decay") = 0.0);
+        py::arg("beta2") = 0.0, py::arg("eps") = 0.0, py::arg("weight_decay") = 0.0);
 }
 
 }  // namespace rnnkern

@@ -91,16 +91,14 @@ def sum_of_squares(values: Array) -> float: ...
 def optimizer_step(
     kind: str,
     arrays: list[tuple[Array, Array, Array | None, Array | None, float, float]],
-    step: Array,
+    steps: Array,
+    members: list[tuple[int, float, float, float]],
     *,
-    scale: float,
     lr: float,
     momentum: float = 0.0,
     nesterov: bool = False,
     beta1: float = 0.0,
     beta2: float = 0.0,
     eps: float = 0.0,
-    correction1: float = 1.0,
-    correction2: float = 1.0,
     weight_decay: float = 0.0,
 ) -> None: ...

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .checks import number
+from .checks import integer, number
 
 __all__ = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
 
@@ -32,15 +32,15 @@ class Measured(Protocol):
         """dL/dp by name."""
 
     @property
-    def norm(self) -> float:
+    def norm(self) -> Any:
         """Their joint L2 norm before `scale`."""
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> Any:
         """The factor that they have been scaled by."""
 
     @property
-    def finite(self) -> bool:
+    def finite(self) -> Any:
         """Whether they were all finite."""
 
 
@@ -48,7 +48,7 @@ Grads: TypeAlias = Measured | Params
 
 
 class Step(NamedTuple):
-    """What a step of an optimizer returns.
+    """What a step of an optimizer returns; of an ensemble arrays (E,), one element a member.
 
     Attributes
     ----------
@@ -60,9 +60,9 @@ class Step(NamedTuple):
         False if the step was skipped, because a gradient or the norm was not finite.
     """
 
-    norm: float
-    scale: float
-    applied: bool
+    norm: Any
+    scale: Any
+    applied: Any
 
 
 @dataclass
@@ -95,12 +95,17 @@ class _Optimizer:
         lr: float,
         l1: Penalty,
         l2: Penalty,
+        ensemble: int | None,
         first: bool,
         second: bool,
     ) -> None:
         self.lr = lr
-        self._step = np.zeros((), np.int64)  # the core counts, in the call that updates
-        self._skipped = 0
+        if ensemble is not None:
+            ensemble = integer("ensemble", ensemble, "an integer of at least 1", 1, 2**31)
+        self.ensemble = ensemble
+        counters = () if ensemble is None else (ensemble,)
+        self._step = np.zeros(counters, np.int64)  # the core counts, in the call that updates
+        self._skipped = np.zeros(counters, np.int64)
         self._params: list[Params] = _as_list(params)
         if not self._params:
             raise ValueError("params: expected a dict of arrays or a list of them, got none")
@@ -126,6 +131,11 @@ class _Optimizer:
             for index, (place, arrays) in enumerate(zip(self._places, self._params, strict=True))
             for name, array in arrays.items()
         ]
+        for slot in self._slots:
+            if ensemble is not None and slot.shape[:1] != (ensemble,):
+                raise ValueError(
+                    f"params{slot.place}: expected shape ({ensemble}, ...), got {slot.shape}"
+                )
         self._arrays("params", self._params)
 
     @property
@@ -138,9 +148,9 @@ class _Optimizer:
         self._lr = _number("lr", lr)
 
     @property
-    def skipped(self) -> int:
+    def skipped(self) -> Any:
         """How many steps were skipped, because a gradient or the joint norm was not finite."""
-        return self._skipped
+        return int(self._skipped) if self.ensemble is None else self._skipped.copy()
 
     def step(self, grads: Grads | Sequence[Grads], max_norm: float | None = None) -> Step:
         """Clip by the joint norm, add the penalties and update the parameters, in one pass.
@@ -159,7 +169,8 @@ class _Optimizer:
         -------
         Step
             ``(norm, scale, applied)``. If a gradient or the norm is not finite, the step is
-            skipped and counted in `skipped`; parameters and moments stay as they are.
+            skipped and counted in `skipped`; parameters and moments stay as they are. In an
+            ensemble all of this is each member's own.
 
         Raises
         ------
@@ -195,25 +206,56 @@ class _Optimizer:
         gradients = self._arrays("grads", [_params_of(g) for g in given])
         parameters = self._arrays("params", self._params)
 
-        measured = [g for g in given if not isinstance(g, Mapping)]
-        norms = [g.norm * g.scale for g in measured] + [
-            math.sqrt(_core.sum_of_squares(gradient))
-            for slot, gradient in zip(self._slots, gradients, strict=True)
-            if isinstance(given[slot.index], Mapping)
+        parts: list[list[float]] = [[] for _ in range(self.ensemble or 1)]  # of each one's norm
+        finite = [True] * len(parts)
+        for g in given:
+            if isinstance(g, Mapping):
+                continue
+            for member, of in enumerate(self._of_members(g.norm * g.scale)):
+                parts[member] += of
+            for member, of in enumerate(self._of_members(g.finite)):
+                finite[member] = finite[member] and all(of)
+        for slot, gradient in zip(self._slots, gradients, strict=True):
+            if not isinstance(given[slot.index], Mapping):
+                continue
+            for part, own in zip(parts, gradient if self.ensemble else [gradient], strict=True):
+                part.append(math.sqrt(_core.sum_of_squares(own)))
+        norms = [math.hypot(*part) for part in parts]
+        applied = [ok and math.isfinite(norm) for ok, norm in zip(finite, norms, strict=True)]
+        scales = [
+            min(1.0, bound / (norm + 1e-6)) if ok else 1.0
+            for ok, norm in zip(applied, norms, strict=True)
         ]
-        norm = math.hypot(*norms)
-        if not (math.isfinite(norm) and all(g.finite for g in measured)):
-            self._skipped += 1
-            return Step(norm, 1.0, False)
 
-        scale = min(1.0, bound / (norm + 1e-6))
-        arrays = [
-            (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2)
-            for slot, parameter, gradient in zip(self._slots, parameters, gradients, strict=True)
+        steps = self._step.reshape(-1).tolist()
+        members = [
+            (member, scales[member], *self._corrections(steps[member] + 1))
+            for member in range(len(parts))
+            if applied[member]
         ]
-        rule = self._rule(int(self._step) + 1)
-        _core.optimizer_step(self._kind, arrays, self._step, scale=scale, lr=self.lr, **rule)
-        return Step(norm, scale, True)
+        if members:
+            arrays = [
+                (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2)
+                for slot, parameter, gradient in zip(
+                    self._slots, parameters, gradients, strict=True
+                )
+            ]
+            rule = self._rule()
+            _core.optimizer_step(self._kind, arrays, self._step, members, lr=self.lr, **rule)
+        if self.ensemble is None:
+            self._skipped += not applied[0]
+            return Step(norms[0], scales[0], applied[0])
+        self._skipped += ~np.array(applied)
+        return Step(np.array(norms), np.array(scales), np.array(applied))
+
+    def _of_members(self, value: Any) -> list[list[Any]]:
+        """What gradients say of themselves, for each member; if there are none, for all as one."""
+        values = value.tolist() if isinstance(value, np.ndarray) else [value]
+        if self.ensemble is None:
+            return [values]
+        return [
+            [own] for own in (values if len(values) == self.ensemble else values * self.ensemble)
+        ]
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of what steps have changed, besides the parameters.
@@ -221,9 +263,10 @@ class _Optimizer:
         Returns
         -------
         dict of str to ndarray
-            The counters ``step`` and ``skipped`` (int64, shape ()), and the moments, under names
-            such as ``0.weight_ih_l0.first``: the dict's place, the parameter's name, and ``first``
-            (velocity or first moment) or ``second`` (second moment). No hyper-parameters.
+            The counters ``step`` and ``skipped`` (int64, shape (), of an ensemble (E,)), and the
+            moments, under names such as ``0.weight_ih_l0.first``: the dict's place, the parameter's
+            name, and ``first`` (velocity or first moment) or ``second`` (second moment). No
+            hyper-parameters.
 
         Examples
         --------
@@ -262,8 +305,8 @@ class _Optimizer:
         _check_names("state", state, own)
         for name, array in own.items():
             _check_array(f"state[{name!r}]", state[name], array.shape, array.dtype)
-        step, skipped = int(state["step"]), int(state["skipped"])
-        if step < 0 or skipped < 0:
+        step, skipped = state["step"], state["skipped"]
+        if (step < 0).any() or (skipped < 0).any():
             raise ValueError(f"state: expected counters of at least 0, got {step} and {skipped}")
         new = {name: np.array(state[name], order="C") for name in own}
         slots = [
@@ -271,15 +314,19 @@ class _Optimizer:
             for slot in self._slots
         ]
         # Signals are not served between plain assignments: all of it changes, or nothing.
-        self._slots, self._step, self._skipped = slots, new["step"], skipped
+        self._slots, self._step, self._skipped = slots, new["step"], new["skipped"]
 
-    def _rule(self, step: int) -> dict[str, Any]:
-        """What the core wants to know for a step, counted from 1, besides the learning rate."""
+    def _rule(self) -> dict[str, Any]:
+        """What the core wants to know of all steps, besides the learning rate."""
         raise NotImplementedError
+
+    def _corrections(self, step: int) -> tuple[float, float]:
+        """What the moments are divided by at a step, counted from 1."""
+        return 1.0, 1.0
 
     def _state(self) -> dict[str, Array]:
         """The counters, and the moments themselves."""
-        state = {"step": self._step, "skipped": np.array(self._skipped)}
+        state = {"step": self._step, "skipped": self._skipped}
         for slot in self._slots:
             for moment, array in (("first", slot.first), ("second", slot.second)):
                 if array is not None:
@@ -321,6 +368,9 @@ class SGD(_Optimizer):
         Strengths, at least 0, of the penalties ``l1 sum |p|`` and ``l2/2 sum p^2`` on the loss;
         for all parameters, or by name: ``{"weight_*": 1e-4}``. Keys are patterns of `fnmatch`; the
         first that matches counts, and what none matches has no penalty.
+    ensemble : int, optional
+        E: each array holds E members' parameters, (E, ...), and each member is stepped on its own:
+        its joint norm, clip, skipped steps and count of steps.
 
     Raises
     ------
@@ -356,6 +406,7 @@ class SGD(_Optimizer):
         *,
         l1: Penalty = 0.0,
         l2: Penalty = 0.0,
+        ensemble: int | None = None,
     ) -> None:
         self._momentum = _number("momentum", momentum, below=1.0)
         if not isinstance(nesterov, (bool, np.bool_)):
@@ -363,9 +414,9 @@ class SGD(_Optimizer):
         if nesterov and not self._momentum:
             raise ValueError("nesterov: expected False without momentum, got True")
         self._nesterov = bool(nesterov)
-        super().__init__(params, lr, l1, l2, bool(self._momentum), False)
+        super().__init__(params, lr, l1, l2, ensemble, bool(self._momentum), False)
 
-    def _rule(self, step: int) -> dict[str, Any]:
+    def _rule(self) -> dict[str, Any]:
         return {"momentum": self._momentum, "nesterov": self._nesterov}
 
 
@@ -376,7 +427,7 @@ class RMSprop(_Optimizer):
 
     Parameters
     ----------
-    params, lr, momentum, l1, l2
+    params, lr, momentum, l1, l2, ensemble
         As in `SGD`.
     alpha : float
         Decay of the mean of squares, from 0 to below 1.
@@ -415,13 +466,14 @@ class RMSprop(_Optimizer):
         *,
         l1: Penalty = 0.0,
         l2: Penalty = 0.0,
+        ensemble: int | None = None,
     ) -> None:
         self._alpha = _number("alpha", alpha, below=1.0)
         self._eps = _number("eps", eps, least=SMALLEST_EPS)
         self._momentum = _number("momentum", momentum, below=1.0)
-        super().__init__(params, lr, l1, l2, bool(self._momentum), True)
+        super().__init__(params, lr, l1, l2, ensemble, bool(self._momentum), True)
 
-    def _rule(self, step: int) -> dict[str, Any]:
+    def _rule(self) -> dict[str, Any]:
         return {"momentum": self._momentum, "beta2": self._alpha, "eps": self._eps}
 
 
@@ -433,7 +485,7 @@ class Adam(_Optimizer):
 
     Parameters
     ----------
-    params, lr, l1, l2
+    params, lr, l1, l2, ensemble
         As in `SGD`. `l2` is part of the gradient, as PyTorch's ``weight_decay`` is in its Adam;
         see `AdamW` for the other kind.
     betas : tuple of float
@@ -473,22 +525,21 @@ class Adam(_Optimizer):
         *,
         l1: Penalty = 0.0,
         l2: Penalty = 0.0,
+        ensemble: int | None = None,
     ) -> None:
         if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
             raise TypeError(f"betas: expected a pair of numbers, got {betas!r}")
         self._betas = tuple(_number(f"betas[{i}]", b, below=1.0) for i, b in enumerate(betas))
         self._eps = _number("eps", eps, least=SMALLEST_EPS)
-        super().__init__(params, lr, l1, l2, True, True)
+        super().__init__(params, lr, l1, l2, ensemble, True, True)
 
-    def _rule(self, step: int) -> dict[str, Any]:
+    def _rule(self) -> dict[str, Any]:
         beta1, beta2 = self._betas
-        return {
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": self._eps,
-            "correction1": 1.0 - beta1**step,
-            "correction2": math.sqrt(1.0 - beta2**step),
-        }
+        return {"beta1": beta1, "beta2": beta2, "eps": self._eps}
+
+    def _corrections(self, step: int) -> tuple[float, float]:
+        beta1, beta2 = self._betas
+        return 1.0 - beta1**step, math.sqrt(1.0 - beta2**step)
 
 
 class AdamW(Adam):
@@ -498,7 +549,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, l1, l2
+    params, lr, betas, eps, l1, l2, ensemble
         As in `Adam`.
     weight_decay : float
         At least 0.
@@ -535,12 +586,13 @@ class AdamW(Adam):
         *,
         l1: Penalty = 0.0,
         l2: Penalty = 0.0,
+        ensemble: int | None = None,
     ) -> None:
         self._weight_decay = _number("weight_decay", weight_decay)
-        super().__init__(params, lr, betas, eps, l1=l1, l2=l2)
+        super().__init__(params, lr, betas, eps, l1=l1, l2=l2, ensemble=ensemble)
 
-    def _rule(self, step: int) -> dict[str, Any]:
-        return super()._rule(step) | {"weight_decay": self._weight_decay}
+    def _rule(self) -> dict[str, Any]:
+        return super()._rule() | {"weight_decay": self._weight_decay}
 
 
 def _as_list(one_or_more: Any) -> list[Any]:
