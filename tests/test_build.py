@@ -155,18 +155,23 @@ def test_modules_without_extras(module):
     assert imported(f"import rnnkern.{module}") == ["numpy", "rnnkern"]
 
 
-LATER = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
+LATER = {
+    "modules": ["Embedding", "Linear", "ModuleGradients", "cross_entropy"],
+    "optim": ["SGD", "Adam", "AdamW", "RMSprop", "Step"],
+}
 
 
-@pytest.mark.parametrize("name", ["optim", *LATER])
-def test_optimizers_are_imported_when_asked_for(name):
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, n) for module, names in LATER.items() for n in [module, *names]]
+)
+def test_what_trains_is_imported_when_asked_for(module, name):
     imported(f"""import rnnkern as rk
         assert not hasattr(rk, "Adams")
-        assert set(dir(rk)) >= {{*rk.__all__, "optim"}}
-        assert "rnnkern.optim" not in sys.modules
+        assert set(dir(rk)) >= {{*rk.__all__, *{list(LATER)}}}
+        assert not {{"rnnkern.modules", "rnnkern.optim"}} & set(sys.modules)
         first = rk.{name}
-        assert all(vars(rk)[name] is vars(rk.optim)[name] for name in {LATER})
-        assert first is {"rk.optim" if name == "optim" else f"rk.optim.{name}"}""")
+        assert all(vars(rk)[n] is vars(rk.{module})[n] for n in {LATER[module]})
+        assert first is {"rk." + module if name == module else f"rk.{module}.{name}"}""")
 
 
 def test_all_public_names_can_be_had_at_once():

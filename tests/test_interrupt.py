@@ -186,6 +186,23 @@ def test_other_threads_finish_their_calls():
         assert call.result() == want
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_ends_a_long_loss(threads):
+    logits, targets = np.zeros((6_000_000, 3), np.float32), np.zeros(6_000_000, int)
+    out, waited = np.empty_like(logits), []
+    with rk.num_threads(threads):
+        for _ in range(ATTEMPTS):
+            out[:], sent = np.nan, []
+            with pytest.raises(KeyboardInterrupt):
+                signalled(lambda: rk.cross_entropy(logits, targets, out=out), 0.02, sent=sent)
+            waited.append(time.perf_counter() - sent[0])
+            if waited[-1] <= SECONDS and np.isnan(out).any():
+                break
+        else:
+            raise AssertionError(f"took {waited} s, or was done before")
+    assert_all_is_well()
+
+
 def test_a_step_of_an_optimizer_is_whole():
     """Parameters and the count of steps rise together, whenever Ctrl-C comes."""
     params = {name: np.zeros(400_000, np.float32) for name in ("a", "b")}

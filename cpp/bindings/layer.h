@@ -88,6 +88,7 @@ class Net {
 void bind_layer(py::module_& m);
 void bind_stream(py::module_& m);
 void bind_optim(py::module_& m);
+void bind_modules(py::module_& m);
 void bind_runtime(py::module_& m);
 
 }  // namespace rnnkern

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   rnnkern::bind_layer(m);
   rnnkern::bind_stream(m);
   rnnkern::bind_optim(m);
+  rnnkern::bind_modules(m);
 }

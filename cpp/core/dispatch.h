@@ -1,6 +1,7 @@
 // One table of functions an instruction set; which one is in use is decided once a process.
 #pragma once
 
+#include "modules_call.h"
 #include "optim_step.h"
 #include "problem.h"
 
@@ -30,6 +31,8 @@ struct TypedKernels {
   void (*pack)(Kind, const Direction<T>&, Index I, Index H, void* out);
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_step)(const OptimizerStep<T>&);
+  double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss
+  void (*add_rows)(const AddRowsCall<T>&);
   void (*sigmoid)(const T* x, T* y, Index n);
   void (*tanh)(const T* x, T* y, Index n);
   Probe (*probe_fma)(Index rounds, int threads, const Interrupt&);

@@ -3,6 +3,7 @@
 // instructions that the machine lacks.
 #include "cells/all.h"
 #include "dispatch.h"
+#include "modules.h"
 #include "optim.h"
 #include "probe.h"
 #include "stack.h"
@@ -124,9 +125,14 @@ struct Functions {
   }
 
   static constexpr TypedKernels<T> table() {
-    return {forward_room,     forward,      backward_room, backward,          forward_members,
-            backward_members, packed_bytes, pack,          sum_of_squares<T>, optimizer_step<T>,
-            sigmoid,          tanh,         probe_fma<T>,  probe_read<T>};
+    return {forward_room,      forward,
+            backward_room,     backward,
+            forward_members,   backward_members,
+            packed_bytes,      pack,
+            sum_of_squares<T>, optimizer_step<T>,
+            cross_entropy<T>,  add_rows<T>,
+            sigmoid,           tanh,
+            probe_fma<T>,      probe_read<T>};
   }
 };
 

@@ -20,12 +20,16 @@ __all__ = [
     "Adam",
     "AdamW",
     "Clip",
+    "Embedding",
     "Gradients",
+    "Linear",
+    "ModuleGradients",
     "RMSprop",
     "Step",
     "Stream",
     "Trace",
     "__version__",
+    "cross_entropy",
     "force_isa",
     "get_num_threads",
     "info",
@@ -33,19 +37,24 @@ __all__ = [
     "set_num_threads",
 ]
 
-# Whoever only infers doesn't wait for the optimizers: they are imported when first asked for.
+# Whoever only infers doesn't wait for what trains: it is imported when first asked for.
 if TYPE_CHECKING:
+    from .modules import Embedding, Linear, ModuleGradients, cross_entropy
     from .optim import SGD, Adam, AdamW, RMSprop, Step
 else:
-    _OF_OPTIM = {"SGD", "Adam", "AdamW", "RMSprop", "Step"}
+    _LATER = {
+        "modules": ("Embedding", "Linear", "ModuleGradients", "cross_entropy"),
+        "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
+    }
 
     def __getattr__(name: str) -> Any:
-        if name != "optim" and name not in _OF_OPTIM:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        optim = import_module(".optim", __name__)  # which sets the attribute optim
-        globals().update({each: getattr(optim, each) for each in _OF_OPTIM})
-        return globals()[name]
+        for module, names in _LATER.items():
+            if name == module or name in names:
+                found = import_module(f".{module}", __name__)  # which sets the module's attribute
+                globals().update({each: getattr(found, each) for each in names})
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "optim"})
+    return sorted({*globals(), *__all__, "modules", "optim"})

@@ -102,3 +102,13 @@ def optimizer_step(
     eps: float = 0.0,
     weight_decay: float = 0.0,
 ) -> None: ...
+def cross_entropy(
+    logits: Array,
+    targets: Array,
+    mask: Array | None,
+    ignore_index: int | None,
+    mean: bool,
+    out: Array | None,
+) -> tuple[float, Array, Array]: ...
+def checked_input(x: Array, n: int) -> Array: ...
+def add_rows(x: Array, dy: Array, table: Array) -> None: ...

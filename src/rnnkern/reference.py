@@ -1,7 +1,7 @@
 """The formulas of rnnkern, in float64 NumPy, written to be read.
 
-Forward, backpropagation through time, the clips and the optimizers: what the compiled kernels
-compute is defined here, and tested against here. The module imports nothing of the package.
+Forward, backpropagation through time, the clips, the loss and the optimizers: what the compiled
+kernels compute is defined here, and tested against here. The module imports nothing of the package.
 
 Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, L layers,
 D directions, G gates (RNN 1, GRU 3, LSTM 4). All quantities are dimensionless.
@@ -34,6 +34,7 @@ __all__ = [
     "adamw",
     "backward",
     "clip_factor",
+    "cross_entropy",
     "forward",
     "joint_norm",
     "parameter_shapes",
@@ -699,6 +700,53 @@ def _checked_masks(config: Config, masks: Sequence[Any], T: int, B: int) -> list
     if len(masks) != config.num_layers - 1:
         raise ValueError(f"masks: expected {config.num_layers - 1} arrays, got {len(masks)}")
     return [_checked(f"masks[{i}]", mask, shape) for i, mask in enumerate(masks)]
+
+
+# -------------------------------------------------------------------------------------- loss
+
+
+def cross_entropy(
+    logits: npt.ArrayLike, targets: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> tuple[Array, Array, float]:
+    """Return each row's softmax cross-entropy, its gradient, and what a mean divides by.
+
+    Bishop 2006, Pattern recognition and machine learning, eqs. 4.108 and 4.109.
+
+    Parameters
+    ----------
+    logits : array, (..., V)
+        z; softmax(z) are the classes' probabilities.
+    targets : integers, (...)
+        The right class, 0 to V - 1; anything where the weight is 0.
+    weights : array, (...), optional
+        What each row counts; 1 if not given. A row of weight 0 is not looked at.
+
+    Returns
+    -------
+    losses : array, (...)
+        Weight times -ln softmax(z)[target].
+    dlogits : array, (..., V)
+        The gradient of the losses' sum.
+    total : float
+        The sum of the weights; of a mean, loss and gradient are divided by it, if it is not 0.
+
+    Examples
+    --------
+    >>> losses, dlogits, total = cross_entropy([[0.0, 0.0], [np.nan, 0.0]], [1, -1], [1.0, 0.0])
+    >>> losses.round(4), dlogits.tolist(), total
+    (array([0.6931, 0.    ]), [[0.5, -0.5], [0.0, 0.0]], 1.0)
+    """
+    z, target = np.asarray(logits, np.float64), np.asarray(targets)
+    weight = np.ones(target.shape) if weights is None else np.asarray(weights, np.float64)
+    losses, dlogits = np.zeros(target.shape), np.zeros(z.shape)
+    for row in np.ndindex(target.shape):
+        if weight[row] != 0:
+            shifted = z[row] - z[row].max()  # softmax stays as it is, and nothing overflows
+            p = np.exp(shifted) / np.exp(shifted).sum()
+            losses[row] = weight[row] * (np.log(np.exp(shifted).sum()) - shifted[target[row]])
+            right = np.arange(len(p)) == target[row]
+            dlogits[row] = weight[row] * (p - right)
+    return losses, dlogits, float(weight.sum())
 
 
 # ----------------------------------------------------------------------- norm and optimizers

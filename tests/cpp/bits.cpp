@@ -124,6 +124,36 @@ void activations(const Kernels& kernels) {
               static_cast<unsigned long long>(hash.value));
 }
 
+// The loss and its gradient, of rows of 1 to 77 classes, one of three ruled out.
+template <class T>
+void losses(const Kernels& kernels) {
+  Numbers numbers;
+  Hash hash;
+  for (Index V = 1; V < 78; ++V) {
+    const Index rows = 5;
+    std::vector<T> logits = numbers.operator()<T>(rows * V);
+    for (std::size_t i = 0; i < logits.size(); ++i)
+      logits[i] = i % 3 == 1 && V > 2 ? T(-INFINITY) : logits[i] * T(40);
+    std::vector<std::int64_t> targets;
+    std::vector<double> weights, each(rows);
+    for (Index r = 0; r < rows; ++r)
+      targets.push_back(r * 31 % V), weights.push_back(static_cast<double>(r) / 3);
+    each.push_back(kernels.of<T>().cross_entropy({rows,
+                                                  V,
+                                                  logits.data(),
+                                                  targets.data(),
+                                                  weights.data(),
+                                                  true,
+                                                  logits.data(),
+                                                  each.data(),
+                                                  1,
+                                                  {}}));
+    hash.add(logits), hash.add(each);
+  }
+  std::printf("losses f%d %016llx\n", static_cast<int>(sizeof(T) * 8),
+              static_cast<unsigned long long>(hash.value));
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -135,6 +165,8 @@ int main(int count, char** words) {
   std::fprintf(stderr, "set: %s\n", set->name);
   activations<float>(*set);
   activations<double>(*set);
+  losses<float>(*set);
+  losses<double>(*set);
   const double off = INFINITY;
   for (int kind = 0; kind < kKindCount; ++kind)
     for (const bool ragged : {false, true})

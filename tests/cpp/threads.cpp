@@ -152,6 +152,37 @@ void optimizers(const Kernels& set) {
   }
 }
 
+// The loss, in place, and an embedding's sums.
+template <class T>
+void modules(const Kernels& set) {
+  constexpr Index rows = 4 * kThreads, V = (1 << 14) / 4 + 3;
+  std::vector<std::int64_t> ids(rows);
+  std::vector<double> weights(rows), expected;
+  for (std::size_t r = 0; r < ids.size(); ++r)
+    ids[r] = static_cast<std::int64_t>(r * 37 % 11), weights[r] = static_cast<double>(r % 3);
+  for (const int threads : {1, 2, 3, 5, kThreads}) {
+    std::vector<T> values(rows * V), table(11 * V);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<T>(i % 97) / T(9) - T(4);
+    std::vector<double> losses(rows);
+    losses.push_back(set.of<T>().cross_entropy({rows,
+                                                V,
+                                                values.data(),
+                                                ids.data(),
+                                                weights.data(),
+                                                true,
+                                                values.data(),
+                                                losses.data(),
+                                                threads,
+                                                {}}));
+    set.of<T>().add_rows({rows, V, ids.data(), values.data(), table.data(), threads});
+    losses.insert(losses.end(), values.begin(), values.end());
+    losses.insert(losses.end(), table.begin(), table.end());
+    if (threads == 1) expected = losses;
+    require(losses == expected, "modules on " + std::to_string(threads) + " threads");
+  }
+}
+
 // A call that would take minutes, of thousands of equal layers on the same arrays, and a caller who
 // wants it to end when first asked: it is not asked twice.
 template <class T>
@@ -293,6 +324,7 @@ int main() {
         }
     packed_weights<float>(*set, Kind::lstm), packed_weights<double>(*set, Kind::gru);
     optimizers<float>(*set), optimizers<double>(*set);
+    modules<float>(*set), modules<double>(*set);
     for (const bool units_shared : {false, true})
       early_end<float>(*set, units_shared), early_end<double>(*set, units_shared);
     std::printf("%s: the same bits on all threads; calls end early when asked\n", set->name);

@@ -1,0 +1,166 @@
+// The loss and an embedding's sums: their arguments checked.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "../core/dispatch.h"
+#include "../core/runtime.h"
+#include "layer.h"
+#include "unlocked.h"
+
+namespace rnnkern {
+namespace {
+
+using Ids = py::array_t<std::int64_t, py::array::c_style>;
+
+Shape shape_like(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
+
+template <class T>
+py::array_t<T> empty_like(const py::array& a) {
+  return py::array_t<T>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
+}
+
+// As T in C order: the array itself where it is so already.
+template <class T>
+py::array_t<T, py::array::c_style> cast(const py::array& a) {
+  return py::array_t<T, py::array::c_style | py::array::forcecast>(a);
+}
+
+// An array of one of `kinds` (NumPy's letters), which `expected` says in words.
+py::array array_of(const char* name, const py::object& value, const std::string& kinds,
+                   const char* expected) {
+  const py::array a = py::array::ensure(value);
+  if (!a) bad_type(name, expected, py::str(py::type::of(value).attr("__name__")));
+  if (kinds.find(a.dtype().kind()) == std::string::npos)
+    bad_type(name, expected, py::str(a.dtype()));
+  return a;
+}
+
+// Refuses the element at place `i` of the flattened array: "targets[3, 1]: expected ...".
+[[noreturn]] void bad_element(const std::string& name, const py::array& a, Index i,
+                              const std::string& expected) {
+  const py::object got = a.attr("item")(i);
+  std::string axes;
+  for (py::ssize_t axis = a.ndim() - 1; axis >= 0; i /= a.shape(axis), --axis)
+    axes = std::to_string(i % a.shape(axis)) + (axes.empty() ? "" : ", ") + axes;
+  bad_value(axes.empty() ? name : name + "[" + axes + "]", expected, py::str(got));
+}
+
+// Integers from 0 to below `n`; anything where the weight is zero.
+Ids checked_ids(const char* name, const py::array& given, Index n, const double* weights = nullptr,
+                const std::string& also = "") {
+  const Ids ids = cast<std::int64_t>(given);
+  const std::int64_t* const id = ids.data();
+  for (Index r = 0; r < ids.size(); ++r)
+    if ((id[r] < 0 || id[r] >= n) && (!weights || weights[r] > 0))
+      bad_element(name, given, r, "an integer from 0 to " + std::to_string(n - 1) + also);
+  return ids;
+}
+
+// The rows' weights: the mask's, and 0 where the target is the one to be ignored.
+Block<double> row_weights(const py::array& targets, const py::object& mask,
+                          std::optional<std::int64_t> ignored) {
+  const Index rows = targets.size();
+  product_of({rows, static_cast<Index>(sizeof(double))});
+  Block<double> weights = block<double>(rows);
+  std::fill_n(weights.get(), rows, 1.0);
+  if (!mask.is_none()) {
+    const py::array given = array_of("mask", mask, "biuf", "an array of booleans or weights");
+    check_shape("mask", given, shape_like(targets));
+    const auto doubles = cast<double>(given);
+    std::copy_n(doubles.data(), rows, weights.get());
+    for (Index r = 0; r < rows; ++r)
+      if (!(weights[r] >= 0 && std::isfinite(weights[r])))
+        bad_element("mask", given, r, "a finite weight of at least 0");
+  }
+  if (ignored) {
+    const Ids ids = cast<std::int64_t>(targets);
+    for (Index r = 0; r < rows; ++r)
+      if (ids.data()[r] == *ignored) weights[r] = 0;
+  }
+  return weights;
+}
+
+template <class T>
+py::tuple cross_entropy_of(const py::array& logits_given, const py::object& targets_given,
+                           const py::object& mask, std::optional<std::int64_t> ignored, bool mean,
+                           const py::object& out) {
+  const py::ssize_t axis = logits_given.ndim() - 1;
+  if (axis < 0 || logits_given.shape(axis) == 0)
+    bad_value("logits", "shape (..., V) with V at least 1", shape_of(logits_given));
+  const Shape shape = shape_like(logits_given);
+  const py::array targets = array_of("targets", targets_given, "iu", "an array of integers");
+  check_shape("targets", targets, Shape(shape.begin(), shape.end() - 1));
+
+  const Index V = logits_given.shape(axis);
+  const Block<double> weights = row_weights(targets, mask, ignored);
+  const std::string also = ignored ? " or ignore_index " + std::to_string(*ignored) : "";
+  const Ids ids = checked_ids("targets", targets, V, weights.get(), also);
+  const auto logits = flat<T>("logits", logits_given, shape);
+  const py::array gradient = out.is_none() ? empty_like<T>(logits) : typed<T>("out", out);
+  T* const written = writable<T>("out", gradient, shape);
+  if (written != logits.data()) refuse_overlap("out", gradient, "logits", logits);
+  refuse_overlap("out", gradient, "targets", ids);
+
+  py::array_t<double> losses = empty_like<double>(targets);
+  CrossEntropyCall<T> call{ids.size(), V,       logits.data(),         ids.data(), weights.get(),
+                           mean,       written, losses.mutable_data(), threads(),  {}};
+  double loss;
+  unlocked([&](const Interrupt& interrupt) {
+    call.interrupt = interrupt;
+    loss = kernels().of<T>().cross_entropy(call);
+  });
+  return py::make_tuple(loss, losses, gradient);
+}
+
+// -> (loss, the rows' losses times their weights, gradient)
+py::tuple cross_entropy(const py::object& logits, const py::object& targets, const py::object& mask,
+                        std::optional<std::int64_t> ignored, bool mean, const py::object& out) {
+  const auto call = [&](auto of, const py::array& a) {
+    return of(a, targets, mask, ignored, mean, out);
+  };
+  if (py::isinstance<py::array_t<float>>(logits)) return call(cross_entropy_of<float>, logits);
+  if (py::isinstance<py::array_t<double>>(logits)) return call(cross_entropy_of<double>, logits);
+  const bool array = py::isinstance<py::array>(logits), scalar = py::hasattr(logits, "dtype");
+  bad_type("logits", "an array of dtype float32 or float64",
+           array    ? py::str(logits.attr("dtype"))
+           : scalar ? py::str("a scalar")
+                    : py::str(py::type::of(logits).attr("__name__")));
+}
+
+// An embedding's input, as int64.
+Ids checked_input(const py::object& x, Index n) {
+  return checked_ids("x", array_of("x", x, "iu", "an array of integers"), n);
+}
+
+template <class T>
+void add_rows_of(const Ids& ids, const py::object& dy_given, const py::array& table) {
+  Shape shape = shape_like(ids);
+  shape.emplace_back(table.shape(1));
+  const auto dy = flat<T>("dy", dy_given, shape);
+  T* const sums = writable<T>("table", table, shape_like(table));
+  unlocked([&](const Interrupt&) {
+    kernels().of<T>().add_rows(
+        {ids.size(), table.shape(1), ids.data(), dy.data(), sums, threads()});
+  });
+}
+
+// Adds the rows of dy to those of `table` that x names.
+void add_rows(const py::object& x, const py::object& dy, const py::array& table) {
+  const Ids ids = checked_input(x, table.shape(0));
+  return py::isinstance<py::array_t<double>>(table) ? add_rows_of<double>(ids, dy, table)
+                                                    : add_rows_of<float>(ids, dy, table);
+}
+
+}  // namespace
+
+void bind_modules(py::module_& m) {
+  m.def("cross_entropy", &cross_entropy, py::arg("logits"), py::arg("targets"), py::arg("mask"),
+        py::arg("ignore_index"), py::arg("mean"), py::arg("out"));
+  m.def("checked_input", &checked_input, py::arg("x"), py::arg("n"));
+  m.def("add_rows", &add_rows, py::arg("x"), py::arg("dy"), py::arg("table"));
+}
+
+}  // namespace rnnkern

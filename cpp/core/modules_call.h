@@ -1,0 +1,30 @@
+// What the two ends of a model read and write: the loss above a layer, the embedding below it.
+#pragma once
+
+#include "problem.h"
+
+namespace rnnkern {
+
+template <class T>
+struct CrossEntropyCall {
+  Index rows, V;
+  const T* logits;              // [rows, V]
+  const std::int64_t* targets;  // [rows] 0 to V - 1 where the row counts
+  const double* weights;        // [rows] at least 0; 0: the row is not read
+  bool mean;                    // divide by the sum of the weights
+  T* gradient;                  // [rows, V] dL/dlogits; may be `logits` itself
+  double* losses;               // [rows] each row's, times its weight
+  int threads;                  // at most this many
+  Interrupt interrupt;
+};
+
+template <class T>
+struct AddRowsCall {
+  Index rows, C;
+  const std::int64_t* ids;  // [rows] of `table`
+  const T* values;          // [rows, C]
+  T* table;                 // [any, C] to which they are added
+  int threads;              // at most this many
+};
+
+}  // namespace rnnkern

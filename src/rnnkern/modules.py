@@ -1,0 +1,413 @@
+"""What stands around a layer in training: embedding, output layer and loss, with gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import _core
+from .checks import flag, integer
+from .layers import _dtype, _size
+
+__all__ = ["Embedding", "Linear", "ModuleGradients", "cross_entropy"]
+
+Array = NDArray[Any]
+
+REDUCTIONS = ("mean", "sum", "none")
+INT64 = np.iinfo(np.int64)
+
+
+def cross_entropy(
+    logits: Array,
+    targets: Array,
+    *,
+    mask: Array | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    out: Array | None = None,
+) -> tuple[Any, Array]:
+    """Softmax cross-entropy and its gradient, in one go [1]_.
+
+    A row's loss is ``ln sum_j exp(z_j) - z_target``, in nats; its gradient ``softmax(z)``, less 1
+    at the target.
+
+    Parameters
+    ----------
+    logits : ndarray, shape (..., V)
+        z, float32 or float64, of any size: nothing overflows. A logit of -inf is a class that is
+        ruled out. A nan makes its row's loss and gradient nan.
+    targets : ndarray of integers, shape (...)
+        The right classes, from 0 to V - 1.
+    mask : ndarray of booleans or of weights of at least 0, shape (...), optional
+        What each row counts; 1 if not given. Where it is 0 or False, neither logits nor target
+        are read, and the gradient is zero.
+    ignore_index : int, optional
+        A target that says that the row does not count, as if masked.
+    reduction : {"mean", "sum", "none"}
+        Of the rows' losses times their weights: the sum over the sum of the weights, the sum, or
+        one loss a row. If no row counts, the mean is 0.
+    out : ndarray, shape (..., V), optional
+        Where to put the gradient: C-contiguous and writable; `logits` itself, or memory of its own.
+        With it, nothing of the size of the logits is allocated.
+
+    Returns
+    -------
+    loss : float, or ndarray of float64, shape (...), for ``reduction="none"``
+        The loss.
+    dlogits : ndarray, shape (..., V)
+        Its gradient, that of the sum for ``reduction="none"``; `out`, if that was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it, and a target's place.
+
+    Notes
+    -----
+    The same bits on any number of threads and any instruction set (docs/reproducibility.md). A
+    call that Ctrl-C ends leaves `out` half written.
+
+    References
+    ----------
+    .. [1] C. Bishop, "Pattern recognition and machine learning", 2006, eqs. 4.108 and 4.109.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> loss, dlogits = rk.cross_entropy(np.array([[0.0, 0.0], [0.0, 40.0]]), np.array([0, 1]))
+    >>> round(loss, 4), dlogits.round(4)
+    (0.3466, array([[-0.25,  0.25],
+           [ 0.  ,  0.  ]]))
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if ignore_index is not None:
+        expected = "an integer of 64 bits"
+        ignore_index = integer("ignore_index", ignore_index, expected, INT64.min, INT64.max)
+    loss, losses, dlogits = _core.cross_entropy(
+        logits, targets, mask, ignore_index, reduction == "mean", out
+    )
+    return losses if reduction == "none" else loss, dlogits
+
+
+@dataclass(frozen=True)
+class ModuleGradients:
+    """What the backward of an `Embedding` or a `Linear` returns; optimizers take it.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        dL/dp for each of the module's parameters, under its name.
+    x : ndarray or None
+        dL/dx, shaped like x; None of an `Embedding`, whose x are integers.
+    norm : float
+        The joint L2 norm of `params`. Optimizers use it instead of measuring again, so hand them
+        the dict ``params`` if you change its arrays.
+    finite : bool
+        Whether every element of `params` was finite (and, for float64, small enough for its square
+        to be finite).
+    scale : float
+        1.0: nothing has been clipped.
+    """
+
+    params: dict[str, Array]
+    x: Array | None
+    norm: float
+    finite: bool
+    scale: float = 1.0
+
+
+class Linear:
+    """Output layer: ``y = x W^T + b``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        I and O, at least 1.
+    bias : bool
+        Whether there is b.
+    dtype : {float32, float64}
+        Of parameters, inputs and outputs. Nothing is cast.
+    seed : int, optional
+        Of the initial parameters, all from U(-1/sqrt(I), 1/sqrt(I)) as PyTorch does; from the
+        system if not given.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight`` (O, I) and ``bias`` (O,). Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Notes
+    -----
+    The products are NumPy's: their bits are its BLAS's affair, and so are their threads.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> linear = rk.Linear(5, 3, seed=0)
+    >>> x = np.ones((7, 2, 5), np.float32)
+    >>> y = linear(x)
+    >>> grads = linear.backward(x, np.ones_like(y))
+    >>> y.shape, grads.x.shape, grads.params["bias"].tolist()
+    ((7, 2, 3), (7, 2, 5), [14.0, 14.0, 14.0])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        self.in_features = _size("in_features", in_features)
+        self.out_features = _size("out_features", out_features)
+        self.bias = flag("bias", bias)
+        self.dtype = _dtype(dtype)
+        generator = _generator(seed)
+        bound = 1.0 / math.sqrt(self.in_features)
+        shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
+        self.params: dict[str, Array] = {
+            name: generator.uniform(-bound, bound, shape).astype(self.dtype)
+            for name, shape in shapes.items()
+            if name == "weight" or self.bias
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Linear({self.in_features}, {self.out_features}, bias={self.bias}, dtype={self.dtype})"
+        )
+
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """Run forward.
+
+        Parameters
+        ----------
+        x : ndarray, shape (..., I)
+            The input, of the module's dtype.
+        out : ndarray, shape (..., O), optional
+            Where to put the output: C-contiguous and writable, not overlapping `x`.
+
+        Returns
+        -------
+        ndarray, shape (..., O)
+            y, which is `out` if that was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another dtype or shape than it must; the message names it.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> rk.Linear(5, 3)(np.zeros((7, 2, 5), np.float32)).shape
+        (7, 2, 3)
+        """
+        _check("x", x, self.dtype, "...", self.in_features)
+        shape = (*x.shape[:-1], self.out_features)
+        if out is None:
+            out = np.empty(shape, self.dtype)
+        else:
+            _check("out", out, self.dtype, *shape)
+            if not (out.flags.carray and not np.may_share_memory(out, x)):
+                expected = "a writable, C-contiguous array with memory of its own"
+                raise ValueError(f"out: expected {expected}, got another")
+        rows = out.reshape(-1, self.out_features)
+        np.matmul(x.reshape(-1, self.in_features), self.params["weight"].T, out=rows)
+        if self.bias:
+            rows += self.params["bias"]
+        return out
+
+    forward = __call__
+
+    def backward(self, x: Array, dy: Array) -> ModuleGradients:
+        """Backpropagate.
+
+        Parameters
+        ----------
+        x : ndarray, shape (..., I)
+            What forward was given. The parameters are read again: update them afterwards.
+        dy : ndarray, shape (..., O)
+            dL/dy.
+
+        Returns
+        -------
+        ModuleGradients
+            dL/dp and dL/dx.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another dtype or shape than it must; the message names it.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> x, dy = np.ones((7, 5), np.float32), np.ones((7, 3), np.float32)
+        >>> rk.Linear(5, 3).backward(x, dy).params["weight"].shape
+        (3, 5)
+        """
+        _check("x", x, self.dtype, "...", self.in_features)
+        _check("dy", dy, self.dtype, *x.shape[:-1], self.out_features)
+        rows = dy.reshape(-1, self.out_features)
+        params = {"weight": rows.T @ x.reshape(-1, self.in_features)}
+        if self.bias:
+            params["bias"] = rows.sum(0)
+        return _measured(params, (rows @ self.params["weight"]).reshape(x.shape))
+
+
+class Embedding:
+    """A table of vectors, looked up by integers: ``y = W[x]``.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+        N and E, at least 1.
+    padding_idx : int, optional
+        A row that starts at zero and has no gradient.
+    dtype : {float32, float64}
+        Of the table.
+    seed : int, optional
+        Of the initial table, from N(0, 1) as PyTorch does; from the system if not given.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight`` (N, E). Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> embedding = rk.Embedding(10, 4, padding_idx=0, seed=0)
+    >>> x = np.array([[3, 0], [3, 1]])
+    >>> y = embedding(x)
+    >>> grads = embedding.backward(x, np.ones_like(y))
+    >>> y.shape, grads.params["weight"][:4, 0].tolist()
+    ((2, 2, 4), [0.0, 1.0, 0.0, 2.0])
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        padding_idx: int | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        n = self.num_embeddings = _size("num_embeddings", num_embeddings)
+        self.embedding_dim = _size("embedding_dim", embedding_dim)
+        if padding_idx is not None:
+            expected = f"an integer from 0 to {n - 1}"
+            padding_idx = integer("padding_idx", padding_idx, expected, 0, n - 1)
+        self.padding_idx = padding_idx
+        self.dtype = _dtype(dtype)
+        weight = _generator(seed).standard_normal((n, self.embedding_dim)).astype(self.dtype)
+        if padding_idx is not None:
+            weight[padding_idx] = 0
+        self.params: dict[str, Array] = {"weight": weight}
+
+    def __repr__(self) -> str:
+        return (
+            f"Embedding({self.num_embeddings}, {self.embedding_dim}, "
+            f"padding_idx={self.padding_idx}, dtype={self.dtype})"
+        )
+
+    def __call__(self, x: Array) -> Array:
+        """Look up.
+
+        Parameters
+        ----------
+        x : ndarray of integers, shape (...)
+            From 0 to N - 1.
+
+        Returns
+        -------
+        ndarray, shape (..., E)
+            Copies of the rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x is not what it must be; the message names it, and the place of a bad one.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> rk.Embedding(10, 4)(np.array([[3, 0, 3]])).shape
+        (1, 3, 4)
+        """
+        return self.params["weight"].take(_core.checked_input(x, self.num_embeddings), axis=0)
+
+    forward = __call__
+
+    def backward(self, x: Array, dy: Array) -> ModuleGradients:
+        """Sum up the gradients of each row, in the order in which they stand in `dy`.
+
+        Parameters
+        ----------
+        x : ndarray of integers, shape (...)
+            What forward was given.
+        dy : ndarray, shape (..., E)
+            dL/dy.
+
+        Returns
+        -------
+        ModuleGradients
+            dL/dp, zero for rows that `x` does not name; no dL/dx.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not what it must be; the message names it.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> dy = np.ones((2, 4), np.float32)
+        >>> rk.Embedding(10, 4).backward(np.array([3, 3]), dy).params["weight"][3].tolist()
+        [2.0, 2.0, 2.0, 2.0]
+        """
+        table = np.zeros((self.num_embeddings, self.embedding_dim), self.dtype)
+        _core.add_rows(x, dy, table)
+        if self.padding_idx is not None:
+            table[self.padding_idx] = 0
+        return _measured({"weight": table}, None)
+
+
+def _measured(params: dict[str, Array], x: Array | None) -> ModuleGradients:
+    norm = math.sqrt(sum(_core.sum_of_squares(array) for array in params.values()))
+    return ModuleGradients(params, x, norm, math.isfinite(norm))
+
+
+def _generator(seed: int | None) -> np.random.Generator:
+    if seed is not None:
+        seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
+    return np.random.default_rng(seed)
+
+
+def _check(name: str, array: Any, dtype: np.dtype[Any], *shape: int | str) -> None:
+    """Of this dtype and shape, where "..." in front is any axes."""
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}")
+    fits = array.shape[-1:] == shape[1:] if shape[:1] == ("...",) else array.shape == shape
+    if not fits:
+        expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+        raise ValueError(f"{name}: expected shape {expected}, got {array.shape}")

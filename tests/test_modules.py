@@ -1,0 +1,710 @@
+"""Loss, output layer and embedding: against the reference, finite differences and PyTorch; bits."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from helpers import DTYPES, fused_sets, make_layer, sets
+from test_bits import LAYOUTS
+
+import rnnkern as rk
+from rnnkern import reference
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
+every_set = pytest.mark.parametrize("isa", sets())
+# Below, at and behind the vectors and cache lines of all instruction sets.
+SIZES = [1, 2, 7, 8, 9, 15, 16, 17, 33, 100, 4099]
+
+
+def drawn(*shape, dtype=np.float64, seed=0, size=3.0):
+    return (size * np.random.default_rng(seed).normal(size=shape)).astype(dtype)
+
+
+def problem(rows, V, dtype=np.float32, seed=0):
+    """Logits (rows, V), targets and weights, some of them zero."""
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(0, 2, rows) * (rng.random(rows) < 0.7)
+    return drawn(rows, V, dtype=dtype, seed=seed), rng.integers(0, V, rows), weights
+
+
+def divided(losses, dlogits, total, reduction):
+    """The reference's results under a reduction."""
+    if reduction == "none":
+        return losses, dlogits
+    by = total if reduction == "mean" and total else 1.0
+    return losses.sum() / by, dlogits / by
+
+
+def assert_close(got, want, logits, largest=1.0):
+    """Loss and gradient against float64's.
+
+    z - max is rounded once, to half an eps of it, which e^(z - max) has as a relative error; e^x is
+    good to 2 eps, and the quotient and its factor to one more each. A probability is off by that
+    share of itself, and is at most 1; a loss, the logarithm of a sum of such, by as much as the sum
+    and by half an eps of itself. `largest`: of the rows' weights.
+    """
+    eps, spread = np.finfo(logits.dtype).eps, np.ptp(logits[np.isfinite(logits)])
+    for a, b in zip(got, want, strict=True):
+        assert np.shape(a) == np.shape(b)
+        bound = largest * eps * (spread / 2 + 4 + np.abs(b))
+        np.testing.assert_array_less(np.abs(a - b), bound)
+
+
+# ---- the loss against its definition -----------------------------------------------------------
+
+
+@every_set
+@every_dtype
+@pytest.mark.parametrize("V", SIZES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_loss_is_the_references(reduction, V, dtype, isa):
+    logits, targets, weights = problem(12, V, dtype)
+    for mask in (None, weights, weights > 0, np.zeros(12, bool)):
+        w = None if mask is None else mask.astype(np.float64)
+        want = divided(*reference.cross_entropy(logits, targets, w), reduction)
+        with rk.force_isa(isa):
+            loss, dlogits = rk.cross_entropy(logits, targets, mask=mask, reduction=reduction)
+        assert dlogits.dtype == dtype
+        rows = 12 if reduction == "sum" else 2  # a sum over rows adds up their errors
+        assert_close((loss, dlogits), want, logits, largest=rows)
+
+
+def test_the_references_gradient_is_that_of_its_loss():
+    logits, targets, weights = problem(5, 7)
+    logits = logits.astype(np.float64)
+    dlogits = reference.cross_entropy(logits, targets, weights)[1]
+    step = 1e-5  # error: step^2 times a third derivative below 1, and 1e-16 * loss / step
+    for place in np.ndindex(logits.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = logits.copy()
+            moved[place] += sign * step
+            ends.append(reference.cross_entropy(moved, targets, weights)[0].sum())
+        assert abs((ends[0] - ends[1]) / (2 * step) - dlogits[place]) < 1e-9
+
+
+def test_shapes():
+    """Any axes in front, none at all, targets of any integers, no rows."""
+    logits, targets, weights = problem(24, 10)
+    want, d_want = rk.cross_entropy(logits, targets, mask=weights)
+    shape = (2, 3, 4)
+    for kind in (np.int8, np.int32, np.uint64):
+        loss, dlogits = rk.cross_entropy(
+            logits.reshape(*shape, 10),
+            targets.astype(kind).reshape(shape),
+            mask=weights.reshape(shape),
+        )
+        assert loss == want
+        assert dlogits.tobytes() == d_want.tobytes()
+        assert dlogits.shape == (*shape, 10)
+    losses, _ = rk.cross_entropy(
+        logits.reshape(*shape, 10), targets.reshape(shape), reduction="none"
+    )
+    assert losses.shape == shape
+    loss, dlogits = rk.cross_entropy(logits[0], targets[0])
+    assert isinstance(loss, float)
+    assert dlogits.shape == (10,)
+    loss, dlogits = rk.cross_entropy(logits[:0], targets[:0])
+    assert loss == 0
+    assert dlogits.shape == (0, 10)
+
+
+@every_dtype
+def test_ignored_targets_are_a_mask(dtype):
+    logits, targets, _ = problem(30, 9, dtype)
+    for index in (4, -100):
+        targets[::3] = index
+        got = rk.cross_entropy(logits, targets, ignore_index=index)
+        want = rk.cross_entropy(logits, targets, mask=targets != index)
+        assert got[0] == want[0]
+        assert got[1].tobytes() == want[1].tobytes()
+        assert not got[1][::3].any()
+
+
+@every_dtype
+@pytest.mark.parametrize("how", ["mask", "weights", "ignore_index"])
+def test_rows_that_do_not_count_are_not_read(how, dtype):
+    logits, targets, _ = problem(6, 20, dtype)
+    want, d_want = rk.cross_entropy(logits[::2], targets[::2])
+    logits[1::2], targets[1::2] = np.nan, -7
+    mask = np.arange(6) % 2 == 0
+    options = {
+        "mask": {"mask": mask},
+        "weights": {"mask": 1.0 * mask},
+        "ignore_index": {"ignore_index": -7},
+    }[how]
+    loss, dlogits = rk.cross_entropy(logits, targets, **options)
+    assert loss == want
+    assert dlogits[::2].tobytes() == d_want.tobytes()
+    assert dlogits[1::2].tobytes() == bytes(dlogits[1::2].nbytes)
+
+
+@every_set
+@every_dtype
+def test_extreme_logits(dtype, isa):
+    big = np.finfo(dtype).max
+    logits = np.array(
+        [[1e4, 0, -1e4], [big / 4, -big / 4, 0], [0, -np.inf, 0], [-big / 2] * 3, [-np.inf, 5, 5]],
+        dtype,
+    )
+    targets = np.array([0, 0, 2, 1, 0])
+    with rk.force_isa(isa), np.errstate(all="raise"):
+        losses, dlogits = rk.cross_entropy(logits, targets, reduction="none")
+    ln2, ln3 = math.log(2), math.log(3)
+    np.testing.assert_allclose(losses, [0, 0, ln2, ln3, np.inf], rtol=4e-16)
+    third = 1 / 3
+    want = [[0, 0, 0], [0, 0, 0], [0.5, 0, -0.5], [third, -2 * third, third], [-1, 0.5, 0.5]]
+    np.testing.assert_allclose(dlogits, want, rtol=4 * np.finfo(dtype).eps)
+
+
+@every_set
+@every_dtype
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_goes_through_in_its_row(bad, dtype, isa):
+    for place in (0, 17, 40):
+        logits, targets, _ = problem(3, 41, dtype)
+        want, d_want = rk.cross_entropy(logits[::2], targets[::2], reduction="none")
+        logits[1, place] = bad
+        with rk.force_isa(isa):
+            losses, dlogits = rk.cross_entropy(logits, targets, reduction="none")
+        assert np.isnan(losses[1])
+        assert np.isnan(dlogits[1]).all()
+        if isa in fused_sets() and rk.info()["isa"] in fused_sets():
+            assert losses[::2].tobytes() == want.tobytes()
+            assert dlogits[::2].tobytes() == d_want.tobytes()
+
+
+@every_dtype
+def test_a_confident_row_keeps_its_digits(dtype):
+    """p - 1 where p is nearly 1, and the logarithm of a sum just above 1: the sum is float64's."""
+    logits = np.array([[0.0, -12.0]], dtype)
+    loss, dlogits = rk.cross_entropy(logits, [0])
+    rest = math.exp(-12.0)
+    bound = {"rtol": 4 * np.finfo(dtype).eps, "atol": 2.0**-52}
+    np.testing.assert_allclose(loss, math.log1p(rest), **bound)
+    np.testing.assert_allclose(dlogits[0, 0], -rest / (1 + rest), **bound)
+
+
+# ---- in place, memory --------------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("V", SIZES)
+def test_in_place(V, dtype):
+    logits, targets, weights = problem(9, V, dtype)
+    want, d_want = rk.cross_entropy(logits, targets, mask=weights)
+    own = np.full_like(logits, 7)
+    for out in (own, logits.copy(), logits):
+        given = logits if out is own else out
+        loss, dlogits = rk.cross_entropy(given, targets, mask=weights, out=out)
+        assert dlogits is out
+        assert loss == want
+        assert dlogits.tobytes() == d_want.tobytes()
+
+
+def test_in_place_allocates_nothing_of_the_logits_size():
+    logits, targets, _ = problem(100, 5000)
+    rk.cross_entropy(logits, targets, out=logits)
+    tracemalloc.start()
+    try:
+        rk.cross_entropy(logits, targets, out=logits)
+        assert tracemalloc.get_traced_memory()[1] < logits.nbytes / 100
+    finally:
+        tracemalloc.stop()
+
+
+def test_out_may_be_a_view_of_the_logits_but_not_lie_across_them():
+    logits, targets, _ = problem(6, 8)
+    want = rk.cross_entropy(logits, targets)[1].tobytes()
+    memory = np.zeros((7, 8), np.float32)
+    memory[:6] = logits
+    assert rk.cross_entropy(memory[:6], targets, out=memory[:6])[1].tobytes() == want
+    memory[:6] = logits
+    with pytest.raises(ValueError, match=r"out: expected memory of its own, .* overlaps logits"):
+        rk.cross_entropy(memory[:6], targets, out=memory[1:])
+    assert memory[:6].tobytes() == logits.tobytes()
+    ids = np.zeros(6, int)
+    with pytest.raises(ValueError, match=r"out: expected memory of its own, .* overlaps targets"):
+        rk.cross_entropy(np.zeros((6, 1)), ids, out=ids.view(np.float64)[:, None])
+
+
+# ---- the same bits -----------------------------------------------------------------------------
+
+
+def loss_bits(V, dtype, threads, rows=None):
+    """Everything that a call returns, as bytes, for a problem that is worth five threads."""
+    logits, targets, weights = problem(rows or 5 * 2**14 // V + 11, V, dtype)
+    with rk.num_threads(threads):
+        found = rk.cross_entropy(logits, targets, mask=weights)
+        each = rk.cross_entropy(logits, targets, mask=weights, reduction="none")
+    return [np.asarray(array).tobytes() for array in (*found, *each)]
+
+
+@every_set
+@every_dtype
+@pytest.mark.parametrize("V", [2, 33, 700, 2**14 + 5])
+def test_threads(V, dtype, isa):
+    with rk.force_isa(isa):
+        want = loss_bits(V, dtype, 1)
+        for threads in (2, 3, 5, 8):
+            assert loss_bits(V, dtype, threads) == want, f"{threads} threads"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_threads_are_shared_out():
+    """The problems above make the core start its threads: the tests of them aren't idle."""
+    code = """if True:
+        import os
+        import numpy as np, rnnkern as rk
+        logits, ids = np.zeros((128, 700), np.float32), np.zeros(128, int)
+        embedding = rk.Embedding(3, 700)
+        started = len(os.listdir("/proc/self/task"))
+        for use in (lambda: rk.cross_entropy(logits, ids), lambda: embedding.backward(ids, logits)):
+            for n in (1, 3, 5):
+                rk.set_num_threads(n)
+                use()
+                print(n, len(os.listdir("/proc/self/task")) - started + 1)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1 1\n3 3\n5 5\n1 5\n3 3\n5 5\n", done.stderr
+
+
+@pytest.mark.skipif(
+    len(fused_sets()) < 2, reason=f"one set with a fused multiply-add here: {fused_sets()}"
+)
+@every_dtype
+@pytest.mark.parametrize("V", SIZES)
+def test_instruction_sets(V, dtype):
+    found = []
+    for isa in fused_sets():
+        with rk.force_isa(isa):
+            found.append(loss_bits(V, dtype, 2, rows=40))
+    assert all(other == found[0] for other in found)
+
+
+@every_set
+@every_dtype
+def test_a_row_alone_and_among_others(dtype, isa):
+    logits, targets, _ = problem(21, 37, dtype)
+    with rk.force_isa(isa):
+        losses, dlogits = rk.cross_entropy(logits, targets, reduction="none")
+        for row in range(21):
+            loss, alone = rk.cross_entropy(logits[row], targets[row])
+            assert np.float64(loss).tobytes() == losses[row].tobytes()
+            assert alone.tobytes() == dlogits[row].tobytes()
+
+
+@every_dtype
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_addresses_and_strides(layout, dtype):
+    logits, targets, weights = problem(9, 37, dtype)
+    want = rk.cross_entropy(logits, targets, mask=weights)
+    got = rk.cross_entropy(layout(logits), layout(targets), mask=layout(weights))
+    assert got[0] == want[0]
+    assert got[1].tobytes() == want[1].tobytes()
+
+
+# ---- the modules against their definitions -----------------------------------------------------
+
+
+def chain(dtype, n):
+    """Sums of n products of N(0, 1) are off by sqrt(n) roundings of values up to 4 sqrt(n)."""
+    return {"rtol": 0, "atol": 4 * n * np.finfo(dtype).eps}
+
+
+@every_dtype
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5)])
+def test_linear(shape, bias, dtype):
+    linear = rk.Linear(11, 6, bias=bias, dtype=dtype, seed=3)
+    x, dy = drawn(*shape, 11, dtype=dtype, size=1), drawn(*shape, 6, dtype=dtype, seed=1, size=1)
+    w, b = (linear.params.get(name, np.zeros(6)).astype(np.float64) for name in ("weight", "bias"))
+    rows, d_rows = x.reshape(-1, 11).astype(np.float64), dy.reshape(-1, 6).astype(np.float64)
+    grads = linear.backward(x, dy)
+    want = {"weight": d_rows.T @ rows, "bias": d_rows.sum(0)}
+    out = np.empty((*shape, 6), dtype)
+    assert linear(x, out=out) is out
+    for y in (linear(x), linear.forward(x), out):
+        assert y.dtype == dtype
+        np.testing.assert_allclose(y, (rows @ w.T + b).reshape(*shape, 6), **chain(dtype, 11))
+    assert list(grads.params) == list(linear.params)
+    for name, array in grads.params.items():
+        assert array.dtype == dtype
+        np.testing.assert_allclose(array, want[name], **chain(dtype, max(1, len(rows))))
+    assert grads.x.shape == x.shape
+    np.testing.assert_allclose(grads.x, (d_rows @ w).reshape(x.shape), **chain(dtype, 6))
+    norm = reference.joint_norm(grads.params.values())
+    np.testing.assert_allclose(grads.norm, norm, rtol=1e-12)  # sums of squares in float64
+    assert (grads.scale, grads.finite) == (1.0, True)
+
+
+@every_dtype
+@pytest.mark.parametrize("sizes", [(5, 3, 4), (50, 64, 300), (2000, 130, 700)])
+def test_embedding(sizes, dtype):
+    n, width, rows = sizes
+    embedding = rk.Embedding(n, width, dtype=dtype, seed=3)
+    x = np.random.default_rng(0).integers(0, n, rows).reshape(2, -1)
+    dy = drawn(*x.shape, width, dtype=dtype)
+    y = embedding(x)
+    assert y.tobytes() == embedding.params["weight"][x].tobytes()
+    assert not np.shares_memory(y, embedding.params["weight"])
+    want = np.zeros((n, width), dtype)  # in the order of the rows, to the bit
+    for row, d in zip(x.ravel(), dy.reshape(-1, width), strict=True):
+        want[row] += d
+    for threads in (1, 2, 5):
+        for kind in (np.int64, np.uint8 if n < 256 else np.int16):
+            with rk.num_threads(threads):
+                grads = embedding.backward(x.astype(kind), dy)
+            assert grads.params["weight"].tobytes() == want.tobytes()
+    assert grads.x is None
+    np.testing.assert_allclose(grads.norm, reference.joint_norm([want]), rtol=1e-12)
+
+
+def test_padding_idx():
+    embedding = rk.Embedding(6, 4, padding_idx=2, seed=0)
+    assert not embedding.params["weight"][2].any()
+    assert embedding.params["weight"][[0, 1, 3, 4, 5]].all()
+    x = np.array([2, 1, 2, 5])
+    assert not embedding(x)[::2].any()
+    grads = embedding.backward(x, np.ones((4, 4), np.float32))
+    assert grads.params["weight"].sum(1).tolist() == [0, 4, 0, 0, 0, 4]
+    assert grads.norm == math.sqrt(8)
+
+
+def test_no_rows():
+    assert rk.Linear(3, 2)(np.zeros((0, 3), np.float32)).shape == (0, 2)
+    assert not rk.Linear(3, 2).backward(*(np.zeros((0, n), np.float32) for n in (3, 2))).norm
+    assert rk.Embedding(3, 2)(np.zeros((0, 4), int)).shape == (0, 4, 2)
+    empty = np.zeros((0, 4, 2), np.float32)
+    assert not rk.Embedding(3, 2).backward(np.zeros((0, 4), int), empty).norm
+
+
+@every_dtype
+def test_initial_values(dtype):
+    linear, table = rk.Linear(400, 300, dtype=dtype, seed=1), rk.Embedding(400, 300, dtype=dtype)
+    for array in linear.params.values():
+        assert array.dtype == dtype
+        assert np.abs(array).max() <= 1 / 20
+        # Of n uniform values the standard deviation is off by a share of 0.45 / sqrt(n); 5 of it.
+        assert array.std() * 20 * math.sqrt(3) == pytest.approx(1, abs=2.3 / math.sqrt(array.size))
+    weight = table.params["weight"]
+    assert weight.dtype == dtype
+    assert weight.std() == pytest.approx(1, abs=5 / math.sqrt(2 * weight.size))
+    same = rk.Linear(400, 300, dtype=dtype, seed=1).params["weight"]
+    assert same.tobytes() == linear.params["weight"].tobytes()
+    assert repr(linear) == f"Linear(400, 300, bias=True, dtype={np.dtype(dtype)})"
+    assert repr(table) == f"Embedding(400, 300, padding_idx=None, dtype={np.dtype(dtype)})"
+
+
+# ---- together ----------------------------------------------------------------------------------
+
+
+def model(dtype):
+    return (
+        rk.Embedding(9, 5, padding_idx=0, dtype=dtype, seed=0),
+        make_layer("gru", 5, 6, dtype=dtype),
+        rk.Linear(6, 9, dtype=dtype, seed=2),
+    )
+
+
+def gradients(parts, ids, targets, mask):
+    embedding, layer, linear = parts
+    x = embedding(ids)
+    y, _, tape = layer.forward(x)
+    loss, dz = rk.cross_entropy(linear(y), targets, mask=mask)
+    of_linear = linear.backward(y, dz)
+    of_layer = layer.backward(tape, of_linear.x)
+    return loss, [embedding.backward(ids, of_layer.x), of_layer, of_linear]
+
+
+def test_a_whole_models_gradient_is_that_of_its_loss():
+    rng = np.random.default_rng(0)
+    ids, targets = rng.integers(0, 9, (2, 7, 3))
+    mask, parts = targets != 4, model(np.float64)
+    _, grads = gradients(parts, ids, targets, mask)
+    step = 1e-5  # error: step^2 times a third derivative of a few units, and 1e-16 * loss / step
+    for part, grad in zip(parts, grads, strict=True):
+        for name, array in part.params.items():
+            for place in map(tuple, rng.integers(0, array.shape, (12, array.ndim))):
+                if isinstance(part, rk.Embedding) and place[0] == 0:
+                    continue  # the padding's row, whose gradient is zero by decree
+                ends, kept = [], array[place]
+                for sign in (1, -1):
+                    array[place] = kept + sign * step
+                    ends.append(gradients(parts, ids, targets, mask)[0])
+                array[place] = kept
+                want = (ends[0] - ends[1]) / (2 * step)
+                assert abs(grad.params[name][place] - want) < 1e-8, name
+
+
+def test_optimizers_take_the_gradients():
+    ids = np.random.default_rng(0).integers(0, 9, (7, 3))
+    parts, others = model(np.float32), model(np.float32)
+    _, grads = gradients(parts, ids, ids, None)
+    done = rk.Adam([part.params for part in parts]).step(grads, max_norm=0.01)
+    same = rk.Adam([part.params for part in others]).step([g.params for g in grads], max_norm=0.01)
+    assert done.applied
+    # Both add up squares in float64, one array by array, one a layer at a time.
+    assert done.norm == pytest.approx(same.norm, rel=1e-12)
+    assert done.norm == pytest.approx(
+        reference.joint_norm(a for g in grads for a in g.params.values()), rel=1e-12
+    )
+    bad = rk.Linear(6, 9, seed=2)
+    grad = bad.backward(np.full((1, 6), np.inf, np.float32), np.ones((1, 9), np.float32))
+    assert not grad.finite
+    before = bad.params["weight"].copy()
+    assert not rk.SGD(bad.params, lr=0.1).step(grad).applied
+    assert bad.params["weight"].tobytes() == before.tobytes()
+
+
+def test_pytorch_agrees():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(0)
+    ids, targets = rng.integers(0, 9, (2, 7, 3))
+    targets[0] = 4
+    embedding, _, linear = model(np.float64)
+    x = torch.from_numpy(embedding.params["weight"]).requires_grad_()
+    w, b = (
+        torch.from_numpy(
+            linear.params[n][:, :5].copy() if n == "weight" else linear.params[n]
+        ).requires_grad_()
+        for n in ("weight", "bias")
+    )
+    y = torch.nn.functional.embedding(torch.from_numpy(ids), x, padding_idx=0)
+    logits = torch.nn.functional.linear(y, w, b)
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, 9), torch.from_numpy(targets).reshape(-1), ignore_index=4
+    )
+    loss.backward()
+    own = rk.Linear(5, 9, dtype=np.float64)
+    own.params = {"weight": w.detach().numpy(), "bias": b.detach().numpy()}
+    values = embedding(ids)
+    got, dz = rk.cross_entropy(own(values), targets, ignore_index=4)
+    grads = own.backward(values, dz)
+    table = embedding.backward(ids, grads.x).params["weight"]
+    # Float64 on both sides, chains of some 20 roundings of values below 4.
+    assert got == pytest.approx(loss.item(), abs=2e-14)
+    for found, want in ((grads.params["weight"], w), (grads.params["bias"], b), (table, x)):
+        np.testing.assert_allclose(found, want.grad.numpy(), rtol=0, atol=2e-14)
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+Z, IDS = np.zeros((4, 3, 9), np.float32), np.zeros((4, 3), int)
+
+
+def but(array, place, value):
+    changed = array.copy()
+    changed[place] = value
+    return changed
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (
+            TypeError,
+            "logits: expected an array of dtype float32 or float64, got int64",
+            {"logits": IDS},
+        ),
+        (
+            TypeError,
+            "logits: expected an array of dtype float32 or float64, got a scalar",
+            {"logits": np.float32(1)},
+        ),
+        (
+            TypeError,
+            "logits: expected an array of dtype float32 or float64, got list",
+            {"logits": [1.0]},
+        ),
+        (
+            ValueError,
+            "logits: expected shape (..., V) with V at least 1, got ()",
+            {"logits": np.zeros((), np.float32)},
+        ),
+        (
+            ValueError,
+            "logits: expected shape (..., V) with V at least 1, got (4, 3, 0)",
+            {"logits": Z[..., :0]},
+        ),
+        (TypeError, "targets: expected an array of integers, got float64", {"targets": 1.0 * IDS}),
+        (TypeError, "targets: expected an array of integers, got bool", {"targets": IDS > 0}),
+        (TypeError, "targets: expected an array of integers, got object", {"targets": [None]}),
+        (ValueError, "targets: expected shape (4, 3), got (3, 4)", {"targets": IDS.T}),
+        (
+            ValueError,
+            "targets: expected shape (4, 3), got (4, 3, 9)",
+            {"targets": IDS[..., None].repeat(9, -1)},
+        ),
+        (
+            ValueError,
+            "targets[2, 1]: expected an integer from 0 to 8, got 9",
+            {"targets": but(IDS, (2, 1), 9)},
+        ),
+        (
+            ValueError,
+            "targets[0, 2]: expected an integer from 0 to 8, got -1",
+            {"targets": but(IDS, (0, 2), -1)},
+        ),
+        (
+            ValueError,
+            "targets[3, 2]: expected an integer from 0 to 8 or ignore_index -100, got -1",
+            {"targets": but(IDS, (3, 2), -1), "ignore_index": -100},
+        ),
+        (
+            ValueError,
+            "targets[3, 2]: expected an integer from 0 to 8, got 18446744073709551615",
+            {"targets": but(IDS.astype(np.uint64), (3, 2), 2**64 - 1)},
+        ),
+        (
+            TypeError,
+            "mask: expected an array of booleans or weights, got <U1",
+            {"mask": np.full((4, 3), "a")},
+        ),
+        (ValueError, "mask: expected shape (4, 3), got (4,)", {"mask": np.ones(4)}),
+        (
+            ValueError,
+            "mask[1, 0]: expected a finite weight of at least 0, got nan",
+            {"mask": but(1.0 * IDS, (1, 0), np.nan)},
+        ),
+        (
+            ValueError,
+            "mask[1, 0]: expected a finite weight of at least 0, got inf",
+            {"mask": but(1.0 * IDS, (1, 0), np.inf)},
+        ),
+        (
+            ValueError,
+            "mask[1, 0]: expected a finite weight of at least 0, got -2",
+            {"mask": but(IDS, (1, 0), -2)},
+        ),
+        (TypeError, "ignore_index: expected an integer, got float", {"ignore_index": 1.0}),
+        (
+            ValueError,
+            "ignore_index: expected an integer of 64 bits, got 18446744073709551616",
+            {"ignore_index": 2**64},
+        ),
+        (ValueError, "reduction: expected one of mean, sum, none, got 'max'", {"reduction": "max"}),
+        (
+            TypeError,
+            "out: expected an array of dtype float32, got float64",
+            {"out": Z.astype(np.float64)},
+        ),
+        (
+            ValueError,
+            "out: expected shape (4, 3, 9), got (12, 9)",
+            {"out": np.zeros((12, 9), np.float32)},
+        ),
+        (ValueError, "out: expected a writable array, got a read-only one", {"out": read_only(Z)}),
+        (
+            ValueError,
+            "out: expected a C-contiguous, aligned array, got one of another layout",
+            {"out": np.zeros((9, 3, 4), np.float32).T},
+        ),
+    ],
+)
+def test_errors_of_the_loss(error, message, change):
+    arguments = {"logits": Z, "targets": IDS, **change}
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        rk.cross_entropy(arguments.pop("logits"), arguments.pop("targets"), **arguments)
+
+
+X = np.zeros((4, 3, 5), np.float32)
+OWN = "a writable, C-contiguous array with memory of its own"
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "use"),
+    [
+        (
+            ValueError,
+            "in_features: expected an integer of at least 1, got 0",
+            lambda: rk.Linear(0, 2),
+        ),
+        (TypeError, "out_features: expected an integer, got float", lambda: rk.Linear(3, 2.0)),
+        (TypeError, "bias: expected True or False, got int", lambda: rk.Linear(3, 2, bias=1)),
+        (
+            TypeError,
+            "dtype: expected float32 or float64, got float16",
+            lambda: rk.Linear(3, 2, dtype="f2"),
+        ),
+        (
+            ValueError,
+            "seed: expected an integer from 0 to 2**64 - 1, got -1",
+            lambda: rk.Embedding(3, 2, seed=-1),
+        ),
+        (
+            ValueError,
+            "num_embeddings: expected an integer of at least 1, got 0",
+            lambda: rk.Embedding(0, 2),
+        ),
+        (
+            ValueError,
+            "padding_idx: expected an integer from 0 to 2, got 3",
+            lambda: rk.Embedding(3, 2, padding_idx=3),
+        ),
+        (
+            TypeError,
+            "x: expected an array of dtype float32, got float64",
+            lambda: rk.Linear(5, 2)(X.astype("f8")),
+        ),
+        (
+            TypeError,
+            "x: expected an array of dtype float32, got list",
+            lambda: rk.Linear(5, 2)([1.0]),
+        ),
+        (ValueError, "x: expected shape (..., 6), got (4, 3, 5)", lambda: rk.Linear(6, 2)(X)),
+        (
+            ValueError,
+            "out: expected shape (4, 3, 2), got (4, 3, 5)",
+            lambda: rk.Linear(5, 2)(X, out=X),
+        ),
+        (ValueError, f"out: expected {OWN}, got another", lambda: rk.Linear(5, 5)(X, out=X)),
+        (
+            ValueError,
+            "dy: expected shape (4, 3, 2), got (4, 3, 5)",
+            lambda: rk.Linear(5, 2).backward(X, X),
+        ),
+        (
+            ValueError,
+            "dy: expected shape (5,), got (1, 5)",
+            lambda: rk.Linear(5, 5).backward(X[0, 0], X[0, :1]),
+        ),
+        (TypeError, "x: expected an array of integers, got float32", lambda: rk.Embedding(3, 5)(X)),
+        (
+            ValueError,
+            "x[1, 2]: expected an integer from 0 to 2, got 3",
+            lambda: rk.Embedding(3, 5)(but(IDS, (1, 2), 3)),
+        ),
+        (
+            ValueError,
+            "x[1, 2]: expected an integer from 0 to 2, got -1",
+            lambda: rk.Embedding(3, 5).backward(but(IDS, (1, 2), -1), X),
+        ),
+        (ValueError, "x: expected an integer from 0 to 2, got 7", lambda: rk.Embedding(3, 5)(7)),
+        (
+            ValueError,
+            "dy: expected shape (4, 3, 6), got (4, 3, 5)",
+            lambda: rk.Embedding(3, 6).backward(IDS, X),
+        ),
+        (
+            TypeError,
+            "dy: expected an array of dtype float64, got float32",
+            lambda: rk.Embedding(3, 5, dtype="f8").backward(IDS, X),
+        ),
+    ],
+)
+def test_errors_of_the_modules(error, message, use):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        use()
