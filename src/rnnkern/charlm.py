@@ -246,14 +246,16 @@ class CharLM:
         self.layer = CELLS[settings.cell](
             e, h, settings.layers, dropout=settings.dropout, dtype=dtype, seed=settings.seed
         )
+        self.embedding = rk.Embedding(v, e, dtype=dtype, seed=0)
+        self.output = rk.Linear(h, v, dtype=dtype, seed=0)
         generator = np.random.default_rng([settings.seed, 1])  # the layer has its own draws
         bound = 1 / math.sqrt(h)
-        self.params: dict[str, Array] = {
-            "embedding.weight": generator.standard_normal((v, e)).astype(dtype),
-            "output.weight": generator.uniform(-bound, bound, (v, h)).astype(dtype),
-            "output.bias": np.zeros(v, dtype),
-        }
-        self._probabilities = np.empty((0, v), dtype)  # (T*B, V), kept between calls
+        table, output = self.embedding.params["weight"], self.output.params
+        table[...] = generator.standard_normal((v, e))
+        output["weight"][...] = generator.uniform(-bound, bound, (v, h))
+        output["bias"][...] = 0
+        self.params = self._named(self.embedding.params, output)
+        self._logits = np.empty((0, 0, v), dtype)  # (T, B, V), kept between calls
 
     def loss(self, ids: Array, targets: Array, state: State = None) -> tuple[float, State]:
         """Mean cross-entropy, nothing kept, no dropout.
@@ -272,8 +274,8 @@ class CharLM:
         state : as the layer's
             Behind the last step.
         """
-        y, state = self.layer(self.params["embedding.weight"][ids], state)
-        return self._softmax(y, targets)[0], state
+        y, state = self.layer(self.embedding(ids), state)
+        return self._loss(y, targets)[0], state
 
     def gradients(
         self, ids: Array, targets: Array, state: State = None, clip: rk.Clip | None = None
@@ -296,41 +298,31 @@ class CharLM:
             Of the layer.
         state : as the layer's
         """
-        table, weight = self.params["embedding.weight"], self.params["output.weight"]
-        y, state, tape = self.layer.forward(table[ids], state)
-        bits, p = self._softmax(y, targets)
-        p[np.arange(len(p)), targets.reshape(-1)] -= 1
-        p /= len(p)  # now the gradient of the logits
-        grads = self.layer.backward(tape, (p @ weight).reshape(y.shape), clip=clip)
-        rows = np.argsort(ids, axis=None, kind="stable")
-        of_row = ids.reshape(-1)[rows]
-        first = np.flatnonzero(np.diff(of_row, prepend=-1))
-        d_table = np.zeros_like(table)
-        d_table[of_row[first]] = np.add.reduceat(grads.x.reshape(-1, table.shape[1])[rows], first)
-        own = {
-            "embedding.weight": d_table,
-            "output.weight": p.T @ y.reshape(-1, weight.shape[1]),
-            "output.bias": p.sum(0),
-        }
-        return bits, own, grads, state
+        y, state, tape = self.layer.forward(self.embedding(ids), state)
+        bits, d_logits = self._loss(y, targets)
+        output = self.output.backward(y, d_logits)
+        grads = self.layer.backward(tape, output.x, clip=clip)
+        embedding = self.embedding.backward(ids, grads.x)
+        return bits, self._named(embedding.params, output.params), grads, state
 
-    def _softmax(self, y: Array, targets: Array) -> tuple[float, Array]:
-        """Bits per character and the probabilities (T*B, V), valid until the next call."""
-        weight = self.params["output.weight"]
-        y = y.reshape(-1, weight.shape[1])
-        if len(self._probabilities) != len(y):
-            self._probabilities = np.empty((len(y), len(weight)), weight.dtype)
-        p = self._probabilities
+    @staticmethod
+    def _named(embedding: dict[str, Array], output: dict[str, Array]) -> dict[str, Array]:
+        """The arrays of both under the names of `params`."""
+        return {
+            "embedding.weight": embedding["weight"],
+            "output.weight": output["weight"],
+            "output.bias": output["bias"],
+        }
+
+    def _loss(self, y: Array, targets: Array) -> tuple[float, Array]:
+        """Bits per character, and the gradient of the logits, valid until the next call."""
+        shape = (*targets.shape, len(self.vocabulary))
+        if self._logits.shape != shape:
+            self._logits = np.empty(shape, y.dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # the optimizer skips what blew up
-            np.matmul(y, weight.T, out=p)
-            p += self.params["output.bias"]
-            p -= p.max(1, keepdims=True)
-            at_target = p[np.arange(len(p)), targets.reshape(-1)]
-            np.exp(p, out=p)
-            total = p.sum(1, keepdims=True)
-            nats = float(np.mean(np.log(total[:, 0]) - at_target, dtype=np.float64))
-            p /= total
-        return nats / math.log(2), p
+            logits = self.output(y, out=self._logits)
+        nats, d_logits = rk.cross_entropy(logits, targets, out=logits)
+        return nats / math.log(2), d_logits
 
     def sample(self, prompt: str, length: int, temperature: float, seed: int) -> str:
         """Continue `prompt` by `length` characters, one step at a time.
