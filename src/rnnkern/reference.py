@@ -732,20 +732,18 @@ def cross_entropy(
 
     Examples
     --------
-    >>> losses, dlogits, total = cross_entropy([[0.0, 0.0], [np.nan, 0.0]], [1, -1], [1.0, 0.0])
-    >>> losses.round(4), dlogits.tolist(), total
-    (array([0.6931, 0.    ]), [[0.5, -0.5], [0.0, 0.0]], 1.0)
+    >>> losses, dlogits, total = cross_entropy([[0.0, 0.0], [np.nan, 0.0]], [1, -1], [2.0, 0.0])
+    >>> losses.round(4), dlogits[0].tolist(), total
+    (array([1.3863, 0.    ]), [1.0, -1.0], 2.0)
     """
-    z, target = np.asarray(logits, np.float64), np.asarray(targets)
-    weight = np.ones(target.shape) if weights is None else np.asarray(weights, np.float64)
-    losses, dlogits = np.zeros(target.shape), np.zeros(z.shape)
-    for row in np.ndindex(target.shape):
-        if weight[row] != 0:
-            shifted = z[row] - z[row].max()  # softmax stays as it is, and nothing overflows
-            p = np.exp(shifted) / np.exp(shifted).sum()
-            losses[row] = weight[row] * (np.log(np.exp(shifted).sum()) - shifted[target[row]])
-            right = np.arange(len(p)) == target[row]
-            dlogits[row] = weight[row] * (p - right)
+    weight = np.ones(np.shape(targets)) if weights is None else np.asarray(weights, np.float64)
+    counts = weight != 0
+    z, target = np.where(counts[..., None], logits, 0.0), np.where(counts, targets, 0)
+    shifted = z - z.max(axis=-1, keepdims=True)  # softmax stays as it is, and nothing overflows
+    total = np.exp(shifted).sum(axis=-1, keepdims=True)
+    right = np.arange(z.shape[-1]) == target[..., None]
+    losses = weight * (np.log(total) - shifted)[right].reshape(target.shape)
+    dlogits = weight[..., None] * (np.exp(shifted) / total - right)
     return losses, dlogits, float(weight.sum())
 
 
