@@ -222,6 +222,18 @@ def try_optimizer_state(kind):
     return lambda: opt.load_state_dict(state), lambda: opt.state_dict()
 
 
+def try_loss(dtype):
+    logits, targets = np.ones((40, 50), dtype)[:, ::-1], np.arange(40)[::-1]
+    mask = np.arange(40) % 3 > 0
+    return lambda: rk.cross_entropy(logits, targets, mask=mask, ignore_index=5), lambda: logits
+
+
+def try_embedding(dtype):
+    embedding = rk.Embedding(50, 30, dtype=dtype, seed=0)
+    ids, dy = np.arange(40)[::-1], np.ones((40, 30), dtype)[:, ::-1]
+    return lambda: embedding.backward(ids, dy).params, lambda: embedding.params
+
+
 OF_LAYERS = (
     try_call,
     try_forward,
@@ -238,6 +250,7 @@ OF_OPTIMIZERS = (
     try_optimizer_step_of_arrays,
     try_optimizer_state,
 )
+OF_MODULES = (try_loss, try_embedding)
 # The least size that fails, where smaller ones are others' trouble: pybind11 ends the process if it
 # has no memory for its few bytes about a new object, NumPy's random numbers raise SystemError.
 LEAST = {try_forward: 32, try_stream: 32, try_layer: 4096}
@@ -276,10 +289,12 @@ def fail_each(scenario, kind, fail_allocation, least):
 
 @needs_glibc
 @pytest.mark.parametrize(
-    "scenario", OF_LAYERS + OF_OPTIMIZERS, ids=lambda scenario: scenario.__name__[4:]
+    "scenario", OF_LAYERS + OF_OPTIMIZERS + OF_MODULES, ids=lambda scenario: scenario.__name__[4:]
 )
 def test_every_allocation_may_fail(failing_malloc, scenario):
     kinds = ("lstm", "gru_reset_before") if scenario in OF_LAYERS else tuple(OPTIMIZERS)
+    if scenario in OF_MODULES:
+        kinds = ("float32", "float64")
     args = (scenario.__name__, kinds, LEAST.get(scenario, 0))
     counts = child(fail_each_allocation, *args, LD_PRELOAD=failing_malloc).split()
     assert all(int(count) > 0 for count in counts), f"nothing has failed: {counts}"
@@ -474,6 +489,7 @@ def use_everything(kind, dtype, traps):
     one_way = make_layer(kind, 32, 64, dtype=dtype)
     x = random_problem(one_way, 20, 16).x
     optimizers = [make(layer.params) for make in OPTIMIZERS.values()]
+    targets = np.zeros(p.x.shape[:2], int)
 
     def use():
         found = []
@@ -481,6 +497,7 @@ def use_everything(kind, dtype, traps):
             y, state, tape = one.forward(layer)
             grads = [one.backward(layer, tape, clip) for clip in (None, CLIPS)]
             found += [y, state, *grads, layer(one.x, one.state, one.lengths)]
+            found += rk.cross_entropy(one.x, targets)
             if grads[0].finite and not traps & INEXACT:  # CPython's hypot traps on nan
                 found += [opt.step(grads[0], max_norm=1.0) for opt in optimizers]
         stream = one_way.stream(16)

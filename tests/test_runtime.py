@@ -415,6 +415,10 @@ def use_everything(layer, p):
     found = [results(layer, p, rk.Clip(1.0, 1.0, 1.0, 1.0)), layer(p.x)[0].tobytes()]
     stream = layer.stream(16)
     found += [stream.run(p.x).tobytes(), stream.step(p.x[0]).tobytes()]
+    ids = np.zeros(p.x.shape[:2], int)
+    loss, dx = rk.cross_entropy(p.x, ids)
+    sums = rk.Embedding(1, p.x.shape[2]).backward(ids, p.x).params["weight"]
+    found += [loss, dx.tobytes(), sums.tobytes()]
     with pytest.raises(ValueError, match="x: expected shape"):
         layer(p.x[..., 1:])
     with pytest.raises(TypeError, match="dtype float32"):
