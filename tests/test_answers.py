@@ -30,3 +30,11 @@ def test_every_script_has_its_section():
     for name in SCRIPTS:
         assert f"examples/answers/{name}.py" in text, f"docs/answers.md: no section shows {name}.py"
         assert f"answers/{name}.png" in text, f"docs/answers.md: no picture of {name}.py"
+
+
+def test_the_training_loop_is_short_and_shown_as_it_is():
+    script = (FOLDER / "training_loop.py").read_text()
+    begin, end = "# The loop, as docs/answers.md shows it.\n", "\n\n# The end of the loop."
+    loop = script.partition(begin)[2].partition(end)[0].strip()
+    assert 10 < len(loop.splitlines()) <= 25
+    assert f"```python\n{loop}\n```" in (FOLDER.parent.parent / "docs" / "answers.md").read_text()
