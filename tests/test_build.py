@@ -174,6 +174,13 @@ def test_what_trains_is_imported_when_asked_for(module, name):
         assert first is {"rk." + module if name == module else f"rk.{module}.{name}"}""")
 
 
+def test_diagnose_is_imported_when_asked_for():
+    imported("""import rnnkern as rk
+        assert "diagnose" in dir(rk)
+        assert "rnnkern.diagnose" not in sys.modules
+        assert rk.diagnose is sys.modules["rnnkern.diagnose"]""")
+
+
 def test_all_public_names_can_be_had_at_once():
     imported("from rnnkern import *; import rnnkern; assert set(rnnkern.__all__) <= set(dir())")
 

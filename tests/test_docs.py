@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 import rnnkern as rk
-from rnnkern import files, reference
+from rnnkern import diagnose, files, reference
 
 MODULES = [
     importlib.import_module(f"rnnkern.{module.name}")
@@ -23,7 +23,7 @@ MODULES = [
 def public():
     """The public functions and classes, with their methods and properties, by name."""
     exported = [getattr(rk, name) for name in rk.__all__ if name != "__version__"]
-    exported += [getattr(m, name) for m in (files, reference) for name in m.__all__]
+    exported += [getattr(m, name) for m in (diagnose, files, reference) for name in m.__all__]
     found = {}
     for thing in exported:
         if not (inspect.isfunction(thing) or inspect.isclass(thing)):

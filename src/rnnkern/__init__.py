@@ -39,10 +39,12 @@ __all__ = [
 
 # Whoever only infers doesn't wait for what trains: it is imported when first asked for.
 if TYPE_CHECKING:
+    from . import diagnose as diagnose
     from .modules import Embedding, Linear, ModuleGradients, cross_entropy
     from .optim import SGD, Adam, AdamW, RMSprop, Step
 else:
     _LATER = {
+        "diagnose": (),
         "modules": ("Embedding", "Linear", "ModuleGradients", "cross_entropy"),
         "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
     }
@@ -57,4 +59,4 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "modules", "optim"})
+    return sorted({*globals(), *__all__, "diagnose", "modules", "optim"})

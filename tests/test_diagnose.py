@@ -1,0 +1,610 @@
+"""Each tool of diagnose against its definition."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from helpers import KINDS, make_layer, parts, random_problem, run_reference
+
+import rnnkern as rk
+from rnnkern import diagnose
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+GATES = {"lstm": "ifgo", "gru": "rzn", "gru_reset_before": "rzn"}
+LENGTHS = np.array([7, 0, 4])
+BOTH = {"num_layers": 2, "bidirectional": True}
+
+
+def linear(factor, *, I=1, H=4, dtype=np.float64):
+    """A relu RNN that is linear as all its units are above zero; its W_hh is factor times 1."""
+    rnn = rk.RNN(I, H, nonlinearity="relu", init="identity", dtype=dtype, seed=0)
+    rnn.params["weight_hh_l0"] *= dtype(factor)
+    rnn.params["bias_ih_l0"] += dtype(1.0)
+    return rnn
+
+
+def rotation(factor, **options):
+    """A tanh RNN with factor times an orthogonal W_hh; linear as long as its state is zero."""
+    rnn = rk.RNN(1, 8, init="orthogonal", dtype=np.float64, seed=0, **options)
+    for name, array in rnn.params.items():
+        array *= factor if name.startswith("weight_hh") else 1.0
+    return rnn
+
+
+def traced(layer, T, dy=None, clip=None, rows=2, lengths=None):
+    """A forward of zeros, and the gradients of dy, or of ones at the final h, with their trace."""
+    _, state, tape = layer.forward(np.zeros((T, rows, 1)), lengths=lengths)
+    final = None if dy is not None else np.ones_like(parts(state)[0])
+    if final is not None and len(parts(state)) == 2:
+        final = (final, np.zeros_like(final))
+    return tape, layer.backward(tape, dy, final, clip, trace=True)
+
+
+# ---- spectrum ----------------------------------------------------------------------------------
+
+
+@each_kind
+def test_spectrum_is_that_of_each_block(kind):
+    layer = make_layer(kind, 3, 5, **BOTH)
+    blocks = diagnose.spectrum(layer)
+    names = [name for name in layer.params if name.startswith("weight_hh")]
+    matrices = [m for name in names for m in layer.params[name].reshape(-1, 5, 5)]
+    gates = GATES.get(kind, "h")
+    assert [(b.layer, b.direction, b.gate) for b in blocks] == [
+        (l, d, gate) for l in (0, 1) for d in (0, 1) for gate in gates
+    ]
+    for block, matrix in zip(blocks, matrices, strict=True):
+        matrix = matrix.astype(np.float64)
+        # The characteristic polynomial is zero at each eigenvalue, up to rounding in 5x5.
+        for value in block.eigenvalues:
+            assert abs(np.linalg.det(matrix - value * np.eye(5))) < 1e-12
+        assert np.isclose(block.eigenvalues.sum(), np.trace(matrix))
+        assert (np.diff(np.abs(block.eigenvalues)) <= 1e-12).all()
+        assert block.radius == abs(block.eigenvalues[0])
+        assert np.isclose(block.singular**2, np.linalg.eigvalsh(matrix.T @ matrix)[-1])
+
+
+def test_spectrum_of_a_matrix_that_is_not_finite():
+    gru = rk.GRU(2, 3, seed=0)
+    gru.params["weight_hh_l0"][4, 0] = np.inf  # of z
+    r, z, n = diagnose.spectrum(gru)
+    assert np.isnan([z.radius, z.singular]).all()
+    assert np.isnan(z.eigenvalues).all()
+    assert np.isfinite([r.radius, n.radius]).all()
+
+
+# ---- lyapunov ----------------------------------------------------------------------------------
+
+
+def jacobians(layer, x, state):
+    """d state_t / d state_{t-1} of one row, all layers and parts flat, by central differences."""
+    shapes = [part.shape for part in parts(state)]
+    sizes = np.cumsum([part.size for part in parts(state)])[:-1]
+
+    def flat(state):
+        return np.concatenate([part.ravel() for part in parts(state)])
+
+    def step(x_t, values):
+        pieces = [v.reshape(s) for v, s in zip(np.split(values, sizes), shapes, strict=True)]
+        return flat(layer(x_t[None], tuple(pieces) if len(pieces) == 2 else pieces[0])[1])
+
+    values, e = flat(state), 1e-6
+    for x_t in x:
+        basis = e * np.eye(len(values))
+        yield np.stack([(step(x_t, values + b) - step(x_t, values - b)) / (2 * e) for b in basis]).T
+        values = step(x_t, values)
+
+
+@each_kind
+@pytest.mark.parametrize("settle", [0, 5])
+def test_lyapunov_is_the_growth_of_a_product_of_jacobians(kind, settle):
+    T = 25
+    layer = make_layer(kind, 2, 3, num_layers=2, dtype=np.float64)
+    problem = random_problem(layer, T)
+    got = diagnose.lyapunov(layer, problem.x, problem.state, block=4, settle=settle, seed=3)
+    draws = np.random.default_rng(3)
+    v = np.concatenate([draws.normal(size=p.shape).ravel() for p in parts(problem.state)])
+    each = list(jacobians(layer, problem.x, problem.state))
+    for J in each[T - settle :][::-1]:
+        v = v @ J
+    product = v
+    for J in each[: T - settle][::-1]:
+        product = product @ J
+    want = np.log(np.linalg.norm(product) / np.linalg.norm(v)) / (T - settle)
+    assert abs(got - want) < 1e-7  # central differences: e^2 and rounding over e, 1e-10 a step
+
+
+@each_kind
+def test_lyapunov_tends_to_the_largest_singular_value_of_the_product(kind):
+    layer = make_layer(kind, 2, 3, dtype=np.float64)
+    layer.params["bias_ih_l0"] += 1.0  # so that at each step some relu is alive
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    product, logs = np.eye(3 * (1 + (kind == "lstm"))), 0.0
+    zeros = np.zeros((1, 3))
+    for J in jacobians(layer, x, (zeros, zeros) if kind == "lstm" else zeros):
+        product = J @ product
+        size = np.linalg.norm(product, 2)
+        product, logs = product / size, logs + np.log(size)
+    # v is at least some hundredth along the direction that grows most: log(100) / 300.
+    assert abs(diagnose.lyapunov(layer, x) - logs / 300) < 0.016
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.01])
+@pytest.mark.parametrize("block", [1, 10, 1000])
+def test_lyapunov_of_a_linear_rnn_is_the_log_of_its_radius(dtype, factor, block):
+    # Over 1000 steps 0.5 is below what float32 holds, so the longest block must be split.
+    rnn = linear(factor, dtype=dtype)
+    got = diagnose.lyapunov(rnn, np.ones((1000, 3, 1), dtype), block=block)
+    assert got.shape == (3,)
+    # Each step rounds the vector and the factor itself; the sum of up to 1000 logs, 693 in size,
+    # is rounded as often, which is 350 float64 eps a step at worst.
+    bound = 2 * np.finfo(dtype).eps + 350 * np.finfo(np.float64).eps
+    assert np.abs(got - np.log(factor)).max() < bound
+
+
+@pytest.mark.parametrize("factor", [1e-20, 3e8])
+def test_lyapunov_beyond_the_range_of_a_block(factor):
+    rnn = rk.RNN(1, 4, nonlinearity="relu", init="identity", seed=0)
+    rnn.params["weight_hh_l0"] *= np.float32(factor)
+    state = np.full((1, 1, 4), 1.0, np.float32)
+    if factor > 1:
+        state *= np.float32(1e-36)  # so that the state stays finite over these steps
+    got = diagnose.lyapunov(rnn, np.zeros((6, 1, 1), np.float32), state, block=6)
+    alive = factor > 1  # the other's state falls to zero after a step, and relu passes nothing
+    assert got[0] == -np.inf if not alive else abs(got[0] - np.log(factor)) < 1e-6
+
+
+def test_lyapunov_where_nothing_or_no_number_comes_through():
+    rnn = linear(0.5)
+    rnn.params["bias_ih_l0"][:] = -1.0
+    x = np.zeros((20, 2, 1))
+    assert (diagnose.lyapunov(rnn, x) == -np.inf).all()
+    rnn.params["weight_hh_l0"][0, 0] = np.nan
+    assert np.isnan(diagnose.lyapunov(rnn, x)).all()
+
+
+def test_lyapunov_leaves_the_layer_alone_and_is_the_same_each_time():
+    gru = rk.GRU(2, 8, num_layers=2, dropout=0.5, seed=0, dtype=np.float64)
+    x = np.random.default_rng(0).normal(size=(40, 3, 2))
+    first = diagnose.lyapunov(gru, x)
+    assert (gru.dropout, gru.dropout_step) == (0.5, 0)
+    assert (diagnose.lyapunov(gru, x) == first).all()
+    gru.dropout = 0.0
+    assert (diagnose.lyapunov(gru, x) == first).all()
+    assert (diagnose.lyapunov(gru, x, seed=1) != first).all()
+
+
+def test_lyapunov_in_other_layouts():
+    x = np.random.default_rng(0).normal(size=(30, 3, 2))
+    want = diagnose.lyapunov(make_layer("lstm", 2, 4, dtype=np.float64), x)
+    layer = make_layer("lstm", 2, 4, dtype=np.float64, batch_first=True)
+    assert (diagnose.lyapunov(layer, x.swapaxes(0, 1)) == want).all()
+    one = diagnose.lyapunov(layer, x[:, 0])
+    assert isinstance(one, float)
+    assert one == diagnose.lyapunov(layer, x[None, :, 0])[0]
+
+
+# ---- saturation --------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_saturation_is_a_count_of_the_references_gates(kind, lengths):
+    layer = make_layer(kind, 2, 5, dtype=np.float64, **BOTH)
+    for array in layer.params.values():
+        array *= 4.0  # so that some gates are near their ends
+    T = 7
+    problem = random_problem(layer, T, 3, lengths=lengths)
+    _, _, tape = problem.forward(layer)
+    found = diagnose.saturation(layer, tape, low=0.2, high=0.7, tanh=0.6, lengths=lengths)
+    steps = run_reference(layer, problem).tape.steps
+    gates = GATES.get(kind, "h") + ("c" if kind == "lstm" else "")
+    assert len(found) == 4 * len(gates)
+    some = 0.0
+    for index, one in enumerate(found):
+        place, k = divmod(index, len(gates))
+        assert (one.layer, one.direction, one.gate) == (*divmod(place, 2), gates[k])
+        all_values = []
+        for step in sorted(steps[place], key=lambda step: step.t):
+            t = step.t
+            values = np.tanh(step.new[-1]) if one.gate == "c" else step.gates[:, 5 * k : 5 * k + 5]
+            all_values.append(values.ravel())
+            if not values.size:
+                assert np.isnan([one.low[t], one.high[t]]).all()
+                continue
+            if kind == "rnn_relu":
+                below, above = values == 0, values < 0
+            elif one.gate in "iforz":
+                below, above = values < 0.2, values > 0.7
+            else:
+                below, above = values < -0.6, values > 0.6
+            assert (one.low[t], one.high[t]) == (below.mean(), above.mean())
+            some += below.mean() + above.mean()
+        values = np.concatenate(all_values)
+        counts = ~np.isnan(one.low) * np.array([v.size for v in all_values])
+        share = np.nansum((one.low + one.high) * counts) / counts.sum()
+        assert np.isclose(one.share, share)
+        assert np.isclose(one.mean, values.mean())
+    assert some > 1.0
+
+
+# ---- report ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict", "steps"),
+    # 0.5^7 is the first power of it below 0.01; 1.5^12 the first above 100.
+    [(0.5, "vanishes", 7), (1.5, "explodes", 12), (1.0, "flows", 40), (0.95, "flows", 40)],
+)
+@pytest.mark.parametrize("with_grads", [False, True])
+def test_report_of_known_powers(factor, verdict, steps, with_grads):
+    rnn = rotation(factor)
+    tape, grads = traced(rnn, 40)
+    (flow,) = diagnose.report(rnn, tape, grads if with_grads else None).flows
+    assert (flow.verdict, flow.steps) == (verdict, steps)
+    # An orthogonal W_hh keeps norms, up to rounding.
+    assert np.allclose(flow.curve, factor ** np.arange(41.0), rtol=1e-12)
+    assert np.isclose(flow.rate, factor, rtol=1e-12)
+    assert np.isclose(flow.spectrum[0].radius, factor)
+    assert (flow.clipped, flow.scaled) == (0.0, 0.0)
+
+
+def test_report_with_a_loss_at_each_step():
+    rnn = rotation(1.0)
+    tape, grads = traced(rnn, 30, np.random.default_rng(0).normal(size=(30, 2, 8)))
+    (flow,) = diagnose.report(rnn, tape, grads).flows
+    assert grads.trace.dh[0, 0, 0] > 3 * grads.trace.dh[0, -1, 0]  # what is added grows
+    assert np.allclose(flow.curve, 1.0)  # but each step hands back what it got
+
+
+@each_kind
+def test_report_without_grads_is_the_norm_of_a_pulse(kind):
+    layer = make_layer(kind, 2, 6, num_layers=2, dtype=np.float64)
+    problem = random_problem(layer, 20, 3)
+    _, _, tape = problem.forward(layer)
+    v = np.zeros((2, 3, 6))
+    v[1] = np.random.default_rng(5).normal(size=(3, 6))
+    v[1] /= np.linalg.norm(v[1], axis=-1, keepdims=True)
+    dstate = (v, np.zeros_like(v)) if kind == "lstm" else v
+    report = diagnose.report(layer, tape, seed=5)
+    assert [f.layer for f in report.flows] == [0, 1]
+    flow = report.flows[1]
+    trace = layer.backward(tape, dstate=dstate, trace=True).trace
+    norms = trace.dh_before[1][::-1]
+    if kind == "lstm":  # h and c together, from the second step on
+        norms = np.hypot(norms, trace.dc_before[1][::-1])
+        want = np.median(norms / norms[0], axis=1)
+    else:
+        want = np.concatenate([[1.0], np.median(norms, axis=1)])
+    assert np.allclose(flow.curve, want)
+
+
+def test_report_sees_past_the_step_norm():
+    rnn = rotation(1.5)
+    tape, grads = traced(rnn, 40, clip=rk.Clip(step_norm=1.0))
+    report = diagnose.report(rnn, tape, grads)
+    (flow,) = report.flows
+    assert (flow.verdict, flow.steps) == ("explodes", 12)
+    assert flow.scaled == 1.0
+    assert "step_norm scaled 100% of the steps" in str(report)
+
+
+def test_report_says_what_the_step_value_limited():
+    rnn = rotation(1.5)
+    dy = np.zeros((40, 2, 8))
+    dy[20] = 1.0  # later steps have no gradient, and don't count
+    tape, grads = traced(rnn, 40, dy, clip=rk.Clip(step_value=1e-3))
+    report = diagnose.report(rnn, tape, grads)
+    clipped = grads.trace.clipped[0, :21].mean()
+    assert clipped > 0.3
+    assert np.isclose(report.flows[0].clipped, clipped)
+    assert f"step_value limited {clipped:.0%} of dL/da" in str(report)
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_report_of_padded_rows(direction):
+    rnn = rotation(0.5, bidirectional=True)
+    lengths = np.array([20, 6, 0])
+    tape, grads = traced(rnn, 20, rows=3, lengths=lengths)
+    flow = diagnose.report(rnn, tape, grads, lengths=lengths).flows[direction]
+    assert (flow.verdict, flow.steps) == ("vanishes", 7)
+    assert np.allclose(flow.curve, 0.5 ** np.arange(21.0), rtol=1e-12)
+
+
+def test_report_of_a_loss_in_the_middle():
+    rnn = rotation(0.5)
+    dy = np.zeros((20, 2, 8))
+    dy[12] = 1.0
+    tape, grads = traced(rnn, 20, dy)
+    (flow,) = diagnose.report(rnn, tape, grads).flows
+    assert np.allclose(flow.curve, 0.5 ** np.arange(14.0))  # steps 12 to 0
+
+
+def test_report_of_no_gradient():
+    rnn = rotation(1.0)
+    tape, grads = traced(rnn, 10, np.zeros((10, 2, 8)))
+    report = diagnose.report(rnn, tape, grads)
+    assert report.flows[0].verdict == "zero"
+    assert np.isnan(report.flows[0].rate)
+    assert str(report).startswith("Gradients are zero: none arrived\n")
+
+
+def test_report_of_one_step():
+    rnn = rotation(0.5)
+    tape, grads = traced(rnn, 1)
+    report = diagnose.report(rnn, tape, grads)
+    assert str(report).startswith("Gradients flow: x 0.5 over 1 step back (x 0.5 a step)\n")
+    lstm = rk.LSTM(1, 4, dtype=np.float64, seed=0)
+    tape, grads = traced(lstm, 1)
+    report = diagnose.report(lstm, tape, grads)
+    assert report.flows[0].verdict == "unknown"
+    assert "can't be judged" in str(report)
+
+
+def test_report_of_no_step_at_all():
+    rnn = rotation(0.5)
+    tape, grads = traced(rnn, 0)
+    assert diagnose.report(rnn, tape, grads).flows[0].verdict == "zero"
+
+
+def test_report_of_what_is_not_finite():
+    rnn = rotation(1.0)
+    dy = np.zeros((20, 2, 8))
+    dy[15], dy[10, 0, 0] = 1.0, np.nan
+    tape, grads = traced(rnn, 20, dy)
+    report = diagnose.report(rnn, tape, grads)
+    assert (report.flows[0].verdict, report.flows[0].steps) == ("not finite", 6)
+    assert not report.finite
+    assert "not all of them are finite" in str(report)
+
+
+def test_report_of_a_gradient_that_explodes_beyond_its_dtype():
+    rnn = linear(10.0, dtype=np.float32)
+    y, _, tape = rnn.forward(np.zeros((30, 1, 1), np.float32))
+    dy = np.zeros_like(y)
+    dy[-1] = 1e30
+    grads = rnn.backward(tape, dy, trace=True)
+    assert not np.isfinite(grads.trace.dh).all()
+    (flow,) = diagnose.report(rnn, tape, grads).flows
+    assert (flow.verdict, flow.steps) == ("explodes", 2)
+
+
+def test_report_of_a_gradient_that_dies():
+    rnn = linear(0.5)
+    rnn.params["bias_ih_l0"][:] = -1.0
+    tape, grads = traced(rnn, 10)
+    (flow,) = diagnose.report(rnn, tape, grads).flows
+    assert (flow.verdict, flow.steps) == ("vanishes", 1)
+    assert flow.saturation[0].share == 1.0
+
+
+def test_report_of_one_row_without_its_axis():
+    rnn = rotation(0.5)
+    _, _, tape = rnn.forward(np.zeros((30, 1)))
+    assert diagnose.report(rnn, tape).flows[0].steps == 7
+
+
+def test_report_thresholds_and_evidence():
+    gru = rk.GRU(1, 8, num_layers=2, bidirectional=True, dtype=np.float64, seed=0)
+    x = np.random.default_rng(0).normal(size=(30, 2, 1))
+    y, _, tape = gru.forward(x)
+    grads = gru.backward(tape, np.ones_like(y), clip=rk.Clip(norm=1e-3), trace=True)
+    report = diagnose.report(gru, tape, grads, vanished=0.5, low=0.45, high=0.55)
+    text = str(report)
+    for flow in report.flows:
+        first = np.flatnonzero(flow.curve <= 0.5)[0]
+        assert (flow.verdict, flow.steps) == ("vanishes", first)
+        assert {b.gate for b in flow.spectrum} == {s.gate for s in flow.saturation} == set("rzn")
+        assert {b.layer for b in flow.spectrum} == {flow.layer}
+        assert {s.direction for s in flow.saturation} == {flow.direction}
+        update = next(s for s in flow.saturation if s.gate == "z")
+        assert f"the update gate's mean is {update.mean:.3g}" in text
+        assert f"z {update.share:.0%}" in text
+    assert "layer 1, reverse: gradients vanish: below 0.5 of the norm after" in text
+    assert f"norm {grads.norm:.3g}, scaled by {grads.scale:.3g}" in text
+
+
+# ---- pictures ----------------------------------------------------------------------------------
+
+
+def test_plot_flow_draws_the_norms():
+    gru = rk.GRU(1, 4, dtype=np.float64, seed=0, **BOTH)
+    _, grads = traced(gru, 7, rows=3, lengths=LENGTHS)
+    figure = diagnose.plot_flow(gru, grads, lengths=LENGTHS)
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    assert [line.get_label() for line in axes.lines][:2] == ["layer 0", "layer 0, reverse"]
+    for line, dh in zip(axes.lines, grads.trace.dh, strict=True):
+        want = [np.median(dh[t, t < LENGTHS]) for t in range(7)]
+        assert np.allclose(line.get_ydata(), want)
+
+
+def test_plot_spectrum_draws_the_eigenvalues():
+    lstm = rk.LSTM(1, 4, seed=0)
+    (axes,) = diagnose.plot_spectrum(lstm).axes
+    for dots, block in zip(axes.collections, diagnose.spectrum(lstm), strict=True):
+        assert np.allclose(dots.get_offsets() @ [1, 1j], block.eigenvalues)
+    assert np.allclose(np.hypot(*axes.lines[0].get_data()), 1.0)
+
+
+def test_plot_saturation_draws_the_shares():
+    lstm = rk.LSTM(1, 4, dtype=np.float64, seed=0, **BOTH)
+    _, _, tape = lstm.forward(np.random.default_rng(0).normal(size=(7, 3, 1)))
+    (axes,) = diagnose.plot_saturation(lstm, tape, index=3, low=0.45, high=0.5).axes
+    found = diagnose.saturation(lstm, tape, low=0.45, high=0.5)[-5:]
+    assert len(axes.lines) == 10
+    for one, upper, lower in zip(found, axes.lines[::2], axes.lines[1::2], strict=True):
+        assert (upper.get_ydata() == one.high).all()
+        assert (lower.get_ydata() == one.low).all()
+
+
+def test_plot_clips_draws_norms_and_shares():
+    rnn = rotation(1.5)
+    _, grads = traced(rnn, 20, clip=rk.Clip(step_value=0.5, step_norm=1.3))
+    axes, shares = diagnose.plot_clips(rnn, grads).axes
+    before, after = (line.get_ydata() for line in axes.lines)
+    trace = grads.trace
+    assert np.allclose(before, np.median(trace.dh_before[0], axis=1))
+    assert np.allclose(after, np.median(trace.dh_before[0] * trace.scale[0], axis=1))
+    assert after.max() <= 1.3 * (1 + 1e-12) < before.max()
+    scaled, clipped = (line.get_ydata() for line in shares.lines)
+    assert np.allclose(scaled, (trace.scale[0] < 1).mean(axis=1))
+    assert np.allclose(clipped, trace.clipped[0].mean(axis=1))
+    assert scaled.any()
+    assert clipped.any()
+
+
+def plots():
+    """Each picture's call, with the axes it is given."""
+    rnn = rotation(0.5)
+    tape, grads = traced(rnn, 5)
+    return {
+        "flow": lambda axes: diagnose.plot_flow(rnn, grads, axes),
+        "clips": lambda axes: diagnose.plot_clips(rnn, grads, axes),
+        "spectrum": lambda axes: diagnose.plot_spectrum(rnn, axes),
+        "saturation": lambda axes: diagnose.plot_saturation(rnn, tape, axes),
+    }
+
+
+@pytest.mark.parametrize("name", ["flow", "clips", "spectrum", "saturation"])
+def test_plots_draw_where_they_are_told(name, monkeypatch):
+    from matplotlib.figure import Figure
+
+    draw = plots()[name]
+    figure = Figure()
+    _, axes = figure.subplots(1, 2)
+    assert draw(axes) is figure
+    assert axes.lines
+    assert axes.get_title()
+    assert not figure.axes[0].lines
+    with pytest.raises(TypeError, match="axes: expected matplotlib Axes or None, got int"):
+        draw(3)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=re.escape("pip install 'rnnkern[cli]'")):
+        draw(None)
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def test_wrong_arguments_are_named():
+    rnn, gru = rotation(0.5), rk.GRU(1, 8, seed=0)
+    tape, grads = traced(rnn, 5)
+    _, _, other = gru.forward(np.zeros((5, 2, 1), np.float32))
+    x = np.zeros((5, 2, 1))
+    plain = rnn.backward(tape)
+    cases = [
+        (lambda: diagnose.spectrum(3), TypeError, "layer: expected an RNN, LSTM or GRU, got int"),
+        (
+            lambda: diagnose.spectrum(rk.GRU(1, 2, ensemble=3)),
+            ValueError,
+            "layer: expected a layer alone, got an ensemble (use its member(e))",
+        ),
+        (
+            lambda: diagnose.lyapunov(rk.GRU(1, 2, bidirectional=True), x),
+            ValueError,
+            "layer: expected one direction, got a bidirectional layer",
+        ),
+        (lambda: diagnose.lyapunov(rnn, [1]), TypeError, "x: expected an array of dtype float64"),
+        (
+            lambda: diagnose.lyapunov(rnn, x.astype(np.float32)),
+            TypeError,
+            "x: expected an array of dtype float64, got float32",
+        ),
+        (
+            lambda: diagnose.lyapunov(rnn, x[:0]),
+            ValueError,
+            "x: expected shape (T, B, 1) or (T, 1) with T at least 1, got (0, 2, 1)",
+        ),
+        (lambda: diagnose.lyapunov(rnn, x, x), ValueError, "state: expected shape (1, 2, 8), got"),
+        (
+            lambda: diagnose.lyapunov(rnn, x, block=0),
+            ValueError,
+            "block: expected an integer of at least 1, got 0",
+        ),
+        (
+            lambda: diagnose.lyapunov(rnn, x, settle=5),
+            ValueError,
+            "settle: expected an integer from 0 to 4, below T, got 5",
+        ),
+        (lambda: diagnose.lyapunov(rnn, x, seed=-1), ValueError, "seed: expected an integer from"),
+        (lambda: diagnose.saturation(rnn, 3), TypeError, "tape: expected a Tape, got int"),
+        (lambda: diagnose.saturation(rnn, other), ValueError, "tape: expected one of this layer's"),
+        (
+            lambda: diagnose.saturation(rnn, tape, low=1.0),
+            ValueError,
+            "low: expected a number above 0 and below 1, got 1.0",
+        ),
+        (
+            lambda: diagnose.saturation(rnn, tape, low=0.5, high=0.4),
+            ValueError,
+            "low: expected at most high, which is 0.4, got 0.5",
+        ),
+        (
+            lambda: diagnose.saturation(rnn, tape, tanh="a"),
+            TypeError,
+            "tanh: expected a number, got str",
+        ),
+        (
+            lambda: diagnose.saturation(rnn, tape, lengths=[5, 5]),
+            TypeError,
+            "lengths: expected an array of integers, got list",
+        ),
+        (
+            lambda: diagnose.saturation(rnn, tape, lengths=np.array([5])),
+            ValueError,
+            "lengths: expected shape (2,), got (1,)",
+        ),
+        (
+            lambda: diagnose.saturation(rnn, tape, lengths=np.array([5, 6])),
+            ValueError,
+            "lengths: expected values from 0 to 5, got [5, 6]",
+        ),
+        (
+            lambda: diagnose.report(rnn, tape, 3),
+            TypeError,
+            "grads: expected Gradients, got int",
+        ),
+        (
+            lambda: diagnose.report(rnn, tape, plain),
+            ValueError,
+            "grads: expected a trace (backward with trace=True), got none",
+        ),
+        (
+            lambda: diagnose.report(rnn, tape, traced(rnn, 6)[1]),
+            ValueError,
+            "grads: expected a trace of shape (1, 5, 2), got (1, 6, 2)",
+        ),
+        (
+            lambda: diagnose.report(rnn, tape, vanished=1.0),
+            ValueError,
+            "vanished: expected a number above 0 and below 1, got 1.0",
+        ),
+        (
+            lambda: diagnose.report(rnn, tape, exploded=1.0),
+            ValueError,
+            "exploded: expected a finite number above 1, got 1.0",
+        ),
+        (
+            lambda: diagnose.plot_flow(rotation(0.5, num_layers=2), grads),
+            ValueError,
+            "grads: expected a trace of 2 layers and directions, got 1",
+        ),
+        (
+            lambda: diagnose.plot_clips(rnn, grads, index=1),
+            ValueError,
+            "index: expected an integer from 0 to 0, got 1",
+        ),
+        (
+            lambda: diagnose.plot_saturation(rnn, tape, index=-1),
+            ValueError,
+            "index: expected an integer from 0 to 0, got -1",
+        ),
+    ]
+    for call, error, message in cases:
+        with pytest.raises(error, match=re.escape(message)):
+            call()
