@@ -382,6 +382,39 @@ def test_lengths_of_any_integers(integer):
     assert layer(x, None, lengths)[0].tobytes() == layer(x, None, np.array([2, 5]))[0].tobytes()
 
 
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        (np.array([0, B]), ValueError, "values from 0 to 1, got 2"),
+        (np.array([0, -1]), ValueError, "values from 0 to 1, got -1"),
+        (np.array([2**64 - 1], np.uint64), ValueError, "values from 0 to 1, got 18446744073709551"),
+        ([0, B], ValueError, "values from 0 to 1, got 2"),
+        (np.ones(B - 1, bool), ValueError, "shape (2,), got (1,)"),
+        (np.ones(B + 1, bool), ValueError, "shape (2,), got (3,)"),
+        (np.ones(0, bool), ValueError, "shape (2,), got (0,)"),
+        (np.ones((1, B), bool), ValueError, "shape (2,), got (1, 2)"),
+        (True, ValueError, "shape (2,), got ()"),
+        (0, ValueError, "shape (n,), got ()"),
+        (np.zeros((B, 1), int), ValueError, "shape (n,), got (2, 1)"),
+        ([[]], ValueError, "shape (n,), got (1, 0)"),
+        (np.zeros(0), TypeError, "an array of booleans or integers, got float64"),
+        (np.array([0.0]), TypeError, "an array of booleans or integers, got float64"),
+        (0.0, TypeError, "an array of booleans or integers, got float64"),
+        (np.array([True], object), TypeError, "an array of booleans or integers, got object"),
+        (np.array([1], "m8[s]"), TypeError, "an array of booleans or integers, got timedelta64[s]"),
+        ("0", TypeError, "an array of booleans or integers, got <U1"),
+        ([10**30], TypeError, "an array of booleans or integers, got object"),
+        ([[1], [2, 3]], TypeError, "an array of booleans or integers, got list"),
+    ],
+)
+def test_rows_to_reset(rows, error, message):
+    layer = make_layer("lstm", I, H)
+    stream = layer.stream(B)
+    stream.state = random_problem(layer, T, B).state
+    with refused(error, f"rows: expected {message}", stream):
+        stream.reset(rows)
+
+
 # ---- parameters and tapes ----------------------------------------------------------------------
 
 

@@ -300,6 +300,57 @@ def test_every_allocation_may_fail(failing_malloc, scenario):
     assert all(int(count) > 0 for count in counts), f"nothing has failed: {counts}"
 
 
+# ---- no allocation: a stream in use ------------------------------------------------------------
+
+
+def count_allocations_of_streams():
+    """How many callbacks of 64 samples make, Python's own objects among them; the first one, too.
+
+    The host makes all that it can beforehand, as an audio callback would: arrays, views, iterators.
+    """
+    counter = ctypes.CDLL(None).fail_allocation
+    counter.argtypes = ctypes.c_long, ctypes.c_size_t
+    counter.restype = ctypes.c_long
+    many = 10**9
+
+    def count(use):
+        counter(many, 0)
+        use()
+        return many - counter(0, 0)
+
+    def callbacks(layer):
+        x, y = np.ones((64, 1, 1), layer.dtype), np.empty((64, 1, layer.hidden_size), layer.dtype)
+        stream, stepped = layer.stream(), layer.stream()
+        views = iter(3 * list(zip(x, y, strict=True)))
+
+        def run():
+            stream.run(x, out=y)
+
+        def step():
+            for x_t, y_t in views:
+                stepped.step(x_t, out=y_t)
+
+        counts = [*(count(run) for _ in range(3)), count(step)]
+        assert parts(stream.state)[0].tobytes() == parts(stepped.state)[0].tobytes()
+        return counts
+
+    rk.set_num_threads(1)
+    callbacks(make_layer("gru", 1, 16))  # what is made once in a process is not a stream's
+    counts = [count(lambda: None) for _ in range(3)]  # of the counting itself
+    for kind, dtype in itertools.product(KINDS, DTYPES):
+        for H, L in ((16, 1), (64, 1), (64, 3), (256, 2)):
+            counts += callbacks(make_layer(kind, 1, H, num_layers=L, dtype=dtype))
+    print(*counts)
+
+
+@needs_glibc
+def test_a_stream_in_use_allocates_nothing(failing_malloc):
+    where = {"LD_PRELOAD": failing_malloc, "PYTHONMALLOC": "malloc"}
+    base, *counts = set(child(count_allocations_of_streams, **where).split())
+    assert counts == [], "a callback has allocated"
+    assert 0 < int(base) < 10  # what counts has seen its own numbers
+
+
 # ---- no memory: a limit on the address space ---------------------------------------------------
 
 

@@ -733,12 +733,29 @@ class Sequences(RuleBasedStateMachine):
             assert bits(one.stream.state) == bits(one.twin.state)
 
     @precondition(lambda self: self.streams)
-    @rule(i=INDEX)
-    def reset(self, i):
+    @rule(
+        i=INDEX,
+        rows=often([None, [], [0], "mask"], [[-1], [5], [0.5], [[0]], "short mask", "text", 0]),
+    )
+    def reset(self, i, rows):
         one = self.streams[i % len(self.streams)]
-        self.attempt("reset", True, one.stream.reset, changes=lambda name: name == id(one))
-        one.twin.reset()
-        assert not any(part.any() for part in one.state())
+        right = rows in (None, [], [0], "mask")
+        if rows in ("mask", "short mask"):
+            rows = (np.arange(one.rows) % 2 == 0)[: None if right else -1]
+        done = self.attempt(
+            "reset",
+            right,
+            lambda: one.stream.reset(rows),
+            rows,
+            changes=lambda name: name == id(one),
+        )
+        if done is None:
+            return
+        state = parts(one.twin.state)
+        for part in state:
+            part[:, slice(None) if rows is None else rows] = 0
+        one.twin.state = tuple(state) if len(state) == 2 else state[0]
+        assert bits(one.stream.state) == bits(one.twin.state)
 
     # ---- settings ------------------------------------------------------------------------------
 
@@ -803,7 +820,7 @@ def test_any_sequence_of_calls(capsys):
     for what in ("layer", "call", "forward", "backward", "optimizer", "step", "load", "stream"):
         assert SEEN[what, "done"] > 10, what
         assert SEEN[what, "refused"] > 10, what
-    for what in ("go on", "state", *SETTINGS):
+    for what in ("go on", "state", "reset", *SETTINGS):
         assert SEEN[what, "done"] > 2, what
         assert SEEN[what, "refused"] > 2, what
 

@@ -63,6 +63,42 @@ def test_reset(kind):
     assert stream.run(p.x).tobytes() == first.tobytes()
 
 
+ROWS = {
+    "booleans": lambda rows: np.isin(np.arange(17), rows),
+    "booleans, strided": lambda rows: np.repeat(np.isin(np.arange(17), rows), 2)[::2],
+    "a list of booleans": lambda rows: np.isin(np.arange(17), rows).tolist(),
+    "integers": lambda rows: np.array(rows, int),
+    "integers, strided": lambda rows: np.repeat(np.array(rows, int), 2)[::2],
+    "small integers": lambda rows: np.array(rows, np.uint8),
+    "integers, twice": lambda rows: np.array([*rows, *rows], int),
+    "a list": list,
+    "a tuple": tuple,
+}
+
+
+@pytest.mark.parametrize("how", ROWS)
+@pytest.mark.parametrize("rows", [[0], [16], [3, 0, 9], list(range(17)), []])
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_kind
+def test_reset_of_some_rows(kind, dtype, rows, how):
+    """They begin anew; the others go on, to the bit."""
+    layer = make_layer(kind, I, H, num_layers=2, dtype=dtype)
+    p = random_problem(layer, T, 17)
+    stream = layer.stream(17)
+    for half in range(2):  # the state lies now in the one place, now in the other
+        stream.state = p.state
+        stream.run(p.x[:5])
+        if half:
+            stream.step(p.x[5])
+        before = parts(stream.state)
+        assert stream.reset(ROWS[how](rows)) is None
+        for part, old in zip(parts(stream.state), before, strict=True):
+            old[:, rows] = 0
+            assert part.tobytes() == old.tobytes()
+        again = tuple(before) if len(before) == 2 else before[0]
+        assert stream.run(p.x[6:]).tobytes() == layer(p.x[6:], again)[0].tobytes()
+
+
 @every_kind
 def test_state_is_copied_in_and_out(kind):
     layer, p = make(kind)
@@ -333,6 +369,8 @@ def test_two_threads_at_once_are_told():
             lambda: stream.run(x),
             lambda: setattr(stream, "state", last),
             stream.reset,
+            lambda: stream.reset([0]),
+            lambda: stream.reset(np.ones(8, bool)),
         ):
             with pytest.raises(RuntimeError, match="stream: in use by another thread"):
                 use()

@@ -18,7 +18,7 @@ class Stream {
   virtual py::object run(py::handle x, py::handle out, bool one_step) = 0;
   virtual py::tuple state() const = 0;
   virtual void set_state(const py::object& h, const py::object& c) = 0;
-  virtual void reset() = 0;
+  virtual void reset(const py::object& rows) = 0;
 };
 
 template <class T>
@@ -58,15 +58,42 @@ class StreamOf final : public Stream {
         layers_[now].push_back({sizes.inputs(l), {}, {}, {}, {d, {}}});
       }
     }
-    reset();
+    zero(0, B);
+    // Room for small blocks is there from the start: who must not wait for memory need not warm up.
+    constexpr Index rows_at_once = 128;
+    call_.layers = layers_[now_].data();
+    prepare(std::max<Index>(1, rows_at_once / B), threads());
   }
 
-  void reset() override {
-    const Busy busy(in_use_);
-    const Index n = B_ * sizes_.H;
-    for (const auto& part : states_[now_].h) std::fill_n(part.get(), n, T(0));
-    if (!sizes_.has_c()) return;
-    for (const auto& part : states_[now_].c) std::fill_n(part.get(), n, T(0));
+  void reset(const py::object& rows) override {
+    if (rows.is_none()) {
+      const Busy busy(in_use_);
+      zero(0, B_);
+      return;
+    }
+    const py::array given = py::array::ensure(rows);
+    const char kind = given ? given.dtype().kind() : '?';
+    const bool mask = kind == 'b';
+    const bool nothing = kind == 'f' && given.size() == 0 && !py::isinstance<py::array>(rows);
+    if (!nothing && !mask && kind != 'i' && kind != 'u')
+      bad_type("rows", "an array of booleans or integers",
+               given ? py::str(given.dtype()) : py::str(py::type::of(rows).attr("__name__")));
+    if (given.ndim() != 1 || (mask && given.shape(0) != B_))
+      bad_value("rows", "shape " + text({mask ? Axis(B_) : Axis("n")}), shape_of(given));
+    if (mask) {
+      const py::array_t<bool, py::array::c_style> masked(given);
+      const Busy busy(in_use_);
+      for (Index b = 0; b < B_; ++b)
+        if (masked.data()[b]) zero(b, 1);
+    } else {
+      const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> listed(given);
+      for (Index i = 0; i < listed.size(); ++i)
+        if (const std::int64_t row = listed.data()[i]; row < 0 || row >= B_)
+          bad_value("rows", "values from 0 to " + std::to_string(B_ - 1),
+                    py::str(given[py::int_(i)]));
+      const Busy busy(in_use_);
+      for (Index i = 0; i < listed.size(); ++i) zero(listed.data()[i], 1);
+    }
   }
 
   py::tuple state() const override {
@@ -145,6 +172,14 @@ class StreamOf final : public Stream {
    private:
     std::atomic<bool>& flag_;
   };
+
+  // So many rows of the current state.
+  void zero(Index first, Index rows) {
+    const Index from = first * sizes_.H, n = rows * sizes_.H;
+    for (const auto& part : states_[now_].h) std::fill_n(part.get() + from, n, T(0));
+    if (!sizes_.has_c()) return;
+    for (const auto& part : states_[now_].c) std::fill_n(part.get() + from, n, T(0));
+  }
 
   py::array input(py::handle x, bool one_step) const {
     constexpr Index any = -1;
@@ -358,7 +393,9 @@ void bind_stream(py::module_& m) {
         stream_of(self).set_state(h, c);
       },
       py::arg("stream"), py::arg("h"), py::arg("c"));
-  m.def("reset_stream", [](py::handle self) { stream_of(self).reset(); }, py::arg("stream"));
+  m.def(
+      "reset_stream", [](py::handle self, const py::object& rows) { stream_of(self).reset(rows); },
+      py::arg("stream"), py::arg("rows"));
 }
 
 }  // namespace rnnkern

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import _core
 
@@ -23,6 +23,10 @@ class Stream(_core.Stream):
 
     A stream belongs to one thread at a time. Another one gets a `RuntimeError`, and so does a
     process that was forked while a thread used the stream; a new stream works there.
+
+    Room for blocks of up to 128 rows (T * B) is made with the stream. A longer block makes more
+    when it first comes, and so may one that more threads share; any other call with `out`
+    allocates nothing.
 
     Attributes
     ----------
@@ -43,19 +47,30 @@ class Stream(_core.Stream):
     def __init__(self, net: _core.Net, params: dict[str, Array], batch_size: int) -> None:
         super().__init__(net, params, batch_size)
 
-    def reset(self) -> None:
-        """Set the state to zeros.
+    def reset(self, rows: ArrayLike | None = None) -> None:
+        """Set the state, or that of some rows, to zeros.
+
+        Parameters
+        ----------
+        rows : array of bool (B,) or of integers (n,), optional
+            Which rows: True for each one to reset, or their numbers from 0 to B - 1. All if not
+            given. The other rows keep their state to the bit.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `rows` has another dtype, shape or range; no state is then changed.
 
         Examples
         --------
         >>> import numpy as np, rnnkern as rk
-        >>> stream = rk.RNN(2, 4, seed=0).stream()
-        >>> _ = stream.step(np.ones((1, 2), np.float32))
-        >>> stream.reset()
-        >>> float(np.abs(stream.state).sum())
-        0.0
+        >>> stream = rk.RNN(2, 4, seed=0).stream(batch_size=3)
+        >>> _ = stream.step(np.ones((3, 2), np.float32))
+        >>> stream.reset([0, 2])  # or np.array([True, False, True])
+        >>> stream.state.any(axis=(0, 2))
+        array([False,  True, False])
         """
-        _core.reset_stream(self)
+        _core.reset_stream(self, rows)
 
     @property
     def state(self) -> Array | tuple[Array, Array]:
