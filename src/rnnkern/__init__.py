@@ -28,6 +28,7 @@ __all__ = [
     "Step",
     "Stream",
     "Trace",
+    "Window",
     "__version__",
     "cross_entropy",
     "force_isa",
@@ -35,19 +36,22 @@ __all__ = [
     "info",
     "num_threads",
     "set_num_threads",
+    "truncated_bptt",
 ]
 
 # Whoever only infers doesn't wait for what trains: it is imported when first asked for.
+_LATER = {
+    "diagnose": (),
+    "modules": ("Embedding", "Linear", "ModuleGradients", "cross_entropy"),
+    "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
+    "truncated": ("Window", "truncated_bptt"),
+}
 if TYPE_CHECKING:
     from . import diagnose as diagnose
     from .modules import Embedding, Linear, ModuleGradients, cross_entropy
     from .optim import SGD, Adam, AdamW, RMSprop, Step
+    from .truncated import Window, truncated_bptt
 else:
-    _LATER = {
-        "diagnose": (),
-        "modules": ("Embedding", "Linear", "ModuleGradients", "cross_entropy"),
-        "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
-    }
 
     def __getattr__(name: str) -> Any:
         for module, names in _LATER.items():
@@ -59,4 +63,4 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "diagnose", "modules", "optim"})
+    return sorted({*globals(), *__all__, *_LATER})

@@ -1,0 +1,258 @@
+"""Truncated backpropagation through time: one long sequence, window after window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checks import integer
+from .clip import Clip
+from .layers import Gradients, State, _Layer
+
+__all__ = ["Window", "truncated_bptt"]
+
+Array = NDArray[Any]
+
+
+class Window:
+    """New steps of a sequence, and how to backpropagate from them. Made by `truncated_bptt`.
+
+    Attributes
+    ----------
+    steps : slice
+        The k1 new steps, of the sequence's T.
+    reach : slice
+        The steps that gradients reach: up to k2, the new ones at their end.
+    y : ndarray, shape (k1, B, H), laid out as `x`
+        The outputs of the new steps; leave them as they are until backward is done.
+    state : ndarray or tuple of ndarray
+        The state after the window's last step.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> x = np.ones((7, 2, 3), np.float32)
+    >>> for window in rk.truncated_bptt(rk.GRU(3, 5, seed=0), x, 3, 4):
+    ...     print(window.reach, window.steps, window.y.shape)
+    slice(0, 3, None) slice(0, 3, None) (3, 2, 5)
+    slice(2, 6, None) slice(3, 6, None) (3, 2, 5)
+    slice(5, 7, None) slice(6, 7, None) (1, 2, 5)
+    """
+
+    steps: slice
+    reach: slice
+    y: Array
+    state: State
+
+    def __init__(self, layer: _Layer, x: Array, state: State, reach: slice, steps: slice) -> None:
+        self.steps, self.reach = steps, reach
+        self._layer = layer
+        self._axis = _time_axis(layer, x)
+        y, self.state, self._tape = layer.forward(_cut(x, self._axis, reach), state)
+        self._shape = y.shape
+        self.y = _cut(y, self._axis, slice(steps.start - reach.start, None))
+        self._over: str | None = None  # why there is no backward any more
+
+    def backward(
+        self,
+        dy: Array | None = None,
+        dstate: State | None = None,
+        clip: Clip | None = None,
+        **options: Any,
+    ) -> Gradients:
+        """Backpropagate from the new steps through all steps of `reach`.
+
+        Parameters
+        ----------
+        dy : ndarray, shaped like y, optional
+            dL/dy of the new steps; zeros if not given.
+        dstate : ndarray or tuple of ndarray, optional
+            dL/d(state), shaped like it; zeros if not given.
+        clip : Clip, optional
+            Gradient clips, of this window's gradients.
+        **options
+            As of the layer's `backward`.
+
+        Returns
+        -------
+        Gradients
+            ``x`` is of the steps of `reach`, and ``state`` of the state before them: what this
+            window's errors alone have to say.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of the layer's `backward`; the window's backward may then be called again.
+        RuntimeError
+            If it is called a second time, or after the next window was asked for.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> gru = rk.GRU(3, 5, seed=0)
+        >>> for window in rk.truncated_bptt(gru, np.ones((6, 2, 3), np.float32), 3, 4):
+        ...     grads = window.backward(np.ones_like(window.y), clip=rk.Clip(norm=1.0))
+        >>> grads.x.shape, sorted(grads.params) == sorted(gru.params)
+        ((4, 2, 3), True)
+        """
+        if self._over is not None:
+            raise RuntimeError(f"window: expected one backward, in its turn, got {self._over}")
+        if dy is not None and self.steps != self.reach:
+            dy = self._behind_zeros(dy)
+        grads = self._layer.backward(self._tape, dy, dstate, clip, **options)
+        self._end("a second one")
+        return grads
+
+    def _behind_zeros(self, dy: Array) -> Array:
+        """`dy` with zeros for the steps that are not new."""
+        dtype = self.y.dtype
+        if not isinstance(dy, np.ndarray) or dy.dtype != dtype:
+            got = dy.dtype if isinstance(dy, np.ndarray) else type(dy).__name__
+            raise TypeError(f"dy: expected an array of dtype {dtype}, got {got}")
+        if dy.shape != self.y.shape:
+            raise ValueError(f"dy: expected shape {self.y.shape}, got {dy.shape}")
+        errors = np.zeros(self._shape, dtype)
+        _cut(errors, self._axis, slice(self.steps.start - self.reach.start, None))[...] = dy
+        return errors
+
+    def _state_after(self, count: int) -> State:
+        """The state after so many of the steps in reach."""
+
+        def last(parts: list[Array]) -> Array:
+            h = np.stack([part[count - 1] for part in parts])  # (L, B, H)
+            return h[:, 0] if len(self._shape) == 2 else h
+
+        hiddens = last(self._tape.hiddens)
+        return (hiddens, last(self._tape.cells)) if self._layer._has_c else hiddens
+
+    def _end(self, over: str) -> None:
+        """Free what backward would need."""
+        if self._over is None:
+            self._over = over
+            del self._tape
+
+
+def truncated_bptt(
+    layer: _Layer, x: Array, k1: int, k2: int | None = None, state: State | None = None
+) -> Iterator[Window]:
+    """Go through a long sequence for training: BPTT(h; h') [1]_, with h' = k1 and h = k2.
+
+    Every `k1` steps the errors of these steps are backpropagated, all together, as far back as the
+    last `k2` steps reach. Time is that of ``k2 / k1`` full passes; memory is that of k2 steps, for
+    any T: only slices of `x` are read, and copied, if at all.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        Of one direction.
+    x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
+        The sequence, also as a ``np.memmap``; an ensemble's as for the layer.
+    k1 : int
+        New steps a window, at least 1; the last window has what is left.
+    k2 : int, optional
+        How far back gradients go, at least k1; k1 if not given.
+    state : ndarray or tuple of ndarray, optional
+        The state before the first step, as for the layer; the ``state`` of the last window of one
+        sequence lets another go on from there. It is copied.
+
+    Returns
+    -------
+    iterator of Window
+        ``ceil(T / k1)`` windows, each computed when it is asked for. Call ``window.backward(dy)``,
+        or leave it, and update the parameters, before the next one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be, at once; the message names it.
+
+    Notes
+    -----
+    Window j has the new steps ``[s, s + k1)``, s = j k1, and reaches from ``a = max(0, s + k1 -
+    k2)`` on. (A last window of fewer new steps starts where a whole one would.) It runs forward
+    over all its reach, with the parameters as they are then: both `y` and the gradients are of
+    these. The state that it starts from is what window j - 1 had before step a, with the
+    parameters as they were then; it is a constant for the gradients. So each step is computed up
+    to ``ceil(k2 / k1)`` times, and with dropout each time under another mask.
+
+    With parameters that don't change, and without dropout, `y` has the bits of a call on the whole
+    sequence, and the gradients of all windows add up to dL/dp with each step's error going back at
+    least ``k2 - k1 + 1`` steps, itself included, and at most k2. With ``k1 >= T`` that is all of
+    BPTT.
+
+    References
+    ----------
+    .. [1] R. Williams and J. Peng, "An efficient gradient-based algorithm for on-line training of
+       recurrent network trajectories", Neural Computation 2(4), 1990.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(10_000, 1, 1)).astype(np.float32)
+    >>> target = np.roll(x, 3, axis=0)  # what came three steps ago
+    >>> lstm, w = rk.LSTM(1, 16, seed=0), {"w": np.zeros((16, 1), np.float32)}
+    >>> opt = rk.Adam([lstm.params, w], lr=1e-2)
+    >>> losses = []
+    >>> for window in rk.truncated_bptt(lstm, x, k1=20, k2=30):
+    ...     error = window.y @ w["w"] - target[window.steps]
+    ...     d_error = 2 * error / error.size
+    ...     grads = window.backward(d_error @ w["w"].T)
+    ...     r = opt.step([grads, {"w": np.einsum("tbh,tbi->hi", window.y, d_error)}], max_norm=1.0)
+    ...     losses.append(np.mean(error**2))
+    >>> bool(np.mean(losses[-50:]) < 0.1 * np.mean(losses[:50]))
+    True
+    """
+    if not isinstance(layer, _Layer):
+        raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
+    if layer.bidirectional:
+        raise ValueError(
+            "layer: expected one of one direction, got a bidirectional one: its outputs need the "
+            "whole sequence"
+        )
+    k1 = integer("k1", k1, "an integer of at least 1", 1, 2**62)
+    k2 = k1 if k2 is None else integer("k2", k2, "an integer of at least 1", 1, 2**62)
+    if k2 < k1:
+        raise ValueError(f"k2: expected at least k1 = {k1}, got {k2}")
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"x: expected an array of dtype {layer.dtype}, got {type(x).__name__}")
+    ranks = (3, 4) if layer.ensemble else (2, 3)
+    if x.ndim not in ranks or x.shape[-1] != layer.input_size:
+        short, long = "T", "B, T" if layer.batch_first else "T, B"
+        if layer.ensemble:
+            short, long = "T, B", "T, E, B"
+        shapes = f"({long}, {layer.input_size}) or ({short}, {layer.input_size})"
+        raise ValueError(f"x: expected shape {shapes}, got {x.shape}")
+    # A call on no steps checks all else, and copies the state, or makes one of zeros.
+    _, first = layer(_cut(x, _time_axis(layer, x), slice(0)), state)
+    return _windows(layer, x, k1, k2, first)
+
+
+def _windows(layer: _Layer, x: Array, k1: int, k2: int, state: State) -> Iterator[Window]:
+    T = x.shape[_time_axis(layer, x)]
+
+    def begin(first: int) -> int:
+        return max(0, first + k1 - k2)
+
+    for first in range(0, T, k1):
+        stop, start = min(first + k1, T), begin(first)
+        window = Window(layer, x, state, slice(start, stop), slice(first, stop))
+        if stop < T:
+            ahead = begin(stop) - start
+            if start + ahead == stop:
+                state = window.state
+            elif ahead > 0:
+                state = window._state_after(ahead)
+        yield window
+        window._end("one after the next window was asked for")
+
+
+def _time_axis(layer: _Layer, x: Array) -> int:
+    return 1 if layer.batch_first and x.ndim == 3 else 0
+
+
+def _cut(x: Array, axis: int, steps: slice) -> Array:
+    return x[:, steps] if axis else x[steps]
