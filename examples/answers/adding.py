@@ -85,7 +85,7 @@ def main():
         axes.set(title=f"adding problem, T = {T}", xlabel=f"step (of {B} sequences)")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"squared error (mean of {window} steps)")
-    panels[0].legend()
+    panels[-1].legend(loc="lower left")
     keep(args.out, "adding", figure, figures)
 
 
