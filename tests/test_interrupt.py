@@ -20,8 +20,13 @@ import rnnkern as rk
 SECONDS = 0.2  # from Ctrl-C to KeyboardInterrupt, as docs/reliability.md promises
 ATTEMPTS = 4  # of which one must keep to it: the machine's other work is not ours
 
-# I, H, T, B of calls that take a second or so: many rows to share, or few rows and many units.
-SHAPES = {"rows": (256, 512, 600, 64), "units": (1024, 2048, 400, 2)}
+# I, H, L, T, B of calls that take a second or so: many rows to share, few rows and many units, or
+# layers side by side.
+SHAPES = {
+    "rows": (256, 512, 1, 600, 64),
+    "units": (1024, 2048, 1, 400, 2),
+    "layers": (512, 512, 8, 600, 2),
+}
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 every_number_of_threads = pytest.mark.parametrize("threads", [1, 2, 5])
 
@@ -68,8 +73,8 @@ def handling(number, handler):
 @cache
 def long(shape):
     """A layer, a problem and a tape whose backward takes long."""
-    I, H, T, B = SHAPES[shape]
-    layer = make_layer("gru", I, H)
+    I, H, L, T, B = SHAPES[shape]
+    layer = make_layer("gru", I, H, num_layers=L)
     problem = random_problem(layer, T, B)
     with rk.num_threads(2):
         tape = problem.forward(layer)[2]

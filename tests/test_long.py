@@ -396,3 +396,45 @@ def test_residual_wants_two_layers():
         rk.GRU(I, H, residual=True)
     with pytest.raises(TypeError, match="residual: expected True or False, got int"):
         rk.GRU(I, H, 2, residual=1)
+
+
+# ----------------------------------------------------------------------------- deep stacks
+
+
+@every_kind
+@pytest.mark.parametrize(("layers", "rows"), [(2, 1), (5, 3)])
+def test_layers_side_by_side_change_no_bit(kind, layers, rows):
+    """Few rows and many steps: each thread runs layers of its own, behind those below."""
+    layer = make_layer(kind, 20, 40, num_layers=layers, dropout=0.2, residual=layers > 2)
+    problem = random_problem(layer, 150, rows, lengths="random", resets=0.02)
+    clip = rk.Clip(step_value=0.5, step_norm=0.9, norm=1.0)
+
+    def results():
+        layer.dropout_step = 3
+        y, state, tape = problem.forward(layer)
+        grads = problem.backward(layer, tape, clip, trace=True)
+        inferred, _ = layer(problem.x, problem.state, problem.lengths, resets=problem.resets)
+        return [
+            *[y, inferred, grads.x, *parts(state), *parts(grads.state), *grads.params.values()],
+            *(a for a in grads.trace if a is not None),
+            grads.norm,
+        ]
+
+    with rk.num_threads(1):
+        want = results()
+    for name in fused_sets():
+        for threads in (2, 3, 7):
+            with rk.force_isa(name), rk.num_threads(threads):
+                for got, expected in zip(results(), want, strict=True):
+                    same_bits(got, expected, f"{name}, {threads} threads")
+
+
+def test_layers_side_by_side_hand_out_padding_as_zeros():
+    layer = make_layer("lstm", 20, 40, num_layers=4)
+    problem = random_problem(layer, 150, 3, lengths=np.array([150, 20, 0]))
+    with rk.num_threads(2):
+        y, _, tape = problem.forward(layer)
+        grads = problem.backward(layer, tape)
+    for a in (y, grads.x):
+        assert not a[20:, 1].any()
+        assert not a[:, 2].any()

@@ -60,11 +60,13 @@ struct BackwardRoom {
   // others.
   Index square_rows(Index H) const { return 2 * Cell::gates * (H + 1); }
 
-  void take(Arena& arena, const Schedule& s, Index I, Index H, bool traced, bool penalized) {
+  // most_steps: of a chunk.
+  void take(Arena& arena, const Schedule& s, Index I, Index H, bool traced, bool penalized,
+            Index most_steps) {
     constexpr Index G = Cell::gates;
     const Index Hp = padded<T>(H), row = Hp * Cell::slots;
     const Index hidden_blocks = blocks_of<T>(H), input_blocks = blocks_of<T>(I);
-    chunk = most(1, least(s.T, rows_at_once / most(1, s.B)));
+    chunk = most(1, least(least(s.T, most_steps), rows_at_once / most(1, s.B)));
     most_rows = chunk * s.B;
     recurrent = arena.take<T>(hidden_blocks * kLanes<T> * G * H);
     input = arena.take<T>(input_blocks * kLanes<T> * G * H);

@@ -67,10 +67,11 @@ struct ForwardRoom {
   T* z;             // [chunk, B, slots, padded H], unless kept on the tape
   Index chunk = 0;  // steps
 
-  void take(Arena& arena, const Schedule& s, Index I, Index H, bool packed) {
+  // most_steps: of a chunk.
+  void take(Arena& arena, const Schedule& s, Index I, Index H, bool packed, Index most_steps) {
     const Index row = padded<T>(H) * kRowSlots<Cell>;
     const Index rows = most(z_rows, z_bytes / (row * static_cast<Index>(sizeof(T))));
-    chunk = most(1, least(s.T, rows / most(1, s.B)));
+    chunk = most(1, least(least(s.T, most_steps), rows / most(1, s.B)));
     if (!packed) weights.take(arena, I, H);
     for (T*& half : h) half = arena.take<T>(s.B * padded<T>(H));
     c = arena.take<T>(Cell::has_c ? s.B * padded<T>(H) : 0);
@@ -130,13 +131,18 @@ struct Forward {
       only_step();
       return;
     }
-    for (Index done = 0; done < rows.T; done += room.chunk) {
-      const Index steps = least(room.chunk, rows.T - done);
-      first_step = reverse ? rows.T - done - steps : done;
-      input_product(steps, part.blocks);
-      for (Index i = 0; i < steps; ++i)
-        if (!step(reverse ? first_step + steps - 1 - i : first_step + i)) return;
-    }
+    for (Index done = 0; done < rows.T; done += room.chunk)
+      if (!chunk(done)) return;
+  }
+
+  // The steps of a chunk, after `done` steps. False: leave.
+  bool chunk(Index done) {
+    const Index steps = least(room.chunk, rows.T - done);
+    first_step = reverse ? rows.T - done - steps : done;
+    input_product(steps, part.blocks);
+    for (Index i = 0; i < steps; ++i)
+      if (!step(reverse ? first_step + steps - 1 - i : first_step + i)) return false;
+    return true;
   }
 
   // Both products of some units, then of the next: so the second half of them all stays in cache

@@ -158,18 +158,53 @@ bool look(Watch& watch) {
   return true;
 }
 
-bool wait(Barrier& barrier, int size, Watch& watch) {
+namespace {
+
+// Waits for over(): spins briefly, then sleeps on `word` while it is `expected()`. Whoever brings
+// it about stores, then reads `asleep`; whoever sleeps says so, then reads: one order of these four
+// accesses for all threads, so that either this thread sees the store or the other who is asleep.
+template <class Over, class Expected>
+void wait_for(const Over& over, int& word, const Expected& expected, int& asleep, Watch& watch) {
   // Longer than threads that run wait for each other mostly, shorter than a sleep costs by much.
   constexpr Nanoseconds longest_spin = 10000;
   constexpr int pauses = 16;  // between two looks at the clock
+  const Nanoseconds begin = now();
+  Nanoseconds spun = 0;
+  while (!over() && (spun = now() - begin) < longest_spin)
+    for (int i = 0; i < pauses && !over(); ++i) pause();
+  watch.spun += std::min(spun, longest_spin);
+  while (!over()) {
+    __atomic_add_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
+    sleep(&word, expected());
+    __atomic_sub_fetch(&asleep, 1, __ATOMIC_RELAXED);
+    look(watch);
+  }
+}
+
+}  // namespace
+
+void advance(Progress& progress) {
+  __atomic_add_fetch(&progress.done, 1, __ATOMIC_SEQ_CST);
+  if (__atomic_load_n(&progress.asleep, __ATOMIC_SEQ_CST) != 0) wake(&progress.done, kMostThreads);
+}
+
+bool reached(Progress& progress, int done, Watch& watch) {
+  const auto now_done = [&] { return __atomic_load_n(&progress.done, __ATOMIC_SEQ_CST); };
+  const auto asked = [&] { return __atomic_load_n(&watch.stop->asked, __ATOMIC_RELAXED) != 0; };
+  // What was read too early to be enough is what a sleep must not find changed.
+  int seen = now_done();
+  const auto over = [&] { return (seen = now_done()) >= done || asked(); };
+  if (!over()) wait_for(over, progress.done, [&] { return seen; }, progress.asleep, watch);
+  return !asked();
+}
+
+bool wait(Barrier& barrier, int size, Watch& watch) {
   const int generation = __atomic_load_n(&barrier.generation, __ATOMIC_RELAXED);
   if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == size) {
     // The last to arrive decides for all, or some would wait for others that have left.
     barrier.stopped = __atomic_load_n(&watch.stop->asked, __ATOMIC_RELAXED);
     const bool go_on = barrier.stopped == 0;
     __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
-    // Either this thread sees who is asleep, or whoever falls asleep sees that all have arrived:
-    // one order of these four accesses for all threads.
     __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&barrier.asleep, __ATOMIC_SEQ_CST) != 0) wake(&barrier.generation, size);
     return go_on;
@@ -177,17 +212,7 @@ bool wait(Barrier& barrier, int size, Watch& watch) {
   const auto all_arrived = [&] {
     return __atomic_load_n(&barrier.generation, __ATOMIC_SEQ_CST) != generation;
   };
-  const Nanoseconds begin = now();
-  Nanoseconds spun = 0;
-  while (!all_arrived() && (spun = now() - begin) < longest_spin)
-    for (int i = 0; i < pauses && !all_arrived(); ++i) pause();
-  watch.spun += std::min(spun, longest_spin);
-  while (!all_arrived()) {
-    __atomic_add_fetch(&barrier.asleep, 1, __ATOMIC_SEQ_CST);
-    sleep(&barrier.generation, generation);
-    __atomic_sub_fetch(&barrier.asleep, 1, __ATOMIC_RELAXED);
-    look(watch);
-  }
+  wait_for(all_arrived, barrier.generation, [&] { return generation; }, barrier.asleep, watch);
   return barrier.stopped == 0;
 }
 

@@ -57,6 +57,14 @@ struct alignas(64) Barrier {
 // False for all of the group or for none: leave.
 bool wait(Barrier& barrier, int size, Watch& watch);
 
+// How far the work of one thread is, for others that follow: waits as at a barrier.
+struct alignas(64) Progress {
+  int done = 0;
+  int asleep = 0;
+};
+void advance(Progress& progress);
+bool reached(Progress& progress, int done, Watch& watch);  // false: leave
+
 // Round to nearest, subnormals flushed to zero, all exceptions masked; and back. The kernels run
 // in between, on each thread.
 std::uint64_t enter_float_environment();

@@ -36,6 +36,48 @@ inline int worthwhile(int threads, const Call& call) {
   return n;
 }
 
+// Layers side by side: where rows are few, each thread runs whole layers, some steps behind the
+// layer that it gets its input from.
+struct Line {
+  int threads;  // 1: no line
+  Index chunk;  // steps that a layer is behind: few, or threads wait; many, or weights come often
+};
+template <class Cell, class Call>
+inline Line line_of(const Call& call) {
+  constexpr Index fewest_steps = 32, chunks = 8;
+  const Index n = least(call.threads, call.L);
+  if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
+    return {1, call.rows.T};
+  const int threads = capped(static_cast<int>(n), work_of<Cell>(call) / Worth::flops_of_a_thread);
+  const bool more_can_share = worthwhile<Cell>(call.threads, call) > threads;
+  if (threads == 1 || more_can_share) return {1, call.rows.T};
+  return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
+}
+
+// A sequence from a step on.
+template <class T>
+inline Sequence<T> from_step(Sequence<T> s, Index step) {
+  if (s.data) s.data += step * s.step;
+  return s;
+}
+// Some steps of a schedule.
+inline Schedule steps_of(const Schedule& s, Index from, Index steps) {
+  return {steps,
+          s.B,
+          s.order,
+          s.count ? s.count + from : nullptr,
+          s.offset ? s.offset + from : nullptr,
+          s.resets ? s.resets + from * s.B : nullptr};
+}
+inline Dropout from_step(Dropout dropout, Index step) {
+  dropout.first += step;
+  return dropout;
+}
+template <class T>
+inline Sequence<const T> read_only(const Sequence<T>& s) {
+  return {s.data, s.step, s.row};
+}
+
 inline Index most_inputs(Index I, Index L, Index D, Index H) { return L > 1 ? most(I, D * H) : I; }
 
 // The barriers of a call: all threads', and one for each direction.
@@ -75,26 +117,38 @@ static void add_sequences(const Schedule& rows, Index channels, Sequence<const T
 template <class Cell, class T>
 struct ForwardStack {
   const ForwardCall<T>& call;
-  Barriers barriers;
-  ForwardRoom<Cell, T> room[2];
-  ForwardPointers<T>* at;
+  Line line;
   int threads;
+  Barriers barriers;
+  Progress* progress;           // [L] of the layers in a line, in chunks
+  ForwardRoom<Cell, T>* rooms;  // of each direction; in a line, of each thread
+  ForwardPointers<T>* at;
 
-  ForwardStack(const ForwardCall<T>& c, Arena& arena) : call(c) {
+  ForwardStack(const ForwardCall<T>& c, Arena& arena) : call(c), line(line_of<Cell>(c)) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
-    threads = worthwhile<Cell>(call.threads, call);
+    const bool packed = call.layers[0].direction[0].packed != nullptr;
+    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
     barriers.take(arena);
-    for (Index d = 0; d < call.D; ++d)
-      room[d].take(arena, call.rows, I, call.H, call.layers[0].direction[0].packed != nullptr);
+    progress = arena.take<Progress>(call.L);
+    const Index count = line.threads > 1 ? threads : call.D;
+    rooms = arena.take<ForwardRoom<Cell, T>>(count);
+    ForwardRoom<Cell, T> room;
+    for (Index i = 0; i < count; ++i) {
+      room.take(arena, call.rows, I, call.H, packed, line.chunk);
+      if (arena.base) rooms[i] = room;
+    }
     at = arena.take<ForwardPointers<T>>(threads);
     for (int i = 0; i < threads; ++i) {
       ForwardPointers<T> pointers;
-      pointers.take(arena, room[0].chunk, call.rows.B, call.H);
+      pointers.take(arena, room.chunk, call.rows.B, call.H);
       if (arena.base) at[i] = pointers;
     }
   }
 
-  void begin() const { barriers.clear(); }
+  void begin() const {
+    barriers.clear();
+    for (Index l = 0; l < call.L; ++l) progress[l] = Progress{};
+  }
   void run() const {
     begin();
     parallel(threads, call.interrupt,
@@ -102,42 +156,89 @@ struct ForwardStack {
   }
 
   void work(Watch& watch, int thread, int count) const {
+    if (line.threads > 1) return work_in_line(watch, thread, count);
     const Team all = barriers.all(watch, thread, count);
     const Part part = part_of(watch, thread, count, call.D, call.rows.B, blocks_of<T>(call.H),
                               barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
-      const Layer<T>& layer = call.layers[l];
-      Sequence<const T> x = layer.x;
-      if (l > 0 && call.dropout.p > 0) {
-        const Index C = call.D * call.H;
-        const Sequence<T> dropped{call.dropped, call.rows.B * C, C};
-        apply_dropout(call.dropout, l, call.rows, C, x, dropped, all);
-        x = {dropped.data, dropped.step, dropped.row};
-      }
-      ForwardRoom<Cell, T> rooms[2] = {room[0], room[1]};
-      for (Index d = 0; d < call.D; ++d) {
-        if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
-          Arena kept{reinterpret_cast<char*>(packed)};
-          rooms[d].weights.take(kept, layer.inputs, call.H);
-        } else {
-          rooms[d].weights.pack(layer.direction[d], layer.inputs, call.H, all);
-        }
-      }
+      drop_input(l, 0, call.rows.T, all);
+      ForwardRoom<Cell, T> room[2];
+      for (Index d = 0; d < call.D; ++d) room[d] = with_weights(rooms[d], l, d, all);
       if (!all.wait()) return;
       const bool both = call.D == 2 && count == 1;
-      for (Index d = 0; d < call.D; ++d) {
-        if (part.idle || (!both && d != part.direction)) continue;
-        const Sequence<T> y{layer.y.data + d * call.H, layer.y.step, layer.y.row};
-        Forward<Cell, T>{call.rows,     call.H,   layer.inputs, x,   y, layer.direction[d], d == 1,
-                         call.from_end, rooms[d], at[thread],   part}
-            .run();
-      }
+      for (Index d = 0; d < call.D; ++d)
+        if (!part.idle && (both || d == part.direction))
+          loop(l, d, room[d], at[thread], part).run();
       if (!all.wait()) return;
       if (!call.residual || l == 0) continue;
-      add_sequences<T>(call.rows, call.D * call.H, layer.x,
-                       {layer.y.data, layer.y.step, layer.y.row}, layer.out, all);
+      add_input(l, 0, call.rows.T, all);
       if (!all.wait()) return;
     }
+  }
+
+  // This thread's layers, one after the other, each chunk once the layer below is through it.
+  void work_in_line(Watch& watch, int thread, int count) const {
+    const Team alone{0, 1, nullptr, &watch};
+    const Part part{0, false, {0, call.rows.B}, {0, blocks_of<T>(call.H)}, alone};
+    for (Index l = thread; l < call.L; l += count) {
+      const ForwardRoom<Cell, T> room = with_weights(rooms[thread], l, 0, alone);
+      Forward<Cell, T> forward = loop(l, 0, room, at[thread], part);
+      forward.begin();
+      int chunks = 0;
+      for (Index done = 0; done < call.rows.T; done += room.chunk) {
+        const Index steps = least(room.chunk, call.rows.T - done);
+        if (l > 0 && !reached(progress[l - 1], ++chunks, watch)) return;
+        drop_input(l, done, steps, alone);
+        if (!forward.chunk(done)) return;
+        if (call.residual && l > 0) add_input(l, done, steps, alone);
+        advance(progress[l]);
+      }
+    }
+  }
+
+  bool drops(Index l) const { return l > 0 && call.dropout.p > 0; }
+  Sequence<T> dropped() const {
+    const Index C = call.D * call.H;
+    return {call.dropped, call.rows.B * C, C};
+  }
+  void drop_input(Index l, Index from, Index steps, const Team& team) const {
+    if (!drops(l)) return;
+    apply_dropout(from_step(call.dropout, from), l, steps_of(call.rows, from, steps),
+                  call.D * call.H, from_step(call.layers[l].x, from), from_step(dropped(), from),
+                  team);
+  }
+  void add_input(Index l, Index from, Index steps, const Team& team) const {
+    const Layer<T>& layer = call.layers[l];
+    add_sequences<T>(steps_of(call.rows, from, steps), call.D * call.H, from_step(layer.x, from),
+                     from_step(read_only(layer.y), from), from_step(layer.out, from), team);
+  }
+  // A room with a layer's weights, packed now or before.
+  ForwardRoom<Cell, T> with_weights(ForwardRoom<Cell, T> room, Index l, Index d,
+                                    const Team& team) const {
+    const Layer<T>& layer = call.layers[l];
+    if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
+      Arena kept{reinterpret_cast<char*>(packed)};
+      room.weights.take(kept, layer.inputs, call.H);
+    } else {
+      room.weights.pack(layer.direction[d], layer.inputs, call.H, team);
+    }
+    return room;
+  }
+  Forward<Cell, T> loop(Index l, Index d, const ForwardRoom<Cell, T>& room,
+                        const ForwardPointers<T>& pointers, const Part& part) const {
+    const Layer<T>& layer = call.layers[l];
+    const Sequence<T> y{layer.y.data + d * call.H, layer.y.step, layer.y.row};
+    return {call.rows,
+            call.H,
+            layer.inputs,
+            drops(l) ? read_only(dropped()) : layer.x,
+            y,
+            layer.direction[d],
+            d == 1,
+            call.from_end,
+            room,
+            pointers,
+            part};
   }
 };
 
@@ -146,24 +247,33 @@ struct ForwardStack {
 template <class Cell, class T>
 struct BackwardStack {
   const BackwardCall<T>& call;
+  Line line;
+  int threads;
   Barriers barriers;
-  BackwardRoom<Cell, T> room[2];
+  Progress* progress;            // [L] of the layers in a line, in chunks
+  BackwardRoom<Cell, T>* rooms;  // of each direction; in a line, of each thread
+  Index room_count;
   BackwardPointers<T>* at;
   double* squares;  // [L, D, 4, square lanes]: of dW_ih, dW_hh, db_ih, db_hh
   GradientNorm* result;
-  int threads;
 
-  BackwardStack(const BackwardCall<T>& c, Arena& arena) : call(c) {
+  BackwardStack(const BackwardCall<T>& c, Arena& arena) : call(c), line(line_of<Cell>(c)) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
-    threads = worthwhile<Cell>(call.threads, call);
+    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
+    room_count = line.threads > 1 ? threads : call.D;
     barriers.take(arena);
+    progress = arena.take<Progress>(call.L);
+    rooms = arena.take<BackwardRoom<Cell, T>>(room_count);
     result = arena.take<GradientNorm>(1);
     squares = arena.take<double>(call.L * call.D * 4 * kSquareLanes<T>);
-    for (Index d = 0; d < call.D; ++d)
-      room[d].take(arena, call.rows, I, call.H, call.gradients[0].direction[0].trace.dh != nullptr,
-                   call.flow_penalty != 0.0);
+    BackwardRoom<Cell, T> room;
+    for (Index i = 0; i < room_count; ++i) {
+      room.take(arena, call.rows, I, call.H, call.gradients[0].direction[0].trace.dh != nullptr,
+                call.flow_penalty != 0.0, line.chunk);
+      if (arena.base) rooms[i] = room;
+    }
     at = arena.take<BackwardPointers<T>>(threads);
-    const Index n = most(most(call.rows.B, room[0].most_rows), Cell::gates * call.H);
+    const Index n = most(most(call.rows.B, room.most_rows), Cell::gates * call.H);
     for (int i = 0; i < threads; ++i) {
       BackwardPointers<T> pointers;
       pointers.take(arena, n);
@@ -173,7 +283,8 @@ struct BackwardStack {
 
   void begin() const {
     barriers.clear();
-    for (Index d = 0; d < call.D; ++d) *room[d].finite = 1;
+    for (Index l = 0; l < call.L; ++l) progress[l] = Progress{};
+    for (Index i = 0; i < room_count; ++i) *rooms[i].finite = 1;
     *result = {0, 1, true};
   }
   GradientNorm run() const {
@@ -185,27 +296,50 @@ struct BackwardStack {
 
   void work(Watch& watch, int thread, int count) const {
     const Team all = barriers.all(watch, thread, count);
-    for (Index l = call.L - 1; l >= 0; --l)
-      if (!layer(l, all)) return;
+    if (line.threads > 1) {
+      const Team alone{0, 1, nullptr, &watch};
+      for (Index l = call.L - 1 - thread; l >= 0; l -= count)
+        if (!layer(l, alone, thread)) break;
+      if (!all.wait()) return;  // also of those that have left
+    } else {
+      for (Index l = call.L - 1; l >= 0; --l)
+        if (!layer(l, all, thread)) return;
+    }
     if (call.to_be_continued) return;
     if (thread == 0) *result = norm();
     if (!all.wait()) return;
     if (result->scale < 1.0) scale(all);
   }
 
-  // False: leave.
-  bool layer(Index l, const Team& all) const {
-    const int thread = all.index, count = all.size;
+  // One layer, by a team; in a line, by the thread alone, each chunk once the layer above is
+  // through it. False: leave.
+  bool layer(Index l, const Team& all, int thread) const {
+    const bool in_line = line.threads > 1;
+    const int count = all.size;
     const Schedule& rows = call.rows;
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
     const Index C = call.D * call.H;
-    Sequence<const T> x = layer.x;
-    if (l > 0 && call.dropout.p > 0) {
-      const Sequence<T> dropped{call.dropped, rows.B * C, C};
-      apply_dropout(call.dropout, l, rows, C, x, dropped, all);
-      x = {dropped.data, dropped.step, dropped.row};
-    }
+    const bool drops = l > 0 && call.dropout.p > 0;
+    const Sequence<T> dropped{call.dropped, rows.B * C, C};
+    const Sequence<const T> x = drops ? read_only(dropped) : layer.x;
+    const BackwardRoom<Cell, T>* const room = rooms + (in_line ? thread : 0);
+    const auto drop_input = [&](Index from, Index steps) {
+      if (drops)
+        apply_dropout(from_step(call.dropout, from), l, steps_of(rows, from, steps), C,
+                      from_step(layer.x, from), from_step(dropped, from), all);
+    };
+    // From dx after dropout to dx before it, and past the layer.
+    const auto complete_dx = [&](Index from, Index steps) {
+      const Schedule part = steps_of(rows, from, steps);
+      const Sequence<T> dx = from_step(gradient.dx, from);
+      if (drops) apply_dropout(from_step(call.dropout, from), l, part, C, read_only(dx), dx, all);
+      if (!call.residual || l == 0 || !gradient.dy.data) return true;
+      if (!all.wait()) return false;
+      add_sequences<T>(part, C, read_only(dx), from_step(gradient.dy, from), dx, all);
+      return true;
+    };
+    if (!in_line) drop_input(0, rows.T);
     using Loop = Backward<Cell, T>;
     const auto loop = [&](Index d) {
       const Index column = d * call.H;
@@ -228,12 +362,12 @@ struct BackwardStack {
                   at[thread]};
     };
     Loop loops[2] = {loop(0), loop(call.D - 1)};
-    const Part part = part_of(*all.watch, thread, count, call.D, rows.B, blocks_of<T>(call.H),
+    const Part part = part_of(*all.watch, all.index, count, call.D, rows.B, blocks_of<T>(call.H),
                               barriers.directions());
     const bool both = call.D == 2 && count == 1;
     const auto mine = [&](Index d) { return !part.idle && (both || d == part.direction); };
 
-    zero_dx(layer, gradient, all);
+    if (!in_line) zero_dx(layer, gradient, 0, rows.T, all);
     for (Index d = 0; d < call.D; ++d) {
       loops[d].pack(all);
       if (mine(d)) loops[d].begin(part, call.goes_on);
@@ -242,7 +376,14 @@ struct BackwardStack {
     }
     if (!all.wait()) return false;
     Index done = 0;
+    int chunks = 0;
     do {  // once at least: a sequence of no steps has gradients of zero
+      if (in_line) {
+        if (l + 1 < call.L && !reached(progress[l + 1], ++chunks, *all.watch)) return false;
+        loops[0].open_chunk(done);
+        drop_input(loops[0].first_step, loops[0].steps);
+        zero_dx(layer, gradient, loops[0].first_step, loops[0].steps, all);
+      }
       for (Index d = 0; d < call.D; ++d) {
         loops[d].open_chunk(done);
         if (mine(d)) loops[d].through_time(part);
@@ -257,29 +398,26 @@ struct BackwardStack {
         if (!all.wait()) return false;  // both directions add to the same dx
       }
       done += loops[0].steps;
+      if (in_line) {
+        if (!complete_dx(loops[0].first_step, loops[0].steps)) return false;
+        advance(progress[l]);
+      }
     } while (done < rows.T);
     for (Index d = 0; d < call.D; ++d)
       if (mine(d)) loops[d].finish(part, call.to_be_continued);
-    if (l > 0 && call.dropout.p > 0) {
-      const Sequence<T>& dx = gradient.dx;
-      apply_dropout(call.dropout, l, rows, C, {dx.data, dx.step, dx.row}, dx, all);
-    }
-    if (call.residual && l > 0 && gradient.dy.data) {
-      const Sequence<T>& dx = gradient.dx;
-      if (!all.wait()) return false;
-      add_sequences<T>(rows, C, {dx.data, dx.step, dx.row}, gradient.dy, dx, all);
-    }
-    if (thread == 0 && !call.to_be_continued)
-      for (Index d = 0; d < call.D; ++d) gather_squares(l, d);
+    if (!in_line && !complete_dx(0, rows.T)) return false;
+    if (all.index == 0 && !call.to_be_continued)
+      for (Index d = 0; d < call.D; ++d) gather_squares(l, d, room[d]);
     return all.wait();
   }
 
   // Two directions reach a step of dx in an order that depends on chunks: both add to zeros.
   // One direction writes the rows alive, and the padding stays zero.
-  void zero_dx(const Layer<T>& layer, const LayerGradient<T>& gradient, const Team& all) const {
+  void zero_dx(const Layer<T>& layer, const LayerGradient<T>& gradient, Index from, Index count,
+               const Team& all) const {
     if (call.D == 1 && !call.rows.count) return;
-    const Range steps = all.share_of(call.rows.T);
-    for (Index t = steps.first; t < steps.last; ++t)
+    const Range steps = all.share_of(count);
+    for (Index t = from + steps.first; t < from + steps.last; ++t)
       for (Index b = 0; b < call.rows.B; ++b) {
         for (Index i = 0; i < layer.inputs; ++i)
           gradient.dx.data[t * gradient.dx.step + b * gradient.dx.row + i] = T(0);
@@ -287,10 +425,10 @@ struct BackwardStack {
       }
   }
 
-  void gather_squares(Index l, Index d) const {
+  void gather_squares(Index l, Index d, const BackwardRoom<Cell, T>& room) const {
     constexpr Index G = Cell::gates, lanes = kSquareLanes<T>;
     const Index rows_of[4] = {G * call.H, G * call.H, G, G};
-    const double* from = room[d].squares;
+    const double* from = room.squares;
     for (Index parameter = 0; parameter < 4; ++parameter) {
       double* sum = squares + ((l * call.D + d) * 4 + parameter) * lanes;
       for (Index i = 0; i < lanes; ++i) sum[i] = 0;
@@ -304,7 +442,7 @@ struct BackwardStack {
     for (Index i = 0; i < call.L * call.D * 4 * kSquareLanes<T>; ++i) sum += squares[i];
     const double norm = __builtin_sqrt(sum);
     bool finite = true;
-    for (Index d = 0; d < call.D; ++d) finite = finite && *room[d].finite;
+    for (Index i = 0; i < room_count; ++i) finite = finite && *rooms[i].finite;
     finite = finite && norm < __builtin_inf();  // doubles whose squares overflow count as exploded
     const double scale = finite ? call.clip.norm / (norm + 1e-6) : 1.0;  // PyTorch's constant
     return {norm, scale < 1.0 ? scale : 1.0, finite};

@@ -105,6 +105,8 @@ struct Part {
   Team team;
 };
 
+inline constexpr Index kFewestRows = 4;  // that a thread takes for its own
+
 // barriers: one a direction.
 inline Part part_of(Watch& watch, int thread, int threads, Index D, Index B, Index blocks,
                     Barrier* barriers) {
@@ -117,8 +119,7 @@ inline Part part_of(Watch& watch, int thread, int threads, Index D, Index B, Ind
     index = part.direction ? thread - first : thread;
     size = part.direction ? threads - first : first;
   }
-  constexpr Index fewest_rows = 4;
-  if (B >= fewest_rows * size) {
+  if (B >= kFewestRows * size) {
     part.rows = share(B, index, size);
   } else {
     size = static_cast<int>(least(size, blocks));

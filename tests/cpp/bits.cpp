@@ -79,17 +79,23 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
                           make(a.saved, alive * info.saved * Hp),
                           make(a.cells, alive * Hp),
                           nullptr};
-    gradient.direction[d] = {make(a.dw_ih, G * H * I), make(a.dw_hh, G * H * H),
-                             make(a.db_ih, G * H),     make(a.db_hh, G * H),
-                             make(a.dh, B * H),        make(a.dc, B * H),
-                             make(a.dh0, B * H),       make(a.dc0, B * H)};
+    gradient.direction[d] = {make(a.dw_ih, G * H * I),
+                             make(a.dw_hh, G * H * H),
+                             make(a.db_ih, G * H),
+                             make(a.db_hh, G * H),
+                             make(a.dh, B * H),
+                             make(a.dc, B * H),
+                             make(a.dh0, B * H),
+                             make(a.dc0, B * H),
+                             {},
+                             nullptr};
   }
   const ForwardCall<T> forward{kind, false, 1, D, H, schedule.view(), &layer, {}, nullptr, 1, {}};
   void* forward_room = room(use.forward_room(forward));
   use.forward(forward, forward_room);
   std::free(forward_room);
-  const BackwardCall<T> backward{kind, 1, D, H, schedule.view(), &layer, &gradient, {}, nullptr,
-                                 clip, 0, 1, {}};
+  const BackwardCall<T> backward{kind, false,   1,    D, H,     schedule.view(), &layer, &gradient,
+                                 {},   nullptr, clip, 0, false, false,           1,      {}};
   void* backward_room = room(use.backward_room(backward));
   const GradientNorm norm = use.backward(backward, backward_room);
   std::free(backward_room);

@@ -133,6 +133,10 @@ struct Problem {
       T = chunk * (1 + draw.below(2)) + (draw.one_in(2) ? draw.below(3) - 1 : -draw.below(chunk));
     } else if (large && odd < 32) {
       T = 1 + draw.below(4), B = 1 + draw.below(6), H = 64 + draw.below(80), I = 1 + draw.below(40);
+    } else if (large && odd < 40) {
+      // Layers side by side: steps enough for several chunks of them.
+      L = 2 + draw.below(4), D = 1, T = 64 + draw.below(80), B = 1 + draw.below(5);
+      H = 24 + draw.below(40), I = 1 + draw.below(40);
     } else if (large) {
       T = 1 + draw.below(6), B = 8 + draw.below(60), H = 10 + draw.below(25),
       I = 1 + draw.below(30);
