@@ -7,8 +7,8 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// ln x of a normal x, within an ULP; nan and infinity stay. The C library's may differ from machine
-// to machine.
+// ln x of a normal x of at least 1, within 2 ULP; nan and infinity stay. The C library's may differ
+// from machine to machine.
 static double logarithm(double x) {
   if (!(x < __builtin_inf())) return x;
   std::uint64_t bits;
