@@ -1,11 +1,14 @@
-"""What the scripts of this folder share: options, and how a picture and its figures are kept."""
+"""What the scripts of this folder share: options, timing, and how pictures and figures are kept."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure  # without pyplot: no display, nothing global
@@ -18,6 +21,22 @@ def options(doc: str) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="seconds, not minutes: smaller sizes")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture (here)")
     return parser.parse_args()
+
+
+def medians(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median seconds of a call of each, in turns, until `seconds` are over: at least 3 rounds."""
+    for call in ways.values():
+        call()  # what is made and learnt once
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < 3 or time.perf_counter() < end:
+        for name, call in ways.items():
+            begin = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - begin)
+        rounds += 1
+    return {name: median(values) for name, values in taken.items()}
 
 
 def keep(out: Path, name: str, figure: Figure, figures: dict[str, Any]) -> None:
