@@ -100,7 +100,7 @@ def main():
     for axes, title in ((whole, "a training step"), (per_layer, "the same, per layer")):
         axes.set_xticks(depths, depths)
         axes.set_xticks([], minor=True)
-        axes.set(title=f"{title} (GRU, H = {H}, T = {T})", xlabel="layers", ylabel="milliseconds")
+        axes.set(title=title, xlabel=f"layers (GRU, H = {H}, T = {T})", ylabel="milliseconds")
         axes.grid(alpha=0.3, which="both")
     per_layer.set_ylim(per_layer.get_ylim()[0] / 2, per_layer.get_ylim()[1] * 2)
     whole.legend(fontsize="small")
@@ -109,7 +109,7 @@ def main():
             mean = np.convolve(losses, np.full(window, 1 / window), "valid")
             label = name if seed == 0 else None
             curves.plot(np.arange(window, steps + 1), mean, color=color, label=label)
-    curves.set(title=f"learning Python's source (GRU, H = {WIDTH}; {seeds} seeds)")
+    curves.set(title=f"learning Python's source (GRU, H = {WIDTH}; seeds: {seeds})")
     curves.set(xlabel="step (of 32 x 48 characters)")
     curves.set_ylabel(f"bits per character (mean of {window} steps)")
     curves.legend()
