@@ -146,7 +146,7 @@ def main():
     left.bar_label(bars, [f" {ms:.1f} ms, steps: {ways[name][2]:,}" for name, ms in zip(
         names, values, strict=True)])  # fmt: skip
     left.invert_yaxis()
-    left.margins(x=0.4)
+    left.margins(x=0.6)
     left.set(title=f"{count} sequences of {lengths.min()} to {lengths.max()} steps: {real:,} real")
     left.set_xlabel("milliseconds of a training step (GRU, H = 64)")
     right.plot(100 * share, ms, "o", label="measured")
