@@ -216,7 +216,7 @@ def splitmix(seed, step):
 def masks_of(layer, T, B):
     """The dropout masks of a layer's next forward: L-1 arrays (T, B, D*H) of 0 and 1 / (1 - p)."""
     C, p = layer.hidden_size * (1 + layer.bidirectional), layer.dropout
-    key = splitmix(layer._dropout_seed, layer.dropout_step)
+    key = splitmix(layer._dropout_seeds[0], layer.dropout_step)
     t, b, c = np.indices((T, B, -(-C // 4))).reshape(3, -1)
     masks = []
     for l in range(1, layer.num_layers):

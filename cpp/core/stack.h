@@ -36,8 +36,8 @@ inline int worthwhile(int threads, const Call& call) {
   return n;
 }
 
-// Layers side by side: where rows are few, each thread runs whole layers, some steps behind the
-// layer that it gets its input from.
+// Layers side by side: where there are too few rows and units to share, each thread runs whole
+// layers, some steps behind the layer that it gets its input from.
 struct Line {
   int threads;  // 1: no line
   Index chunk;  // steps that a layer is behind: few, or threads wait; many, or weights come often
@@ -49,8 +49,7 @@ inline Line line_of(const Call& call) {
   if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
     return {1, call.rows.T};
   const int threads = capped(static_cast<int>(n), work_of<Cell>(call) / Worth::flops_of_a_thread);
-  const bool more_can_share = worthwhile<Cell>(call.threads, call) > threads;
-  if (threads == 1 || more_can_share) return {1, call.rows.T};
+  if (threads == 1 || worthwhile<Cell>(call.threads, call) > 1) return {1, call.rows.T};
   return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
 }
 

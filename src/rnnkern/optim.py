@@ -243,7 +243,8 @@ class _Optimizer:
             rule = self._rule()
             _core.optimizer_step(self._kind, arrays, self._step, members, lr=self.lr, **rule)
         if self.ensemble is None:
-            self._skipped += not applied[0]
+            if not applied[0]:
+                self._skipped += 1
             return Step(norms[0], scales[0], applied[0])
         self._skipped += ~np.array(applied)
         return Step(np.array(norms), np.array(scales), np.array(applied))
