@@ -307,7 +307,7 @@ class _Optimizer:
         for name, array in own.items():
             _check_array(f"state[{name!r}]", state[name], array.shape, array.dtype)
         step, skipped = state["step"], state["skipped"]
-        if (step < 0).any() or (skipped < 0).any():
+        if min(step.reshape(-1).tolist() + skipped.reshape(-1).tolist()) < 0:
             raise ValueError(f"state: expected counters of at least 0, got {step} and {skipped}")
         new = {name: np.array(state[name], order="C") for name in own}
         slots = [
