@@ -80,9 +80,9 @@ struct Functions {
   template <class Cell, class Stack, class Call, class Done>
   static void members(const Call* calls, Index n, int threads, void* rooms, Index room,
                       const Done& done) {
-    threads = static_cast<int>(least(threads, n));
-    threads =
-        capped(threads, work_of<Cell>(*calls) * static_cast<double>(n) / Worth::flops_of_a_thread);
+    const double flops = work_of<Cell>(*calls) + Worth::flops_of_a_call;
+    threads = capped(static_cast<int>(least(threads, n)),
+                     as_double(n) * flops / Worth::flops_of_a_thread);
     parallel(threads, calls->interrupt, [&](Watch& watch, int thread, int count) {
       const Range mine = share(n, thread, count);
       for (Index i = mine.first; i < mine.last; ++i) {

@@ -11,6 +11,7 @@ namespace rnnkern::RNNKERN_ISA {
 struct Worth {
   static constexpr double flops_of_a_thread = 1e6;
   static constexpr double flops_of_a_thread_and_step = 5e4;  // where units are shared
+  static constexpr double flops_of_a_call = 2e5;  // what a member's call takes besides its products
 };
 inline int capped(int threads, double most) {
   return most < static_cast<double>(threads) ? (most < 1 ? 1 : static_cast<int>(most)) : threads;
