@@ -617,7 +617,7 @@ void bind_layer(py::module_& m) {
       .def_property_readonly("cells", &Tape::cells,
                              "For each layer and direction, c of every step (T, B, H); LSTM only.")
       .def_property_readonly("hiddens", &Tape::hiddens,
-                             "For each layer, its output of every step (T, B, D*H).");
+                             "For each layer, h of every step (T, B, D*H).");
   py::class_<Net>(m, "Net")
       .def(py::init<const std::string&, Index, Index, Index, bool, bool, bool, bool, Index>(),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
