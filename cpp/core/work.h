@@ -90,8 +90,9 @@ inline Index rows_before(const Schedule& s, Index t) {
 // sequence begins or, on the way back, ended there.
 inline bool is_reset(const Schedule& s, Index t, Index r, bool reverse) {
   if (!s.resets) return false;
-  if (reverse && (++t == s.T || r >= alive_at(s, t))) return false;
-  return s.resets[t * s.B + row_of(s, r)] != 0;
+  const Index begins = reverse ? t + 1 : t;
+  if (reverse && (begins == s.T || r >= alive_at(s, begins))) return false;
+  return s.resets[begins * s.B + row_of(s, r)] != 0;
 }
 
 // Which part of a layer a thread works on: a direction, some of its rows, some of its units.
