@@ -63,17 +63,22 @@ OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
           l2};
 }
 
-// One member's part of the arrays of all.
+// Each member's part of the arrays of all.
 template <class T>
-void step_member(OptimizerStep<T> of_all, const Member& member, Index members) {
-  const auto& [index, scale, correction1, correction2] = member;
-  of_all.n /= members;
-  const Index from = index * of_all.n;
-  of_all.scale = scale, of_all.correction1 = correction1, of_all.correction2 = correction2;
-  of_all.parameter += from, of_all.gradient += from;
-  if (of_all.first) of_all.first += from;
-  if (of_all.second) of_all.second += from;
-  kernels().of<T>().optimizer_step(of_all);
+std::vector<OptimizerStep<T>> parts_of(const std::vector<OptimizerStep<T>>& arrays,
+                                       const std::vector<Member>& members, Index count) {
+  std::vector<OptimizerStep<T>> parts;
+  for (const auto& [index, scale, correction1, correction2] : members)
+    for (OptimizerStep<T> part : arrays) {
+      part.n /= count;
+      const Index from = index * part.n;
+      part.scale = scale, part.correction1 = correction1, part.correction2 = correction2;
+      part.parameter += from, part.gradient += from;
+      if (part.first) part.first += from;
+      if (part.second) part.second += from;
+      parts.push_back(part);
+    }
+  return parts;
 }
 
 // `steps` counts each member's steps: it rises in the same call that updates, so that no signal of
@@ -93,13 +98,12 @@ void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
     else
       f32.push_back(checked<float>(rule, arrays, kept));
   }
-  const Index count = steps.size();
+  f32 = parts_of(f32, members, steps.size());
+  f64 = parts_of(f64, members, steps.size());
   std::int64_t* const done = steps.mutable_data();
   unlocked([&](const Interrupt&) {
-    for (const Member& member : members) {
-      for (const auto& one : f32) step_member(one, member, count);
-      for (const auto& one : f64) step_member(one, member, count);
-    }
+    kernels().f32.optimizer_steps(f32.data(), static_cast<Index>(f32.size()));
+    kernels().f64.optimizer_steps(f64.data(), static_cast<Index>(f64.size()));
   });
   for (const Member& member : members) ++done[std::get<0>(member)];
 }

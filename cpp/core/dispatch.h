@@ -30,7 +30,7 @@ struct TypedKernels {
   Index (*packed_bytes)(Kind, Index I, Index H);
   void (*pack)(Kind, const Direction<T>&, Index I, Index H, void* out);
   double (*sum_of_squares)(const T* values, Index n);
-  void (*optimizer_step)(const OptimizerStep<T>&);
+  void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss
   void (*add_rows)(const AddRowsCall<T>&);
   void (*sigmoid)(const T* x, T* y, Index n);

@@ -129,7 +129,7 @@ struct Functions {
             backward_room,     backward,
             forward_members,   backward_members,
             packed_bytes,      pack,
-            sum_of_squares<T>, optimizer_step<T>,
+            sum_of_squares<T>, optimizer_steps<T>,
             cross_entropy<T>,  add_rows<T>,
             sigmoid,           tanh,
             probe_fma<T>,      probe_read<T>};

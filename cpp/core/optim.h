@@ -114,21 +114,36 @@ static void update_range(const OptimizerStep<T>& s, Range range) {
 }
 
 template <class T>
-static void optimizer_step(const OptimizerStep<T>& s) {
+static void update(const OptimizerStep<T>& s, Range range) {
+  switch (s.kind) {
+    case Optimizer::sgd:
+      return update_range<Sgd<T>>(s, range);
+    case Optimizer::rmsprop:
+      return update_range<RmsProp<T>>(s, range);
+    case Optimizer::adam:
+    case Optimizer::adamw:
+      return update_range<Adam<T>>(s, range);
+  }
+}
+
+// `count` steps, one array's or one member's part of it each. Threads share the lines of all.
+template <class T>
+static void optimizer_steps(const OptimizerStep<T>* steps, Index count) {
   constexpr Index fewest_of_a_thread = 1 << 14;  // elements that are worth a thread's meeting
-  const Index worthwhile = most(1, least(s.threads, s.n / fewest_of_a_thread));
+  Index lines = 0;
+  for (Index i = 0; i < count; ++i) lines += ceil_div(steps[i].n, kLine<T>);
+  if (lines == 0) return;
+  const Index worthwhile = most(1, least(steps->threads, lines * kLine<T> / fewest_of_a_thread));
   // Not to be interrupted: parameters and moments are updated all or not at all.
-  parallel(static_cast<int>(worthwhile), Interrupt{}, [&](Watch&, int thread, int count) {
-    const Range lines = share(ceil_div(s.n, kLine<T>), thread, count);
-    const Range mine{lines.first * kLine<T>, least(lines.last * kLine<T>, s.n)};
-    switch (s.kind) {
-      case Optimizer::sgd:
-        return update_range<Sgd<T>>(s, mine);
-      case Optimizer::rmsprop:
-        return update_range<RmsProp<T>>(s, mine);
-      case Optimizer::adam:
-      case Optimizer::adamw:
-        return update_range<Adam<T>>(s, mine);
+  parallel(static_cast<int>(worthwhile), Interrupt{}, [&](Watch&, int thread, int threads) {
+    const Range mine = share(lines, thread, threads);
+    Index first = 0;  // line of the step at hand
+    for (Index i = 0; i < count; ++i) {
+      const Index own = ceil_div(steps[i].n, kLine<T>);
+      const Range part{most(mine.first - first, 0), least(mine.last - first, own)};
+      if (part.size() > 0)
+        update(steps[i], {part.first * kLine<T>, least(part.last * kLine<T>, steps[i].n)});
+      first += own;
     }
   });
 }

@@ -143,7 +143,7 @@ void optimizers(const Kernels& set) {
       step.l1 = 0.01, step.l2 = 0.02;
       step.parameter = p.data(), step.gradient = g.data();
       step.first = m.data(), step.second = kind == Optimizer::sgd ? nullptr : v.data();
-      set.of<T>().optimizer_step(step);
+      set.of<T>().optimizer_steps(&step, 1);
       p.insert(p.end(), m.begin(), m.end()), p.insert(p.end(), v.begin(), v.end());
       if (threads == 1) expected = p;
       require(p == expected, std::string("optimizer ") + kOptimizers[static_cast<int>(kind)] +
