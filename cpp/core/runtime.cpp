@@ -66,10 +66,11 @@ void wake([[maybe_unused]] int* word, [[maybe_unused]] int most) {
 // slice. Then it is left to work alone for a while, twice as long after each trial that fails.
 struct Experience {
   static constexpr Nanoseconds most_gain = 5000000;    // one slice lost now and then is forgiven
+  static constexpr Nanoseconds first_gain = 200000;    // a trial's first call wakes threads up
   static constexpr Nanoseconds first_rest = 20000000;  // a few slices
   static constexpr Nanoseconds most_rest = 500000000;  // some percent of it are lost in a trial
   int choices = 0;
-  Nanoseconds gain = 0;
+  Nanoseconds gain = first_gain;
   Nanoseconds rest = first_rest;
   Nanoseconds alone_until = 0;
 };
@@ -132,7 +133,7 @@ void learn(Nanoseconds took, Nanoseconds computed) {
     e.gain = Experience::most_gain;
     e.rest = Experience::first_rest;
   } else if (e.gain < 0) {
-    e.gain = 0;
+    e.gain = Experience::first_gain;
     e.alone_until = now() + e.rest;
     e.rest = std::min(2 * e.rest, Experience::most_rest);
   }
