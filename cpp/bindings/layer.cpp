@@ -144,7 +144,7 @@ struct Segments {
         count(length ? std::max<Index>(1, (T + length - 1) / length) : 1) {}
   Index first(Index i) const { return i * length; }
   Schedule of(const Schedule& s, Index i) const {
-    return part_of(s, first(i), std::min(length, T - first(i)));
+    return steps_of(s, first(i), std::min(length, T - first(i)));
   }
 };
 

@@ -2,8 +2,9 @@
 //
 //   T steps   B rows of the batch   I inputs   H hidden units   L layers   D directions   G gates
 //
-// Nothing here depends on an instruction set, and nothing here emits code: records and constants
-// only, so that a file compiled for one instruction set can't lend a function to another.
+// Nothing here depends on an instruction set, and nothing here emits code: records, constants and
+// a declaration only, so that a file compiled for one instruction set can't lend a function to
+// another.
 #pragma once
 
 #include <cstddef>
@@ -52,6 +53,8 @@ struct Schedule {
   // steps before it; null: nowhere.
   const unsigned char* resets = nullptr;
 };
+// Steps [from, from + steps) of a schedule, rows in the same order (schedule.cpp).
+Schedule steps_of(const Schedule& s, Index from, Index steps);
 
 // One direction of one layer. Arrays are C-contiguous unless they say otherwise.
 template <class T>

@@ -23,7 +23,7 @@ RowSchedule::RowSchedule(Index T, const std::vector<Index>& lengths)
   }
 }
 
-Schedule part_of(const Schedule& s, Index from, Index steps) {
+Schedule steps_of(const Schedule& s, Index from, Index steps) {
   return {steps,
           s.B,
           s.order,

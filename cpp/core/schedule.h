@@ -21,7 +21,4 @@ class RowSchedule {
   std::vector<Index> order_, count_, offset_;
 };
 
-// Steps [from, from + steps) of a schedule, rows in the same order.
-Schedule part_of(const Schedule& s, Index from, Index steps);
-
 }  // namespace rnnkern

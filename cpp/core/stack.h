@@ -60,15 +60,6 @@ inline Sequence<T> from_step(Sequence<T> s, Index step) {
   if (s.data) s.data += step * s.step;
   return s;
 }
-// Some steps of a schedule.
-inline Schedule steps_of(const Schedule& s, Index from, Index steps) {
-  return {steps,
-          s.B,
-          s.order,
-          s.count ? s.count + from : nullptr,
-          s.offset ? s.offset + from : nullptr,
-          s.resets ? s.resets + from * s.B : nullptr};
-}
 inline Dropout from_step(Dropout dropout, Index step) {
   dropout.first += step;
   return dropout;
