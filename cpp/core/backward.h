@@ -443,9 +443,8 @@ struct Backward {
                  Range{0, blocks_of<T>(columns)}, false,
                  Target<T>{at.to, nullptr, first, false, columns}, [&](Index block, int np) {
                    if (!last) return;
-                   const Range part{block * kLanes<T>, least(columns, (block + np) * kLanes<T>)};
-                   for (Index i = 0; i < size; ++i)
-                     settle(at.to[i], squares + (from + i) * kSquareLanes<T>, part);
+                   settle(at.to, size, squares + from * kSquareLanes<T>,
+                          {block * kLanes<T>, least(columns, (block + np) * kLanes<T>)});
                  });
     }
   }
@@ -461,22 +460,28 @@ struct Backward {
         V sum = first ? V{} : load_n(out + g * H + j, H - j);
         for (Index k = 0; k < n; ++k) sum += load(da + k * kLine<T>);
         store_n(out + g * H + j, sum, H - j);
-        if (last) settle(out + g * H, squares + g * kSquareLanes<T>, {j, least(H, j + kLanes<T>)});
+        T* const row = out + g * H;
+        if (last) settle(&row, 1, squares + g * kSquareLanes<T>, {j, least(H, j + kLanes<T>)});
         if (!all.worked(n)) return;
       }
   }
 
-  // The end of some columns of a row of parameter gradients: finiteness, value clip, squares.
-  void settle(T* row, double* lanes, Range columns) const {
+  // The end of some columns of n rows of parameter gradients: finiteness, value clip, squares.
+  void settle(T* const* rows_of_dw, Index n, double* lanes, Range columns) const {
     const V bound = splat(static_cast<T>(clip.value));
     const bool clips = clip.value < __builtin_inf();
     V zero_or_nan{};
-    for (Index j = columns.first; j < columns.last; j += kLanes<T>) {
-      const Index left = columns.last - j;
-      V v = load_n(row + j, left);
-      zero_or_nan += v - v;
-      if (clips) store_n(row + j, v = limit(v, -bound, bound), left);
-      add_squares<T>(lanes, j, v);
+    for (Index i = 0; i < n; ++i, lanes += kSquareLanes<T>) {
+      T* const row = rows_of_dw[i];
+      const auto vector = [&](Index j, Index left) __attribute__((always_inline)) {
+        V v = load_n(row + j, left);
+        zero_or_nan += v - v;
+        if (clips) store_n(row + j, v = limit(v, -bound, bound), left);
+        add_squares<T>(lanes, j, v);
+      };
+      Index j = columns.first;
+      for (; j + kLanes<T> <= columns.last; j += kLanes<T>) vector(j, kLanes<T>);
+      if (j < columns.last) vector(j, columns.last - j);
     }
     if (!all_zero<T>(zero_or_nan)) __atomic_store_n(room.finite, 0, __ATOMIC_RELAXED);
   }
