@@ -41,8 +41,8 @@ std::string shape_of(const py::array& a);
 // `value` as an array of dtype T, of any layout; TypeError otherwise.
 template <class T>
 py::array typed(const std::string& name, py::handle value) {
-  const std::string expected =
-      std::string("an array of dtype ") + (sizeof(T) == 4 ? "float32" : "float64");
+  constexpr const char* expected =
+      sizeof(T) == 4 ? "an array of dtype float32" : "an array of dtype float64";
   if (!py::isinstance<py::array>(value))
     bad_type(name, expected, py::str(py::type::of(value).attr("__name__")));
   py::array a = py::reinterpret_borrow<py::array>(value);

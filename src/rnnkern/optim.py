@@ -206,31 +206,31 @@ class _Optimizer:
         gradients = self._arrays("grads", [_params_of(g) for g in given])
         parameters = self._arrays("params", self._params)
 
-        parts: list[list[float]] = [[] for _ in range(self.ensemble or 1)]  # of each one's norm
-        finite = [True] * len(parts)
-        for g in given:
-            if isinstance(g, Mapping):
-                continue
-            for member, of in enumerate(self._of_members(g.norm * g.scale)):
-                parts[member] += of
-            for member, of in enumerate(self._of_members(g.finite)):
-                finite[member] = finite[member] and all(of)
+        # Each source of a norm, the gradients' own or an array measured, has one part a member.
+        parts: list[list[float]] = []
+        finite: list[list[bool]] = []
+        measured = [not isinstance(g, Mapping) for g in given]
+        for g, known in zip(given, measured, strict=True):
+            if known:
+                parts += self._of_members(g.norm * g.scale)
+                finite += self._of_members(g.finite)
         for slot, gradient in zip(self._slots, gradients, strict=True):
-            if not isinstance(given[slot.index], Mapping):
-                continue
-            for part, own in zip(parts, gradient if self.ensemble else [gradient], strict=True):
-                part.append(math.sqrt(_core.sum_of_squares(own)))
-        norms = [math.hypot(*part) for part in parts]
-        applied = [ok and math.isfinite(norm) for ok, norm in zip(finite, norms, strict=True)]
+            if not measured[slot.index]:
+                own = [gradient] if self.ensemble is None else gradient
+                parts.append([math.sqrt(_core.sum_of_squares(array)) for array in own])
+        norms = list(map(math.hypot, *(parts or [[0.0] * (self.ensemble or 1)])))
+        finite.append([math.isfinite(norm) for norm in norms])
+        applied = [all(own) for own in zip(*finite, strict=True)]
         scales = [
             min(1.0, bound / (norm + 1e-6)) if ok else 1.0
             for ok, norm in zip(applied, norms, strict=True)
         ]
 
         steps = self._step.reshape(-1).tolist()
+        corrections = {step: self._corrections(step + 1) for step in set(steps)}
         members = [
-            (member, scales[member], *self._corrections(steps[member] + 1))
-            for member in range(len(parts))
+            (member, scales[member], *corrections[step])
+            for member, step in enumerate(steps)
             if applied[member]
         ]
         if members:
@@ -250,13 +250,11 @@ class _Optimizer:
         return Step(np.array(norms), np.array(scales), np.array(applied))
 
     def _of_members(self, value: Any) -> list[list[Any]]:
-        """What gradients say of themselves, for each member; if there are none, for all as one."""
+        """What gradients say of themselves, as lists over members; one may stand for all."""
         values = value.tolist() if isinstance(value, np.ndarray) else [value]
         if self.ensemble is None:
-            return [values]
-        return [
-            [own] for own in (values if len(values) == self.ensemble else values * self.ensemble)
-        ]
+            return [[own] for own in values]
+        return [values if len(values) == self.ensemble else values * self.ensemble]
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of what steps have changed, besides the parameters.
