@@ -209,13 +209,15 @@ class _Optimizer:
         # Each source of a norm, the gradients' own or an array measured, has one part a member.
         parts: list[list[float]] = []
         finite: list[list[bool]] = []
-        measured = [not isinstance(g, Mapping) for g in given]
-        for g, known in zip(given, measured, strict=True):
-            if known:
-                parts += self._of_members(g.norm * g.scale)
-                finite += self._of_members(g.finite)
+        unknown = set()  # dicts whose arrays are to be measured
+        for index, g in enumerate(given):
+            if isinstance(g, Mapping):
+                unknown.add(index)
+                continue
+            parts += self._of_members(g.norm * g.scale)
+            finite += self._of_members(g.finite)
         for slot, gradient in zip(self._slots, gradients, strict=True):
-            if not measured[slot.index]:
+            if slot.index in unknown:
                 own = [gradient] if self.ensemble is None else gradient
                 parts.append([math.sqrt(_core.sum_of_squares(array)) for array in own])
         norms = list(map(math.hypot, *(parts or [[0.0] * (self.ensemble or 1)])))
