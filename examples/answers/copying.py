@@ -56,24 +56,19 @@ def draw(rng, T, rows):
 def train(layer, T, steps, lr):
     """Cross-entropy of each step's fresh batch, and the share of the kept symbols said right."""
     rng = np.random.default_rng(0)
-    out = {"W": np.zeros((H, I - 1), np.float32), "b": np.zeros(I - 1, np.float32)}
-    opt = rk.Adam([layer.params, out], lr=lr)
+    out = rk.Linear(H, I - 1, seed=1)
+    opt = rk.Adam([layer.params, out.params], lr=lr)
     losses, right = [], []
     for step in range(steps):
         opt.lr = lr * min(1.0, 4.0 * (1.0 - step / steps))  # down to zero in the last quarter
         x, target = draw(rng, T, B)
         y, _, tape = layer.forward(x)
-        scores = y @ out["W"] + out["b"]
-        p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        p /= p.sum(axis=-1, keepdims=True)
-        of_target = np.take_along_axis(p, target[..., None], -1)
-        losses.append(float(-np.log(of_target).mean()))
-        right.append(float((p.argmax(axis=-1) == target)[-KEPT:].mean()))
-        np.put_along_axis(p, target[..., None], of_target - 1, -1)
-        d = p / np.float32(target.size)
-        grads = layer.backward(tape, d @ out["W"].T)
-        d_out = {"W": np.tensordot(y, d, ([0, 1], [0, 1])), "b": d.sum(axis=(0, 1))}
-        opt.step([grads, d_out], max_norm=1.0)
+        scores = out(y)
+        right.append(float((scores.argmax(axis=-1) == target)[-KEPT:].mean()))
+        loss, d_scores = rk.cross_entropy(scores, target)
+        losses.append(loss)
+        of_out = out.backward(y, d_scores)
+        opt.step([layer.backward(tape, of_out.x), of_out], max_norm=1.0)
     return losses, right
 
 

@@ -41,8 +41,12 @@ def sequence(images: np.ndarray, hold: int) -> np.ndarray:
     return np.repeat(images.reshape(len(images), -1).T[..., None], hold, axis=0)
 
 
+def last_h(state: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    return (state[0] if isinstance(state, tuple) else state)[-1]
+
+
 class Reader:
-    """A layer, and a softmax on its last state."""
+    """A layer, and an output layer on its last state."""
 
     def __init__(self, kind: type[rk.GRU] | type[rk.LSTM], T: int) -> None:
         rng = np.random.default_rng(0)
@@ -54,35 +58,26 @@ class Reader:
         self.layer.params["bias_ih_l0"][second] = bias
         if kind is rk.LSTM:
             self.layer.params["bias_ih_l0"][:H] = -bias  # i
-        self.out = {"w": rng.normal(0, H**-0.5, (H, 10)).astype(np.float32)}
-        self.out["b"] = np.zeros(10, np.float32)
-
-    def chances(self, state: np.ndarray | tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
-        h = (state[0] if isinstance(state, tuple) else state)[-1]
-        scores = np.exp(h @ self.out["w"] + self.out["b"])
-        return h, scores / scores.sum(axis=1, keepdims=True)
+        self.out = rk.Linear(H, 10, seed=0)
 
     def right(self, x: np.ndarray, digits: np.ndarray) -> float:
-        return float(np.mean(self.chances(self.layer(x)[1])[1].argmax(axis=1) == digits))
+        return float(np.mean(self.out(last_h(self.layer(x)[1])).argmax(axis=1) == digits))
 
     def gradients(self, x: np.ndarray, digits: np.ndarray) -> tuple[float, list]:
         """Mean cross-entropy, and its gradients."""
         _, state, tape = self.layer.forward(x)
-        h, chances = self.chances(state)
-        rows = np.arange(len(digits))
-        loss = -np.mean(np.log(chances[rows, digits]))
-        chances[rows, digits] -= 1
-        d_scores = chances / len(digits)
-        d_h = (d_scores @ self.out["w"].T)[None]
+        h = last_h(state)
+        loss, d_scores = rk.cross_entropy(self.out(h), digits)
+        of_out = self.out.backward(h, d_scores)
+        d_h = of_out.x[None]
         d_state = (d_h, np.zeros_like(d_h)) if isinstance(state, tuple) else d_h
-        grads = self.layer.backward(tape, dstate=d_state)
-        return float(loss), [grads, {"w": h.T @ d_scores, "b": d_scores.sum(axis=0)}]
+        return loss, [self.layer.backward(tape, dstate=d_state), of_out]
 
 
 def learn(kind: type[rk.GRU] | type[rk.LSTM], hold: int, epochs: int, lr: float) -> dict:
     rng = np.random.default_rng(1)
     reader = Reader(kind, 64 * hold)
-    opt = rk.AdamW([reader.layer.params, reader.out], lr=lr, weight_decay=0.1)
+    opt = rk.AdamW([reader.layer.params, reader.out.params], lr=lr, weight_decay=0.1)
     batches = len(digits) // B
     held_x = sequence(held_images, hold)
     losses, right, begin = [], [], time.perf_counter()
