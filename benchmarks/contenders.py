@@ -6,10 +6,15 @@ An adapter's constructor imports its library and limits it to so many threads; `
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from cases import GATES, Case
@@ -393,7 +398,71 @@ def _jax_forward(jax: Any, kind: str) -> Any:
     return forward
 
 
-PEERS = (Torch, OnnxRuntime, OpenVino, Jax)
+class RtNeural:
+    """RTNeural's layers, their sizes fixed at compile time, called through ctypes.
+
+    The environment's RTNEURAL names a checkout with its submodules, which is compiled here with all
+    that GCC can do for this machine, approximate maths included.
+    """
+
+    backend: ClassVar[str]
+    name: ClassVar[str]
+
+    def __init__(self, threads: int) -> None:
+        if not (folder := os.environ.get("RTNEURAL")):
+            raise ImportError("RTNEURAL names no checkout")
+        root = Path(folder)
+        self.version = output_of("git", "-C", folder, "describe", "--always").strip()
+        with tempfile.TemporaryDirectory() as out:  # what is loaded stays, even without its file
+            built = f"{out}/rtneural.so"
+            command = ["g++", "-std=c++17", "-O3", "-march=native", "-ffast-math"]
+            command += [
+                "-fPIC",
+                "-shared",
+                str(Path(__file__).with_name("rtneural.cpp")),
+                "-o",
+                built,
+            ]
+            command += [f"-DRTNEURAL_USE_{self.backend}=1", "-DRTNEURAL_DEFAULT_ALIGNMENT=32"]
+            command += ["-DEIGEN_STACK_ALLOCATION_LIMIT=0"]
+            for part in ("", "modules/Eigen", "modules/xsimd/include"):
+                command.append(f"-I{root / part}")
+            output_of(*command)
+            self.library = ctypes.CDLL(built)
+        self.library.rtneural_new.restype = ctypes.c_void_p
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self.library.rtneural_new.argtypes = [number, number, *[pointer] * 4]
+        self.library.rtneural_run.argtypes = [pointer, pointer, pointer, number]
+
+    def prepare(self, problem: Problem) -> Call | None:
+        case, x = problem.case, problem.x
+        if case.grid != "block":
+            return None
+        order = (0, 1, 2, 3) if case.kind == "lstm" else (1, 0, 2)  # r, z, n here; z, r, n there
+        weights = [
+            np.concatenate([np.split(problem.params[name], len(order))[g] for g in order])
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        rows = len(order) * case.H
+        network = self.library.rtneural_new(case.H, rows, *(w.ctypes.data for w in weights))
+        y = np.empty((case.T, 1, case.H), np.float32)
+        run, arguments = self.library.rtneural_run, (network, x.ctypes.data, y.ctypes.data, case.T)
+        return Call(lambda: run(*arguments), lambda _: {"y": y.copy()})
+
+
+class RtNeuralEigen(RtNeural):
+    backend, name = "EIGEN", "RTNeural (Eigen)"
+
+
+class RtNeuralXsimd(RtNeural):
+    backend, name = "XSIMD", "RTNeural (xsimd)"
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+PEERS = (Torch, OnnxRuntime, OpenVino, Jax, RtNeuralEigen, RtNeuralXsimd)
 
 
 def importable(threads: int) -> tuple[list[Any], dict[str, str]]:
