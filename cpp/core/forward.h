@@ -274,7 +274,8 @@ struct Forward {
     for (int g = 0; g < ph.count; ++g) target.slot[g] = Cell::recurrent_slot[ph.first + g] * Hp;
     product<ph.count>(*part.team.watch, n, (P == 0 ? at.h[now] : at.operand) + first,
                       Depth{1, H, 1, {0}}, static_cast<const T*>(room.weights.panels(P, H)), blocks,
-                      from_end != (now == 1), target, [&](Index block, int np) {
+                      from_end != (now == 1), target,
+                      [&](Index block, int np) __attribute__((always_inline)) {
                         Index i = 0;
                         if (np == 1)
                           for (; i + 1 < n; i += 2) cell<P, 2>(t, {i, i + 1}, {block, block});
