@@ -90,9 +90,9 @@ struct Adam {
   Vec<T> decay;
 };
 
-// One step with a rule, on the thread's part of the array.
+// One step with a rule, on the thread's part of the array. By value: what is stored can't change it.
 template <class Rule, class T>
-static void update_range(const OptimizerStep<T>& s, Range range) {
+static void update_range(const OptimizerStep<T> s, Range range) {
   using V = Vec<T>;
   const Rule rule(s);
   const V scale = splat(static_cast<T>(s.scale)), l2 = splat(static_cast<T>(s.l2));
