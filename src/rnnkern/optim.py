@@ -197,7 +197,8 @@ class _Optimizer:
         >>> params["w"].round(3)
         array([-1.5, -2. ])
         """
-        bound = math.inf if max_norm is None else _number("max_norm", max_norm, above=True)
+        if max_norm is not None:
+            max_norm = _number("max_norm", max_norm, above=True)
         given: list[Grads] = _as_list(grads)
         if len(given) != len(self._params):
             raise ValueError(
@@ -223,10 +224,12 @@ class _Optimizer:
         norms = list(map(math.hypot, *(parts or [[0.0] * (self.ensemble or 1)])))
         finite.append([math.isfinite(norm) for norm in norms])
         applied = [all(own) for own in zip(*finite, strict=True)]
-        scales = [
-            min(1.0, bound / (norm + 1e-6)) if ok else 1.0
-            for ok, norm in zip(applied, norms, strict=True)
-        ]
+        scales = [1.0] * len(norms)
+        if max_norm is not None:
+            scales = [
+                min(1.0, max_norm / (norm + 1e-6)) if ok else 1.0
+                for ok, norm in zip(applied, norms, strict=True)
+            ]
 
         steps = self._step.reshape(-1).tolist()
         corrections = {step: self._corrections(step + 1) for step in set(steps)}
@@ -244,11 +247,10 @@ class _Optimizer:
             ]
             rule = self._rule()
             _core.optimizer_step(self._kind, arrays, self._step, members, lr=self.lr, **rule)
+        if not all(applied):
+            self._skipped += 1 if self.ensemble is None else ~np.array(applied)
         if self.ensemble is None:
-            if not applied[0]:
-                self._skipped += 1
             return Step(norms[0], scales[0], applied[0])
-        self._skipped += ~np.array(applied)
         return Step(np.array(norms), np.array(scales), np.array(applied))
 
     def _of_members(self, value: Any) -> list[list[Any]]:
