@@ -74,9 +74,10 @@ def main():
             dy = rng.normal(size=(T, E, B, H)).astype(np.float32)
             check(cell, x, dy)
             for threads in (1, 2):
-                with rk.num_threads(threads):
-                    took = medians({"one": AsOne(cell, x, dy).step, "loop": Loop(cell, x, dy).step},
-                                   seconds)  # fmt: skip
+                ways = {"one": AsOne(cell, x, dy).step, "loop": Loop(cell, x, dy).step}
+                # Chosen anew for each turn: whether threads are worth it for the one way's calls is
+                # learnt from these, and not from the other way's.
+                took = medians(ways, seconds, lambda n=threads: rk.set_num_threads(n))
                 ratio = took["loop"] / took["one"]
                 figures[f"{name}, T = {T}, B = {B}, threads = {threads}"] = {
                     "one call, ms": took["one"] * 1e3,

@@ -23,10 +23,14 @@ def options(doc: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def medians(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+def medians(
+    ways: dict[str, Callable[[], object]],
+    seconds: float,
+    before_turn: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """Median seconds of a call of each, in turns, until `seconds` are over: at least 3 rounds.
 
-    A turn is up to 10 calls in 20 ms, since training calls the same again and again too.
+    A turn is up to 100 calls in 50 ms, since training calls the same again and again too.
     """
     for call in ways.values():
         call()  # what is made and learnt once
@@ -35,8 +39,9 @@ def medians(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, 
     rounds = 0
     while rounds < 3 or time.perf_counter() < end:
         for name, call in ways.items():
+            before_turn()
             turn: list[float] = []
-            while len(turn) < 10 and sum(turn) < 0.02:
+            while len(turn) < 100 and sum(turn) < 0.05:
                 begin = time.perf_counter()
                 call()
                 turn.append(time.perf_counter() - begin)
