@@ -90,7 +90,7 @@ struct Adam {
   Vec<T> decay;
 };
 
-// One step with a rule, on the thread's part of the array. By value: what is stored can't change it.
+// One step with a rule, on the thread's part of the array. By value: no store can change it.
 template <class Rule, class T>
 static void update_range(const OptimizerStep<T> s, Range range) {
   using V = Vec<T>;
