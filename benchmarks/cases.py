@@ -21,10 +21,6 @@ class Target:
     at_least: float
     against: str = ""  # what the names of peers begin with that count
 
-    def __str__(self) -> str:
-        unit = "x" if self.what == "ratio" else "of peak"
-        return f"{self.at_least:g} {unit}"
-
 
 @dataclass(frozen=True)
 class Case:

@@ -416,13 +416,8 @@ class RtNeural:
         with tempfile.TemporaryDirectory() as out:  # what is loaded stays, even without its file
             built = f"{out}/rtneural.so"
             command = ["g++", "-std=c++17", "-O3", "-march=native", "-ffast-math"]
-            command += [
-                "-fPIC",
-                "-shared",
-                str(Path(__file__).with_name("rtneural.cpp")),
-                "-o",
-                built,
-            ]
+            command += ["-fPIC", "-shared", "-o", built]
+            command += [str(Path(__file__).with_name("rtneural.cpp"))]
             command += [f"-DRTNEURAL_USE_{self.backend}=1", "-DRTNEURAL_DEFAULT_ALIGNMENT=32"]
             command += ["-DEIGEN_STACK_ALLOCATION_LIMIT=0"]
             for part in ("", "modules/Eigen", "modules/xsimd/include"):
@@ -445,9 +440,12 @@ class RtNeural:
         ]
         rows = len(order) * case.H
         network = self.library.rtneural_new(case.H, rows, *(w.ctypes.data for w in weights))
+        if network is None:
+            return None
         y = np.empty((case.T, 1, case.H), np.float32)
-        run, arguments = self.library.rtneural_run, (network, x.ctypes.data, y.ctypes.data, case.T)
-        return Call(lambda: run(*arguments), lambda _: {"y": y.copy()})
+        at_x, at_y = (a.ctypes.data_as(ctypes.c_void_p) for a in (x, y))  # which keep their arrays
+        run, steps = self.library.rtneural_run, case.T
+        return Call(lambda: run(network, at_x, at_y, steps), lambda _: {"y": y.copy()})
 
 
 class RtNeuralEigen(RtNeural):
@@ -459,7 +457,8 @@ class RtNeuralXsimd(RtNeural):
 
 
 def output_of(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    """What a command prints; its errors are shown, and one that fails ends the run."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 PEERS = (Torch, OnnxRuntime, OpenVino, Jax, RtNeuralEigen, RtNeuralXsimd)

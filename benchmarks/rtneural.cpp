@@ -18,7 +18,6 @@ Rows transposed(const float* matrix, int rows, int columns) {
 }
 
 struct Network {
-  virtual ~Network() = default;
   virtual void run(const float* x, float* y, int steps) = 0;
 };
 
@@ -57,7 +56,8 @@ Network* of(int rows, const float* w, const float* u, const float* b_ih, const f
 }  // namespace
 
 extern "C" {
-// Weights (rows, H), the gates one below the other: i, f, g, o or z, r, n. Null for other sizes.
+// Weights (rows, H), the gates one below the other: i, f, g, o or z, r, n. Null for other sizes. It
+// lives as long as the process.
 void* rtneural_new(int H, int rows, const float* w, const float* u, const float* b_ih,
                    const float* b_hh) {
   switch (H) {

@@ -442,7 +442,7 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
   unlocked([&](const Interrupt& interrupt) {
     Questions questions(interrupt);
     for (Index i = 0; i < segments.count && questions.go_on(); ++i) {
-      if (segments.count > 1) prepare(i);
+      if (segments.count > 1) prepare(i);  // a single one is already
       calls.forward(use, questions.interrupt(), room.get());
     }
   });
@@ -591,7 +591,7 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   unlocked([&](const Interrupt& interrupt) {
     Questions questions(interrupt);
     for (Index i = segments.count - 1; i >= 0 && questions.go_on(); --i) {
-      if (segments.count > 1) prepare(i);
+      if (segments.count > 1) prepare(i);  // a single one is already
       if (again) forward.forward(use, questions.interrupt(), room.get());
       backward.backward(use, questions.interrupt(), room.get(), norms.data());
     }
