@@ -28,8 +28,8 @@ static double logarithm(double x) {
 // e^x for x up to 0; zero below where it would be subnormal. nan stays.
 template <class T>
 RNNKERN_INLINE Vec<T> exponential(Vec<T> x) {
-  const Power<T> e = power<T>(x);
-  return x < Exponential<T>::lowest ? Vec<T>{} : fma(e.scale, e.minus_1, e.scale);
+  const Power<T> e = power<T, 1>(x);
+  return x < Exponential<T>::lowest ? Vec<T>{} : fma(e.scale, e.rest, e.scale);
 }
 
 // One row's loss -ln p[target], p = softmax(x); dx = factor (p - one at the target). x and dx may

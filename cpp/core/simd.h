@@ -344,61 +344,81 @@ RNNKERN_INLINE V limit(V x, V low, V high) {
   return smaller(high, larger(low, x));
 }
 
-// Constants of e^r = 1 + r + r^2 (1/2 + r w(r)) on |r| <= ln(2)/2, w by the Remez algorithm with
-// weight r^2: off by 0.23 of a float's and 0.003 of a double's half-ULP of e^r - 1.
+// Constants of e^r = 1 + r + r^2 p(r) on |r| <= ln(2)/2, p but for its first term by the Remez
+// algorithm with weight r^2: off by 0.23 of a float's and 0.003 of a double's half-ULP of e^r - 1.
 template <class T>
 struct Exponential;
 template <>
 struct Exponential<float> {
-  static constexpr float w[] = {0x1.5554b2p-3f, 0x1.5554c8p-5f, 0x1.1226eep-7f, 0x1.6d7186p-10f};
-  static constexpr float log2_e = 0x1.715476p+0f, ln2_high = 0x1.62e400p-1f,
-                         ln2_low = 0x1.7f7d1cp-20f;
-  static constexpr float round = 0x1.8p23f;  // x + round - round: x to an integer
+  static constexpr float p[] = {0.5f, 0x1.5554b2p-3f, 0x1.5554c8p-5f, 0x1.1226eep-7f,
+                                0x1.6d7186p-10f};
+  static constexpr float log2_e = 0x1.715476p+0f;
+  static constexpr float ln2 = 0x1.62e430p-1f;  // off by 1.9e-9
+  static constexpr float ln2_high = 0x1.62e400p-1f, ln2_low = 0x1.7f7d1cp-20f;
+  // x + round - round: x to an integer n. The sum's low bits are n plus the exponent's bias.
+  static constexpr float round = 0x1.8p23f + 127;
   // 2^n with n from -126 to 127; 1 / (1 + e^highest) is subnormal, hence zero.
   static constexpr float lowest = -87.0f, highest = 88.3f;
-  static constexpr float saturated = -20.0f;  // tanh(10) is 1 in float
+  static constexpr float saturated = -10.0f;  // tanh(10) is 1 in float
   static constexpr int mantissa = 23;
-  static constexpr std::uint32_t one = 0x3f800000, sign = 0x80000000;
+  static constexpr std::uint32_t sign = 0x80000000;
 };
 template <>
 struct Exponential<double> {
-  static constexpr double w[] = {
-      0x1.5555555555559p-3,  0x1.5555555555559p-5,  0x1.111111110f6c7p-7,  0x1.6c16c16c14a60p-10,
-      0x1.a01a01afdf443p-13, 0x1.a01a01af6f2dep-16, 0x1.71ddf85b5b99fp-19, 0x1.27e4c7ac239afp-22,
-      0x1.af5ebb603d707p-26, 0x1.1f92e4be0be08p-29};
-  static constexpr double log2_e = 0x1.71547652b82fep+0, ln2_high = 0x1.62e42fee00000p-1,
-                          ln2_low = 0x1.a39ef35793c76p-33;
-  static constexpr double round = 0x1.8p52;
+  static constexpr double p[] = {0.5,
+                                 0x1.5555555555559p-3,
+                                 0x1.5555555555559p-5,
+                                 0x1.111111110f6c7p-7,
+                                 0x1.6c16c16c14a60p-10,
+                                 0x1.a01a01afdf443p-13,
+                                 0x1.a01a01af6f2dep-16,
+                                 0x1.71ddf85b5b99fp-19,
+                                 0x1.27e4c7ac239afp-22,
+                                 0x1.af5ebb603d707p-26,
+                                 0x1.1f92e4be0be08p-29};
+  static constexpr double log2_e = 0x1.71547652b82fep+0;
+  static constexpr double ln2 = 0x1.62e42fefa39efp-1;  // off by 2.3e-17
+  static constexpr double ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr double round = 0x1.8p52 + 1023;
   static constexpr double lowest = -708.0, highest = 709.4;
-  static constexpr double saturated = -40.0;
+  static constexpr double saturated = -20.0;
   static constexpr int mantissa = 52;
-  static constexpr std::uint64_t one = 0x3ff0000000000000, sign = 0x8000000000000000;
+  static constexpr std::uint64_t sign = 0x8000000000000000;
 };
 
+// e^(F x) = scale (1 + F rest).
 template <class T>
 struct Power {
-  Vec<T> scale;    // 2^n
-  Vec<T> minus_1;  // e^r - 1, where x = n ln 2 + r
+  Vec<T> scale;  // 2^n
+  Vec<T> rest;   // (e^r - 1) / F, where F x = n ln 2 + r
 };
 
-// e^x as scale * (1 + minus_1), for x in [lowest, highest].
-template <class T>
+// For F x in [lowest, highest]. F is a power of two of either sign: what it multiplies are
+// constants, exactly, and no operation is spent on it. `ln2_parts`: one will do where |n| is small.
+template <class T, int F, int ln2_parts = 2>
 RNNKERN_INLINE Power<T> power(Vec<T> x) {
   using E = Exponential<T>;
   using Bits = typename VectorOf<T>::Bits;
-  const Vec<T> shifted = fma(x, splat(E::log2_e), splat(E::round));
+  constexpr T f = F;
+  const Vec<T> shifted = fma(x, splat(f * E::log2_e), splat(E::round));
   const Vec<T> n = shifted - E::round;
-  Vec<T> r = fma(n, splat(-E::ln2_high), x);
-  r = fma(n, splat(-E::ln2_low), r);
-  constexpr int terms = static_cast<int>(sizeof(E::w) / sizeof(T));
-  Vec<T> w = splat(E::w[terms - 1]);
-#pragma GCC unroll 16
-  for (int k = terms - 2; k >= 0; --k) w = fma(w, r, splat(E::w[k]));
-  const Vec<T> half = fma(w, r, splat(T(0.5)));
-  // The integer n stands in the low bits of `shifted`: moved up, it is added to the exponent. What
-  // comes of nan is of no account, r is nan then.
-  const Bits scale = (reinterpret_cast<Bits>(shifted) << E::mantissa) + E::one;
-  return {reinterpret_cast<Vec<T>>(scale), fma(r * r, half, r)};
+  Vec<T> r = fma(n, splat((ln2_parts == 1 ? E::ln2 : E::ln2_high) / -f), x);  // r / F
+  if constexpr (ln2_parts == 2) r = fma(n, splat(E::ln2_low / -f), r);
+  const Vec<T> r2 = r * r;
+  constexpr int terms = static_cast<int>(sizeof(E::p) / sizeof(T));
+  const auto term = [](int k) {
+    T c = E::p[k];
+    for (int i = 0; i <= k; ++i) c *= f;
+    return splat(c);
+  };
+  // Two terms at a time: half the chain that one at a time would be.
+  static_assert(terms % 2 == 1);
+  Vec<T> p = term(terms - 1);
+#pragma GCC unroll 8
+  for (int k = terms - 3; k >= 0; k -= 2) p = fma(p, r2, fma(term(k + 1), r, term(k)));
+  // n and the bias, moved up, are the exponent. What comes of nan is of no account, r is nan then.
+  const Bits scale = reinterpret_cast<Bits>(shifted) << E::mantissa;
+  return {reinterpret_cast<Vec<T>>(scale), fma(r2, p, r)};
 }
 
 // 1 / (1 + e^-x). Any x; at most 3 ULP (float, measured over every float:
@@ -406,8 +426,8 @@ RNNKERN_INLINE Power<T> power(Vec<T> x) {
 template <class T>
 RNNKERN_INLINE Vec<T> sigmoid(Vec<T> x) {
   using E = Exponential<T>;
-  const Power<T> e = power<T>(limit(-x, splat(E::lowest), splat(E::highest)));
-  return T(1) / (T(1) + fma(e.scale, e.minus_1, e.scale));
+  const Power<T> e = power<T, -1>(limit(x, splat(-E::highest), splat(-E::lowest)));
+  return T(1) / fma(-e.scale, e.rest, T(1) + e.scale);
 }
 
 template <class T>
@@ -415,17 +435,17 @@ RNNKERN_INLINE Pair<Vec<T>> sigmoid(Pair<Vec<T>> x) {
   return {sigmoid<T>(x.first), sigmoid<T>(x.second)};
 }
 
-// tanh x = -m / (2 + m) with m = e^(-2|x|) - 1, x's sign put back. Any x; at most 3 ULP (float).
+// tanh x = m / (1 - m) with m = (1 - e^(-2|x|)) / 2, x's sign put back. Any x; at most 3 ULP
+// (float).
 template <class T>
 RNNKERN_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
   using E = Exponential<T>;
   using Bits = typename VectorOf<T>::Bits;
   const Bits sign = reinterpret_cast<Bits>(x) & E::sign;
-  const Vec<T> magnitude = reinterpret_cast<Vec<T>>(reinterpret_cast<Bits>(x) & ~E::sign);
-  const Vec<T> y = magnitude * T(-2);
-  const Power<T> e = power<T>(larger(splat(E::saturated), y));
-  const Vec<T> m = fma(e.scale, e.minus_1, e.scale - T(1));
-  const Vec<T> result = (T(0) - m) / (m + T(2));
+  const Vec<T> negative = reinterpret_cast<Vec<T>>(reinterpret_cast<Bits>(x) | E::sign);
+  const Power<T> e = power<T, 2, 1>(larger(splat(E::saturated), negative));
+  const Vec<T> m = fma(-e.scale, e.rest, fma(e.scale, splat(T(-0.5)), splat(T(0.5))));
+  const Vec<T> result = m / (T(1) - m);
   return reinterpret_cast<Vec<T>>(reinterpret_cast<Bits>(result) | sign);
 }
 template <class T>
