@@ -101,6 +101,15 @@ struct BackwardPointers {
   }
 };
 
+// Where the values of one row at one step lie: as Step in forward.h. Null: there are none, or they
+// are not wanted.
+template <class T>
+struct BackwardRow {
+  const T *saved, *h_before, *h, *c_before, *c, *dy, *d_operand;
+  T *dc, *dh, *whole, *da;
+  T scale;
+};
+
 template <class Cell, class T>
 struct Backward {
   using V = Vec<T>;
@@ -223,57 +232,79 @@ struct Backward {
   template <int P>
   void pointwise(const Part& part, Index t, Index n) const {
     const Index first = part.rows.first, last = first + n;
+    const Range blocks = part.blocks;
+    const Index H = this->H;
+    const V bound = splat(static_cast<T>(clip.step_value));
+    const StepClip<V> limits{-bound, bound};
     for (Index r = first; r < last; ++r) {
-      Index block = part.blocks.first;
-      for (; block + 1 < part.blocks.last; block += 2) units<P, 2>(t, r, block);
-      if (block < part.blocks.last) units<P, 1>(t, r, block);
+      const BackwardRow<T> row = row_at<P>(t, r);
+      Index block = blocks.first;
+      for (; block + 1 < blocks.last; block += 2) units<P, 2>(row, H, block, limits);
+      if (block < blocks.last) units<P, 1>(row, H, block, limits);
       constexpr Index vector_operations = 32;  // of a cell's derivative, about
-      if (!part.team.worked(part.blocks.size() * vector_operations)) return;
+      if (!part.team.worked(blocks.size() * vector_operations)) return;
     }
   }
 
-  // N vectors of units of row r at step t.
+  template <int P>
+  BackwardRow<T> row_at(Index t, Index r) const {
+    const Index Hp = padded<T>(H), caller = row_of(rows, r), row = rows_before(rows, t) + r;
+    BackwardRow<T> at{};
+    at.saved = d.saved + row * Cell::saved * Hp;
+    if constexpr (Cell::reads_h_before) at.h_before = h_before(t, r);
+    if constexpr (Cell::reads_h) at.h = y.data + t * y.step + caller * y.row;
+    if constexpr (Cell::has_c) {
+      at.c = d.cells + row * Hp;
+      at.c_before = c_before(t, r);
+      at.dc = room.dc + r * Hp;
+    }
+    at.dh = room.dh + r * Hp;
+    if constexpr (P + 1 == Cell::phases) {
+      if (dy.data) at.dy = dy.data + t * dy.step + caller * dy.row;
+      if (gradient.trace.dh) at.whole = room.whole + r * Hp;
+      at.scale = room.scale[r];
+    } else {
+      at.d_operand = room.d_operand + r * Hp;
+    }
+    at.da = da_row(t, r);
+    return at;
+  }
+
+  // N vectors of units of a row.
   template <int P, int N>
-  __attribute__((always_inline)) inline void units(Index t, Index r, Index block) const {
+  __attribute__((always_inline)) static inline void units(const BackwardRow<T>& row, Index H,
+                                                          Index block, const StepClip<V>& limits) {
     using U = Units<T, N>;
     constexpr Phase ph = Cell::phase[P];
     constexpr bool last = P + 1 == Cell::phases;
-    const Index Hp = padded<T>(H), caller = row_of(rows, r), j = block * kLanes<T>;
-    const Index row = rows_before(rows, t) + r;
-    const V bound = splat(static_cast<T>(clip.step_value));
-    const StepClip<V> limits{-bound, bound};
+    const Index Hp = padded<T>(H), j = block * kLanes<T>;
     const auto at = [j](auto* from) {
       return [from, j](int i) { return from + j + i * kLanes<T>; };
     };
-    const auto left = [this, j](int i) { return H - j - i * kLanes<T>; };
-    T* const dh = room.dh + r * Hp;
+    const auto left = [H, j](int i) { return H - j - i * kLanes<T>; };
     BackwardUnit<U> u;
-    for (int s = 0; s < Cell::saved; ++s)
-      u.saved[s] = load_each<T, U>(at(d.saved + (row * Cell::saved + s) * Hp));
-    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(at(h_before(t, r)), left);
-    if constexpr (Cell::reads_h)
-      u.h = load_each<T, U>(at(y.data + t * y.step + caller * y.row), left);
+    for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_each<T, U>(at(row.saved + s * Hp));
+    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(at(row.h_before), left);
+    if constexpr (Cell::reads_h) u.h = load_each<T, U>(at(row.h), left);
     if constexpr (Cell::has_c) {
-      u.c = load_each<T, U>(at(d.cells + row * Hp));
-      u.c_before = load_each<T, U>(at(c_before(t, r)), left);
-      u.dc = load_each<T, U>(at(room.dc + r * Hp));
+      u.c = load_each<T, U>(at(row.c));
+      u.c_before = load_each<T, U>(at(row.c_before), left);
+      u.dc = load_each<T, U>(at(row.dc));
     }
     if constexpr (last) {
       U from_y{};
-      if (dy.data) from_y = load_each<T, U>(at(dy.data + t * dy.step + caller * dy.row), left);
-      const V scale = splat(room.scale[r]);
-      u.dh = scaled_sum(load_each<T, U>(at(dh)), scale, from_y);
-      if (gradient.trace.dh) store_each<T>(at(room.whole + r * Hp), u.dh);
+      if (row.dy) from_y = load_each<T, U>(at(row.dy), left);
+      u.dh = scaled_sum(load_each<T, U>(at(row.dh)), splat(row.scale), from_y);
+      if (row.whole) store_each<T>(at(row.whole), u.dh);
     } else {
-      u.dh = load_each<T, U>(at(room.d_operand + r * Hp));
-      u.direct = load_each<T, U>(at(dh));
+      u.dh = load_each<T, U>(at(row.d_operand));
+      u.direct = load_each<T, U>(at(row.dh));
     }
     Cell::template backward<P>(u, limits);
-    T* const da = da_row(t, r);
     for (int s = 0; s < slots; ++s)
-      if (ph.slots >> s & 1u) store_each<T>(at(da + s * Hp), u.da[s]);
-    store_each<T>(at(dh), u.direct);
-    if constexpr (Cell::has_c) store_each<T>(at(room.dc + r * Hp), u.dc);
+      if (ph.slots >> s & 1u) store_each<T>(at(row.da + s * Hp), u.da[s]);
+    store_each<T>(at(row.dh), u.direct);
+    if constexpr (Cell::has_c) store_each<T>(at(row.dc), u.dc);
   }
   static V scaled_sum(V dh, V scale, V from_y) { return fma(dh, scale, from_y); }
   static Pair<V> scaled_sum(Pair<V> dh, V scale, Pair<V> from_y) {

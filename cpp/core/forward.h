@@ -99,6 +99,21 @@ struct ForwardPointers {
   }
 };
 
+// Where the values of a step lie: what the cell's stores might change, as far as the compiler
+// knows, in locals.
+template <class T>
+struct Step {
+  T* const* z;        // [B]
+  const T* h_before;  // [B, padded H] as are those below
+  T *h, *c, *operand;
+  T* cells;  // null: not kept, as c and operand where the cell has none
+  T* y;
+  Index y_row;
+  const Index* order;  // of y's rows; null: as they come
+  Index H, Hp;
+  bool keeps;
+};
+
 template <class Cell, class T>
 struct Forward {
   using V = Vec<T>;
@@ -268,8 +283,20 @@ struct Forward {
   template <int P>
   void phase(Index t, Index n, Range blocks) const {
     constexpr Phase ph = Cell::phase[P];
-    const Index Hp = padded<T>(H), first = part.rows.first;
+    const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
     for (Index i = 0; i < n; ++i) at.z_now[i] = z_row(t, first + i);
+    const Step<T> s{at.z_now,
+                    room.h[now] + skipped,
+                    room.h[now ^ 1] + skipped,
+                    Cell::has_c ? room.c + skipped : nullptr,
+                    Cell::phases > 1 ? room.operand + skipped : nullptr,
+                    d.cells ? d.cells + rows_before(rows, t) * Hp + skipped : nullptr,
+                    y.data + t * y.step + (rows.order ? 0 : first * y.row),
+                    y.row,
+                    rows.order ? rows.order + first : nullptr,
+                    H,
+                    Hp,
+                    keeps()};
     Target<T> target{at.z_now, nullptr, false, false, Hp};
     for (int g = 0; g < ph.count; ++g) target.slot[g] = Cell::recurrent_slot[ph.first + g] * Hp;
     product<ph.count>(*part.team.watch, n, (P == 0 ? at.h[now] : at.operand) + first,
@@ -278,54 +305,52 @@ struct Forward {
                       [&](Index block, int np) __attribute__((always_inline)) {
                         Index i = 0;
                         if (np == 1)
-                          for (; i + 1 < n; i += 2) cell<P, 2>(t, {i, i + 1}, {block, block});
+                          for (; i + 1 < n; i += 2) cell<P, 2>(s, {i, i + 1}, {block, block});
                         for (; i < n; ++i) {
                           int p = 0;
                           for (; p + 1 < np; p += 2)
-                            cell<P, 2>(t, {i, i}, {block + p, block + p + 1});
-                          if (p < np) cell<P, 1>(t, {i}, {block + p});
+                            cell<P, 2>(s, {i, i}, {block + p, block + p + 1});
+                          if (p < np) cell<P, 1>(s, {i}, {block + p});
                         }
                       });
   }
 
-  // N vectors of units, each of one row (of this part) at step t.
+  // N vectors of units, each of one row (of this part) at a step.
   template <int P, int N>
-  __attribute__((always_inline)) inline void cell(Index t, const Index (&row)[N],
-                                                  const Index (&block)[N]) const {
+  __attribute__((always_inline)) static inline void cell(const Step<T>& s, const Index (&row)[N],
+                                                         const Index (&block)[N]) {
     using U = Units<T, N>;
     constexpr Phase ph = Cell::phase[P];
-    const Index Hp = padded<T>(H);
     T* z[N];
     Index at_h[N];  // in an array of [B, padded H]
     for (int i = 0; i < N; ++i) {
-      z[i] = at.z_now[row[i]] + block[i] * kLanes<T>;
-      at_h[i] = (part.rows.first + row[i]) * Hp + block[i] * kLanes<T>;
+      z[i] = s.z[row[i]] + block[i] * kLanes<T>;
+      at_h[i] = row[i] * s.Hp + block[i] * kLanes<T>;
     }
-    const auto slot = [&](int s) { return [&z, s, Hp](int i) { return z[i] + s * Hp; }; };
-    const auto of = [&](T* rows) { return [&at_h, rows](int i) { return rows + at_h[i]; }; };
+    const auto slot = [&](int k) { return [&z, k, &s](int i) { return z[i] + k * s.Hp; }; };
+    const auto of = [&](auto* rows) { return [&at_h, rows](int i) { return rows + at_h[i]; }; };
     ForwardUnit<U> u;
     for (int g = ph.first; g < ph.first + ph.count; ++g)
       u.a[g] = load_each<T, U>(slot(Cell::recurrent_slot[g]));
-    for (int s = 0; s < Cell::saved; ++s)
-      if (ph.reads >> s & 1u) u.saved[s] = load_each<T, U>(slot(s));
-    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(room.h[now]));
-    if constexpr (Cell::has_c) u.c_before = load_each<T, U>(of(room.c));
+    for (int k = 0; k < Cell::saved; ++k)
+      if (ph.reads >> k & 1u) u.saved[k] = load_each<T, U>(slot(k));
+    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(s.h_before));
+    if constexpr (Cell::has_c) u.c_before = load_each<T, U>(of(s.c));
     Cell::template forward<P>(u);
-    for (int s = 0; s < Cell::saved; ++s)
-      if (ph.keeps >> s & 1u || (keeps() && ph.writes >> s & 1u))
-        store_each<T>(slot(s), u.saved[s]);
+    for (int k = 0; k < Cell::saved; ++k)
+      if (ph.keeps >> k & 1u || (s.keeps && ph.writes >> k & 1u))
+        store_each<T>(slot(k), u.saved[k]);
     if constexpr (P + 1 < Cell::phases) {
-      store_each<T>(of(room.operand), u.operand);
+      store_each<T>(of(s.operand), u.operand);
     } else {
-      store_each<T>(of(room.h[now ^ 1]), u.h);
+      store_each<T>(of(s.h), u.h);
       const auto out = [&](int i) {
-        return y.data + t * y.step + row_of(rows, part.rows.first + row[i]) * y.row +
-               block[i] * kLanes<T>;
+        return s.y + (s.order ? s.order[row[i]] : row[i]) * s.y_row + block[i] * kLanes<T>;
       };
-      store_each<T>(out, u.h, [&](int i) { return H - block[i] * kLanes<T>; });
+      store_each<T>(out, u.h, [&](int i) { return s.H - block[i] * kLanes<T>; });
       if constexpr (Cell::has_c) {
-        store_each<T>(of(room.c), u.c);
-        if (d.cells) store_each<T>(of(d.cells + rows_before(rows, t) * Hp), u.c);
+        store_each<T>(of(s.c), u.c);
+        if (s.cells) store_each<T>(of(s.cells), u.c);
       }
     }
   }
