@@ -99,7 +99,8 @@ def uses_vectors(instructions, registers="xyz"):
 def test_linked_code_is_for_the_plain_machine(functions):
     beyond = [name for name, text in functions if uses_vectors(text)]
     assert any("rnnkern::avx2::" in name for name in beyond)
-    assert not [name for name in beyond if not re.search(r"rnnkern::avx(2|512)::", name)]
+    # Some binutils leave a lambda's name as the compiler made it.
+    assert not [name for name in beyond if not re.search(r"rnnkern(::|\d)avx(2|512)", name)]
     widest = [name for name, text in functions if uses_vectors(text, "z")]
     assert all("rnnkern::avx512::" in name for name in widest)
 
