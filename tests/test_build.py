@@ -102,7 +102,7 @@ def test_linked_code_is_for_the_plain_machine(functions):
     # Some binutils leave a lambda's name as the compiler made it.
     assert not [name for name in beyond if not re.search(r"rnnkern(::|\d)avx(2|512)", name)]
     widest = [name for name, text in functions if uses_vectors(text, "z")]
-    assert all("rnnkern::avx512::" in name for name in widest)
+    assert all(re.search(r"rnnkern(::|\d)avx512", name) for name in widest)
 
 
 def test_asking_for_a_set_needs_no_set(functions):
