@@ -228,6 +228,9 @@ struct Backward {
     }
   }
 
+  // Units that memory is asked for before they are needed.
+  static constexpr Index units_ahead = 256;
+
   // The cell's derivative of phase P on the registers, the step clip included.
   template <int P>
   void pointwise(const Part& part, Index t, Index n) const {
@@ -236,11 +239,19 @@ struct Backward {
     const Index H = this->H;
     const V bound = splat(static_cast<T>(clip.step_value));
     const StepClip<V> limits{-bound, bound};
+    const Index ahead = ceil_div(units_ahead, H);
     for (Index r = first; r < last; ++r) {
       const BackwardRow<T> row = row_at<P>(t, r);
       Index block = blocks.first;
-      for (; block + 1 < blocks.last; block += 2) units<P, 2>(row, H, block, limits);
-      if (block < blocks.last) units<P, 1>(row, H, block, limits);
+      for (; block + 1 < blocks.last; block += 2) {
+        fetch(row, ahead, block);
+        fetch(row, ahead, block + 1);
+        units<P, 2>(row, H, block, limits);
+      }
+      if (block < blocks.last) {
+        fetch(row, ahead, block);
+        units<P, 1>(row, H, block, limits);
+      }
       constexpr Index vector_operations = 32;  // of a cell's derivative, about
       if (!part.team.worked(blocks.size() * vector_operations)) return;
     }
@@ -268,6 +279,17 @@ struct Backward {
     }
     at.da = da_row(t, r);
     return at;
+  }
+
+  // Asks memory for a vector of the row that comes `ahead` rows later: what forward has kept is out
+  // of the caches. Behind the last row this asks for what is not needed, and does no harm.
+  __attribute__((always_inline)) void fetch(const BackwardRow<T>& row, Index ahead,
+                                            Index block) const {
+    const Index j = block * kLanes<T>, Hp = padded<T>(H);
+    for (int s = 0; s < Cell::saved; ++s)
+      __builtin_prefetch(row.saved + (ahead * Cell::saved + s) * Hp + j);
+    if constexpr (Cell::has_c) __builtin_prefetch(row.c_before + ahead * Hp + j);
+    if (row.dy) __builtin_prefetch(row.dy + ahead * dy.row + j);
   }
 
   // N vectors of units of a row.
@@ -394,41 +416,59 @@ struct Backward {
 
   // Brings the chunk's operands into panels, its rows in the order in which they are summed.
   void gather(const Team& all) const {
-    const Index n = chunk_rows(), Hp = padded<T>(H), line = kLine<T>;
-    const Range lines = all.share_of(slots * Hp / line);
-    Index k = 0;
-    for (Index i = 0; i < steps; ++i) {
-      const Index t = step_at(i);
-      for (Index r = 0; r < alive_at(rows, t); ++r, ++k) {
-        const T* from = da_row(t, r);
-        for (Index l = lines.first; l < lines.last; ++l)
-          for (Index e = 0; e < line; e += kLanes<T>)
-            store(room.da_lines + (l * n + k) * line + e, load(from + l * line + e));
-        if (!all.worked(lines.size())) return;
-      }
-    }
     const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
-    k = 0;
-    for (Index i = 0; i < steps; ++i) {
-      const Index t = step_at(i);
-      for (Index r = 0; r < alive_at(rows, t); ++r, ++k) {
-        const T* x_row = x.data + t * x.step + row_of(rows, r) * x.row;
-        for (Index b = inputs.first; b < inputs.last; ++b)
-          store(room.x + (b * n + k) * kLanes<T>, load_n(x_row + b * kLanes<T>, I - b * kLanes<T>));
-        const T* h_row = h_before(t, r);
-        const T* flow = room.flow + chunk_row(t, r) * Hp;
-        const T* saved = d.saved + (rows_before(rows, t) + r) * Cell::saved * Hp;
-        for (Index b = hidden.first; b < hidden.last; ++b) {
-          const Index j = b * kLanes<T>;
-          V h = load_n(h_row + j, H - j);
-          if (flow_penalty != 0.0) h += load_n(flow + j, H - j);
-          store(room.h + (b * n + k) * kLanes<T>, h);
-          if constexpr (Cell::phases > 1)
-            store(room.operand + (b * n + k) * kLanes<T>, Cell::operand(load(saved + j), h));
-        }
-        if (!all.worked(inputs.size() + hidden.size())) return;
+    const Index da_columns = slots * padded<T>(H);
+    into_panels(all, all.share_of(da_columns / kLine<T>), kLine<T>, da_columns, room.da_lines,
+                [&](Index t, Index r) { return da_row(t, r); });
+    into_panels(all, inputs, kLanes<T>, I, room.x,
+                [&](Index t, Index r) { return x.data + t * x.step + row_of(rows, r) * x.row; });
+    into_panels(all, hidden, kLanes<T>, H, room.h,
+                [&](Index t, Index r) { return h_before(t, r); });
+    if (Cell::phases > 1 || flow_penalty != 0.0) change_h(all, hidden);
+  }
+
+  // Some panels of a matrix whose rows are row(t, r): out is [panels, chunk rows, width]. Panel by
+  // panel, a few rows at a time: what is written one behind the other is not far apart.
+  template <class Row>
+  void into_panels(const Team& all, Range panels, Index width, Index columns, T* out,
+                   const Row& row) const {
+    constexpr Index together = 32;
+    const Index n = chunk_rows();
+    Index k = 0;
+    for (Index i = 0; i < steps; ++i)
+      for (Index t = step_at(i), r = 0; r < alive_at(rows, t); ++r) at.a[k++] = row(t, r);
+    for (Index first = 0; first < n; first += together) {
+      const Index last = least(n, first + together);
+      for (Index j = panels.first * width; j < panels.last * width; j += kLanes<T>) {
+        T* const to = out + j / width * n * width + j % width;
+        if (columns - j >= kLanes<T>)
+          for (k = first; k < last; ++k) store(to + k * width, load(at.a[k] + j));
+        else
+          for (k = first; k < last; ++k) store(to + k * width, load_some(at.a[k] + j, columns - j));
       }
+      if (!all.worked(panels.size() * (last - first))) return;
     }
+  }
+
+  // What flow_penalty adds to h', and phase 1's operand, which is made of it.
+  void change_h(const Team& all, Range blocks) const {
+    const Index n = chunk_rows(), Hp = padded<T>(H);
+    Index k = 0;
+    for (Index i = 0; i < steps; ++i)
+      for (Index t = step_at(i), r = 0; r < alive_at(rows, t); ++r, ++k) {
+        const T* saved = d.saved + (rows_before(rows, t) + r) * Cell::saved * Hp;
+        for (Index b = blocks.first; b < blocks.last; ++b) {
+          const Index j = b * kLanes<T>, at_k = (b * n + k) * kLanes<T>;
+          V h = load(room.h + at_k);
+          if constexpr (Cell::phases > 1) {
+            store(room.operand + at_k, Cell::operand(load(saved + j), h));
+          } else {
+            h += load_n(room.flow + chunk_row(t, r) * Hp + j, H - j);
+            store(room.h + at_k, h);
+          }
+        }
+        if (!all.worked(blocks.size())) return;
+      }
   }
 
   // Adds the chunk's part to all of this direction's parameter gradients.
