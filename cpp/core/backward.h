@@ -524,16 +524,27 @@ struct Backward {
   void bias(const Team& all, Range gates, const int* slot, T* out, double* squares, bool first,
             bool last) const {
     if (!out) return;
+    // Several sums side by side: one alone waits for each addition.
+    constexpr Index together = 4, width = together * kLanes<T>;
     const Index n = chunk_rows();
     for (Index g = gates.first; g < gates.last; ++g)
-      for (Index j = 0; j < H; j += kLanes<T>) {
-        const T* da = da_column(slot[g], j);
-        V sum = first ? V{} : load_n(out + g * H + j, H - j);
-        for (Index k = 0; k < n; ++k) sum += load(da + k * kLine<T>);
-        store_n(out + g * H + j, sum, H - j);
+      for (Index j = 0; j < H; j += width) {
+        const Index end = least(H, j + width);
         T* const row = out + g * H;
-        if (last) settle(&row, 1, squares + g * kSquareLanes<T>, {j, least(H, j + kLanes<T>)});
-        if (!all.worked(n)) return;
+        const T* da[together];
+        V sum[together];
+        for (Index v = 0; v < together; ++v) {
+          const Index at_v = least(j + v * kLanes<T>, end - 1) / kLanes<T> * kLanes<T>;
+          da[v] = da_column(slot[g], at_v);
+          sum[v] = first ? V{} : load_n(row + at_v, H - at_v);
+        }
+        for (Index k = 0; k < n; ++k)
+#pragma GCC unroll 4
+          for (Index v = 0; v < together; ++v) sum[v] += load(da[v] + k * kLine<T>);
+        for (Index v = 0; j + v * kLanes<T> < end; ++v)
+          store_n(row + j + v * kLanes<T>, sum[v], end - j - v * kLanes<T>);
+        if (last) settle(&row, 1, squares + g * kSquareLanes<T>, {j, end});
+        if (!all.worked(together * n)) return;
       }
   }
 
