@@ -205,7 +205,7 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
                             const Done& done) {
   using Set = Tiles<T, G>;
   constexpr int NV = Set::NV, S = G / NV;  // panels of a block
-  if (rows <= 0) return;
+  if (rows <= 0 || blocks.size() <= 0) return;
   const Index groups = ceil_div(rows, Set::most_rows);
   const int tall = static_cast<int>(ceil_div(rows, groups));
   const int widest = panels_at_once<G>(tall);
@@ -216,6 +216,23 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
   call.start = depth.start;
   call.panel_stride = depth.count * depth.length * NV * kLanes<T>;
   const Index work = depth.count * depth.length * NV;  // of a row and panel
+  const auto multiply = [&](int mr, Index panel, int np) __attribute__((always_inline)) {
+    call.column = panel / S * kLanes<T>;
+    call.slot = c.slot + panel % S * NV;
+    call.panel = panels + panel * call.panel_stride;
+    const TileFunction<T> run = Set::get(mr, np);
+    if (G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns))
+      through_buffer(run, call, c, mr, np);
+    else
+      run(call);
+  };
+  // One tile is all, as in small streams: their steps are too short for the loops below.
+  if (groups == 1 && count <= widest && (count & (count - 1)) == 0) {
+    call.a = a, call.to = c.rows;
+    multiply(tall, blocks.first * S, static_cast<int>(count));
+    if (go_on(watch, rows * count * work)) done(blocks.first, static_cast<int>(blocks.size()));
+    return;
+  }
   const Index turns = ceil_div(count, width);
   for (Index i = 0; i < turns; ++i) {
     const Index begin = (backwards ? turns - 1 - i : i) * width, end = least(begin + width, count);
@@ -226,15 +243,7 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
       int np = widest;
       for (Index p = begin; p < end; p += np) {
         while (np > end - p) np /= 2;
-        const Index panel = blocks.first * S + p;
-        call.column = panel / S * kLanes<T>;
-        call.slot = c.slot + panel % S * NV;
-        call.panel = panels + panel * call.panel_stride;
-        const TileFunction<T> run = Set::get(mr, np);
-        if (G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns))
-          through_buffer(run, call, c, mr, np);
-        else
-          run(call);
+        multiply(mr, blocks.first * S + p, np);
       }
       row += mr;
       if (!go_on(watch, mr * (end - begin) * work)) return;
