@@ -25,6 +25,7 @@ State = Array | tuple[Array, Array]
 
 PENALIZED = ("rnn_tanh", "rnn_relu", "gru")  # kinds that flow_penalty is defined for
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
+NO_CLIP = Clip()
 
 
 class Trace(NamedTuple):
@@ -417,7 +418,7 @@ class _Layer:
             dy,
             dh,
             dc,
-            *(clip or Clip()).bounds(),
+            *(clip or NO_CLIP).bounds(),
             trace or weight > 0,
             weight,
         )
