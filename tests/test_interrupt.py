@@ -25,7 +25,7 @@ ATTEMPTS = 4  # of which one must keep to it: the machine's other work is not ou
 SHAPES = {
     "rows": (256, 512, 1, 600, 64),
     "units": (1024, 2048, 1, 400, 2),
-    "layers": (64, 64, 8, 40000, 1),
+    "layers": (128, 128, 4, 40000, 1),
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 every_number_of_threads = pytest.mark.parametrize("threads", [1, 2, 5])
