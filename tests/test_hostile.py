@@ -412,6 +412,7 @@ def use_under_limits(what, kinds):
             use, changed = make(what, kind)
             before, refused = frozen(changed()), 0
             for more in itertools.count(0, 2**18):
+                rk.release_memory()  # what waits from the call before would do
                 try:
                     with Limit(more):
                         got = use()

@@ -1,7 +1,5 @@
 #include "arrays.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdint>
 
@@ -63,21 +61,6 @@ void refuse_overlap(const char* name, const py::array& out, const char* with, co
   const auto a = bounds(out), b = bounds(in);
   if (a.first < b.second && b.first < a.second)
     bad_value(name, "memory of its own", std::string("an array that overlaps ") + with);
-}
-
-// Large blocks lie on large pages where the system has them: to take memory into use costs a page
-// fault a page, and the kernels stride through weights.
-void* allocate(std::size_t bytes) {
-  constexpr std::size_t line = kLineBytes, page = std::size_t{2} << 20, large = 2 * page;
-  const std::size_t unit = bytes < large ? line : page;
-  const std::size_t size =
-      bytes > SIZE_MAX - unit ? bytes : std::max(unit, (bytes + unit - 1) / unit * unit);
-  void* const p = std::aligned_alloc(unit, size);
-  if (!p) throw OutOfMemory("no memory for " + std::to_string(bytes) + " bytes");
-#ifdef MADV_HUGEPAGE
-  if (unit == page) madvise(p, size, MADV_HUGEPAGE);  // advice: that it fails is of no account
-#endif
-  return p;
 }
 
 Index product_of(std::initializer_list<Index> sizes) {

@@ -7,15 +7,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <cstdlib>
 #include <initializer_list>
-#include <memory>
-#include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../core/problem.h"
+#include "memory.h"
 
 namespace rnnkern {
 
@@ -82,6 +79,17 @@ inline py::array fresh(py::dtype dtype, std::initializer_list<Index> shape) {
   return py::reinterpret_steal<py::array>(a);
 }
 
+// A new C-contiguous array for a result. A large one stands in a block, which a base object holds.
+template <class T>
+py::array_t<T> result(const std::vector<py::ssize_t>& shape) {
+  std::size_t bytes = sizeof(T);
+  for (const py::ssize_t size : shape) bytes *= static_cast<std::size_t>(size);
+  if (bytes < kFewestBytesThatWait) return py::array_t<T>(shape);
+  auto held = std::make_unique<Block<T>>(block<T>(static_cast<Index>(bytes / sizeof(T))));
+  const py::capsule base(held.get(), [](void* p) { delete static_cast<Block<T>*>(p); });
+  return py::array_t<T>(shape, held.release()->get(), base);
+}
+
 // C-contiguous and aligned: the array itself where it is so already, else a copy.
 template <class T>
 py::array_t<T, py::array::c_style> flat(const std::string& name, py::handle value,
@@ -117,28 +125,6 @@ T* writable(const std::string& name, const py::array& a, const Shape& expected) 
 }
 
 void refuse_overlap(const char* name, const py::array& out, const char* with, const py::array& in);
-
-// What Python sees as MemoryError, in words.
-class OutOfMemory : public std::bad_alloc {
- public:
-  explicit OutOfMemory(std::string text) : text_(std::move(text)) {}
-  const char* what() const noexcept override { return text_.c_str(); }
-
- private:
-  std::string text_;
-};
-
-// Uninitialised memory on cache lines; OutOfMemory when there is none.
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Block = std::unique_ptr<T[], Free>;
-void* allocate(std::size_t bytes);
-template <class T>
-Block<T> block(Index n) {
-  return Block<T>(static_cast<T*>(allocate(static_cast<std::size_t>(n) * sizeof(T))));
-}
 
 // The product of sizes; OutOfMemory where it can't be addressed (with room to spare for padding).
 Index product_of(std::initializer_list<Index> sizes);

@@ -500,7 +500,7 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   for (const Parameter& parameter : parameters_of(s)) {
     std::vector<py::ssize_t> shape(parameter.shape.begin(), parameter.shape.end());
     if (s.members) shape.insert(shape.begin(), s.members);
-    py::array_t<T> array(shape);
+    py::array_t<T> array = result<T>(shape);
     gradients[parameter.name.c_str()] = array;
     pointers.push_back(array.mutable_data());
     sizes.push_back(array.size() / E);

@@ -61,6 +61,7 @@ void bind_runtime(py::module_& m) {
   m.def("num_threads", &threads);
   m.def("chosen_num_threads", &chosen_threads);
   m.def("set_num_threads", &set_threads, py::arg("n"));
+  m.def("release_memory", &release_waiting);
   m.def(
       "activation",
       [](const std::string& name, const py::array& x) {

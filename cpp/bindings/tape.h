@@ -44,7 +44,7 @@ struct Axes {
   py::array_t<T_> make(const Shape& shape) const {
     std::vector<py::ssize_t> sizes;
     for (const Axis& axis : shape) sizes.push_back(axis.size);
-    return py::array_t<T_>(sizes);
+    return result<T_>(sizes);
   }
   // A member's steps and rows; an array without an axis of members is every member's.
   template <class T_>

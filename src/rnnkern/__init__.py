@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 from . import runtime
 from .clip import Clip
 from .layers import GRU, LSTM, RNN, Gradients, Trace
-from .runtime import force_isa, get_num_threads, info, num_threads, set_num_threads
+from .runtime import (
+    force_isa,
+    get_num_threads,
+    info,
+    num_threads,
+    release_memory,
+    set_num_threads,
+)
 from .stream import Stream
 
 runtime._from_environment()
@@ -35,6 +42,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "num_threads",
+    "release_memory",
     "set_num_threads",
     "truncated_bptt",
 ]

@@ -10,7 +10,15 @@ from typing import TypedDict
 from . import _core
 from .checks import integer
 
-__all__ = ["Info", "force_isa", "get_num_threads", "info", "num_threads", "set_num_threads"]
+__all__ = [
+    "Info",
+    "force_isa",
+    "get_num_threads",
+    "info",
+    "num_threads",
+    "release_memory",
+    "set_num_threads",
+]
 
 
 class Info(TypedDict):
@@ -89,6 +97,30 @@ def num_threads(n: int) -> Iterator[None]:
         yield
     finally:
         _core.set_num_threads(before)
+
+
+def release_memory() -> int:
+    """Hand back to the system the memory that waits for the next call.
+
+    Tapes, results and the room that a call needs are taken again and again in the same sizes, and
+    new memory costs a page fault a page. So what is no longer used waits, 128 MiB in all at most,
+    until a call wants a block of the same size. Nothing that is still in use is touched.
+
+    Returns
+    -------
+    int
+        How many bytes waited.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> lstm = rk.LSTM(64, 64, seed=0)
+    >>> y, state = lstm(np.zeros((100, 8, 64), np.float32))
+    >>> del y, state
+    >>> rk.release_memory() > 100 * 8 * 64 * 4, rk.release_memory()
+    (True, 0)
+    """
+    return _core.release_memory()
 
 
 @contextmanager

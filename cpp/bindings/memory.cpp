@@ -1,0 +1,98 @@
+#include "memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+namespace rnnkern {
+namespace {
+
+// Large blocks lie on large pages where the system has them: fewer page faults, and the kernels
+// stride through weights.
+constexpr std::size_t kPage = std::size_t{2} << 20, kLarge = 2 * kPage;
+
+std::size_t unit_of(std::size_t bytes) { return bytes < kLarge ? kLineBytes : kPage; }
+std::size_t rounded(std::size_t bytes) {
+  const std::size_t unit = unit_of(bytes);
+  return bytes > SIZE_MAX - unit ? bytes : std::max(unit, (bytes + unit - 1) / unit * unit);
+}
+
+// The released blocks. The lock is only ever tried: a child of a fork may find it taken for good,
+// and then does without.
+class Waiting {
+ public:
+  Waiting() { blocks_.reserve(most_blocks); }  // so that `put` allocates nothing
+
+  void* take(std::size_t bytes) noexcept {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return nullptr;
+    for (std::size_t i = blocks_.size(); i-- > 0;)
+      if (blocks_[i].bytes == bytes) return remove(i);
+    return nullptr;
+  }
+  // False: it is not wanted.
+  bool put(void* p, std::size_t bytes) noexcept {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || bytes > kMostBytesThatWait) return false;
+    while (bytes_ + bytes > kMostBytesThatWait || blocks_.size() == most_blocks)
+      std::free(remove(0));
+    blocks_.push_back({p, bytes});
+    bytes_ += bytes;
+    return true;
+  }
+  std::size_t clear() noexcept {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return 0;
+    const std::size_t bytes = bytes_;
+    while (!blocks_.empty()) std::free(remove(blocks_.size() - 1));
+    return bytes;
+  }
+
+ private:
+  static constexpr std::size_t most_blocks = 64;
+  struct Sized {
+    void* p;
+    std::size_t bytes;
+  };
+  void* remove(std::size_t i) noexcept {
+    const Sized block = blocks_[i];
+    blocks_.erase(blocks_.begin() + static_cast<std::ptrdiff_t>(i));
+    bytes_ -= block.bytes;
+    return block.p;
+  }
+  std::mutex mutex_;
+  std::vector<Sized> blocks_;
+  std::size_t bytes_ = 0;
+};
+Waiting& waiting() {
+  static auto& all = *new Waiting;  // never destroyed: blocks may be released at the very end
+  return all;
+}
+
+}  // namespace
+
+void* allocate(std::size_t bytes) {
+  const std::size_t size = rounded(bytes);
+  if (size >= kFewestBytesThatWait)
+    if (void* const p = waiting().take(size)) return p;
+  void* p = std::aligned_alloc(unit_of(bytes), size);
+  if (!p && release_waiting() > 0) p = std::aligned_alloc(unit_of(bytes), size);
+  if (!p) throw OutOfMemory("no memory for " + std::to_string(bytes) + " bytes");
+#ifdef MADV_HUGEPAGE
+  if (size >= kLarge) madvise(p, size, MADV_HUGEPAGE);  // advice: that it fails is of no account
+#endif
+  return p;
+}
+
+void release(void* p, std::size_t bytes) noexcept {
+  const std::size_t size = rounded(bytes);
+  if (size < kFewestBytesThatWait || !waiting().put(p, size)) std::free(p);
+}
+
+std::size_t release_waiting() noexcept { return waiting().clear(); }
+
+}  // namespace rnnkern
