@@ -8,6 +8,14 @@
 #include <mutex>
 #include <vector>
 
+// A block that waits is poisoned: AddressSanitizer sees who still uses it.
+#if __has_include(<sanitizer/asan_interface.h>)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(p, bytes)
+#endif
+
 namespace rnnkern {
 namespace {
 
@@ -40,6 +48,7 @@ class Waiting {
     if (!lock || bytes > kMostBytesThatWait) return false;
     while (bytes_ + bytes > kMostBytesThatWait || blocks_.size() == most_blocks)
       std::free(remove(0));
+    ASAN_POISON_MEMORY_REGION(p, bytes);
     blocks_.push_back({p, bytes});
     bytes_ += bytes;
     return true;
@@ -62,6 +71,7 @@ class Waiting {
     const Sized block = blocks_[i];
     blocks_.erase(blocks_.begin() + static_cast<std::ptrdiff_t>(i));
     bytes_ -= block.bytes;
+    ASAN_UNPOISON_MEMORY_REGION(block.p, block.bytes);
     return block.p;
   }
   std::mutex mutex_;
