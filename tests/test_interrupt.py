@@ -23,9 +23,9 @@ ATTEMPTS = 4  # of which one must keep to it: the machine's other work is not ou
 # I, H, L, T, B of calls that take a second or so: many rows to share, few rows and many units, or
 # layers side by side.
 SHAPES = {
-    "rows": (256, 512, 1, 600, 64),
+    "rows": (256, 512, 1, 900, 64),
     "units": (1024, 2048, 1, 400, 2),
-    "layers": (128, 128, 4, 40000, 1),
+    "layers": (128, 128, 4, 60000, 1),
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 every_number_of_threads = pytest.mark.parametrize("threads", [1, 2, 5])

@@ -147,8 +147,12 @@ struct ForwardStack {
   }
 
   void work(Watch& watch, int thread, int count) const {
-    if (line.threads > 1) return work_in_line(watch, thread, count);
     const Team all = barriers.all(watch, thread, count);
+    if (line.threads > 1) {
+      work_in_line(watch, thread, count);
+      all.wait();  // here the calling thread asks whether to go on, when its own layers are done
+      return;
+    }
     const Part part = part_of(watch, thread, count, call.D, call.rows.B, blocks_of<T>(call.H),
                               barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
