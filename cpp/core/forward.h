@@ -163,7 +163,7 @@ struct Forward {
   // Both products of some units, then of the next: so the second half of them all stays in cache
   // for the next call.
   void only_step() {
-    const Index n = alive(0), width = blocks_at_once<Cell::gates>(n);
+    const Index n = alive(0), width = blocks_at_once<Cell::gates>(n, H);
     reset(0, n);
     const Index count = ceil_div(part.blocks.size(), width);
     for (Index i = 0; i < count && n > 0; ++i) {

@@ -183,16 +183,22 @@ struct Tiles {
   static constexpr int most_rows = kAccumulators / NV < kMostRows ? kAccumulators / NV : kMostRows;
 };
 
-// Panels that one tile takes for so many rows, and how many blocks that makes, one at least.
+// Panels that one tile takes for so many rows, and how many blocks that makes, one at least. Each
+// panel is a stream of its own: with 64-byte vectors, a line at a time, two or four come from cache
+// faster than eight, and are enough for the chains that hide a multiply-add's latency.
 template <int G>
-constexpr int panels_at_once(int rows) {
+constexpr int panels_at_once(int rows, Index depth) {
+  constexpr int vectors = kPanel<G>;
+  int most = kMostPanels;
+  if (RNNKERN_VECTOR_BYTES == 64) most = vectors > 2 ? 2 : vectors == 2 || depth > 128 ? 4 : most;
   int panels = 1;
-  while (panels < kMostPanels && rows * panels * 2 * kPanel<G> <= kAccumulators) panels *= 2;
+  while (panels < most && rows * panels * 2 * vectors <= kAccumulators) panels *= 2;
   return panels;
 }
 template <int G>
-constexpr Index blocks_at_once(Index rows) {
-  return most(1, panels_at_once<G>(static_cast<int>(least(rows, kMostRows))) * kPanel<G> / G);
+constexpr Index blocks_at_once(Index rows, Index depth) {
+  return most(1,
+              panels_at_once<G>(static_cast<int>(least(rows, kMostRows)), depth) * kPanel<G> / G);
 }
 
 // C for `rows` rows and the given blocks, as many blocks at a time as one tile takes, or one block.
@@ -208,7 +214,7 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
   if (rows <= 0 || blocks.size() <= 0) return;
   const Index groups = ceil_div(rows, Set::most_rows);
   const int tall = static_cast<int>(ceil_div(rows, groups));
-  const int widest = panels_at_once<G>(tall);
+  const int widest = panels_at_once<G>(tall, depth.count * depth.length);
   const Index width = most(widest, S), count = blocks.size() * S;
   TileCall<T> call;
   call.shared = c.shared, call.from_zero = c.from_zero;
