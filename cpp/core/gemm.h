@@ -189,10 +189,11 @@ struct Tiles {
 template <int G>
 constexpr int panels_at_once(int rows, Index depth) {
   constexpr int vectors = kPanel<G>;
-  int most = kMostPanels;
-  if (RNNKERN_VECTOR_BYTES == 64) most = vectors > 2 ? 2 : vectors == 2 || depth > 128 ? 4 : most;
+  int widest = kMostPanels;
+  if (RNNKERN_VECTOR_BYTES == 64)
+    widest = vectors > 2 ? 2 : vectors == 2 || depth > 128 ? 4 : widest;
   int panels = 1;
-  while (panels < most && rows * panels * 2 * vectors <= kAccumulators) panels *= 2;
+  while (panels < widest && rows * panels * 2 * vectors <= kAccumulators) panels *= 2;
   return panels;
 }
 template <int G>
