@@ -79,13 +79,16 @@ inline py::array fresh(py::dtype dtype, std::initializer_list<Index> shape) {
   return py::reinterpret_steal<py::array>(a);
 }
 
+// The product of sizes; OutOfMemory where it can't be addressed (with room to spare for padding).
+Index product_of(std::initializer_list<Index> sizes);
+
 // A new C-contiguous array for a result. A large one stands in a block, which a base object holds.
 template <class T>
 py::array_t<T> result(const std::vector<py::ssize_t>& shape) {
-  std::size_t bytes = sizeof(T);
-  for (const py::ssize_t size : shape) bytes *= static_cast<std::size_t>(size);
-  if (bytes < kFewestBytesThatWait) return py::array_t<T>(shape);
-  auto held = std::make_unique<Block<T>>(block<T>(static_cast<Index>(bytes / sizeof(T))));
+  Index n = 1;
+  for (const py::ssize_t size : shape) n = product_of({n, size});
+  if (static_cast<std::size_t>(n) * sizeof(T) < kFewestBytesThatWait) return py::array_t<T>(shape);
+  auto held = std::make_unique<Block<T>>(block<T>(n));
   const py::capsule base(held.get(), [](void* p) { delete static_cast<Block<T>*>(p); });
   return py::array_t<T>(shape, held.release()->get(), base);
 }
@@ -125,8 +128,5 @@ T* writable(const std::string& name, const py::array& a, const Shape& expected) 
 }
 
 void refuse_overlap(const char* name, const py::array& out, const char* with, const py::array& in);
-
-// The product of sizes; OutOfMemory where it can't be addressed (with room to spare for padding).
-Index product_of(std::initializer_list<Index> sizes);
 
 }  // namespace rnnkern
