@@ -299,26 +299,79 @@ struct Forward {
                     keeps()};
     Target<T> target{at.z_now, nullptr, false, false, Hp};
     for (int g = 0; g < ph.count; ++g) target.slot[g] = Cell::recurrent_slot[ph.first + g] * Hp;
-    product<ph.count>(*part.team.watch, n, (P == 0 ? at.h[now] : at.operand) + first,
-                      Depth{1, H, 1, {0}}, static_cast<const T*>(room.weights.panels(P, H)), blocks,
-                      from_end != (now == 1), target,
-                      [&](Index block, int np) __attribute__((always_inline)) {
-                        Index i = 0;
-                        if (np == 1)
-                          for (; i + 1 < n; i += 2) cell<P, 2>(s, {i, i + 1}, {block, block});
-                        for (; i < n; ++i) {
-                          int p = 0;
-                          for (; p + 1 < np; p += 2)
-                            cell<P, 2>(s, {i, i}, {block + p, block + p + 1});
-                          if (p < np) cell<P, 1>(s, {i}, {block + p});
-                        }
-                      });
+    const T* const* const a = (P == 0 ? at.h[now] : at.operand) + first;
+    const T* const panels = room.weights.panels(P, H);
+    const Depth depth{1, H, 1, {0}};
+    const bool backwards = from_end != (now == 1);
+    if (n == 1)
+      one_row_product<ph.count>(
+          *part.team.watch, a, depth, panels, blocks, backwards, target,
+          [&](const TileCall<T>& call, Index block, int np)
+              __attribute__((always_inline)) { one_row<P>(s, call, block, np); });
+    else
+      product<ph.count>(*part.team.watch, n, a, depth, panels, blocks, backwards, target,
+                        [&](Index block, int np)
+                            __attribute__((always_inline)) { rows_of<P>(s, n, block, np); });
   }
 
-  // N vectors of units, each of one row (of this part) at a step.
+  // The cell's maths for n rows and some blocks, on sums that stand in the rows of z.
+  template <int P>
+  __attribute__((always_inline)) static inline void rows_of(const Step<T>& s, Index n, Index block,
+                                                            int np) {
+    Index i = 0;
+    if (np == 1)
+      for (; i + 1 < n; i += 2) stored<P, 2>(s, {i, i + 1}, {block, block});
+    for (; i < n; ++i) {
+      int p = 0;
+      for (; p + 1 < np; p += 2) stored<P, 2>(s, {i, i}, {block + p, block + p + 1});
+      if (p < np) stored<P, 1>(s, {i}, {block + p});
+    }
+  }
   template <int P, int N>
+  __attribute__((always_inline)) static inline void stored(const Step<T>& s, const Index (&row)[N],
+                                                           const Index (&block)[N]) {
+    cell<P, N>(s, row, block, [&](int g) {
+      return load_each<T, Units<T, N>>([&](int i) {
+        return s.z[row[i]] + Cell::recurrent_slot[g] * s.Hp + block[i] * kLanes<T>;
+      });
+    });
+  }
+
+  // A tile of one row, and the cell's maths on its sums while they are in registers.
+  template <int P, int NP = panels_at_once<Cell::phase[P].count>(1, 0)>
+  __attribute__((always_inline)) static inline void one_row(const Step<T>& s,
+                                                            const TileCall<T>& call, Index block,
+                                                            int np) {
+    constexpr int G = Cell::phase[P].count;
+    if (np == NP)
+      in_registers<P, NP>(s, call, block);
+    else if constexpr (NP > G / kPanel<G>)
+      one_row<P, NP / 2>(s, call, block, np);
+  }
+  template <int P, int NP>
+  __attribute__((noinline)) static void in_registers(const Step<T>& s, const TileCall<T>& call,
+                                                     Index block) {
+    constexpr int first = Cell::phase[P].first, G = Cell::phase[P].count, NV = kPanel<G>;
+    Vec<T> sum[1][NP][NV];
+    multiply(call, Places<T, G, NP>(call), sum);
+    const auto argument = [&](int b, int g) {
+      return sum[0][b * (G / NV) + (g - first) / NV][(g - first) % NV];
+    };
+    constexpr int blocks = NP * NV / G;
+    if constexpr (blocks == 1)
+      cell<P, 1>(s, {0}, {block}, [&](int g) { return argument(0, g); });
+    else
+#pragma GCC unroll 4
+      for (int b = 0; b < blocks; b += 2)
+        cell<P, 2>(s, {0, 0}, {block + b, block + b + 1},
+                   [&](int g) { return Units<T, 2>{argument(b, g), argument(b + 1, g)}; });
+  }
+
+  // N vectors of units, each of one row (of this part) at a step. argument(g): of gate g.
+  template <int P, int N, class Argument>
   __attribute__((always_inline)) static inline void cell(const Step<T>& s, const Index (&row)[N],
-                                                         const Index (&block)[N]) {
+                                                         const Index (&block)[N],
+                                                         const Argument& argument) {
     using U = Units<T, N>;
     constexpr Phase ph = Cell::phase[P];
     T* z[N];
@@ -330,8 +383,8 @@ struct Forward {
     const auto slot = [&](int k) { return [&z, k, &s](int i) { return z[i] + k * s.Hp; }; };
     const auto of = [&](auto* rows) { return [&at_h, rows](int i) { return rows + at_h[i]; }; };
     ForwardUnit<U> u;
-    for (int g = ph.first; g < ph.first + ph.count; ++g)
-      u.a[g] = load_each<T, U>(slot(Cell::recurrent_slot[g]));
+#pragma GCC unroll 4
+    for (int g = ph.first; g < ph.first + ph.count; ++g) u.a[g] = argument(g);
     for (int k = 0; k < Cell::saved; ++k)
       if (ph.reads >> k & 1u) u.saved[k] = load_each<T, U>(slot(k));
     if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(s.h_before));

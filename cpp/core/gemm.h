@@ -56,25 +56,29 @@ struct TileCall {
   Index panel_stride;  // from panel to panel
 };
 
-template <class T, int G, int MR, int NP>
-__attribute__((noinline)) static void tile(const TileCall<T>& c) {
-  using V = Vec<T>;
-  constexpr int NV = kPanel<G>, panels = G / NV;
-  // What the rows' stores might change, as far as the compiler knows.
-  T* const* const to = c.to;
-  const T* const* const rows = c.a;
-  const Index column = c.column;
+// Where vector v of panel p of a tile stands in a row.
+template <class T, int G, int NP>
+struct Places {
+  static constexpr int NV = kPanel<G>, panels = G / NV;
   Index slot[G];
+  explicit Places(const TileCall<T>& c) {
 #pragma GCC unroll 4
-  for (int v = 0; v < (NP < panels ? NP * NV : G); ++v) slot[v] = column + c.slot[v];
-  // Where the vectors of panel p stand in a row.
-  const auto place = [&slot](int p, int v) {
+    for (int v = 0; v < (NP < panels ? NP * NV : G); ++v) slot[v] = c.column + c.slot[v];
+  }
+  Index operator()(int p, int v) const {
     return slot[p % panels * NV + v] + p / panels * kLanes<T>;
-  };
-  V sum[MR][NP][NV];
+  }
+};
+
+// A tile's sums, in registers.
+template <class T, int G, int MR, int NP>
+RNNKERN_INLINE void multiply(const TileCall<T>& c, const Places<T, G, NP>& place,
+                             Vec<T> (&sum)[MR][NP][kPanel<G>]) {
+  using V = Vec<T>;
+  constexpr int NV = kPanel<G>;
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
-    const T* from = c.shared ? c.shared : to[m];
+    const T* from = c.shared ? c.shared : c.to[m];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v)
 #pragma GCC unroll 8
@@ -86,7 +90,7 @@ __attribute__((noinline)) static void tile(const TileCall<T>& c) {
   for (int s = 0; s < c.segments; ++s) {
     const T* a[MR];
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) a[m] = rows[m] + c.start[s];
+    for (int m = 0; m < MR; ++m) a[m] = c.a[m] + c.start[s];
     for (Index k = 0; k != end; k += step) {
       // The shorter side of the tile stays in registers, the longer is taken one by one.
       if constexpr (NP * NV <= MR) {
@@ -119,7 +123,16 @@ __attribute__((noinline)) static void tile(const TileCall<T>& c) {
       panel += NV * kLanes<T>;
     }
   }
+}
 
+template <class T, int G, int MR, int NP>
+__attribute__((noinline)) static void tile(const TileCall<T>& c) {
+  constexpr int NV = kPanel<G>;
+  // In locals: what the rows' stores might change, as far as the compiler knows.
+  const Places<T, G, NP> place(c);
+  T* const* const to = c.to;
+  Vec<T> sum[MR][NP][NV];
+  multiply(c, place, sum);
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     T* const row = to[m];
@@ -130,13 +143,32 @@ __attribute__((noinline)) static void tile(const TileCall<T>& c) {
   }
 }
 
+// What the tiles of a product have in common, and what a tile from some panel on has of its own.
+template <int G, class T>
+RNNKERN_INLINE TileCall<T> call_of(const Depth& depth, const Target<T>& c) {
+  TileCall<T> call;
+  call.shared = c.shared, call.from_zero = c.from_zero;
+  call.segments = depth.count, call.length = depth.length, call.step = depth.step;
+  call.start = depth.start;
+  call.panel_stride = depth.count * depth.length * kPanel<G> * kLanes<T>;
+  return call;
+}
+template <int G, class T>
+RNNKERN_INLINE void take_panel(TileCall<T>& call, const T* panels, Index panel,
+                               const Target<T>& c) {
+  constexpr int NV = kPanel<G>, S = G / NV;
+  call.column = panel / S * kLanes<T>;
+  call.slot = c.slot + panel % S * NV;
+  call.panel = panels + panel * call.panel_stride;
+}
+
 template <class T>
 using TileFunction = void (*)(const TileCall<T>&);
 
 // A tile of one vector a block whose C is not to be written in whole vectors: by way of a buffer.
 template <class T>
-static void through_buffer(TileFunction<T> run, const TileCall<T>& call, const Target<T>& c, int mr,
-                           int np) {
+static void through_buffer(TileFunction<T> tile, const TileCall<T>& call, const Target<T>& c,
+                           int mr, int np) {
   alignas(RNNKERN_VECTOR_BYTES) T buffer[kMostRows][kMostPanels * kLanes<T>];
   T* rows[kMostRows];
   const Index width = least(np * kLanes<T>, c.columns - call.column);
@@ -149,7 +181,7 @@ static void through_buffer(TileFunction<T> run, const TileCall<T>& call, const T
   TileCall<T> inner = call;
   inner.to = rows, inner.column = 0;
   if (call.shared) inner.shared += call.column;
-  run(inner);
+  tile(inner);
   for (int m = 0; m < mr; ++m)
     for (Index j = 0; j < width; j += kLanes<T>) {
       T* to = call.to[m] + call.column + j;
@@ -202,6 +234,12 @@ constexpr Index blocks_at_once(Index rows, Index depth) {
               panels_at_once<G>(static_cast<int>(least(rows, kMostRows)), depth) * kPanel<G> / G);
 }
 
+// Whether one tile takes all panels, as in small streams: their steps are too short for loops over
+// tiles.
+inline bool is_one_tile(Index panels, int widest) {
+  return panels <= widest && (panels & (panels - 1)) == 0;
+}
+
 // C for `rows` rows and the given blocks, as many blocks at a time as one tile takes, or one block.
 // done(block, blocks) comes as soon as some blocks are complete for all rows, while they are in
 // cache. `backwards` takes the blocks from the last to the first: who goes over the same panels
@@ -217,26 +255,19 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
   const int tall = static_cast<int>(ceil_div(rows, groups));
   const int widest = panels_at_once<G>(tall, depth.count * depth.length);
   const Index width = most(widest, S), count = blocks.size() * S;
-  TileCall<T> call;
-  call.shared = c.shared, call.from_zero = c.from_zero;
-  call.segments = depth.count, call.length = depth.length, call.step = depth.step;
-  call.start = depth.start;
-  call.panel_stride = depth.count * depth.length * NV * kLanes<T>;
+  TileCall<T> call = call_of<G>(depth, c);
   const Index work = depth.count * depth.length * NV;  // of a row and panel
-  const auto multiply = [&](int mr, Index panel, int np) __attribute__((always_inline)) {
-    call.column = panel / S * kLanes<T>;
-    call.slot = c.slot + panel % S * NV;
-    call.panel = panels + panel * call.panel_stride;
-    const TileFunction<T> run = Set::get(mr, np);
+  const auto run = [&](int mr, Index panel, int np) __attribute__((always_inline)) {
+    take_panel<G>(call, panels, panel, c);
+    const TileFunction<T> tile = Set::get(mr, np);
     if (G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns))
-      through_buffer(run, call, c, mr, np);
+      through_buffer(tile, call, c, mr, np);
     else
-      run(call);
+      tile(call);
   };
-  // One tile is all, as in small streams: their steps are too short for the loops below.
-  if (groups == 1 && count <= widest && (count & (count - 1)) == 0) {
+  if (groups == 1 && is_one_tile(count, widest)) {
     call.a = a, call.to = c.rows;
-    multiply(tall, blocks.first * S, static_cast<int>(count));
+    run(tall, blocks.first * S, static_cast<int>(count));
     if (go_on(watch, rows * count * work)) done(blocks.first, static_cast<int>(blocks.size()));
     return;
   }
@@ -250,12 +281,42 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
       int np = widest;
       for (Index p = begin; p < end; p += np) {
         while (np > end - p) np /= 2;
-        multiply(mr, blocks.first * S + p, np);
+        run(mr, blocks.first * S + p, np);
       }
       row += mr;
       if (!go_on(watch, mr * (end - begin) * work)) return;
     }
     done(blocks.first + begin / S, static_cast<int>((end - begin) / S));
+  }
+}
+
+// The same for one row, whose sums are not put down: take(call, block, panels) is to multiply, and
+// finds them in registers.
+template <int G, class T, class Take>
+RNNKERN_INLINE void one_row_product(Watch& watch, const T* const* a, const Depth& depth,
+                                    const T* panels, Range blocks, bool backwards,
+                                    const Target<T>& c, const Take& take) {
+  constexpr int NV = kPanel<G>, S = G / NV;
+  TileCall<T> call = call_of<G>(depth, c);
+  call.a = a, call.to = c.rows;
+  const Index length = depth.count * depth.length, count = blocks.size() * S;
+  const int width = panels_at_once<G>(1, length);  // a power of two
+  if (is_one_tile(count, width)) {
+    take_panel<G>(call, panels, blocks.first * S, c);
+    take(call, blocks.first, static_cast<int>(count));
+    go_on(watch, count * length * NV);
+    return;
+  }
+  for (Index i = backwards ? (count - 1) & -width : 0; i >= 0 && i < count;
+       i += backwards ? -width : width) {
+    const Index end = least(i + width, count);
+    int np = width;
+    for (Index p = i; p < end; p += np) {
+      while (np > end - p) np /= 2;
+      take_panel<G>(call, panels, blocks.first * S + p, c);
+      take(call, blocks.first + p / S, np);
+    }
+    if (!go_on(watch, (end - i) * length * NV)) return;
   }
 }
 
