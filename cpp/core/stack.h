@@ -11,6 +11,8 @@ namespace rnnkern::RNNKERN_ISA {
 struct Worth {
   static constexpr double flops_of_a_thread = 1e6;
   static constexpr double flops_of_a_thread_and_step = 5e4;  // where units are shared
+  // A step alone takes as long for one row as for so many: it reads all weights once.
+  static constexpr Index rows_of_a_step = 3;
   static constexpr double flops_of_a_call = 2e5;  // what a member's call takes besides its products
 };
 inline int capped(int threads, double most) {
@@ -29,8 +31,8 @@ inline double work_of(const Call& call) {
   return flops_of_step<Cell>(call) * as_double(call.rows.T) * as_double(inputs);
 }
 template <class Cell, class Call>
-inline int worthwhile(int threads, const Call& call) {
-  int n = capped(threads, work_of<Cell>(call) / Worth::flops_of_a_thread);
+inline int worthwhile(int threads, const Call& call, double work) {
+  int n = capped(threads, work / Worth::flops_of_a_thread);
   if (call.rows.B * call.D < 4 * n)
     n = capped(n,
                flops_of_step<Cell>(call) * as_double(call.H) / Worth::flops_of_a_thread_and_step);
@@ -50,7 +52,8 @@ inline Line line_of(const Call& call) {
   if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
     return {1, call.rows.T};
   const int threads = capped(static_cast<int>(n), work_of<Cell>(call) / Worth::flops_of_a_thread);
-  if (threads == 1 || worthwhile<Cell>(call.threads, call) > 1) return {1, call.rows.T};
+  if (threads == 1 || worthwhile<Cell>(call.threads, call, work_of<Cell>(call)) > 1)
+    return {1, call.rows.T};
   return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
 }
 
@@ -118,7 +121,10 @@ struct ForwardStack {
   ForwardStack(const ForwardCall<T>& c, Arena& arena) : call(c), line(line_of<Cell>(c)) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
     const bool packed = call.layers[0].direction[0].packed != nullptr;
-    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
+    double work = work_of<Cell>(call);
+    if (call.rows.T == 1 && call.rows.B > 0)
+      work *= as_double(most(call.rows.B, Worth::rows_of_a_step)) / as_double(call.rows.B);
+    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call, work);
     barriers.take(arena);
     progress = arena.take<Progress>(call.L);
     const Index count = line.threads > 1 ? threads : call.D;
@@ -254,7 +260,8 @@ struct BackwardStack {
 
   BackwardStack(const BackwardCall<T>& c, Arena& arena) : call(c), line(line_of<Cell>(c)) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
-    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
+    threads =
+        line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call, work_of<Cell>(call));
     room_count = line.threads > 1 ? threads : call.D;
     barriers.take(arena);
     progress = arena.take<Progress>(call.L);
