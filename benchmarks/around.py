@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ def neighbour(settings: Settings) -> list[dict[str, Any]]:
             for _ in range(settings["rounds"]):
                 for into, wanted in ((quiet, signal.SIGSTOP), (loud, signal.SIGCONT)):
                     busy.send_signal(wanted)
+                    if into is quiet:
+                        time.sleep(1)  # rnnkern works alone for half a second after a neighbour
                     for name, median in medians(calls, once).items():
                         into[name].append(median)
             rows += [
