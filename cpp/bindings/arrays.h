@@ -55,28 +55,33 @@ bool contiguous(const py::array& a);  // C order and aligned
 // Whether `value` is an array with this very dtype object, of this shape (-1: any size),
 // C-contiguous and aligned, and has these flags too. A look at its header, for calls that are
 // small: what is not plain may still be right.
-inline bool plain(py::handle value, const py::dtype& dtype, std::initializer_list<Index> shape,
+inline bool plain(py::handle value, const py::dtype& dtype, const Index* shape, std::size_t axes,
                   int flags = 0) {
   if (!py::detail::npy_api::get().PyArray_Check_(value.ptr())) return false;
   const auto* a = py::detail::array_proxy(value.ptr());
   flags |= py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  if (a->descr != dtype.ptr() || a->nd != static_cast<int>(shape.size()) ||
-      (a->flags & flags) != flags)
+  if (a->descr != dtype.ptr() || a->nd != static_cast<int>(axes) || (a->flags & flags) != flags)
     return false;
-  const py::ssize_t* size = a->dimensions;
-  for (const Index expected : shape)
-    if (const py::ssize_t got = *size++; expected != -1 && got != expected) return false;
+  for (std::size_t i = 0; i < axes; ++i)
+    if (shape[i] != -1 && a->dimensions[i] != shape[i]) return false;
   return true;
+}
+inline bool plain(py::handle value, const py::dtype& dtype, std::initializer_list<Index> shape,
+                  int flags = 0) {
+  return plain(value, dtype, shape.begin(), shape.size(), flags);
 }
 
 // A new C-contiguous array. pybind11 would work out the strides, which NumPy knows to do.
-inline py::array fresh(py::dtype dtype, std::initializer_list<Index> shape) {
+inline py::array fresh(py::dtype dtype, const Index* shape, std::size_t axes) {
   const auto& numpy = py::detail::npy_api::get();
-  PyObject* a = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(),
-                                            static_cast<int>(shape.size()), shape.begin(), nullptr,
-                                            nullptr, 0, nullptr);
+  PyObject* a =
+      numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(),
+                                  static_cast<int>(axes), shape, nullptr, nullptr, 0, nullptr);
   if (!a) throw py::error_already_set();
   return py::reinterpret_steal<py::array>(a);
+}
+inline py::array fresh(py::dtype dtype, std::initializer_list<Index> shape) {
+  return fresh(std::move(dtype), shape.begin(), shape.size());
 }
 
 // The product of sizes; OutOfMemory where it can't be addressed (with room to spare for padding).
@@ -84,10 +89,12 @@ Index product_of(std::initializer_list<Index> sizes);
 
 // A new C-contiguous array for a result. A large one stands in a block, which a base object holds.
 template <class T>
-py::array_t<T> result(const std::vector<py::ssize_t>& shape) {
+py::array_t<T> result(const std::vector<Index>& shape) {
   Index n = 1;
-  for (const py::ssize_t size : shape) n = product_of({n, size});
-  if (static_cast<std::size_t>(n) * sizeof(T) < kFewestBytesThatWait) return py::array_t<T>(shape);
+  for (const Index size : shape) n = product_of({n, size});
+  if (static_cast<std::size_t>(n) * sizeof(T) < kFewestBytesThatWait)
+    return py::reinterpret_steal<py::array_t<T>>(
+        fresh(py::dtype::of<T>(), shape.data(), shape.size()).release());
   auto held = std::make_unique<Block<T>>(block<T>(n));
   const py::capsule base(held.get(), [](void* p) { delete static_cast<Block<T>*>(p); });
   return py::array_t<T>(shape, held.release()->get(), base);

@@ -12,32 +12,23 @@
 
 namespace rnnkern {
 
-std::vector<Parameter> parameters_of(const Sizes& s) {
-  std::vector<Parameter> all;
-  const Index GH = s.gates() * s.H;
-  for (Index l = 0; l < s.L; ++l)
-    for (Index d = 0; d < s.D; ++d) {
-      const std::string suffix = "_l" + std::to_string(l) + (d ? "_reverse" : "");
-      all.push_back({"weight_ih" + suffix, {GH, s.inputs(l)}});
-      all.push_back({"weight_hh" + suffix, {GH, s.H}});
-      if (s.bias) {
-        all.push_back({"bias_ih" + suffix, {GH}});
-        all.push_back({"bias_hh" + suffix, {GH}});
-      }
-    }
-  return all;
-}
-
 template <class T>
-Parameters<T>::Parameters(const Sizes& sizes, const py::dict& params)
+Parameters<T>::Parameters(const Sizes& sizes, const std::vector<Parameter>& all,
+                          const py::dict& params)
     : D_(sizes.D), per_direction_(sizes.parameters_of_direction()) {
-  const std::vector<Parameter> all = parameters_of(sizes);
+  const py::dtype dtype = py::dtype::of<T>();
+  arrays_.reserve(all.size()), sizes_.reserve(all.size());
   for (const Parameter& parameter : all) {
-    const std::string name = "params['" + parameter.name + "']";
-    if (!params.contains(parameter.name.c_str())) bad_value(name, "an array", "nothing");
-    Shape shape(parameter.shape.begin(), parameter.shape.end());
-    if (sizes.members) shape.insert(shape.begin(), sizes.members);
-    arrays_.push_back(flat<T>(name, params[parameter.name.c_str()], shape));
+    const auto given = py::reinterpret_borrow<py::object>(
+        PyDict_GetItemWithError(params.ptr(), parameter.name.ptr()));
+    if (PyErr_Occurred()) throw py::error_already_set();
+    if (given && plain(given, dtype, parameter.shape.data(), parameter.shape.size())) {
+      arrays_.push_back(py::reinterpret_borrow<py::array_t<T>>(given));
+    } else {
+      const std::string name = "params['" + std::string(parameter.name) + "']";
+      if (!given) bad_value(name, "an array", "nothing");
+      arrays_.push_back(flat<T>(name, given, {parameter.shape.begin(), parameter.shape.end()}));
+    }
     sizes_.push_back(arrays_.back().size() / std::max<Index>(sizes.members, 1));
   }
   if (params.size() != all.size())
@@ -128,6 +119,25 @@ class Traces {
   std::optional<py::array_t<double>> array_[kNorms];
   double* data_[kNorms] = {};
 };
+
+std::vector<Parameter> parameters_of(const Sizes& s) {
+  std::vector<Parameter> all;
+  const Index GH = s.gates() * s.H;
+  for (Index l = 0; l < s.L; ++l)
+    for (Index d = 0; d < s.D; ++d) {
+      const std::string suffix = "_l" + std::to_string(l) + (d ? "_reverse" : "");
+      const auto add = [&](const char* name, std::vector<Index> shape) {
+        if (s.members) shape.insert(shape.begin(), s.members);
+        all.push_back({py::str(name + suffix), std::move(shape)});
+      };
+      add("weight_ih", {GH, s.inputs(l)});
+      add("weight_hh", {GH, s.H});
+      if (!s.bias) continue;
+      add("bias_ih", {GH});
+      add("bias_hh", {GH});
+    }
+  return all;
+}
 
 Kind kind_of(const std::string& name) {
   for (int i = 0; i < kKindCount; ++i)
@@ -314,13 +324,15 @@ Net::Net(const std::string& kind, Index I, Index H, Index L, bool bias, bool bid
     bad_value("num_layers", "at most " + std::to_string(most_layers), std::to_string(L));
   product_of({8, std::max<Index>(members, 1), L, sizes_.D, sizes_.gates(), H,
               std::max(I, product_of({sizes_.D, H}))});
+  parameters_ = parameters_of(sizes_);
 }
 
 py::list Net::parameter_shapes() const {
   py::list out;
-  for (const Parameter& p : parameters_of(sizes_)) {
-    py::tuple shape(p.shape.size());  // of one member
-    for (std::size_t i = 0; i < p.shape.size(); ++i) shape[i] = p.shape[i];
+  for (const Parameter& p : parameters_) {
+    const std::size_t first = sizes_.members ? 1 : 0;
+    py::tuple shape(p.shape.size() - first);  // of one member
+    for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = p.shape[first + i];
     out.append(py::make_tuple(p.name, shape));
   }
   return out;
@@ -353,7 +365,7 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
                    const std::vector<Dropout>& dropouts) const {
   const Sizes& s = sizes_;
   const Index LD = s.L * s.D, C = s.D * s.H;
-  const Parameters<T> weights(s, params);
+  const Parameters<T> weights(s, parameters_, params);
 
   const py::array given = typed<T>("x", x_given);
   const bool batched = s.members || given.ndim() != 2;
@@ -450,7 +462,8 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
   if (keep) {
     if (whole) {
       if (!s.residual) {
-        y.attr("flags").attr("writeable") = false;  // the tape reads it again
+        // The tape reads it again.
+        py::detail::array_proxy(y.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
         tape->y = y;
       }
       tape->records = std::move(records);
@@ -473,7 +486,7 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   const auto* tape = dynamic_cast<const TapeOf<T>*>(&tape_given.cast<const Tape&>());
   if (!tape || tape->layer_id != id_)
     bad_value("tape", "a tape of this layer's forward", "one of another layer");
-  const Parameters<T> weights(s, params);
+  const Parameters<T> weights(s, parameters_, params);
   const Axes& axes = tape->axes;
   const Schedule rows = tape->schedule();
   const Segments segments(rows.T, tape->segment);
@@ -497,11 +510,9 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   std::vector<T*> pointers;
   std::vector<Index> sizes;
   const Traces traces(s, axes, trace);
-  for (const Parameter& parameter : parameters_of(s)) {
-    std::vector<py::ssize_t> shape(parameter.shape.begin(), parameter.shape.end());
-    if (s.members) shape.insert(shape.begin(), s.members);
-    py::array_t<T> array = result<T>(shape);
-    gradients[parameter.name.c_str()] = array;
+  for (const Parameter& parameter : parameters_) {
+    py::array_t<T> array = result<T>(parameter.shape);
+    gradients[parameter.name] = array;
     pointers.push_back(array.mutable_data());
     sizes.push_back(array.size() / E);
   }

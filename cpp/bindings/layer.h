@@ -21,16 +21,15 @@ struct Sizes {
 };
 
 struct Parameter {
-  std::string name;
-  std::vector<Index> shape;
+  py::str name;
+  std::vector<Index> shape;  // in an ensemble with its axis of members
 };
-std::vector<Parameter> parameters_of(const Sizes& sizes);  // of one member
 
 // The parameter arrays of a call, kept alive, as pointers.
 template <class T>
 class Parameters {
  public:
-  Parameters(const Sizes& sizes, const py::dict& params);
+  Parameters(const Sizes& sizes, const std::vector<Parameter>& all, const py::dict& params);
   // Sets the weights of a layer's direction, of one member; biases to null where there are none.
   void fill(Direction<T>& d, Index layer, Index direction, Index member) const {
     const auto of = [&](Index index) -> const T* {
@@ -54,6 +53,7 @@ class Net {
       bool residual, bool is_double, Index members);
 
   const Sizes& sizes() const { return sizes_; }
+  const std::vector<Parameter>& parameters() const { return parameters_; }
   py::list parameter_shapes() const;
 
   // -> (y, h_last, c_last or None, tape or None). segment: the steps between the states that a tape
@@ -82,7 +82,8 @@ class Net {
                      double flow_penalty) const;
 
   Sizes sizes_;
-  std::uint64_t id_;  // a tape knows its layer by it
+  std::vector<Parameter> parameters_;  // in the order of Parameters
+  std::uint64_t id_;                   // a tape knows its layer by it
 };
 
 void bind_layer(py::module_& m);

@@ -24,7 +24,7 @@ class Stream {
 template <class T>
 class StreamOf final : public Stream {
  public:
-  StreamOf(const Sizes& sizes, const py::dict& params, Index B)
+  StreamOf(const Sizes& sizes, const Parameters<T>& weights, Index B)
       : sizes_(sizes),
         B_(B),
         kernels_(rnnkern::kernels()),
@@ -37,7 +37,6 @@ class StreamOf final : public Stream {
               {}},
         flops_of_step_(2.0 * static_cast<double>(sizes.L * sizes.gates()) * static_cast<double>(B) *
                        static_cast<double>(sizes.H) * static_cast<double>(sizes.I + sizes.H)) {
-    const Parameters<T> weights(sizes, params);
     product_of({B, sizes.H, 8 * static_cast<Index>(sizeof(T))});
     const Index state = B * sizes.H;
     for (Index l = 0; l < sizes.L; ++l) {
@@ -374,11 +373,15 @@ void bind_stream(py::module_& m) {
                  if (batch_size < 1)
                    bad_value("batch_size", "at least 1", std::to_string(batch_size));
                  const Sizes& sizes = net.sizes();
+                 const std::vector<Parameter>& all = net.parameters();
                  if (sizes.D != 1)
                    bad_value("stream", "a layer of one direction", "a bidirectional one");
-                 if (sizes.is_double)
-                   return std::unique_ptr<Stream>(new StreamOf<double>(sizes, params, batch_size));
-                 return std::unique_ptr<Stream>(new StreamOf<float>(sizes, params, batch_size));
+                 const auto make = [&](auto zero) {
+                   using T = decltype(zero);
+                   return std::unique_ptr<Stream>(
+                       new StreamOf<T>(sizes, Parameters<T>(sizes, all, params), batch_size));
+                 };
+                 return sizes.is_double ? make(0.0) : make(0.0f);
                }),
                py::arg("net"), py::arg("params"), py::arg("batch_size"));
   stream_type = reinterpret_cast<PyTypeObject*>(stream.ptr());
