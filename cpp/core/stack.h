@@ -30,9 +30,19 @@ inline double work_of(const Call& call) {
   const Index inputs = I + H + (call.L - 1) * (call.D * H + H);
   return flops_of_step<Cell>(call) * as_double(call.rows.T) * as_double(inputs);
 }
+template <class Cell, class T>
+inline double work_to_share(const BackwardCall<T>& call) {
+  return work_of<Cell>(call);
+}
+template <class Cell, class T>
+inline double work_to_share(const ForwardCall<T>& call) {
+  const Index B = call.rows.B;
+  const bool alone = call.rows.T == 1 && B > 0 && B < Worth::rows_of_a_step;
+  return work_of<Cell>(call) * (alone ? as_double(Worth::rows_of_a_step) / as_double(B) : 1);
+}
 template <class Cell, class Call>
-inline int worthwhile(int threads, const Call& call, double work) {
-  int n = capped(threads, work / Worth::flops_of_a_thread);
+inline int worthwhile(int threads, const Call& call) {
+  int n = capped(threads, work_to_share<Cell>(call) / Worth::flops_of_a_thread);
   if (call.rows.B * call.D < 4 * n)
     n = capped(n,
                flops_of_step<Cell>(call) * as_double(call.H) / Worth::flops_of_a_thread_and_step);
@@ -52,8 +62,7 @@ inline Line line_of(const Call& call) {
   if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
     return {1, call.rows.T};
   const int threads = capped(static_cast<int>(n), work_of<Cell>(call) / Worth::flops_of_a_thread);
-  if (threads == 1 || worthwhile<Cell>(call.threads, call, work_of<Cell>(call)) > 1)
-    return {1, call.rows.T};
+  if (threads == 1 || worthwhile<Cell>(call.threads, call) > 1) return {1, call.rows.T};
   return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
 }
 
@@ -121,10 +130,7 @@ struct ForwardStack {
   ForwardStack(const ForwardCall<T>& c, Arena& arena) : call(c), line(line_of<Cell>(c)) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
     const bool packed = call.layers[0].direction[0].packed != nullptr;
-    double work = work_of<Cell>(call);
-    if (call.rows.T == 1 && call.rows.B > 0)
-      work *= as_double(most(call.rows.B, Worth::rows_of_a_step)) / as_double(call.rows.B);
-    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call, work);
+    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
     barriers.take(arena);
     progress = arena.take<Progress>(call.L);
     const Index count = line.threads > 1 ? threads : call.D;
@@ -260,8 +266,7 @@ struct BackwardStack {
 
   BackwardStack(const BackwardCall<T>& c, Arena& arena) : call(c), line(line_of<Cell>(c)) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
-    threads =
-        line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call, work_of<Cell>(call));
+    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
     room_count = line.threads > 1 ? threads : call.D;
     barriers.take(arena);
     progress = arena.take<Progress>(call.L);
