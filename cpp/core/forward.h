@@ -303,11 +303,12 @@ struct Forward {
     const T* const panels = room.weights.panels(P, H);
     const Depth depth{1, H, 1, {0}};
     const bool backwards = from_end != (now == 1);
+    constexpr int widest = panels_at_once<ph.count>(1, 0);
     if (n == 1)
       one_row_product<ph.count>(
           *part.team.watch, a, depth, panels, blocks, backwards, target,
           [&](const TileCall<T>& call, Index block, int np)
-              __attribute__((always_inline)) { one_row<P>(s, call, block, np); });
+              __attribute__((always_inline)) { one_row<P, widest>(s, call, block, np); });
     else
       product<ph.count>(*part.team.watch, n, a, depth, panels, blocks, backwards, target,
                         [&](Index block, int np)
@@ -338,7 +339,7 @@ struct Forward {
   }
 
   // A tile of one row, and the cell's maths on its sums while they are in registers.
-  template <int P, int NP = panels_at_once<Cell::phase[P].count>(1, 0)>
+  template <int P, int NP>
   __attribute__((always_inline)) static inline void one_row(const Step<T>& s,
                                                             const TileCall<T>& call, Index block,
                                                             int np) {
