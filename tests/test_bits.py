@@ -386,6 +386,19 @@ def test_streams_on_threads(kind, shape):
             assert layer.stream(B).run(x).tobytes() == want
 
 
+@every_kind
+def test_single_steps_of_one_row_on_threads(kind):
+    """Units are shared, the last ones less than a vector; sizes at which any cell's step is."""
+    layer = make_layer(kind, 500, 517)
+    x = random_problem(layer, 6, 1).x
+    want = layer(x)[0]
+    for threads in (1, 2, 3, 5):
+        with rk.num_threads(threads):
+            stream = layer.stream()
+            for t in range(6):
+                assert stream.step(x[t]).tobytes() == want[t].tobytes()
+
+
 # ---- addresses ---------------------------------------------------------------------------------
 
 

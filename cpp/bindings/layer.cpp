@@ -19,9 +19,10 @@ Parameters<T>::Parameters(const Sizes& sizes, const std::vector<Parameter>& all,
   const py::dtype dtype = py::dtype::of<T>();
   arrays_.reserve(all.size()), sizes_.reserve(all.size());
   for (const Parameter& parameter : all) {
-    const auto given = py::reinterpret_borrow<py::object>(
-        PyDict_GetItemWithError(params.ptr(), parameter.name.ptr()));
-    if (PyErr_Occurred()) throw py::error_already_set();
+    // Held from here on: without a lock on the interpreter, another thread may replace it
+    // meanwhile.
+    py::object given;
+    if (params.contains(parameter.name)) given = params[parameter.name];
     if (given && plain(given, dtype, parameter.shape.data(), parameter.shape.size())) {
       arrays_.push_back(py::reinterpret_borrow<py::array_t<T>>(given));
     } else {
