@@ -329,12 +329,16 @@ def test_fork_inside_num_threads():
 
 @needs_fork
 @forks
-def test_a_forked_child_that_asks_for_threads():
+def test_a_forked_child_refuses_more_than_one_thread():
     with used_threads() as (layer, p, want):
 
         def ask_and_use():
-            rk.set_num_threads(2)
-            return results(layer, p) == want
+            with pytest.raises(RuntimeError, match="n: expected 1 in a child of a fork"):
+                rk.set_num_threads(2)
+            with pytest.raises(RuntimeError, match="n: expected 1"), rk.num_threads(2):
+                pass
+            with rk.num_threads(1):
+                return results(layer, p) == want
 
         assert in_child(ask_and_use) == 0
 

@@ -125,6 +125,29 @@ py::array channels_last(const std::string& name, py::handle value, const Shape& 
   return fits || a.size() == 0 ? a : flat<T>(name, value, expected);
 }
 
+// An array's memory as it was when it was validated. The caller may give the array object another
+// shape, other strides or another dtype at any time; this record keeps what the core uses.
+template <class T>
+struct PinnedArray {
+  static constexpr int kMostAxes = 4;
+  T* data = nullptr;  // null: no array
+  int axes = 0;
+  Index shape[kMostAxes] = {};
+  Index stride[kMostAxes] = {};  // in elements
+  py::object owner;              // keeps the memory
+
+  PinnedArray() = default;
+  explicit PinnedArray(const py::array& a)
+      : data(static_cast<T*>(const_cast<void*>(a.data()))),
+        axes(static_cast<int>(a.ndim())),
+        owner(a) {
+    for (int i = 0; i < axes; ++i) {
+      shape[i] = a.shape(i);
+      stride[i] = a.strides(i) / static_cast<Index>(sizeof(T));
+    }
+  }
+};
+
 // A caller's array to write to: writable, C-contiguous, aligned, of the right dtype and shape.
 template <class T>
 T* writable(const std::string& name, const py::array& a, const Shape& expected) {
@@ -132,6 +155,48 @@ T* writable(const std::string& name, const py::array& a, const Shape& expected) 
   if (!a.writeable()) bad_value(name, "a writable array", "a read-only one");
   if (!contiguous(a)) bad_value(name, "a C-contiguous, aligned array", "one of another layout");
   return static_cast<T*>(const_cast<void*>(a.data()));
+}
+
+// The C++ object that a bound type's instance holds. pybind11 would make up an uninitialised one
+// where `cls.__new__(cls)` made the instance and its constructor has not run.
+template <class X>
+X& constructed(const char* name, py::handle object) {
+  static PyObject* const type = py::type::of<X>().ptr();  // pybind11 would look it up each time
+  const bool right_type =
+      PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(type)) != 0;
+  if (right_type) {
+    const auto* held = reinterpret_cast<const py::detail::instance*>(object.ptr());
+    if (held->simple_layout && held->simple_value_holder[0])
+      return *static_cast<X*>(held->simple_value_holder[0]);
+  }
+  const auto type_name = [](py::handle type) {
+    return py::str(type.attr("__name__")).cast<std::string>();
+  };
+  bad_type(name, "a " + type_name(type),
+           right_type ? "one whose constructor has not run" : type_name(py::type::of(object)));
+}
+// A method as a function of an instance, which `constructed` checks.
+template <class X, class R, class... A>
+auto method_of(R (X::*method)(A...) const) {
+  return [method](py::handle self, A... arguments) -> R {
+    return (constructed<X>("self", self).*method)(std::forward<A>(arguments)...);
+  };
+}
+template <class X, class R, class... A>
+auto method_of(R (X::*method)(A...)) {
+  return [method](py::handle self, A... arguments) -> R {
+    return (constructed<X>("self", self).*method)(std::forward<A>(arguments)...);
+  };
+}
+
+// Instances of the type hold memory of the core: pickle and copy raise TypeError.
+template <class Type>
+void refuse_pickling(Type& type) {
+  type.def("__reduce_ex__", [](py::handle self, const py::object&) {
+    throw py::type_error("cannot pickle '" +
+                         py::str(py::type::of(self).attr("__qualname__")).cast<std::string>() +
+                         "' object");
+  });
 }
 
 void refuse_overlap(const char* name, const py::array& out, const char* with, const py::array& in);

@@ -17,7 +17,7 @@ Parameters<T>::Parameters(const Sizes& sizes, const std::vector<Parameter>& all,
                           const py::dict& params)
     : D_(sizes.D), per_direction_(sizes.parameters_of_direction()) {
   const py::dtype dtype = py::dtype::of<T>();
-  arrays_.reserve(all.size()), sizes_.reserve(all.size());
+  arrays_.reserve(all.size()), data_.reserve(all.size()), sizes_.reserve(all.size());
   for (const Parameter& parameter : all) {
     // Held from here on: without a lock on the interpreter, another thread may replace it
     // meanwhile.
@@ -30,7 +30,10 @@ Parameters<T>::Parameters(const Sizes& sizes, const std::vector<Parameter>& all,
       if (!given) bad_value(name, "an array", "nothing");
       arrays_.push_back(flat<T>(name, given, {parameter.shape.begin(), parameter.shape.end()}));
     }
-    sizes_.push_back(arrays_.back().size() / std::max<Index>(sizes.members, 1));
+    data_.push_back(arrays_.back().data());
+    Index size = 1;
+    for (const Index axis : parameter.shape) size *= axis;
+    sizes_.push_back(size / std::max<Index>(sizes.members, 1));
   }
   if (params.size() != all.size())
     bad_value("params", std::to_string(all.size()) + " arrays", std::to_string(params.size()));
@@ -40,12 +43,13 @@ template class Parameters<double>;
 
 namespace {
 
-RowSchedule schedule(const Axes& axes, const py::object& lengths) {
-  // No rows, no steps: an empty batch may claim any T.
-  if (lengths.is_none()) return RowSchedule(axes.B ? axes.T : 0, axes.B);
+// The rows' lengths as they are now; none: all rows have T steps.
+std::optional<std::vector<Index>> lengths_of(const Axes& axes, const py::object& lengths) {
+  if (lengths.is_none()) return std::nullopt;
   if (!axes.batched) bad_value("lengths", "None with unbatched x", "an array");
   const py::array a = py::array::ensure(lengths);
-  if (!a || (a.dtype().kind() != 'i' && a.dtype().kind() != 'u'))
+  const char kind = a ? a.dtype().kind() : '?';
+  if (kind != 'i' && kind != 'u')
     bad_type("lengths", "an array of integers",
              a ? py::str(a.dtype()) : py::str(py::type::of(lengths)));
   check_shape("lengths", a, {axes.B});
@@ -53,27 +57,48 @@ RowSchedule schedule(const Axes& axes, const py::object& lengths) {
   std::vector<Index> of(wide.data(), wide.data() + wide.size());
   for (std::size_t i = 0; i < of.size(); ++i)
     if (of[i] < 0 || of[i] > axes.T)
-      bad_value("lengths", "values from 0 to T = " + std::to_string(axes.T),
-                py::str(a[py::int_(i)]));
-  return RowSchedule(axes.B ? axes.T : 0, of);
+      bad_value(
+          "lengths", "values from 0 to T = " + std::to_string(axes.T),
+          kind == 'u' ? std::to_string(static_cast<std::uint64_t>(of[i])) : std::to_string(of[i]));
+  return of;
 }
 
-// [T, B], empty for none.
-std::vector<unsigned char> resets_of(const Axes& axes, const py::object& resets) {
-  if (resets.is_none()) return {};
+using Flags = py::array_t<bool, py::array::c_style | py::array::forcecast>;
+
+// The resets as the caller gave them, C-contiguous.
+std::optional<Flags> resets_of(const Axes& axes, const py::object& resets) {
+  if (resets.is_none()) return std::nullopt;
   const py::array a = py::array::ensure(resets);
   if (!a || a.dtype().kind() != 'b')
     bad_type("resets", "an array of booleans",
              a ? py::str(a.dtype()) : py::str(py::type::of(resets)));
   const Index T = axes.T, B = axes.B;
   check_shape("resets", a, !axes.batched ? Shape{T} : axes.batch_first ? Shape{B, T} : Shape{T, B});
-  const auto flat = py::array_t<bool, py::array::c_style | py::array::forcecast>(a);
-  std::vector<unsigned char> of(static_cast<std::size_t>(T * B));
-  for (Index t = 0; t < T; ++t)
-    for (Index b = 0; b < B; ++b)
-      of[static_cast<std::size_t>(t * B + b)] =
-          flat.data()[axes.batch_first ? b * T + t : t * B + b];
-  return of;
+  return Flags(a);
+}
+
+// A tape's schedule and resets. The loops over steps run without the interpreter's lock.
+template <class T>
+void set_rows(TapeOf<T>& tape, const py::object& lengths_given, const py::object& resets_given) {
+  const Axes& axes = tape.axes;
+  const Index steps = tape.steps(), B = axes.B;
+  const auto lengths = lengths_of(axes, lengths_given);
+  const auto resets = resets_of(axes, resets_given);
+  tape.rows = RowSchedule(steps, B);
+  if (!lengths && !resets) return;
+  const auto* const flags =
+      resets ? reinterpret_cast<const unsigned char*>(resets->data()) : nullptr;
+  unlocked([&](const Interrupt& interrupt) {
+    ThrottledPoll poll(interrupt);
+    if (lengths) tape.rows.assign(steps, *lengths, poll);
+    if (!flags) return;
+    tape.resets.reserve(static_cast<std::size_t>(steps * B));
+    for (Index t = 0; t < steps; ++t)
+      for (Index b = 0; b < B; ++b) {
+        tape.resets.push_back(flags[axes.batch_first ? b * axes.T + t : t * B + b] != 0);
+        if (!poll.go_on(1)) return;
+      }
+  });
 }
 
 // The initial state's or the last state's gradient's parts, by name; None is zeros.
@@ -97,8 +122,15 @@ class Traces {
       if (axes.members) shape.insert(shape.begin(), axes.members);
       array_[i] = py::array_t<double>(shape);
       data_[i] = array_[i]->mutable_data();
-      std::fill_n(data_[i], array_[i]->size(), i == kScale ? 1.0 : 0.0);
+      size_ = array_[i]->size();
     }
+  }
+  // Sets what backward does not write: the places behind the rows' ends.
+  void set_padding(const Schedule& rows, ThrottledPoll& poll) const {
+    constexpr Index at_once = kWorkBetweenLooks;
+    for (int i = 0; i < kNorms && rows.count; ++i)
+      for (Index j = 0; data_[i] && j < size_ && poll.go_on(at_once); j += at_once)
+        std::fill_n(data_[i] + j, std::min(at_once, size_ - j), i == kScale ? 1.0 : 0.0);
   }
   Trace of(Index member, Index direction, Index step) const {
     const Index offset = member * of_member_ + direction * of_direction_ + step * B_;
@@ -116,7 +148,7 @@ class Traces {
 
  private:
   static constexpr int kNorms = 5, kOfC = 2, kScale = 3;
-  Index B_, of_direction_, of_member_;
+  Index B_, of_direction_, of_member_, size_ = 0;
   std::optional<py::array_t<double>> array_[kNorms];
   double* data_[kNorms] = {};
 };
@@ -184,18 +216,22 @@ T* data_of(const py::object& array) {
   return array.is_none() ? nullptr : py::reinterpret_borrow<py::array_t<T>>(array).mutable_data();
 }
 
-// All directions' weights in panels, for calls that use them more than once.
+// All layers' weights in panels, for calls that use them more than once.
 template <class T>
 class Packed {
  public:
   Packed(const TypedKernels<T>& use, const Sizes& s, const Parameters<T>& weights, Index members,
          bool wanted)
-      : L_(s.L) {
-    for (Index i = 0; wanted && i < members * s.L; ++i) {  // one direction: two are never cut
-      Direction<T> d{};
-      weights.fill(d, i % s.L, 0, i / s.L);
+      : use_(use), s_(s), weights_(weights), L_(s.L) {
+    for (Index i = 0; wanted && i < members * s.L; ++i)  // one direction: two are never cut
       blocks_.push_back(block<char>(use.packed_bytes(s.kind, s.inputs(i % s.L), s.H)));
-      use.pack(s.kind, d, s.inputs(i % s.L), s.H, blocks_.back().get());
+  }
+  void pack(ThrottledPoll& poll) const {
+    for (std::size_t i = 0; i < blocks_.size() && poll.go_on(); ++i) {
+      const Index layer = static_cast<Index>(i) % L_;
+      Direction<T> d{};
+      weights_.fill(d, layer, 0, static_cast<Index>(i) / L_);
+      use_.pack(s_.kind, d, s_.inputs(layer), s_.H, threads(), poll.interrupt(), blocks_[i].get());
     }
   }
   const T* of(Index member, Index layer) const {
@@ -204,6 +240,9 @@ class Packed {
   }
 
  private:
+  const TypedKernels<T>& use_;
+  const Sizes& s_;
+  const Parameters<T>& weights_;
   Index L_;
   std::vector<Block<char>> blocks_;
 };
@@ -240,29 +279,6 @@ struct Member {
       }
     }
   }
-};
-
-// The questions of a loop of calls, each of which may be too short to ask any.
-class Questions {
- public:
-  explicit Questions(const Interrupt& caller) : caller_(caller), next_(now() + kBetween) {}
-  Interrupt interrupt() { return {asked, this}; }
-  bool go_on() {
-    if (!over_ && now() >= next_) asked(this);
-    return !over_;
-  }
-
- private:
-  static constexpr auto kBetween = static_cast<Nanoseconds>(1e9 * kSecondsBetweenQuestions);
-  static bool asked(void* context) {
-    auto& self = *static_cast<Questions*>(context);
-    self.over_ = self.over_ || self.caller_.asked(self.caller_.context);
-    self.next_ = now() + kBetween;
-    return self.over_;
-  }
-  Interrupt caller_;
-  Nanoseconds next_;
-  bool over_ = false;
 };
 
 // One call, or one for each member of an ensemble, side by side.
@@ -368,6 +384,7 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
   const Index LD = s.L * s.D, C = s.D * s.H;
   const Parameters<T> weights(s, parameters_, params);
 
+  if (s.members && batch_first) bad_value("batch_first", "False with an ensemble", "True");
   const py::array given = typed<T>("x", x_given);
   const bool batched = s.members || given.ndim() != 2;
   const bool shared = given.ndim() == 3;  // by all members
@@ -375,13 +392,9 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
                         : !batched           ? Shape{"T", s.I}
                         : batch_first        ? Shape{"B", "T", s.I}
                                              : Shape{"T", "B", s.I};
-  const py::array x = channels_last<T>("x", x_given, x_shape);
-  const Index rows_axis = x.ndim() - 2;
-  const Axes axes{batched, batch_first, batched && batch_first ? x.shape(1) : x.shape(0),
-                  !batched      ? 1
-                  : batch_first ? x.shape(0)
-                                : x.shape(rows_axis),
-                  s.members};
+  const PinnedArray<const T> x(channels_last<T>("x", x_given, x_shape));
+  const Axes axes{batched, batch_first, x.shape[batched && batch_first ? 1 : 0],
+                  !batched ? 1 : x.shape[batch_first ? 0 : x.axes - 2], s.members};
   const Index steps = axes.B ? std::max<Index>(axes.T, 1) : 1;
   const Index E = std::max<Index>(s.members, 1);
   product_of({E, steps, std::max<Index>(axes.B, 1), LD, 16, padded_units<T>(std::max(s.I, C))});
@@ -390,12 +403,12 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
 
   auto tape = std::make_unique<TapeOf<T>>();
   tape->layer_id = id_, tape->sizes = s, tape->axes = axes, tape->dropouts = dropouts;
-  tape->rows = schedule(axes, lengths);
-  tape->resets = resets_of(axes, resets);
   tape->x = x, tape->segment = segment;
+  set_rows(*tape, lengths, resets);
   const Schedule rows = tape->schedule();
   const Segments segments(rows.T, segment);
   const py::array_t<T> y = axes.make<T>(axes.sequence(C));
+  const PinnedArray<T> y_pinned(y);
   py::array_t<T> h_last = axes.make<T>(axes.state(LD, s.H));
   py::object c_last = py::none();
   if (s.has_c()) c_last = axes.make<T>(axes.state(LD, s.H));
@@ -431,8 +444,8 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
   const auto prepare = [&](Index i) {
     for (Index e = 0; e < E; ++e) {
       Record<T>& record = records[static_cast<std::size_t>(e)];
-      const auto x_view = axes.view(static_cast<const T*>(x.data()), x, e);
-      const auto y_view = axes.view(const_cast<T*>(y.data()), y, e);
+      const auto x_view = axes.view(x, e);
+      const auto y_view = axes.view(y_pinned, e);
       record.set_y(from_step(y_view, segments.first(i)));
       Member<T>{s, weights, packed, e, E, rows.B}.fill(
           calls.layers(e), from_step(x_view, segments.first(i)), record, before(i),
@@ -453,10 +466,11 @@ py::tuple Net::run(const py::dict& params, const py::object& x_given, const py::
   prepare(0);
   const Block<char> room = block<char>(calls.rooms(use.forward_room(calls.of(0))));
   unlocked([&](const Interrupt& interrupt) {
-    Questions questions(interrupt);
-    for (Index i = 0; i < segments.count && questions.go_on(); ++i) {
+    ThrottledPoll poll(interrupt);
+    packed.pack(poll);
+    for (Index i = 0; i < segments.count && poll.go_on(); ++i) {
       if (segments.count > 1) prepare(i);  // a single one is already
-      calls.forward(use, questions.interrupt(), room.get());
+      calls.forward(use, poll.interrupt(), room.get());
     }
   });
   py::object kept = py::none();
@@ -481,10 +495,7 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
                         double flow_penalty) const {
   const Sizes& s = sizes_;
   const Index LD = s.L * s.D, C = s.D * s.H;
-  if (!py::isinstance<Tape>(tape_given))
-    bad_type("tape", "a tape of this layer's forward",
-             py::str(py::type::of(tape_given).attr("__name__")));
-  const auto* tape = dynamic_cast<const TapeOf<T>*>(&tape_given.cast<const Tape&>());
+  const auto* tape = dynamic_cast<const TapeOf<T>*>(&constructed<Tape>("tape", tape_given));
   if (!tape || tape->layer_id != id_)
     bad_value("tape", "a tape of this layer's forward", "one of another layer");
   const Parameters<T> weights(s, parameters_, params);
@@ -494,13 +505,15 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   const Shape state_shape = axes.state(LD, s.H);
   const Index E = tape->members();
 
-  py::array dy;
-  if (!dy_given.is_none()) dy = channels_last<T>("dy", dy_given, axes.sequence(C));
+  PinnedArray<const T> dy;
+  if (!dy_given.is_none())
+    dy = PinnedArray<const T>(channels_last<T>("dy", dy_given, axes.sequence(C)));
   const auto dh = state_part<T>(s.has_c() ? "dstate[0]" : "dstate", dh_given, state_shape);
   const auto dc = state_part<T>("dstate[1]", dc_given, state_shape);
 
   Shape dx_shape = axes.sequence(s.I);
-  py::array_t<T> dx = axes.make<T>(dx_shape);
+  const py::array_t<T> dx = axes.make<T>(dx_shape);
+  const PinnedArray<T> dx_pinned(dx);
   py::array_t<T> dh0 = axes.make<T>(state_shape);
   py::object dc0 = py::none();
   if (s.has_c()) dc0 = axes.make<T>(state_shape);
@@ -548,7 +561,7 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
     const States<T> last{last_again.get(), s.has_c() ? last_again.get() + state_size : nullptr};
     for (Index e = 0; e < E; ++e) {
       const Member<T> member{s, weights, packed, e, E, rows.B};
-      const auto x_view = axes.view(static_cast<const T*>(tape->x.data()), tape->x, e);
+      const auto x_view = axes.view(tape->x, e);
       member.fill(backward.layers(e), from_step(x_view, step), records[static_cast<std::size_t>(e)],
                   States<T>{tape->h.get(), tape->c.get()}.at(i * state_size), last);
       std::copy_n(backward.layers(e), s.L, forward.layers(e));
@@ -558,12 +571,12 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
         const auto in_turn = [&](Index n) {
           return Sequence<T>{turn[s.L > 2 ? n % 2 : 0].get() + e * between, rows.B * C, C};
         };
-        gradient.dx = l == 0 ? from_step(axes.view(dx.mutable_data(), dx, e), step) : in_turn(l);
+        gradient.dx = l == 0 ? from_step(axes.view(dx_pinned, e), step) : in_turn(l);
         gradient.dy = {nullptr, 0, 0};
         if (l + 1 < s.L)
           gradient.dy = read_only(in_turn(l + 1));
-        else if (!dy_given.is_none())
-          gradient.dy = from_step(axes.view(static_cast<const T*>(dy.data()), dy, e), step);
+        else if (dy.data)
+          gradient.dy = from_step(axes.view(dy, e), step);
         for (Index d = 0; d < s.D; ++d) {
           const Index j = l * s.D + d;
           backward.layers(e)[l].direction[d].packed = nullptr;
@@ -601,11 +614,13 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   const Block<char> room = block<char>(std::max(forward.rooms(use.forward_room(forward.of(0))),
                                                 backward.rooms(use.backward_room(backward.of(0)))));
   unlocked([&](const Interrupt& interrupt) {
-    Questions questions(interrupt);
-    for (Index i = segments.count - 1; i >= 0 && questions.go_on(); --i) {
+    ThrottledPoll poll(interrupt);
+    packed.pack(poll);
+    traces.set_padding(rows, poll);
+    for (Index i = segments.count - 1; i >= 0 && poll.go_on(); --i) {
       if (segments.count > 1) prepare(i);  // a single one is already
-      if (again) forward.forward(use, questions.interrupt(), room.get());
-      backward.backward(use, questions.interrupt(), room.get(), norms.data());
+      if (again) forward.forward(use, poll.interrupt(), room.get());
+      backward.backward(use, poll.interrupt(), room.get(), norms.data());
     }
   });
   if (!s.members)
@@ -621,25 +636,55 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
   return py::make_tuple(gradients, dx, dh0, dc0, norm, factor, finite, traces.arrays());
 }
 
+namespace {
+
+// The tape of an instance; null where its constructor has not run.
+Tape* tape_in(PyObject* self) {
+  const auto* held = reinterpret_cast<const py::detail::instance*>(self);
+  return static_cast<Tape*>(held->simple_layout ? held->simple_value_holder[0] : nullptr);
+}
+
+// A tape keeps the caller's x, which may be an object that refers to the tape: Python's garbage
+// collector must see the reference.
+void collect_cycles(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    const Tape* const tape = tape_in(self);
+    return tape ? tape->traverse(visit, arg) : 0;
+  };
+  type.tp_clear = [](PyObject* self) {
+    if (Tape* const tape = tape_in(self)) tape->clear();
+    return 0;
+  };
+}
+
+}  // namespace
+
 void bind_layer(py::module_& m) {
-  py::class_<Tape>(m, "Tape", "What a forward keeps for its backward. Reading it copies.")
-      .def_property_readonly("gates", &Tape::gates,
+  auto tape = py::class_<Tape>(m, "Tape", py::custom_type_setup(collect_cycles),
+                               "What a forward keeps for its backward. Reading it copies.");
+  refuse_pickling(tape);
+  tape.def_property_readonly("gates", method_of(&Tape::gates),
                              "For each layer and direction, (T, B, saved, H): LSTM i, f, g, o; "
                              "GRU r, z, n, W_hn h' + b_hn; reset-before GRU r, z, n.")
-      .def_property_readonly("cells", &Tape::cells,
+      .def_property_readonly("cells", method_of(&Tape::cells),
                              "For each layer and direction, c of every step (T, B, H); LSTM only.")
-      .def_property_readonly("hiddens", &Tape::hiddens,
+      .def_property_readonly("hiddens", method_of(&Tape::hiddens),
                              "For each layer, h of every step (T, B, D*H).");
-  py::class_<Net>(m, "Net")
-      .def(py::init<const std::string&, Index, Index, Index, bool, bool, bool, bool, Index>(),
-           py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
-           py::arg("bias"), py::arg("bidirectional"), py::arg("residual"), py::arg("is_double"),
-           py::arg("members"))
-      .def("parameter_shapes", &Net::parameter_shapes)
-      .def("forward", &Net::forward, py::arg("params"), py::arg("x"), py::arg("h0"), py::arg("c0"),
-           py::arg("lengths"), py::arg("resets"), py::arg("batch_first"), py::arg("keep"),
-           py::arg("segment"), py::arg("dropout"), py::arg("seeds"), py::arg("step"))
-      .def("backward", &Net::backward, py::arg("params"), py::arg("tape"), py::arg("dy"),
+  auto net = py::class_<Net>(m, "Net");
+  refuse_pickling(net);
+  net.def(py::init<const std::string&, Index, Index, Index, bool, bool, bool, bool, Index>(),
+          py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
+          py::arg("bias"), py::arg("bidirectional"), py::arg("residual"), py::arg("is_double"),
+          py::arg("members"))
+      .def("parameter_shapes", method_of(&Net::parameter_shapes))
+      .def("forward", method_of(&Net::forward), py::arg("params"), py::arg("x"), py::arg("h0"),
+           py::arg("c0"), py::arg("lengths"), py::arg("resets"), py::arg("batch_first"),
+           py::arg("keep"), py::arg("segment"), py::arg("dropout"), py::arg("seeds"),
+           py::arg("step"))
+      .def("backward", method_of(&Net::backward), py::arg("params"), py::arg("tape"), py::arg("dy"),
            py::arg("dh"), py::arg("dc"), py::arg("step_value"), py::arg("step_norm"),
            py::arg("value"), py::arg("norm"), py::arg("trace"), py::arg("flow_penalty"));
 }

@@ -35,7 +35,7 @@ class Parameters {
     const auto of = [&](Index index) -> const T* {
       if (index >= per_direction_) return nullptr;
       const auto i = static_cast<std::size_t>((layer * D_ + direction) * per_direction_ + index);
-      return arrays_[i].data() + member * sizes_[i];
+      return data_[i] + member * sizes_[i];
     };
     d.w_ih = of(0), d.w_hh = of(1), d.b_ih = of(2), d.b_hh = of(3);
   }
@@ -43,7 +43,8 @@ class Parameters {
  private:
   Index D_, per_direction_;
   std::vector<py::array_t<T>> arrays_;
-  std::vector<Index> sizes_;  // of one member's
+  std::vector<const T*> data_;  // pinned: an array object's header is the caller's to change
+  std::vector<Index> sizes_;    // of one member's
 };
 
 // A stack of layers of one kind: its sizes, and its two calls.

@@ -60,6 +60,7 @@ void bind_runtime(py::module_& m) {
   m.def("use_instruction_set", &use_set, py::arg("name"));
   m.def("num_threads", &threads);
   m.def("chosen_num_threads", &chosen_threads);
+  m.def("is_forked_child", [] { return forks() > 0; });
   m.def("set_num_threads", &set_threads, py::arg("n"));
   m.def("release_memory", &release_waiting);
   m.def(

@@ -46,8 +46,6 @@ class StreamOf final : public Stream {
         states.c.push_back(block<T>(sizes.has_c() ? state : 0));
       }
       Direction<T> d{};
-      weights.fill(d, l, 0, 0);
-      use_.pack(sizes.kind, d, sizes.inputs(l), sizes.H, packed_.back().get());
       for (int now = 0; now < 2; ++now) {
         const States &before = states_[now], &after = states_[1 - now];
         d = {};
@@ -57,6 +55,16 @@ class StreamOf final : public Stream {
         layers_[now].push_back({sizes.inputs(l), {}, {}, {}, {d, {}}});
       }
     }
+    unlocked([&](const Interrupt& interrupt) {
+      ThrottledPoll poll(interrupt);
+      for (std::size_t l = 0; l < packed_.size() && poll.go_on(); ++l) {
+        const Index layer = static_cast<Index>(l);
+        Direction<T> d{};
+        weights.fill(d, layer, 0, 0);
+        use_.pack(sizes.kind, d, sizes.inputs(layer), sizes.H, threads(), poll.interrupt(),
+                  packed_[l].get());
+      }
+    });
     zero(0, B);
     // Room for small blocks is there from the start: who must not wait for memory need not warm up.
     constexpr Index rows_at_once = 128;
@@ -85,13 +93,15 @@ class StreamOf final : public Stream {
       for (Index b = 0; b < B_; ++b)
         if (masked.data()[b]) zero(b, 1);
     } else {
-      const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> listed(given);
-      for (Index i = 0; i < listed.size(); ++i)
-        if (const std::int64_t row = listed.data()[i]; row < 0 || row >= B_)
-          bad_value("rows", "values from 0 to " + std::to_string(B_ - 1),
-                    py::str(given[py::int_(i)]));
+      const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> wide(given);
+      const std::vector<std::int64_t> listed(wide.data(), wide.data() + wide.size());  // a copy
+      for (const std::int64_t row : listed)
+        if (row < 0 || row >= B_)
+          bad_value(
+              "rows", "values from 0 to " + std::to_string(B_ - 1),
+              kind == 'u' ? std::to_string(static_cast<std::uint64_t>(row)) : std::to_string(row));
       const Busy busy(in_use_);
-      for (Index i = 0; i < listed.size(); ++i) zero(listed.data()[i], 1);
+      for (const std::int64_t row : listed) zero(row, 1);
     }
   }
 
@@ -124,10 +134,16 @@ class StreamOf final : public Stream {
 
   py::object run(py::handle x_given, py::handle out, bool one_step) override {
     const Busy busy(in_use_);
-    const py::array x = input(x_given, one_step);
-    const Index steps = one_step ? 1 : x.shape(0);
+    const py::array given = input(x_given, one_step);
+    const Index steps = one_step ? 1 : given.shape(0);
+    const auto stride = [&](py::ssize_t axis) {
+      return given.strides(axis) / static_cast<py::ssize_t>(sizeof(T));
+    };
+    const Sequence<const T> x{static_cast<const T*>(given.data()), one_step ? 0 : stride(0),
+                              stride(one_step ? 0 : 1)};
     py::array y = output(out, one_step, steps);
-    if (!out.is_none()) refuse_overlap("out", y, "x", x);
+    T* const to = static_cast<T*>(y.mutable_data());
+    if (!out.is_none()) refuse_overlap("out", y, "x", given);
     if (steps == 0) return std::move(y);
 
     // Giving up and taking back the GIL costs more than the smallest calls, and so does a thread.
@@ -136,13 +152,9 @@ class StreamOf final : public Stream {
     call_.layers = layers_[now_].data();
     call_.from_end = now_ == 1;
     prepare(steps, small ? 1 : threads());
-    const auto stride = [&](py::ssize_t axis) {
-      return x.strides(axis) / static_cast<py::ssize_t>(sizeof(T));
-    };
-    layers_[now_].front().x = {static_cast<const T*>(x.data()), one_step ? 0 : stride(0),
-                               stride(one_step ? 0 : 1)};
+    layers_[now_].front().x = x;
     Layer<T>& last = layers_[now_].back();
-    last.y = last.out = {static_cast<T*>(y.mutable_data()), B_ * sizes_.H, sizes_.H};
+    last.y = last.out = {to, B_ * sizes_.H, sizes_.H};
     if (small) {
       call_.interrupt = {};
       use_.forward(call_, room_.get());
@@ -250,18 +262,6 @@ class StreamOf final : public Stream {
   mutable std::atomic<bool> in_use_{false};
 };
 
-PyTypeObject* stream_type = nullptr;  // set once, when the module is made
-
-// pybind11 would make up a C++ object where Python's __init__ has not run.
-Stream& stream_of(py::handle self) {
-  const auto* held = reinterpret_cast<const py::detail::instance*>(self.ptr());
-  if (!PyObject_TypeCheck(self.ptr(), stream_type) || !held->simple_layout ||
-      !held->simple_value_holder[0])
-    bad_type("self", "a stream that a layer made",
-             py::str(py::type::of(self).attr("__qualname__")));
-  return *static_cast<Stream*>(held->simple_value_holder[0]);
-}
-
 // step and run as CPython itself calls methods: pybind11's way there costs as much as a small step.
 // Arguments that come in an unusual way go to Python's own parser, which also words the errors.
 template <bool one_step>
@@ -286,7 +286,7 @@ PyObject* advance(PyObject* self, PyObject* const* given, Py_ssize_t positional,
                                        const_cast<char**>(known), &x, &out))
         return nullptr;
     }
-    return stream_of(self).run(x, out, one_step).release().ptr();
+    return constructed<Stream>("self", self).run(x, out, one_step).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (abi::__forced_unwind&) {
@@ -367,38 +367,33 @@ PyMethodDef method(const char* name, const char* doc) {
 }  // namespace
 
 void bind_stream(py::module_& m) {
-  const auto stream =
-      py::class_<Stream>(m, "Stream")
-          .def(py::init([](const Net& net, const py::dict& params, Index batch_size) {
-                 if (batch_size < 1)
-                   bad_value("batch_size", "at least 1", std::to_string(batch_size));
-                 const Sizes& sizes = net.sizes();
-                 const std::vector<Parameter>& all = net.parameters();
-                 if (sizes.D != 1)
-                   bad_value("stream", "a layer of one direction", "a bidirectional one");
-                 const auto make = [&](auto zero) {
-                   using T = decltype(zero);
-                   return std::unique_ptr<Stream>(
-                       new StreamOf<T>(sizes, Parameters<T>(sizes, all, params), batch_size));
-                 };
-                 return sizes.is_double ? make(0.0) : make(0.0f);
-               }),
-               py::arg("net"), py::arg("params"), py::arg("batch_size"));
-  stream_type = reinterpret_cast<PyTypeObject*>(stream.ptr());
+  auto stream = py::class_<Stream>(m, "Stream")
+                    .def(py::init([](py::handle layer, const py::dict& params, Index batch_size) {
+                           const Net& net = constructed<Net>("net", layer);
+                           if (batch_size < 1)
+                             bad_value("batch_size", "at least 1", std::to_string(batch_size));
+                           const Sizes& sizes = net.sizes();
+                           const std::vector<Parameter>& all = net.parameters();
+                           if (sizes.D != 1)
+                             bad_value("stream", "a layer of one direction", "a bidirectional one");
+                           const auto make = [&](auto zero) {
+                             using T = decltype(zero);
+                             return std::unique_ptr<Stream>(new StreamOf<T>(
+                                 sizes, Parameters<T>(sizes, all, params), batch_size));
+                           };
+                           return sizes.is_double ? make(0.0) : make(0.0f);
+                         }),
+                         py::arg("net"), py::arg("params"), py::arg("batch_size"));
+  refuse_pickling(stream);
+  auto* const stream_type = reinterpret_cast<PyTypeObject*>(stream.ptr());
   static PyMethodDef methods[] = {method<true>("step", step_doc), method<false>("run", run_doc)};
   for (PyMethodDef& one : methods)
     stream.attr(one.ml_name) =
         py::reinterpret_steal<py::object>(PyDescr_NewMethod(stream_type, &one));
-  m.def("stream_state", [](py::handle self) { return stream_of(self).state(); }, py::arg("stream"));
-  m.def(
-      "set_stream_state",
-      [](py::handle self, const py::object& h, const py::object& c) {
-        stream_of(self).set_state(h, c);
-      },
-      py::arg("stream"), py::arg("h"), py::arg("c"));
-  m.def(
-      "reset_stream", [](py::handle self, const py::object& rows) { stream_of(self).reset(rows); },
-      py::arg("stream"), py::arg("rows"));
+  m.def("stream_state", method_of(&Stream::state), py::arg("stream"));
+  m.def("set_stream_state", method_of(&Stream::set_state), py::arg("stream"), py::arg("h"),
+        py::arg("c"));
+  m.def("reset_stream", method_of(&Stream::reset), py::arg("stream"), py::arg("rows"));
 }
 
 }  // namespace rnnkern

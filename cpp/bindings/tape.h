@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "layer.h"
+#include "unlocked.h"
 
 namespace rnnkern {
 
@@ -19,6 +20,8 @@ inline Index padded_units(Index H) {
 class Tape {
  public:
   virtual ~Tape() = default;
+  virtual int traverse(visitproc visit, void* arg) const = 0;  // of Python's garbage collector
+  virtual void clear() = 0;
   virtual py::list gates() const = 0;
   virtual py::list cells() const = 0;
   virtual py::list hiddens() const = 0;
@@ -48,14 +51,11 @@ struct Axes {
   }
   // A member's steps and rows; an array without an axis of members is every member's.
   template <class T_>
-  Sequence<T_> view(T_* data, const py::array& a, Index member) const {
-    const auto stride = [&](py::ssize_t axis) {
-      return a.strides(axis) / static_cast<py::ssize_t>(sizeof(T_));
-    };
-    if (a.ndim() == 4) return {data + member * stride(1), stride(0), stride(2)};
-    if (!batched) return {data, stride(0), 0};
-    return batch_first ? Sequence<T_>{data, stride(1), stride(0)}
-                       : Sequence<T_>{data, stride(0), stride(1)};
+  Sequence<T_> view(const PinnedArray<T_>& a, Index member) const {
+    if (a.axes == 4) return {a.data + member * a.stride[1], a.stride[0], a.stride[2]};
+    if (!batched) return {a.data, a.stride[0], 0};
+    return batch_first ? Sequence<T_>{a.data, a.stride[1], a.stride[0]}
+                       : Sequence<T_>{a.data, a.stride[0], a.stride[1]};
   }
 };
 
@@ -109,7 +109,8 @@ struct TapeOf final : Tape {
   RowSchedule rows;
   std::vector<unsigned char> resets;  // [T, B], empty for none
   std::vector<Dropout> dropouts;      // member by member
-  py::array x, y;
+  PinnedArray<const T> x;
+  py::object y;  // keeps the memory that the last layer's record points to; null: the tape has it
   // All that backward wants, member by member; or, with a segment of so many steps, the state
   // before each.
   std::vector<Record<T>> records;
@@ -130,17 +131,26 @@ struct TapeOf final : Tape {
                 "one with it");
     return records;
   }
-  // (T, B, vectors, C) of every step and row, (T, E, B, vectors, C) in an ensemble; zeros.
-  py::array_t<T> zeros(Index vectors, Index C) const {
+  int traverse(visitproc visit, void* arg) const override {
+    Py_VISIT(x.owner.ptr());
+    Py_VISIT(y.ptr());
+    return 0;
+  }
+  void clear() override {  // nothing refers to the tape any more: no backward reads the memory
+    x = {};
+    y = {};
+  }
+
+  // (T, B, vectors, C) of every step and row, (T, E, B, vectors, C) in an ensemble; not filled.
+  py::array_t<T> empty(Index vectors, Index C) const {
     std::vector<py::ssize_t> shape{axes.T};
     if (axes.members) shape.push_back(axes.members);
     shape.push_back(axes.B);
     if (vectors > 1) shape.push_back(vectors);
     shape.push_back(C);
-    py::array_t<T> out(shape);
-    std::fill_n(out.mutable_data(), out.size(), T(0));
-    return out;
+    return py::array_t<T>(shape);
   }
+  Index steps() const { return axes.B ? axes.T : 0; }  // an empty batch may claim any T
   // Blocks in the schedule's order of rows, for each direction as an array in the caller's.
   py::list each(const char* name, std::vector<Block<T>> Record<T>::* blocks, Index vectors) const {
     py::list all;
@@ -148,16 +158,27 @@ struct TapeOf final : Tape {
     const Index H = sizes.H, Hp = padded_units<T>(H), E = this->members();
     const Schedule s = rows.view();
     for (std::size_t i = 0; i < (members[0].*blocks).size(); ++i) {
-      py::array_t<T> out = zeros(vectors, H);
-      for (Index e = 0; e < E; ++e) {
-        const T* from = (members[static_cast<std::size_t>(e)].*blocks)[i].get();
-        for (Index t = 0; t < s.T; ++t)
-          for (Index r = 0; r < (s.count ? s.count[t] : s.B); ++r)
-            for (Index v = 0; v < vectors; ++v, from += Hp)
-              std::copy_n(from, H,
-                          out.mutable_data() +
-                              (((t * E + e) * s.B + (s.order ? s.order[r] : r)) * vectors + v) * H);
-      }
+      const py::array_t<T> out = empty(vectors, H);
+      T* const to = const_cast<T*>(out.data());
+      unlocked([&](const Interrupt& interrupt) {
+        ThrottledPoll poll(interrupt);
+        for (Index e = 0; e < E; ++e) {
+          const T* from = (members[static_cast<std::size_t>(e)].*blocks)[i].get();
+          for (Index t = 0; t < s.T; ++t)
+            for (Index r = 0; r < s.B; ++r) {
+              const Index row = (t * E + e) * s.B + (s.order ? s.order[r] : r);
+              const bool alive = r < (s.count ? s.count[t] : s.B);
+              for (Index v = 0; v < vectors; ++v) {
+                T* const vector = to + (row * vectors + v) * H;
+                if (alive)
+                  std::copy_n(from, H, vector), from += Hp;
+                else
+                  std::fill_n(vector, H, T(0));
+              }
+              if (!poll.go_on(vectors * H)) return;
+            }
+        }
+      });
       all.append(out);
     }
     return all;
@@ -168,16 +189,22 @@ struct TapeOf final : Tape {
   py::list cells() const override { return each("cells", &Record<T>::cell, 1); }
   py::list hiddens() const override {
     py::list all;
+    const std::vector<Record<T>>& members = whole("hiddens");
     const Index C = sizes.D * sizes.H;
     for (Index l = 0; l < sizes.L; ++l) {
-      py::array_t<T> array = zeros(1, C);
-      T* to = array.mutable_data();
-      for (Index t = 0; t < axes.T; ++t)
-        for (const Record<T>& record : whole("hiddens")) {
-          const Sequence<T>& from = record.h[static_cast<std::size_t>(l)];
-          for (Index b = 0; b < axes.B; ++b, to += C)
-            std::copy_n(from.data + t * from.step + b * from.row, C, to);
-        }
+      const py::array_t<T> array = empty(1, C);
+      unlocked([&](const Interrupt& interrupt) {
+        ThrottledPoll poll(interrupt);
+        T* to = const_cast<T*>(array.data());
+        for (Index t = 0; t < steps(); ++t)
+          for (const Record<T>& record : members) {
+            const Sequence<T>& from = record.h[static_cast<std::size_t>(l)];
+            for (Index b = 0; b < axes.B; ++b, to += C) {
+              std::copy_n(from.data + t * from.step + b * from.row, C, to);
+              if (!poll.go_on(C)) return;
+            }
+          }
+      });
       all.append(array);
     }
     return all;

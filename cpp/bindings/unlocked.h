@@ -1,11 +1,14 @@
-// A call of the core without the interpreter's lock, which Python's signals can end.
+// A call of the core without the interpreter's lock, which Python's signal handlers can end.
 #pragma once
 
 #include <cxxabi.h>
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
-#include "../core/problem.h"
+#include <csetjmp>
+#include <stdexcept>
+
+#include "../core/runtime.h"
 
 namespace rnnkern {
 
@@ -20,27 +23,55 @@ inline void take_lock(PyThreadState* state) {
   }
 }
 
-// Runs use(interrupt) without the interpreter's lock. The core asks `interrupt` now and then; it
-// takes the lock and lets Python run its signal handlers, as the interpreter itself does between
-// two instructions. What a handler raises (KeyboardInterrupt, on Ctrl-C) ends the call and is
-// thrown on from here. In threads other than Python's main one no handler ever runs.
+// The interpreter's lock, released for a call of the core. The call polls `asked`, which takes the
+// lock and lets Python run its signal handlers, as the interpreter does between two instructions.
+class ReleasedLock {
+ public:
+  ReleasedLock() : forks_(forks()), state_(PyEval_SaveThread()) {}
+  ~ReleasedLock() {
+    if (state_) take_lock(state_);
+  }
+  ReleasedLock(const ReleasedLock&) = delete;
+  ReleasedLock& operator=(const ReleasedLock&) = delete;
+
+  // Runs use(interrupt). What a handler raises (KeyboardInterrupt, on Ctrl-C) ends it and is thrown
+  // on from here. A handler that forks leaves the child without the call's other threads, for which
+  // the child would wait for ever: the child leaves the call at once, wherever it is.
+  template <class Use>
+  void run(const Use& use) {
+    if (setjmp(child_) == 0) use(Interrupt{asked, this});
+    if (state_) take_lock(state_);
+    state_ = nullptr;
+    if (raised_) throw pybind11::error_already_set();
+    if (forks() != forks_)
+      throw std::runtime_error(
+          "a signal handler forked the process during this call: its results are lost");
+  }
+
+ private:
+  static bool asked(void* context) {
+    auto& self = *static_cast<ReleasedLock*>(context);
+    take_lock(self.state_);
+    self.state_ = nullptr;
+    self.raised_ = PyErr_CheckSignals() != 0;  // the error waits in the thread's state
+    // The core's frames hold nothing that a destructor would have to free.
+    if (forks() != self.forks_) std::longjmp(self.child_, 1);
+    self.state_ = PyEval_SaveThread();
+    return self.raised_;
+  }
+
+  int forks_;
+  PyThreadState* state_;  // null: the lock is held
+  bool raised_ = false;
+  std::jmp_buf child_;
+};
+
+// Runs use(interrupt) without the interpreter's lock. In threads other than Python's main one no
+// handler ever runs.
 template <class Use>
 void unlocked(const Use& use) {
-  struct Lock {
-    PyThreadState* state = PyEval_SaveThread();
-    bool raised = false;
-    static bool asked(void* context) {
-      auto& lock = *static_cast<Lock*>(context);
-      take_lock(lock.state);
-      lock.raised = PyErr_CheckSignals() != 0;  // the error waits in the thread's state
-      lock.state = PyEval_SaveThread();
-      return lock.raised;
-    }
-  };
-  Lock lock;
-  use(Interrupt{Lock::asked, &lock});  // the core throws nothing
-  take_lock(lock.state);
-  if (lock.raised) throw pybind11::error_already_set();
+  ReleasedLock lock;
+  lock.run(use);
 }
 
 }  // namespace rnnkern

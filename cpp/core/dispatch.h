@@ -28,7 +28,8 @@ struct TypedKernels {
                            GradientNorm* norms);
   // A direction's weights in panels, for Direction::packed.
   Index (*packed_bytes)(Kind, Index I, Index H);
-  void (*pack)(Kind, const Direction<T>&, Index I, Index H, void* out);
+  void (*pack)(Kind, const Direction<T>&, Index I, Index H, int threads, const Interrupt&,
+               void* out);
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss

@@ -101,13 +101,17 @@ struct Functions {
       return arena.used;
     });
   }
-  static void pack(Kind kind, const Direction<T>& direction, Index I, Index H, void* out) {
+  static void pack(Kind kind, const Direction<T>& direction, Index I, Index H, int threads,
+                   const Interrupt& interrupt, void* out) {
+    constexpr double elements_of_a_thread = 1 << 18;  // that take longer than a thread's start
     with_cell<T>(kind, [&](auto cell) {
       Arena arena{static_cast<char*>(out)};
       ForwardWeights<decltype(cell), T> weights;
       weights.take(arena, I, H);
-      parallel(1, Interrupt{}, [&](Watch& watch, int, int) {
-        weights.pack(direction, I, H, {0, 1, nullptr, &watch});
+      const double elements = as_double(arena.used) / sizeof(T);
+      threads = capped(threads, elements / elements_of_a_thread);
+      parallel(threads, interrupt, [&](Watch& watch, int thread, int count) {
+        weights.pack(direction, I, H, {thread, count, nullptr, &watch});
       });
     });
   }

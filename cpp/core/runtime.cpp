@@ -26,8 +26,8 @@ std::atomic<int> chosen{0};
 std::atomic<int> choices{0};  // how often the program chose
 
 // GNU OpenMP's pool does not survive fork: a child that asked for it would wait for ever.
-std::atomic<bool> forked{false};
-void stay_single_after_fork() { forked.store(true, std::memory_order_relaxed); }
+std::atomic<int> fork_count{0};
+void stay_single_after_fork() { fork_count.fetch_add(1, std::memory_order_relaxed); }
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, stay_single_after_fork);
 
 void pause() {
@@ -101,10 +101,12 @@ int startable_threads(int n) {
 }  // namespace
 
 int threads() {
-  if (forked.load(std::memory_order_relaxed)) return 1;
+  if (forks() > 0) return 1;
   const int n = chosen_threads();
   return std::min(n > 0 ? n : omp_get_max_threads(), kMostThreads);
 }
+
+int forks() { return fork_count.load(std::memory_order_relaxed); }
 
 int chosen_threads() { return chosen.load(std::memory_order_relaxed); }
 

@@ -15,6 +15,9 @@ inline constexpr int kMostThreads = 1024;
 int chosen_threads();     // 0: nothing was set
 void set_threads(int n);  // 0: leave it to OpenMP
 
+// How many forks lie between the process that loaded this library and this one.
+int forks();
+
 // How many of n threads the calling one should ask OpenMP for now: one where threads were seen to
 // be no gain lately, and no more than can be started, since GNU's ends the process otherwise.
 int usable_threads(int n);
@@ -46,6 +49,37 @@ struct Watch {
 inline constexpr Index kWorkBetweenLooks = Index{1} << 18;  // 50 microseconds or so
 inline constexpr double kSecondsBetweenQuestions = 0.1;     // asking may mean to wait for a lock
 bool look(Watch& watch);                                    // false: leave
+
+// Polls an Interrupt at most every kSecondsBetweenQuestions: for a loop whose single passes are too
+// short to poll, outside the kernels. Once the answer is yes, it stays yes.
+class ThrottledPoll {
+ public:
+  explicit ThrottledPoll(const Interrupt& caller) : caller_(caller), next_(now() + kInterval) {}
+  Interrupt interrupt() { return {ask, this}; }
+  bool go_on() {
+    if (!over_ && now() >= next_) ask(this);
+    return !over_;
+  }
+  // The same after `work` more elements: reads the clock every kWorkBetweenLooks of them.
+  bool go_on(Index work) {
+    if ((left_ -= work) > 0) return !over_;
+    left_ = kWorkBetweenLooks;
+    return go_on();
+  }
+
+ private:
+  static constexpr auto kInterval = static_cast<Nanoseconds>(1e9 * kSecondsBetweenQuestions);
+  static bool ask(void* context) {
+    auto& self = *static_cast<ThrottledPoll*>(context);
+    self.over_ = self.over_ || (self.caller_.asked && self.caller_.asked(self.caller_.context));
+    self.next_ = now() + kInterval;
+    return self.over_;
+  }
+  Interrupt caller_;
+  Nanoseconds next_;
+  Index left_ = kWorkBetweenLooks;
+  bool over_ = false;
+};
 
 // A barrier for a fixed group of threads: spins briefly, then sleeps.
 struct alignas(64) Barrier {

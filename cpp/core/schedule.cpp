@@ -1,26 +1,48 @@
 #include "schedule.h"
 
-#include <algorithm>
-#include <numeric>
-
 namespace rnnkern {
 
-RowSchedule::RowSchedule(Index T, const std::vector<Index>& lengths)
-    : T_(T),
-      B_(static_cast<Index>(lengths.size())),
-      order_(lengths.size()),
-      count_(static_cast<std::size_t>(T)),
-      offset_(static_cast<std::size_t>(T) + 1) {
-  const auto length = [&](Index row) { return lengths[static_cast<std::size_t>(row)]; };
-  std::iota(order_.begin(), order_.end(), Index{0});
-  std::stable_sort(order_.begin(), order_.end(),
-                   [&](Index a, Index b) { return length(a) > length(b); });
-  Index alive = B_;
-  for (Index t = 0; t < T; ++t) {
-    while (alive > 0 && length(order_[static_cast<std::size_t>(alive) - 1]) <= t) --alive;
-    count_[static_cast<std::size_t>(t)] = alive;
-    offset_[static_cast<std::size_t>(t) + 1] = offset_[static_cast<std::size_t>(t)] + alive;
+// A counting sort by falling length, stable. `offset_` serves as its table before it gets its own
+// contents. All vectors are reserved and not resized: the loops, which poll, touch their pages.
+void RowSchedule::assign(Index T, const std::vector<Index>& lengths, ThrottledPoll& poll) {
+  T_ = T, B_ = static_cast<Index>(lengths.size());
+  order_.clear(), count_.clear(), offset_.clear();
+  const auto at = [](std::vector<Index>& values, Index i) -> Index& {
+    return values[static_cast<std::size_t>(i)];
+  };
+  offset_.reserve(static_cast<std::size_t>(T) + 1);
+  for (Index t = 0; t <= T; ++t) {
+    offset_.push_back(0);
+    if (!poll.go_on(1)) return;
   }
+  for (const Index length : lengths) {  // rows of each length
+    ++at(offset_, length);
+    if (!poll.go_on(1)) return;
+  }
+  count_.reserve(static_cast<std::size_t>(T));
+  Index alive = B_;
+  for (Index t = 0; t < T; ++t) {  // where the rows of each length begin: after all longer ones
+    alive -= at(offset_, t);
+    count_.push_back(alive);
+    at(offset_, t) = alive;
+    if (!poll.go_on(1)) return;
+  }
+  at(offset_, T) = 0;
+  order_.resize(lengths.size());
+  for (Index row = 0; row < B_; ++row) {
+    at(order_, at(offset_, lengths[static_cast<std::size_t>(row)])++) = row;
+    if (!poll.go_on(1)) return;
+  }
+  at(offset_, 0) = 0;
+  for (Index t = 0; t < T; ++t) {
+    at(offset_, t + 1) = at(offset_, t) + at(count_, t);
+    if (!poll.go_on(1)) return;
+  }
+}
+
+RowSchedule::RowSchedule(Index T, const std::vector<Index>& lengths) {
+  ThrottledPoll never{Interrupt{}};
+  assign(T, lengths, never);
 }
 
 Schedule steps_of(const Schedule& s, Index from, Index steps) {

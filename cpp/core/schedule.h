@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "problem.h"
+#include "runtime.h"
 
 namespace rnnkern {
 
@@ -12,6 +12,9 @@ class RowSchedule {
   RowSchedule() = default;
   RowSchedule(Index T, Index B) : T_(T), B_(B) {}           // every row lives for all of T
   RowSchedule(Index T, const std::vector<Index>& lengths);  // [B], each 0 <= length <= T
+
+  // As the last constructor, but polls. A poll that ends it leaves the schedule unusable.
+  void assign(Index T, const std::vector<Index>& lengths, ThrottledPoll& poll);
 
   Schedule view() const;
   Index alive_rows() const { return offset_.empty() ? T_ * B_ : offset_.back(); }

@@ -48,6 +48,9 @@ def set_num_threads(n: int) -> None:
         If `n` is not an integer.
     ValueError
         If `n` is less than 1 or more than 1024.
+    RuntimeError
+        If `n` is above 1 in a child of a fork: the threads of GNU OpenMP do not survive a fork, so
+        the child computes on one thread.
 
     Examples
     --------
@@ -56,7 +59,12 @@ def set_num_threads(n: int) -> None:
     >>> rk.get_num_threads()
     2
     """
-    _core.set_num_threads(integer("n", n, "a number of threads from 1 to 1024", 1, 1024))
+    n = integer("n", n, "a number of threads from 1 to 1024", 1, 1024)
+    if n > 1 and _core.is_forked_child():
+        raise RuntimeError(
+            f"n: expected 1 in a child of a fork, where OpenMP can't start threads, got {n}"
+        )
+    _core.set_num_threads(n)
 
 
 def get_num_threads() -> int:

@@ -514,7 +514,7 @@ std::string run(const Problem& p) {
     if (!p.packed) break;
     Direction<T>& d = layer.direction[0];
     packed.push_back(nan_room_of(kernels.packed_bytes(p.kind, layer.inputs, p.H)));
-    kernels.pack(p.kind, d, layer.inputs, p.H, packed.back().get());
+    kernels.pack(p.kind, d, layer.inputs, p.H, 1, {}, packed.back().get());
     d.w_ih = d.w_hh = d.b_ih = d.b_hh = nullptr;
     d.packed = static_cast<const T*>(packed.back().get());
   }

@@ -105,7 +105,7 @@ void packed_weights(const Kernels& set, Kind kind) {
   const Inputs<T> inputs(p);
   const Direction<T>& weights = inputs.directions[0];
   const Room packed = room_of(kernels.packed_bytes(kind, p.I, p.H));
-  kernels.pack(kind, weights, p.I, p.H, packed.get());
+  kernels.pack(kind, weights, p.I, p.H, 1, {}, packed.get());
   std::vector<Outputs<T>> each;
   for (int i = 0; i < 3; ++i) {
     each.emplace_back(inputs, RowSchedule(p.T, p.B).view(), p.T * p.B, false);
