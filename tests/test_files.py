@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import UserDict
 from pathlib import Path
 
 import numpy as np
@@ -541,6 +542,105 @@ def test_nothing_stays_open(path):
     assert names(Path("/proc/self/fd")) == before
 
 
+# ---- arguments of a wrong type or value --------------------------------------------------------
+
+READERS = {
+    "load": files.load,
+    "Reader": files.Reader,
+    "save": lambda path: files.save(path, ARRAYS),
+}
+
+
+class BytesPath:
+    def __fspath__(self):
+        return b"arrays.safetensors"
+
+
+@pytest.mark.parametrize("call", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(
+    ("path", "got"),
+    [
+        (None, "NoneType"),
+        (3, "int"),  # open would take it as a descriptor
+        (True, "bool"),
+        (b"arrays.safetensors", "bytes"),
+        (BytesPath(), "bytes"),
+        (["arrays.safetensors"], "list"),
+        (np.array("arrays.safetensors"), "ndarray"),
+    ],
+)
+def test_path_of_a_wrong_type_is_named(call, path, got):
+    with pytest.raises(TypeError, match=rf"^path: expected a str or a path, got {got}$"):
+        call(path)
+
+
+@pytest.mark.parametrize("call", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("path", ["", "a\0b", "\ud800"])
+def test_path_that_no_file_can_have_is_named(call, path):
+    with pytest.raises(ValueError, match=r"^path: expected the path of a file, got '") as caught:
+        call(path)
+    assert repr(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("tensors", [None, 5, "w", [np.zeros(1)], np.zeros(1), {1.0}])
+def test_save_refuses_tensors_that_are_no_dict(path, tensors):
+    path.write_bytes(b"old")
+    got = type(tensors).__name__
+    with pytest.raises(TypeError, match=rf"^tensors: expected a dict of arrays, got {got}$"):
+        files.save(path, tensors)
+    assert path.read_bytes() == b"old"
+    assert names(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("value", [None, 1.0, "text", [1.0], [[1.0], [1.0, 2.0]], memoryview(b"a")])
+def test_save_refuses_values_that_are_no_arrays(path, value):
+    got = type(value).__name__
+    with pytest.raises(TypeError, match=rf"^tensors\['w'\]: expected an array, got {got}$"):
+        files.save(path, {"v": np.zeros(1), "w": value})
+    assert names(path.parent) == []
+
+
+def test_save_writes_the_shapes_and_dtypes_that_it_checked(path):
+    """The caller's array objects can change at any time, here while the metadata is read."""
+    w = np.arange(6.0)
+    kept = w.copy()
+
+    class Late(UserDict):
+        def keys(self):
+            w.dtype, w.shape = np.int16, (4, 6)
+            return super().keys()
+
+    files.save(path, {"w": w}, Late(a="b"))
+    assert w.shape == (4, 6)
+    assert same(files.load(path), {"w": kept})
+
+
+@pytest.mark.parametrize("about", [5, 0, "", "text", [], [("a", "b")], False])
+def test_save_refuses_metadata_that_is_no_dict(path, about):
+    got = type(about).__name__
+    with pytest.raises(TypeError, match=rf"^metadata: expected a dict of strings, got {got}$"):
+        files.save(path, ARRAYS, about)
+    assert names(path.parent) == []
+
+
+@pytest.mark.parametrize("expected", [[], [W], (), 5, "w", W, {"w"}])
+def test_load_refuses_expected_that_is_no_dict(path, expected):
+    files.save(path, {"w": W})
+    message = f"^expected: expected a dict of arrays or Specs, got {type(expected).__name__}$"
+    with pytest.raises(TypeError, match=message):
+        files.load(path, expected)
+    with files.Reader(path) as file, pytest.raises(TypeError, match=message):
+        file.read(expected)
+
+
+@pytest.mark.parametrize("value", [None, 5, "F32", np.float32, (np.dtype("f4"), (2, 3)), [1.0]])
+def test_load_refuses_expected_values_of_a_wrong_type(path, value):
+    files.save(path, {"w": W})
+    message = rf"^expected\['w'\]: expected an array or a Spec, got {type(value).__name__}$"
+    with pytest.raises(TypeError, match=message):
+        files.load(path, {"w": value})
+
+
 # ---- saving ------------------------------------------------------------------------------------
 
 OTHER = {"w": np.full(20_000, 7.0)}
@@ -553,7 +653,7 @@ OTHER = {"w": np.full(20_000, 7.0)}
         ({"w": np.zeros(1, ">f4")}, {}, "'w' as float32, float64 or int64, got >f4"),
         ({"w": np.zeros(1, np.uint64)}, {}, "'w' as float32, float64 or int64, got uint64"),
         ({"w": np.array([None])}, {}, "'w' as float32, float64 or int64, got object"),
-        ({"w": "text"}, {}, "'w' as float32, float64 or int64, got <U4"),
+        ({"w": np.array("text")}, {}, "'w' as float32, float64 or int64, got <U4"),
         ({1: np.zeros(1)}, {}, "expected strings as names and metadata, got 1"),
         ({"": np.zeros(1)}, {}, "expected a name of 1 to 256 printable characters, got ''"),
         ({"\n": np.zeros(1)}, {}, "expected a name of 1 to 256 printable characters, got '\\n'"),

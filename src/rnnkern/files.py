@@ -81,6 +81,8 @@ class Reader:
         most 256 printable characters, 64 GiB in all.
     OSError
         The operating system can't open or read it.
+    TypeError, ValueError
+        `path` is not a str or a path, or no file can have it.
 
     Examples
     --------
@@ -94,14 +96,14 @@ class Reader:
     """
 
     def __init__(self, path: PathLike) -> None:
-        self._path = Path(path)
+        self._path = _checked_path(path)
         # One descriptor for check and reading, so that no other file takes the place of the one
         # checked; not blocking, so that a FIFO does not wait for a writer.
         self._file = open(  # noqa: SIM115
-            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+            self._path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
         )
         try:
-            with _naming(path):
+            with _naming(self._path):
                 status = os.fstat(self._file.fileno())
                 _check(stat.S_ISREG(status.st_mode), "a regular file", _kind(status))
                 prefix = self._file.read(8)
@@ -141,6 +143,8 @@ class Reader:
         ------
         FileError
             A name, dtype or shape is not as expected, or the file has become shorter.
+        TypeError
+            `expected` is not a dict of arrays or Specs.
 
         Examples
         --------
@@ -187,6 +191,8 @@ def load(path: PathLike, expected: Mapping[str, Array | Spec] | None = None) -> 
         As in `Reader`; or a name, dtype or shape is not as expected.
     OSError
         The operating system can't open or read it.
+    TypeError, ValueError
+        An argument is of a wrong type, or no file can have the path; the message names it.
 
     Examples
     --------
@@ -229,6 +235,8 @@ def save(
         or something else than a regular file is at `path`.
     OSError
         The operating system can't write it.
+    TypeError, ValueError
+        An argument is of a wrong type, or no file can have the path; the message names it.
 
     Examples
     --------
@@ -241,12 +249,20 @@ def save(
     ...
     rnnkern.files.FileError: model.safetensors: expected 'w' as float32, float64 or int64, got bool
     """
+    path = _checked_path(path)
+    metadata = {} if metadata is None else metadata
+    _check_type("tensors", tensors, Mapping, "a dict of arrays")
+    _check_type("metadata", metadata, Mapping, "a dict of strings")
+    arrays = {}
+    for name, array in tensors.items():
+        _check_type(f"tensors[{name!r}]", array, (np.ndarray, np.generic), "an array")
+        # An array object of its own: the caller can give its own another shape at any time.
+        arrays[name] = np.asarray(array, order="C").view()
     target = Path(os.path.realpath(path))
     with _naming(path):
-        arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         # Wide items first, so that each array is aligned.
         arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
-        header = _header(arrays, dict(metadata or {}))
+        header = _header(arrays, dict(metadata))
         old = target.stat() if target.exists() else None
         if old is not None:
             _check(stat.S_ISREG(old.st_mode), "a regular file or none", _kind(old))
@@ -274,13 +290,30 @@ def save(
         os.close(folder)
 
 
+def _checked_path(path: PathLike) -> str:
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    _check_type("path", text, str, "a str or a path")
+    try:
+        fits = text != "" and 0 not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        fits = False
+    if not fits:
+        raise ValueError(f"path: expected the path of a file, got {text!r}")
+    return text
+
+
+def _check_type(name: str, value: object, kinds: Any, expected: str) -> None:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
 @contextmanager
-def _naming(path: PathLike) -> Iterator[None]:
+def _naming(path: str) -> Iterator[None]:
     """Put the path before what is wrong."""
     try:
         yield
     except ValueError as error:
-        raise FileError(f"{os.fspath(path)}: {error}") from error
+        raise FileError(f"{path}: {error}") from error
 
 
 def _check(fits: bool, expected: str, got: object) -> None:
@@ -383,7 +416,9 @@ def _entry(name: str, entry: Any) -> tuple[Spec, int]:
 
 
 def _compare(specs: Mapping[str, Spec], expected: Mapping[str, Array | Spec]) -> None:
+    _check_type("expected", expected, Mapping, "a dict of arrays or Specs")
     for name, wanted in expected.items():
+        _check_type(f"expected[{name!r}]", wanted, (np.ndarray, Spec), "an array or a Spec")
         got = specs.get(name)
         fits = got is not None and got == (wanted.dtype, wanted.shape)
         text = f"{got.dtype} {got.shape}" if got else "none"
