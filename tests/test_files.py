@@ -746,6 +746,7 @@ FULL = """if True:
         try:
             files.save(path, {"w": np.zeros(size)})
         except OSError as error:
+            assert error.filename == path, error
             print(error.errno, os.listdir(os.path.dirname(path)), files.load(path)["w"].shape)
 """
 
@@ -753,6 +754,50 @@ FULL = """if True:
 def run(*command):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "there"),
+    [
+        ("open", 1, False),  # of the folder
+        ("open", 2, False),  # of the new file
+        ("fchmod", 1, True),
+        ("fsync", 1, False),
+        ("replace", 1, False),
+        ("fsync", 2, False),
+    ],
+)
+def test_error_of_the_system_names_the_given_path(tmp_path, monkeypatch, name, call, there):
+    """Not the temporary file, not the resolved path, and never no path."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    path = "folder/../folder/file"
+    if there:
+        files.save(path, ARRAYS)
+    real, calls = getattr(os, name), []
+
+    def full(*args, **options):
+        calls.append(args)
+        if len(calls) == call:
+            text = os.strerror(errno.ENOSPC)
+            # As os.replace raises it, with two names, or as a write does, with none.
+            names = ("from", None, "to") if name == "replace" else ()
+            raise OSError(errno.ENOSPC, text, *names)
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            files.save(path, OTHER)
+    assert str(caught.value) == f"[Errno {errno.ENOSPC}] No space left on device: '{path}'"
+
+
+def test_missing_folder_is_reported_by_the_given_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (files.load, lambda path: files.save(path, ARRAYS)):
+        with pytest.raises(FileNotFoundError) as caught:
+            call("missing/../file/a")
+        assert str(caught.value).endswith(": 'missing/../file/a'")
 
 
 def test_limit_of_file_size_leaves_the_old_file(path):

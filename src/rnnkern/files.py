@@ -266,28 +266,27 @@ def save(
         old = target.stat() if target.exists() else None
         if old is not None:
             _check(stat.S_ISREG(old.st_mode), "a regular file or none", _kind(old))
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        temporary = f".rnnkern-{secrets.token_hex(8)}.tmp"
 
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    temporary = f".rnnkern-{secrets.token_hex(8)}.tmp"
+        def new(name: str, flags: int) -> int:
+            return os.open(name, flags, 0o666, dir_fd=folder)  # less what the umask takes
 
-    def new(name: str, flags: int) -> int:
-        return os.open(name, flags, 0o666, dir_fd=folder)  # less what the umask takes
-
-    try:
-        with open(temporary, "xb", opener=new) as file:
-            if old is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-            file.write(header)
-            for array in arrays.values():
-                file.write(array.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)  # so that the new name outlives a loss of power
-    finally:
-        with suppress(FileNotFoundError):  # it is there after a failure only
-            os.unlink(temporary, dir_fd=folder)
-        os.close(folder)
+        try:
+            with open(temporary, "xb", opener=new) as file:
+                if old is not None:
+                    os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+                file.write(header)
+                for array in arrays.values():
+                    file.write(array.data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)  # so that the new name outlives a loss of power
+        finally:
+            with suppress(FileNotFoundError):  # it is there after a failure only
+                os.unlink(temporary, dir_fd=folder)
+            os.close(folder)
 
 
 def _checked_path(path: PathLike) -> str:
@@ -309,11 +308,16 @@ def _check_type(name: str, value: object, kinds: Any, expected: str) -> None:
 
 @contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Put the path before what is wrong."""
+    """Name the path in every error, as the caller gave it."""
     try:
         yield
     except ValueError as error:
         raise FileError(f"{path}: {error}") from error
+    except OSError as error:
+        if error.errno is not None:  # a write's has no path, others have one of save's own
+            error.filename = path
+            del error.filename2
+        raise
 
 
 def _check(fits: bool, expected: str, got: object) -> None:
