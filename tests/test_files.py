@@ -735,6 +735,33 @@ def test_file_is_on_the_disk_before_it_takes_the_name(path, monkeypatch):
     ]
 
 
+def test_dry_run_writes_all_of_it_and_leaves_everything(path, monkeypatch):
+    """Two whole files where there is none yet: a second save needs room for the old and the new."""
+    sizes, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (sizes.append(os.fstat(fd).st_size), real(fd)))
+    files.save(path, OTHER, dry_run=True)
+    assert names(path.parent) == []
+    files.save(path, OTHER)
+    size = path.stat().st_size
+    assert sizes[:3] == [size] * 3
+    before, sizes[:] = path.stat(), []
+    files.save(path, OTHER, dry_run=True)
+    assert sizes == [size]
+    after = path.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert names(path.parent) == [path.name]
+
+
+def test_dry_run_refuses_what_a_save_refuses(path):
+    with pytest.raises(files.FileError, match="a header of at most"):
+        files.save(path, {}, {"a": "x" * 2**20}, dry_run=True)
+    with pytest.raises(FileNotFoundError):
+        files.save(path / "a", ARRAYS, dry_run=True)
+    with pytest.raises(TypeError, match="dry_run: expected True or False, got str"):
+        files.save(path, ARRAYS, dry_run="no")
+    assert names(path.parent) == []
+
+
 FULL = """if True:
     import os, sys
     import numpy as np
@@ -807,16 +834,43 @@ def test_limit_of_file_size_leaves_the_old_file(path):
     assert out == f"{errno.EFBIG} ['{path.name}'] (100,)\n" * 2
 
 
-def test_full_disk_leaves_the_old_file(tmp_path):
+def on_a_small_disk(folder, *command):
+    """Run the command with 64 KiB of file system at `folder`."""
     mount = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
     script = 'mount -t tmpfs -o size=64k tmpfs "$1"; shift; exec "$@"'
-    code, _, err = run(*mount, script, "sh", str(tmp_path), "true")
+    code, _, err = run(*mount, script, "sh", str(folder), "true")
     if code:
         pytest.skip(f"no file system can be mounted here: {err.strip()}")
-    command = (sys.executable, "-c", FULL.replace("{limit}", ""), str(tmp_path / "a"))
-    code, out, err = run(*mount, script, "sh", str(tmp_path), *command)
+    code, out, err = run(*mount, script, "sh", str(folder), *command)
     assert (code, err) == (0, "")
+    return out
+
+
+def test_full_disk_leaves_the_old_file(tmp_path):
+    code = FULL.replace("{limit}", "")
+    out = on_a_small_disk(tmp_path, sys.executable, "-c", code, str(tmp_path / "a"))
     assert out == f"{errno.ENOSPC} ['a'] (100,)\n" * 2
+
+
+DRY = """if True:
+    import os, sys
+    import numpy as np
+    from rnnkern import files
+    path = sys.argv[1]
+    for size in (3_000, 5_000, 10_000):  # two files fit, one does, none does
+        try:
+            files.save(path, {"w": np.zeros(size)}, dry_run=True)
+            print("fits", os.listdir(os.path.dirname(path)))
+        except OSError as error:
+            print(error.errno, os.listdir(os.path.dirname(path)))
+    files.save(path, {"w": np.zeros(3_000)})
+    files.save(path, {"w": np.zeros(3_000)}, dry_run=True)  # there is one already
+"""
+
+
+def test_dry_run_needs_room_for_the_old_file_and_the_new(tmp_path):
+    out = on_a_small_disk(tmp_path, sys.executable, "-c", DRY, str(tmp_path / "a"))
+    assert out == f"fits []\n{errno.ENOSPC} []\n{errno.ENOSPC} []\n"
 
 
 def test_mode_is_the_umasks_or_the_old_files(path):

@@ -12,13 +12,15 @@ import os
 import reprlib
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .checks import flag
 
 __all__ = ["FileError", "Reader", "Spec", "load", "save"]
 
@@ -210,7 +212,11 @@ def load(path: PathLike, expected: Mapping[str, Array | Spec] | None = None) -> 
 
 
 def save(
-    path: PathLike, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+    path: PathLike,
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dry_run: bool = False,
 ) -> None:
     """Write arrays to a file, all or nothing.
 
@@ -227,6 +233,10 @@ def save(
         float32, float64 or int64, of any layout.
     metadata : dict of str to str, optional
         Goes into the header.
+    dry_run : bool
+        Whether to do everything but take the old file's place: whatever stops a save of arrays of
+        these sizes, a full disk included, raises the same error. Where there is no old file, there
+        must be room for two new ones, as for a save and the one after it.
 
     Raises
     ------
@@ -251,6 +261,7 @@ def save(
     """
     path = _checked_path(path)
     metadata = {} if metadata is None else metadata
+    dry_run = flag("dry_run", dry_run)
     _check_type("tensors", tensors, Mapping, "a dict of arrays")
     _check_type("metadata", metadata, Mapping, "a dict of strings")
     arrays = {}
@@ -267,26 +278,39 @@ def save(
         if old is not None:
             _check(stat.S_ISREG(old.st_mode), "a regular file or none", _kind(old))
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        temporary = f".rnnkern-{secrets.token_hex(8)}.tmp"
-
-        def new(name: str, flags: int) -> int:
-            return os.open(name, flags, 0o666, dir_fd=folder)  # less what the umask takes
-
+        mode = None if old is None else stat.S_IMODE(old.st_mode)
+        parts = [header, *(array.data for array in arrays.values())]
         try:
-            with open(temporary, "xb", opener=new) as file:
-                if old is not None:
-                    os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-                file.write(header)
-                for array in arrays.values():
-                    file.write(array.data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)  # so that the new name outlives a loss of power
+            with _new_file(folder, mode, parts) as name:
+                if not dry_run:
+                    os.replace(name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    os.fsync(folder)  # so that the new name outlives a loss of power
+                elif old is None:  # the save after the first one needs room for both files
+                    with _new_file(folder, mode, parts):
+                        pass
         finally:
-            with suppress(FileNotFoundError):  # it is there after a failure only
-                os.unlink(temporary, dir_fd=folder)
             os.close(folder)
+
+
+@contextmanager
+def _new_file(folder: int, mode: int | None, parts: Iterable[Any]) -> Iterator[str]:
+    """Write a file to the disk, and remove it unless it is renamed; its name in the folder."""
+    temporary = f".rnnkern-{secrets.token_hex(8)}.tmp"
+
+    def new(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o666, dir_fd=folder)  # less what the umask takes
+
+    try:
+        with open(temporary, "xb", opener=new) as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with suppress(FileNotFoundError):  # it has been renamed, or was never made
+            os.unlink(temporary, dir_fd=folder)
 
 
 def _checked_path(path: PathLike) -> str:
