@@ -938,6 +938,67 @@ def test_concurrent_savers_and_readers_never_mix(path):
     assert names(path.parent) == [path.name]
 
 
+# ---- locks -------------------------------------------------------------------------------------
+
+LOCKED = """if True:
+    import sys, time
+    from rnnkern import files
+    with files.lock(sys.argv[1]):
+        print("locked", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_locked_folder_is_refused_until_the_holder_ends(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    for kill in (False, True):
+        with subprocess.Popen([sys.executable, "-c", LOCKED, tmp_path], **pipe) as holder:
+            assert holder.stdout.readline() == "locked\n"
+            with pytest.raises(files.FileError) as caught, files.lock(tmp_path.name):
+                pass
+            message = "expected a folder that is not in use, got one that a process has locked"
+            assert str(caught.value) == f"{tmp_path.name}: {message}"
+            if kill:
+                holder.kill()
+        with files.lock(tmp_path.name):  # a kill releases it, too
+            pass
+    assert names(tmp_path) == []
+
+
+def test_folder_is_locked_once_within_a_process(tmp_path):
+    with files.lock(tmp_path):
+        with pytest.raises(files.FileError, match="in use"), files.lock(tmp_path):
+            pass
+        with pytest.raises(files.FileError, match="in use"), files.lock(f"{tmp_path}/."):
+            pass
+    with pytest.raises(ZeroDivisionError), files.lock(tmp_path):
+        1 / 0  # noqa: B018
+    with files.lock(tmp_path):
+        files.save(tmp_path / "a", ARRAYS)
+
+
+def test_lock_refuses_what_is_no_folder(path):
+    path.write_bytes(b"")
+    for bad, error in ((path, NotADirectoryError), (path.parent / "missing", FileNotFoundError)):
+        with pytest.raises(error) as caught, files.lock(bad):
+            pass
+        assert str(bad) in str(caught.value)
+    with pytest.raises(TypeError, match=r"^path: expected a str or a path, got int$"):
+        files.lock(3).__enter__()
+
+
+def test_child_process_does_not_keep_the_lock(tmp_path):
+    with files.lock(tmp_path):
+        child = subprocess.Popen(["sleep", "60"])
+    try:
+        with files.lock(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
 # ---- what the package does not do --------------------------------------------------------------
 
 

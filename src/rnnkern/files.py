@@ -6,6 +6,7 @@ in JSON, the arrays' bytes.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from .checks import flag
 
-__all__ = ["FileError", "Reader", "Spec", "load", "save"]
+__all__ = ["FileError", "Reader", "Spec", "load", "lock", "save"]
 
 Array: TypeAlias = NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
@@ -311,6 +312,49 @@ def _new_file(folder: int, mode: int | None, parts: Iterable[Any]) -> Iterator[s
     finally:
         with suppress(FileNotFoundError):  # it has been renamed, or was never made
             os.unlink(temporary, dir_fd=folder)
+
+
+@contextmanager
+def lock(path: PathLike) -> Iterator[None]:
+    """Hold an exclusive lock on a folder; another process on this machine that locks it fails.
+
+    The operating system releases the lock when the process ends, even by a crash or a kill. The
+    lock is on the folder itself: nothing is written into it, and nothing is left behind.
+
+    Parameters
+    ----------
+    path : str or path
+        A folder.
+
+    Raises
+    ------
+    FileError
+        The folder is locked already.
+    OSError
+        It is not a folder, or the operating system can't open or lock it.
+    TypeError, ValueError
+        `path` is not a str or a path, or no folder can have it.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from rnnkern import files
+    >>> with tempfile.TemporaryDirectory() as folder, files.lock(folder):
+    ...     files.save(f"{folder}/a", {"w": np.zeros(2)})  # no other process is here
+    """
+    path = _checked_path(path)
+    with _naming(path):
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with _naming(path):
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wrong = "expected a folder that is not in use, got one that a process has locked"
+                raise ValueError(wrong) from None
+        yield
+    finally:
+        os.close(folder)
 
 
 def _checked_path(path: PathLike) -> str:
