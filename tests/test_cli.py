@@ -61,6 +61,14 @@ def train(text: Path, tmp_path: Path) -> Train:
     return run
 
 
+def assert_one_line(capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:
+    """Standard error holds one line, which begins with the message, and no traceback."""
+    error = capsys.readouterr().err
+    assert error.startswith(f"rnnkern {command}: error: {message}")
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+
+
 def load(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
@@ -455,7 +463,7 @@ DAMAGE = {
     "foreign": (foreign, "not written by rnnkern train"),
     "version": (lambda p: rewrite(p, {"version": 99}), "expected file version 1, got 99"),
     "settings": (lambda p: rewrite(p, {"settings": {"size": 3}}), "damaged: TypeError"),
-    "metadata": (lambda p: rewrite(p, {"settings": 5}), "damaged: TypeError"),
+    "metadata": (lambda p: rewrite(p, {"settings": 5}), "settings: expected dict, got int"),
     "no cell": (lambda p: rewrite(p, {"settings": LAYERS | {"cell": "x"}}), "'x'"),
     "giant": (lambda p: rewrite(p, {"settings": LAYERS | {"hidden": 10**9}}), "hidden: expected"),
     "large": (
@@ -465,7 +473,7 @@ DAMAGE = {
     "deep": (lambda p: rewrite(p, {"settings": LAYERS | {"layers": 10**9}}), "layers: expected"),
     "clip": (
         lambda p: rewrite(p, {"settings": LAYERS | {"clip_norm": "no"}}),
-        "clip.norm: expected",
+        "clip_norm: expected a number, got str",
     ),
     "missing": (lambda p: rewrite(p, tensors={BIAS: None}), f"{BIAS}' as float32 (32,), got none"),
     "more": (lambda p: rewrite(p, tensors={"more": np.zeros(1)}), "no other names, got ['more']"),
@@ -500,10 +508,14 @@ GENERATOR = np.random.default_rng(0).bit_generator.state
         ({"generator": {"bit_generator": "MT19937"}}, {}, "damaged: ValueError|state must be for"),
         ({"generator": GENERATOR | {"state": {"state": 2**200, "inc": 1}}}, {}, "OverflowError"),
         ({"generator": GENERATOR | {"has_uint32": []}}, {}, "TypeError"),
-        ({"position": None}, {}, "position: expected an integer, got NoneType"),
+        ({"position": None}, {}, "position: expected int, got NoneType"),
+        ({"position": True}, {}, "position: expected int, got bool"),
+        ({"version": True}, {}, "version: expected int, got bool"),
+        ({"vocabulary": [["a"]] * 31}, {}, "vocabulary: expected str, got list"),
         ({"position": -1}, {}, "position: expected an integer from 0 to 823, got -1"),
         ({"position": 10**30}, {}, "position: expected an integer from 0 to 823, got 10"),
-        ({"dropout_step": -1}, {}, "dropout_step: expected"),
+        ({"dropout_step": -1}, {}, "dropout_step: expected the 60 steps of the history, got -1"),
+        ({"dropout_step": 2**64 - 1}, {}, "dropout_step: expected the 60 steps of the history"),
         ({"digest": ""}, {}, "was trained on another text"),
         ({"vocabulary": "é" * 31}, {}, "was trained on another text"),
         ({"vocabulary": "é" * 30}, {}, "'model.embedding.weight' as float32 .31, 6.,"),
@@ -512,11 +524,15 @@ GENERATOR = np.random.default_rng(0).bit_generator.state
         ({"settings": LAYERS | {"length": 10**5}}, {}, "text: expected at least 400001 characters"),
         ({"settings": LAYERS | {"lr": float("nan")}}, {}, "lr: expected"),
         ({"settings": LAYERS | {"dropout": 2}}, {}, "dropout: expected"),
+        ({"settings": LAYERS | {"l2": 1e300}}, {}, "l2: expected a number from 0 to 3.40282e.38"),
+        ({"settings": LAYERS | {"clip_value": 1e300}}, {}, "clip_value: expected a number above 0"),
+        ({"settings": LAYERS | {"seed": -1}}, {}, "seed: expected an integer from 0 to 2..32 - 1"),
         ({}, {"history": np.zeros((2, 3))}, "'history' as float64 .2, 4., got float64 .2, 3."),
         ({}, {"history": np.zeros(())}, "IndexError"),
         ({}, {"history": None}, "KeyError.'history'"),
         ({}, {"history": np.zeros((99, 4))}, "expected 99 steps, as in the history, got 60"),
         ({}, {"state.0": np.zeros((1, 4, 12), np.float32)}, "'state.0' as float32 .2, 4, 12."),
+        ({}, {"state.0": np.full((2, 4, 12), np.nan, np.float32)}, "state.0: expected finite"),
         ({}, {"optimizer.step": np.array(2**62)}, "optimizer: expected 60 steps"),
         (
             {},
@@ -534,6 +550,72 @@ def test_damaged_run_is_not_resumed(
     rewrite(path, about, tensors)
     with pytest.raises(files.FileError, match=rf"model\.safetensors: .*({message})"):
         Trainer.load(path, Corpus.of([TEXT]))
+
+
+WRONG: tuple[Any, ...] = (
+    *(None, True, 0, -1, 7, 1.5, 1e300, 2**200, float("nan")),
+    *("", "x\n\x1b[2J" * 999, [], [["a"]] * 31, {}, {"a": 1}),
+)
+
+
+def fields_of(value: Any) -> list[tuple[str, ...]]:
+    """Where each value in nested dicts is."""
+    if not isinstance(value, dict):
+        return []
+    return [(name, *below) for name in value for below in [(), *fields_of(value[name])]]
+
+
+def test_any_field_of_the_metadata_may_have_any_value(saved: Path, tmp_path: Path) -> None:
+    """It is refused in one line that names the file, or the run goes on and can be resumed."""
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "model.safetensors"
+    tensors, about, corpus = load(saved), metadata(saved), Corpus.of([TEXT])
+    refused = accepted = 0
+    for field in fields_of(about):
+        for value in (*WRONG, WRONG):  # the last stands for a field that is missing
+            changed = json.loads(json.dumps(about))
+            *above, name = field
+            place = changed
+            for key in above:
+                place = place[key]
+            if value is WRONG:
+                del place[name]
+            else:
+                place[name] = value
+            save_file(tensors, path, {charlm.METADATA_KEY: json.dumps(changed)})
+            model = trainer = None
+            for attempt in ("model", "trainer"):
+                try:
+                    if attempt == "model":
+                        model = charlm.load_model(path)
+                    else:
+                        trainer = Trainer.load(path, corpus)
+                except files.FileError as error:
+                    text = str(error)
+                    assert text.startswith(f"{path}: "), (field, value)
+                    assert text.isprintable(), (field, value)
+                    assert len(text) < len(str(path)) + 400, (field, value)
+            if model:
+                model.sample("d", 2, 1.0, seed=0)
+            if trainer:
+                trainer.step()
+                trainer.save(path)
+                Trainer.load(path, corpus)
+            refused, accepted = refused + (trainer is None), accepted + (trainer is not None)
+    assert refused > 300
+    assert accepted > 20
+
+
+def test_model_that_does_not_fit_in_memory_is_named(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(charlm.CharLM, "__init__", fail)
+    assert cli.main(["sample", str(saved)]) == 1
+    assert_one_line(capsys, "sample", f"{saved}: expected a model that fits in memory: std::bad_")
 
 
 def test_metadata_too_deep_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -573,6 +655,33 @@ def test_layout_is_that_of_the_saved_file(tmp_path: Path) -> None:
         with files.Reader(tmp_path / "model") as file:
             v = len(trainer.corpus.vocabulary)
             assert charlm._layout(trainer.settings, v, 51) == file.specs
+
+
+@pytest.mark.parametrize("name", vars(TINY))
+def test_settings_refuse_wrong_types_and_values_by_name(name: str) -> None:
+    numbers = () if name == "cell" else (True, -1, 1e300, 2**2000, np.ones(1), float("nan"))
+    none = () if name.startswith("clip") else (None,)
+    for value in ("1", [], {}, *numbers, *none):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):
+            replace(TINY, **dict[str, Any]({name: value}))
+
+
+def test_settings_hold_plain_numbers(tmp_path: Path) -> None:
+    """JSON takes no others."""
+    settings = replace(TINY, lr=np.float32(0.5), hidden=np.int64(8), clip_norm=2)
+    assert [type(v) for v in (settings.lr, settings.hidden, settings.clip_norm)] == [
+        float,
+        int,
+        float,
+    ]
+    trained(settings, 1).save(tmp_path / "model")
+    assert Trainer.load(tmp_path / "model", Corpus.of([TEXT])).settings == settings
+
+
+@pytest.mark.parametrize("characters", ["", "aba"])
+def test_vocabulary_refuses_none_and_repeated_characters(characters: str) -> None:
+    with pytest.raises(charlm.CharLMError, match=r"^vocabulary: expected at least one character"):
+        Vocabulary(characters)
 
 
 # ------------------------------------------------------------------------------ errors of input
@@ -649,9 +758,10 @@ def test_resume_refuses_other_settings_text_and_a_finished_run(
         (b"", "expected text, got an empty file"),
         (b"caf\xe9", "expected UTF-8 text"),
         (b"PK\x03\x04\x00\x00", "expected UTF-8 text"),
-        (b"short", "expected at least 2049 characters to train on for 32 lanes of 64 steps"),
+        ("".join(map(chr, range(0x4E00, 0x6000))).encode(), "a character that occurs at least 3"),
+        (b"short " * 5, "expected at least 2049 characters to train on for 32 lanes of 64 steps"),
     ],
-    ids=["missing", "empty", "latin-1", "binary", "short"],
+    ids=["missing", "empty", "latin-1", "binary", "rare", "short"],
 )
 def test_bad_text_is_named(
     tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]

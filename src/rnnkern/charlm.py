@@ -11,7 +11,7 @@ import importlib
 import json
 import math
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import rnnkern as rk
 from rnnkern import files, reference
-from rnnkern.checks import integer
+from rnnkern.checks import integer, number
 
 Array: TypeAlias = NDArray[Any]
 State: TypeAlias = "Array | tuple[Array, Array] | None"
@@ -36,10 +36,20 @@ STDLIB_CHARACTERS = 16_000_000
 FILE_VERSION = 1
 METADATA_KEY = "rnnkern.charlm"
 CELLS = {"rnn": rk.RNN, "gru": rk.GRU, "lstm": rk.LSTM}
+LARGEST = float(np.finfo(np.float32).max)  # of the numbers in `Settings`: parameters are float32
+ABOUT: dict[str, type] = {  # what the metadata of a file holds
+    "version": int,
+    "settings": dict,
+    "vocabulary": str,
+    "digest": str,
+    "position": int,
+    "dropout_step": int,
+    "generator": dict,
+}
 
 
 class CharLMError(ValueError):
-    """Text or surroundings that the character model can't work with."""
+    """Text, parameters or surroundings that the character model can't work with."""
 
 
 def extra(name: str) -> Any:
@@ -122,7 +132,12 @@ class Vocabulary:
     Parameters
     ----------
     characters : str
-        Distinct characters.
+        Distinct characters, at least one.
+
+    Raises
+    ------
+    CharLMError
+        There is none, or one occurs twice.
 
     Examples
     --------
@@ -132,6 +147,9 @@ class Vocabulary:
     """
 
     def __init__(self, characters: str) -> None:
+        if not 0 < len(set(characters)) == len(characters):
+            expected = "at least one character, and each once"
+            raise CharLMError(f"vocabulary: expected {expected}, got {characters[:80]!r}")
         self.characters = characters
         codes = np.array([ord(c) for c in characters], np.int64)
         self._ids = np.zeros(0x110000, np.int32)  # one entry for each code point
@@ -144,7 +162,13 @@ class Vocabulary:
     def of(cls, text: str) -> Vocabulary:
         """Take the characters that `text` holds at least ``MIN_COUNT`` times."""
         codes, counts = np.unique(_code_points(text), return_counts=True)
-        return cls("".join(map(chr, codes[counts >= MIN_COUNT])))
+        frequent = codes[counts >= MIN_COUNT]
+        if not len(frequent):
+            raise CharLMError(
+                f"text: expected a character that occurs at least {MIN_COUNT} times in the part to "
+                f"train on, got none"
+            )
+        return cls("".join(map(chr, frequent)))
 
     def encode(self, text: str) -> Array:
         """Return the ids of `text`, int32 (len(text),)."""
@@ -186,7 +210,13 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that, with the text, decides a training run; the options of ``rnnkern train``."""
+    """All that, with the text, decides a training run; the options of ``rnnkern train``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is of a wrong type or out of its range; the message names it.
+    """
 
     cell: str = "gru"
     hidden: int = 256
@@ -204,10 +234,22 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.cell not in list(CELLS):
+            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {self.cell!r}")
+
+        def take(name: str, check: Callable[..., Any], *bounds: Any) -> None:
+            object.__setattr__(self, name, check(name, getattr(self, name), *bounds))
+
         for name in ("layers", "hidden", "embedding", "batch", "length"):
             high = 64 if name == "layers" else 2**20
-            integer(name, getattr(self, name), f"an integer from 1 to {high}", 1, high)
-        rk.Clip(norm=self.clip_norm)  # a check; what takes the others checks them
+            take(name, integer, f"an integer from 1 to {high}", 1, high)
+        take("seed", integer, "an integer from 0 to 2**32 - 1", 0, 2**32 - 1)
+        take("dropout", number, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+        take("l2", number, f"a number from 0 to {LARGEST:g}", lambda x: 0 <= x <= LARGEST)
+        for name in ("lr", "clip_norm", "clip_value", "clip_step_value", "clip_step_norm"):
+            if name == "lr" or getattr(self, name) is not None:
+                expected = f"a number above 0 and at most {LARGEST:g}"
+                take(name, number, expected, lambda x: 0 < x <= LARGEST)
 
 
 class CharLM:
@@ -496,6 +538,9 @@ class Trainer:
             trainer.held_out = [(step, bits) for step, bits in tensors["held_out"].tolist()]
             expected, span = f"an integer from 0 to {trainer._span}", trainer._span
             trainer._position = integer("position", about["position"], expected, 0, span)
+            if about["dropout_step"] != len(trainer.history):
+                expected = f"the {len(trainer.history)} steps of the history"
+                raise ValueError(f"dropout_step: expected {expected}, got {about['dropout_step']}")
             trainer.model.layer.dropout_step = about["dropout_step"]
             trainer._generator.bit_generator.state = about["generator"]
         return trainer
@@ -538,10 +583,12 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except files.FileError:
         raise
+    except MemoryError as error:
+        raise files.FileError(f"{path}: expected a model that fits in memory: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
-        raise files.FileError(f"{path}: damaged: {error!r}") from error
+        raise files.FileError(f"{path}: damaged: {error!r:.300}") from error
     except ValueError as error:
-        raise files.FileError(f"{path}: {error}") from error
+        raise files.FileError(f"{path}: {error!s:.300}") from error
 
 
 def _read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Array]]:
@@ -550,18 +597,25 @@ def _read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Array]]:
         if METADATA_KEY not in file.metadata:
             raise ValueError("not written by rnnkern train")
         about = json.loads(file.metadata[METADATA_KEY])
+        for name, kind in ABOUT.items():
+            if type(got := about[name]) is not kind:  # isinstance takes True as an int
+                raise ValueError(f"{name}: expected {kind.__name__}, got {type(got).__name__}")
         if about["version"] != FILE_VERSION:
             raise ValueError(f"expected file version {FILE_VERSION}, got {about['version']!r}")
         settings = Settings(**about["settings"])
         steps = file.specs["history"].shape[0]
         tensors = file.read(_layout(settings, 1 + len(about["vocabulary"]), steps))
-    for name, array in tensors.items():
-        if name.startswith("model.") and not np.isfinite(array).all():
-            raise ValueError(f"{name}: expected finite values")
+    _check_finite({n: a for n, a in tensors.items() if n.startswith(("model.", "state."))})
     counted = int(tensors["optimizer.step"]) + int(tensors["optimizer.skipped"])
     if counted != steps:
         raise ValueError(f"optimizer: expected {steps} steps, as in the history, got {counted}")
     return settings, about, tensors
+
+
+def _check_finite(tensors: dict[str, Array]) -> None:
+    for name, array in tensors.items():
+        if not (finite := np.isfinite(array)).all():
+            raise ValueError(f"{name}: expected finite values, got {array[~finite][0]}")
 
 
 def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:
