@@ -684,6 +684,29 @@ def test_vocabulary_refuses_none_and_repeated_characters(characters: str) -> Non
         Vocabulary(characters)
 
 
+def test_text_of_one_held_out_character_is_named() -> None:
+    with pytest.raises(charlm.CharLMError, match="at least 2 characters held out, got 1"):
+        Trainer(Corpus.of(["a" * 9]), replace(TINY, batch=1, length=1))
+
+
+def test_sizes_beyond_a_file_are_named_before_anything_is_allocated(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracemalloc.start()
+    try:
+        path = train("run", settings=replace(TINY, hidden=1_000_000), status=1)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert_one_line(
+        capsys,
+        "train",
+        "hidden 1000000, embedding 6, layers 1, batch 4: expected a file of at most 68719476736 "
+        "bytes, got 36000",
+    )
+    assert not path.parent.exists()
+
+
 # ------------------------------------------------------------------------------ errors of input
 
 

@@ -431,12 +431,20 @@ class Trainer:
 
     def __init__(self, corpus: Corpus, settings: Settings) -> None:
         self._span = (len(corpus.train) - 1) // settings.batch  # characters a lane
-        if self._span < settings.length or len(corpus.held_out) < 2:
+        if self._span < settings.length:
             needed = settings.batch * settings.length + 1
             raise CharLMError(
                 f"text: expected at least {needed} characters to train on for {settings.batch} "
                 f"lanes of {settings.length} steps, got {len(corpus.train)}"
             )
+        if (held_out := len(corpus.held_out)) < 2:
+            raise CharLMError(f"text: expected at least 2 characters held out, got {held_out}")
+        size = sum(spec.nbytes for spec in _layout(settings, len(corpus.vocabulary), 0).values())
+        if size > files.MAX_BYTES:  # not even worth an attempt to allocate it
+            sizes = ("hidden", "embedding", "layers", "batch")
+            named = ", ".join(f"{name} {getattr(settings, name)}" for name in sizes)
+            expected = f"a file of at most {files.MAX_BYTES} bytes"
+            raise CharLMError(f"{named}: expected {expected}, got {size}")
         self.corpus, self.settings = corpus, settings
         self.model = CharLM(corpus.vocabulary, settings)
         self.optimizer = rk.Adam(

@@ -54,10 +54,17 @@ class Spec(NamedTuple):
     dtype : dtype
         float32, float64 or int64.
     shape : tuple of int
+    nbytes : int
+        Of the array.
     """
 
     dtype: DType
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize  # of Python's integers: no overflow
 
 
 class Reader:
@@ -443,9 +450,9 @@ def _parse(header: bytes, size: int) -> tuple[dict[str, str], dict[str, Spec], d
         _check(fits, f"a name of 1 to {MAX_NAME} printable characters", repr(name))
         specs[name], begins[name] = _entry(f"{name!r}", entry)
     end = 0
-    for name in sorted(specs, key=lambda name: (begins[name], _size(specs[name]))):
+    for name in sorted(specs, key=lambda name: (begins[name], specs[name].nbytes)):
         _check(begins[name] == end, f"{name!r} to begin at byte {end}", begins[name])
-        end += _size(specs[name])
+        end += specs[name].nbytes
     _check(end == size, f"{end} bytes of arrays", size)
     return metadata, specs, begins
 
@@ -464,10 +471,6 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _size(spec: Spec) -> int:
-    return math.prod(spec.shape) * spec.dtype.itemsize  # of Python's integers: no overflow
-
-
 def _entry(name: str, entry: Any) -> tuple[Spec, int]:
     """Spec and first byte of an array."""
     fits = isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}
@@ -482,8 +485,8 @@ def _entry(name: str, entry: Any) -> tuple[Spec, int]:
     fits = len(shape) <= MAX_DIMENSIONS and math.prod(max(n, 1) for n in shape) <= MAX_BYTES
     _check(fits, f"at most {MAX_DIMENSIONS} dimensions, {MAX_BYTES} bytes for {name}", shape)
     spec = Spec(DTYPES[code], tuple(shape))
-    fits = len(offsets) == 2 and offsets[1] - offsets[0] == _size(spec)
-    _check(fits, f"two offsets for {name}, {_size(spec)} bytes apart", offsets)
+    fits = len(offsets) == 2 and offsets[1] - offsets[0] == spec.nbytes
+    _check(fits, f"two offsets for {name}, {spec.nbytes} bytes apart", offsets)
     return spec, offsets[0]
 
 
