@@ -607,6 +607,41 @@ def test_any_field_of_the_metadata_may_have_any_value(saved: Path, tmp_path: Pat
     assert accepted > 20
 
 
+@pytest.mark.parametrize(
+    ("tensor", "status"),
+    [
+        ("model.output.weight", 1),
+        ("model.output.bias", 0),
+        ("model.embedding.weight", 0),  # saturates all gates
+        ("model.layer.weight_hh_l0", 1),
+    ],
+)
+def test_huge_parameters_give_one_line_or_a_sample(
+    saved: Path, tmp_path: Path, text: Path, tensor: str, status: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved.read_bytes())
+    array = load(path)[tensor]
+    rewrite(path, tensors={tensor: np.where(array < 0, -3e38, 3e38).astype(np.float32)})
+    for temperature in ("0.8", "0"):
+        args = ["sample", str(path), "--length", "20", "--temperature", temperature]
+        assert cli.main(args) == status
+        if status:
+            assert_one_line(capsys, "sample", f"{path}: logits: expected finite values, got")
+    # No step is applied, the file stays good, and the sample fails as before.
+    assert cli.main(["train", str(text), "--resume", "--out", str(tmp_path), "--steps", "62"]) in (
+        0,
+        status,
+    )
+    Trainer.load(path, Corpus.of([TEXT]))
+
+
+def test_smallest_temperature_is_that_of_the_likeliest(saved: Path) -> None:
+    model = charlm.load_model(saved)
+    assert model.sample("def ", 40, 1e-320, seed=0) == model.sample("def ", 40, 0.0, seed=0)
+
+
 def test_model_that_does_not_fit_in_memory_is_named(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

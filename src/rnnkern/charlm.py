@@ -384,6 +384,13 @@ class CharLM:
         -------
         str
             What follows the prompt.
+
+        Raises
+        ------
+        CharLMError
+            The prompt is empty.
+        FloatingPointError
+            The parameters are so large that a logit is not finite.
         """
         if not prompt:
             raise CharLMError("prompt: expected at least one character, got none")
@@ -393,18 +400,22 @@ class CharLM:
         x = np.empty((1, table.shape[1]), table.dtype)
         y = np.empty((1, weight.shape[1]), table.dtype)
         ids = self.vocabulary.encode(prompt).tolist()
-        for step in range(len(ids) + length - 1):
-            x[0] = table[ids[step]]
-            stream.step(x, out=y)
-            if step + 1 < len(ids):  # still reading the prompt
-                continue
-            logits = (weight[1:] @ y[0] + self.params["output.bias"][1:]).astype(np.float64)
-            if temperature == 0:
-                ids.append(1 + int(logits.argmax()))
-            else:
-                share = np.exp((logits - logits.max()) / temperature).cumsum()
-                draw = np.searchsorted(share, generator.random() * share[-1], side="right")
-                ids.append(1 + int(draw))
+        with np.errstate(over="ignore", invalid="ignore"):  # the logits are checked
+            for step in range(len(ids) + length - 1):
+                x[0] = table[ids[step]]
+                stream.step(x, out=y)
+                if step + 1 < len(ids):  # still reading the prompt
+                    continue
+                logits = (weight[1:] @ y[0] + self.params["output.bias"][1:]).astype(np.float64)
+                if not (finite := np.isfinite(logits)).all():
+                    got = logits[~finite][0]
+                    raise FloatingPointError(f"logits: expected finite values, got {got}")
+                if temperature == 0:
+                    ids.append(1 + int(logits.argmax()))
+                else:
+                    share = np.exp((logits - logits.max()) / temperature).cumsum()
+                    draw = np.searchsorted(share, generator.random() * share[-1], side="right")
+                    ids.append(1 + int(draw))
         return self.vocabulary.decode(ids[len(prompt) :])
 
 

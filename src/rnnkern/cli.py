@@ -19,6 +19,7 @@ import rnnkern as rk
 from rnnkern import bench, files
 from rnnkern.charlm import (
     CELLS,
+    CharLM,
     CharLMError,
     Corpus,
     Settings,
@@ -211,7 +212,7 @@ def _train(args: argparse.Namespace) -> int:
         return INTERRUPTED
     seed = trainer.settings.seed
     print("\nA sample:\n")
-    _write("def " + trainer.model.sample("def ", 400, 0.8, seed))
+    _write_sample(trainer.model, path, "def ", 400, 0.8, seed)
     return 0
 
 
@@ -304,8 +305,18 @@ def _draw(trainer: Trainer, held_out: float, path: Path) -> None:
 
 def _sample(args: argparse.Namespace) -> int:
     model = load_model(args.model)
-    _write(args.prompt + model.sample(args.prompt, args.length, args.temperature, args.seed))
+    _write_sample(model, args.model, args.prompt, args.length, args.temperature, args.seed)
     return 0
+
+
+def _write_sample(
+    model: CharLM, path: Path, prompt: str, length: int, temperature: float, seed: int
+) -> None:
+    """Print the prompt and what the model of a file writes after it."""
+    try:
+        _write(prompt + model.sample(prompt, length, temperature, seed))
+    except FloatingPointError as error:
+        raise CharLMError(f"{path}: {error}") from error
 
 
 def _write(text: str) -> None:
