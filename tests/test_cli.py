@@ -724,6 +724,64 @@ def test_text_of_one_held_out_character_is_named() -> None:
         Trainer(Corpus.of(["a" * 9]), replace(TINY, batch=1, length=1))
 
 
+# ------------------------------------------------------------------------------- what is saved
+
+
+def poison(trainer: Trainer, kind: str) -> str:
+    """Make an element of what is saved infinite; gives its name in the file."""
+    if kind == "model":
+        trainer.model.params["output.bias"][1] = np.inf
+        return "model.output.bias"
+    if kind == "layer":
+        trainer.model.layer.params["weight_hh_l0"][1, 1] = np.nan
+        return "model.layer.weight_hh_l0"
+    if kind == "moment":
+        slot = trainer.optimizer._slots[0]
+        assert slot.second is not None
+        slot.second[1] = np.inf
+        return f"optimizer.{slot.key('second')}"
+    assert isinstance(trainer._state, np.ndarray)
+    trainer._state[0, 1] = np.nan
+    return "state.0"
+
+
+@pytest.mark.parametrize("kind", ["model", "layer", "moment", "state"])
+def test_model_that_is_not_finite_is_not_saved(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model"
+    trainer = trained(TINY, 2)
+    trainer.save(path)
+    before = path.read_bytes()
+    trainer.step()
+    name = poison(trainer, kind)
+    for target in (path, tmp_path / "none"):
+        for dry_run in (False, True):
+            with pytest.raises(charlm.CharLMError) as caught:
+                trainer.save(target, dry_run=dry_run)
+            assert str(caught.value).startswith(f"{target}: not saved: {name}: expected finite")
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_run_that_diverges_ends_and_keeps_the_last_good_file(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Trainer.step
+
+    def diverging(self: Trainer) -> None:
+        step(self)
+        if len(self.history) == 7:
+            poison(self, "model")
+
+    path = train("run", "--steps", "3")
+    capsys.readouterr()
+    monkeypatch.setattr(Trainer, "step", diverging)
+    train("run", "--resume", "--save-every", "5", "--steps", "99", status=1)
+    assert_one_line(capsys, "train", f"{path}: not saved: model.output.bias: expected finite")
+    assert len(load(path)["history"]) == 5
+    monkeypatch.undo()
+    train("run", "--resume", "--steps", "8")
+
+
 def test_sizes_beyond_a_file_are_named_before_anything_is_allocated(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -511,10 +511,30 @@ class Trainer:
             total += bits * (stop - start)
         return total / used
 
-    def save(self, path: Path) -> None:
-        """Write all that `load` needs to go on with the same bits; `path` is whole at any time."""
-        tensors = {
-            **self._tensors(),
+    def save(self, path: Path, *, dry_run: bool = False) -> None:
+        """Write all that `load` needs to go on with the same bits; `path` is whole at any time.
+
+        Parameters
+        ----------
+        path : path
+            Of the file.
+        dry_run : bool
+            As in `files.save`.
+
+        Raises
+        ------
+        CharLMError
+            A parameter, a moment of the optimizer or the state is not finite. `load` would refuse
+            such a file; the one at `path` stays.
+        FileError, OSError
+            As in `files.save`.
+        """
+        tensors = self._tensors()
+        try:
+            _check_finite(tensors)
+        except ValueError as error:
+            raise CharLMError(f"{path}: not saved: {error}") from error
+        tensors |= {
             "history": np.array(self.history, np.float64).reshape(-1, 4),
             "held_out": np.array(self.held_out, np.float64).reshape(-1, 2),
         }
@@ -527,7 +547,9 @@ class Trainer:
             "dropout_step": self.model.layer.dropout_step,
             "generator": self._generator.bit_generator.state,
         }
-        files.save(path, tensors, {METADATA_KEY: json.dumps(about, ensure_ascii=False)})
+        files.save(
+            path, tensors, {METADATA_KEY: json.dumps(about, ensure_ascii=False)}, dry_run=dry_run
+        )
 
     @classmethod
     def load(cls, path: Path, corpus: Corpus) -> Trainer:
