@@ -800,19 +800,90 @@ def test_sizes_beyond_a_file_are_named_before_anything_is_allocated(
     assert not path.parent.exists()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_line(saved: Path, unbuffered: str) -> None:
+    for args in (["info"], ["sample", str(saved)]):
+        command = [sys.executable, "-m", "rnnkern.cli", *args]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            )
+        assert done.returncode == 1
+        error = "standard output: [Errno 28] No space left on device"
+        assert done.stderr == f"rnnkern {args[0]}: error: {error}\n"
+
+
+def test_closed_output_is_no_error(text: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rnnkern.cli", "train", str(text), *options(TINY)]
+    command += ["--steps", "3", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(load(tmp_path / "run" / "model.safetensors")["history"]) == 3
+
+
+def test_folder_need_not_be_printable(text: Path, tmp_path: Path) -> None:
+    out = os.fsencode(tmp_path) + b"/run\xff"
+    command = [sys.executable, "-m", "rnnkern.cli", "train", str(text), *options(TINY)]
+    done = subprocess.run(
+        [*map(os.fsencode, command), b"--steps=3", b"--out=" + out],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"run?/training.png written" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "row",
+    [(np.inf, np.inf, 1.0, 0.0), (np.nan, np.nan, 1.0, 0.0), (0.0, 0.0, 1.0, 1.0)],
+    ids=["infinite", "nan", "zero"],
+)
+def test_picture_takes_any_history(tmp_path: Path, row: tuple[float, float, float, float]) -> None:
+    trainer = Trainer(Corpus.of([TEXT]), TINY)
+    for rows in ([row], [row] * 60, [(4.0, 1.0, 0.3, 1.0), *[row] * 60]):
+        trainer.history, trainer.held_out = rows, [(1.0, row[0])]
+        cli._draw(trainer, row[0], tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
 # ------------------------------------------------------------------------------ errors of input
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "--hidden", "0"], "argument --hidden: expected an integer at least 1 and"),
+        (
+            ["train", "--hidden", "0"],
+            "argument --hidden: expected an integer at least 1 and at most 1048576, got",
+        ),
         (["train", "--layers", "1.5"], "argument --layers: expected an integer"),
         (["train", "--dropout", "1"], "argument --dropout: expected a number at least 0 and at"),
-        (["train", "--lr", "0"], "argument --lr: expected a number above 0, got '0'"),
-        (["train", "--lr", "inf"], "argument --lr: expected a number above 0, got 'inf'"),
-        (["train", "--lr", "nan"], "argument --lr: expected a number above 0, got 'nan'"),
-        (["train", "--clip-norm", "-1"], "argument --clip-norm: expected a number above 0, got"),
+        (["train", "--lr", "0"], "argument --lr: expected a number above 0 and at most 3.4028"),
+        (["train", "--lr", "inf"], "argument --lr: expected a number above 0 and at most 3.4028"),
+        (["train", "--lr", "nan"], "argument --lr: expected a number above 0 and at most 3.4028"),
+        (["train", "--lr", "1e39"], "and at most 3.40282346639e+38, got '1e39'"),
+        (
+            ["train", "--l2", "1e300"],
+            "argument --l2: expected a number at least 0 and at most 3.40",
+        ),
+        (["train", "--l2", "nan"], "argument --l2: expected a number at least 0 and at most 3.40"),
+        (["train", "--clip-norm", "-1"], "argument --clip-norm: expected a number above 0 and at"),
+        (
+            ["train", "--clip-norm", "1e39"],
+            "argument --clip-norm: expected a number above 0 and at",
+        ),
+        (["train", "--clip-value", "1e39"], "argument --clip-value: expected a number above 0 and"),
+        (["train", "--clip-step-value", "1e39"], "argument --clip-step-value: expected a number"),
+        (["train", "--clip-step-norm", "inf"], "argument --clip-step-norm: expected a number"),
+        (["train", ""], "argument FILE: expected a path, got ''"),
+        (["train", "--out", ""], "argument --out: expected a path, got ''"),
+        (["sample", ""], "argument MODEL: expected a path, got ''"),
         (["train", "--clip-value", "no"], "got 'no' (or 'off')"),
         (["train", "--clip-step-value", "0"], "argument --clip-step-value: expected"),
         (["train", "--clip-step-norm", "0"], "argument --clip-step-norm: expected"),

@@ -120,8 +120,9 @@ def read_texts(paths: Iterable[Path]) -> list[str]:
 
 def _text_of(path: Path) -> str | None:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
+        with files.naming(str(path)):
+            text = path.read_text(encoding="utf-8-sig")
+    except files.FileError:  # other bytes than UTF-8
         return None
     return None if "\0" in text else text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ import rnnkern as rk
 from rnnkern import bench, files
 from rnnkern.charlm import (
     CELLS,
+    LARGEST,
     CharLM,
     CharLMError,
     Corpus,
@@ -47,8 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 after an error in the input; 130 after Ctrl-C. Errors in the arguments
-        themselves raise ``SystemExit(2)``, as argparse does.
+        0; 1 after an error in the input, in a file, in standard output or of memory, reported
+        in one line; 130 after Ctrl-C. Errors in the arguments themselves raise
+        ``SystemExit(2)``, as argparse does.
 
     Examples
     --------
@@ -56,17 +59,33 @@ def main(argv: list[str] | None = None) -> int:
     >>> status = main(["info"])  # doctest: +ELLIPSIS
     version...
     """
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        with rk.num_threads(args.threads or rk.get_num_threads()):
-            return int(args.run(args))
-    except (CharLMError, files.FileError, OSError) as error:
-        print(f"rnnkern {args.command}: error: {error}", file=sys.stderr)
+        try:
+            with rk.num_threads(args.threads or rk.get_num_threads()):
+                return int(args.run(args))
+        finally:
+            _flush()
+    except (CharLMError, files.FileError, MemoryError, OSError) as error:
+        unnamed = isinstance(error, OSError) and error.filename is None  # files are named
+        text = f"standard output: {error}" if unnamed else error
+        print(f"rnnkern {args.command}: error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"rnnkern {args.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _flush() -> None:
+    """Write out what was printed; what standard output can't take does not fail again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _number(
@@ -74,7 +93,7 @@ def _number(
 ) -> Callable[[str], Any]:
     """Make an argparse type: a finite number from `low` (or above it) to `high`."""
     range_ = f"{'above' if above else 'at least'} {low:g}"
-    range_ += f" and at most {high:g}" if high < math.inf else ""
+    range_ += f" and at most {high:.12g}" if high < math.inf else ""
 
     def parse(text: str) -> Any:
         wanted = f"expected {'an integer' if kind is int else 'a number'} {range_}, got {text!r}"
@@ -89,10 +108,16 @@ def _number(
     return parse
 
 
+def _path(text: str) -> Path:
+    if not text:  # Path would take it as the working folder
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
+
+
 def _limit(text: str) -> float | None:
     """Parse a clip limit: a number above 0, or ``off``."""
     try:
-        return None if text == "off" else float(_number(float, 0, above=True)(text))
+        return None if text == "off" else float(_number(float, 0, LARGEST, above=True)(text))
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error} (or 'off')") from None
 
@@ -112,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "Train a character-level model and draw a sample from it.")
     train.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="UTF-8 text files, or folders of such;"
+        "files", nargs="*", type=_path, metavar="FILE", help="UTF-8 text files, or folders of such;"
         " default: the source of Python's standard library. The last tenth of each is held out.",
     )  # fmt: skip
     defaults = Settings()
@@ -131,18 +156,18 @@ def _parser() -> argparse.ArgumentParser:
     setting("dropout", _number(float, 0, 0.99), "share of outputs dropped between layers")
     setting("batch", count, "lanes of text read side by side")
     setting("length", count, "steps of truncated BPTT")
-    setting("lr", positive, "learning rate of Adam")
+    setting("lr", _number(float, 0, LARGEST, above=True), "learning rate of Adam")
     setting("clip_norm", _limit, "joint L2 norm of all gradients, or off")
     setting("clip_value", _limit, "each element of each parameter's gradient, or off")
     setting("clip_step_value", _limit, "each step's gate gradients, elementwise, or off")
     setting("clip_step_norm", _limit, "L2 norm of each row's gradient handed back a step, or off")
-    setting("l2", _number(float, 0), "L2 penalty on the weights, not on the biases")
+    setting("l2", _number(float, 0, LARGEST), "L2 penalty on the weights, not on the biases")
     setting("seed", seed, "of parameters, dropout, order and sample")
     train.add_argument(
         "--steps", type=count, help=f"stop at this step (default: {STEPS}, none with --seconds)"
     )
     train.add_argument("--seconds", type=positive, help="stop after this time (default: none)")
-    train.add_argument("--out", type=Path, default=Path("rnnkern-run"), metavar="FOLDER",
+    train.add_argument("--out", type=_path, default=Path("rnnkern-run"), metavar="FOLDER",
                        help="for model and picture (default: %(default)s)")  # fmt: skip
     train.add_argument("--resume", action="store_true", help="go on with the run in FOLDER")
     train.add_argument("--save-every", type=count, default=500, metavar="STEPS",
@@ -150,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(error=train.error)
 
     sample = command("sample", _sample, "Write text with a trained model, one step at a time.")
-    sample.add_argument("model", type=Path, metavar="MODEL", help="a model.safetensors of train")
+    sample.add_argument("model", type=_path, metavar="MODEL", help="a model.safetensors of train")
     sample.add_argument("--prompt", default="def ", help="text to go on from (default: 'def ')")
     sample.add_argument("--length", type=count, default=500, help="characters (default: 500)")
     sample.add_argument("--temperature", type=_number(float, 0, 100), default=0.8,
@@ -202,7 +227,7 @@ def _train(args: argparse.Namespace) -> int:
     picture = args.out / "training.png"
     _draw(trainer, held_out, picture)
     done, skipped = len(trainer.history), trainer.optimizer.skipped
-    print(
+    _write(
         f"step {done}: held-out {held_out:.3f} bits per character"
         + (f"; {skipped} steps skipped, not finite" if skipped else "")
         + f"; {path} and {picture} written"
@@ -282,8 +307,10 @@ def _draw(trainer: Trainer, held_out: float, path: Path) -> None:
     steps = np.arange(1, len(bits) + 1)
     sums = np.concatenate(([0.0], np.cumsum(bits)))
     low = np.maximum(steps - RUNNING, 0)
+    with np.errstate(invalid="ignore"):  # a loss can be infinite
+        means = (sums[steps] - sums[low]) / (steps - low)
     loss.plot(steps, bits, color="0.75", linewidth=0.8, label="training, each step")
-    loss.plot(steps, (sums[steps] - sums[low]) / (steps - low), color="C0",
+    loss.plot(steps, means, color="C0",
               label=f"training, mean of the last {RUNNING} steps")  # fmt: skip
     points = [p for p in trainer.held_out if p[0] < len(bits)] + [(float(len(bits)), held_out)]
     loss.plot(*zip(*points, strict=True), "o-", color="C1", markersize=3, label="held-out")
@@ -295,12 +322,15 @@ def _draw(trainer: Trainer, held_out: float, path: Path) -> None:
     norm = np.where(applied > 0, norm, np.nan)  # skipped steps have no finite norm
     gradient.plot(steps, norm, color="C3", linewidth=2, alpha=0.4, label="before the clip")
     gradient.plot(steps, norm * scale, color="C2", linewidth=0.8, label=f"after the clip{acted}")
-    gradient.set(yscale="log", ylabel="gradient norm (L2; nats per character)")
+    gradient.set(ylabel="gradient norm (L2; nats per character)")
+    if (norm > 0).any():
+        gradient.set(yscale="log")
     gradient.set_xlabel(f"step ({trainer.settings.batch * trainer.settings.length:,} characters)")
     for axes in (loss, gradient):
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with files.naming(str(path)):
+        figure.savefig(path, dpi=120)
 
 
 def _sample(args: argparse.Namespace) -> int:

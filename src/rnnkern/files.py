@@ -113,7 +113,7 @@ class Reader:
             self._path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
         )
         try:
-            with _naming(self._path):
+            with naming(self._path):
                 status = os.fstat(self._file.fileno())
                 _check(stat.S_ISREG(status.st_mode), "a regular file", _kind(status))
                 prefix = self._file.read(8)
@@ -167,7 +167,7 @@ class Reader:
         {'w': array([0., 1., 2.])}
         """
         arrays = {}
-        with _naming(self._path):
+        with naming(self._path):
             if expected is not None:
                 _compare(self.specs, expected)
             for name, spec in self.specs.items():
@@ -278,7 +278,7 @@ def save(
         # An array object of its own: the caller can give its own another shape at any time.
         arrays[name] = np.asarray(array, order="C").view()
     target = Path(os.path.realpath(path))
-    with _naming(path):
+    with naming(path):
         # Wide items first, so that each array is aligned.
         arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
         header = _header(arrays, dict(metadata))
@@ -350,10 +350,10 @@ def lock(path: PathLike) -> Iterator[None]:
     ...     files.save(f"{folder}/a", {"w": np.zeros(2)})  # no other process is here
     """
     path = _checked_path(path)
-    with _naming(path):
+    with naming(path):
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with _naming(path):
+        with naming(path):
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -382,7 +382,7 @@ def _check_type(name: str, value: object, kinds: Any, expected: str) -> None:
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
+def naming(path: str) -> Iterator[None]:
     """Name the path in every error, as the caller gave it."""
     try:
         yield
