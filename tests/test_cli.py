@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_files import mounted
 
 import rnnkern as rk
 from rnnkern import bench, charlm, cli, files, reference
@@ -782,6 +786,152 @@ def test_run_that_diverges_ends_and_keeps_the_last_good_file(
     train("run", "--resume", "--steps", "8")
 
 
+def test_new_run_that_diverges_leaves_nothing(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train("deep/run", "--steps", "3", settings=replace(TINY, lr=1e38), status=1)
+    assert_one_line(capsys, "train", f"{path}: not saved: model.")
+    assert not path.parent.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"lr": 3e38},
+        {"lr": 1e-320},
+        {"lr": 1e20, "clip_norm": None},
+        {"l2": 3e38},
+        {"l2": 1e25},
+        {"clip_norm": 1e-320},
+        {"clip_norm": 3e38},
+        {"clip_value": 1e-320},
+        {"clip_value": 3e38},
+        {"clip_step_value": 1e-320},
+        {"clip_step_norm": 1e-320},
+        {"seed": 2**32 - 1},
+        {"batch": 1, "length": 1},
+        {"hidden": 1, "embedding": 1},
+        {"layers": 64, "dropout": 0.99, "hidden": 2},
+        {"cell": "lstm", "lr": 1e10},
+        {"cell": "rnn", "lr": 1e10},
+    ],
+    ids=str,
+)
+def test_extreme_settings_give_one_line_or_a_run_that_can_be_resumed(
+    text: Path, tmp_path: Path, more: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run" / "model.safetensors"
+    args = ["train", str(text), "--out", str(path.parent), *options(replace(TINY, **more))]
+    status = cli.main([*args, "--steps", "60", "--save-every", "7"])
+    if status:
+        assert_one_line(capsys, "train", f"{path}: ")
+    if path.exists():
+        Trainer.load(path, Corpus.of([TEXT])).step()
+    else:
+        assert status == 1
+
+
+# ----------------------------------------------------- what is checked before the first step
+
+
+@pytest.fixture
+def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(trainer: Trainer) -> None:
+        raise AssertionError("expected no step")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+
+
+@pytest.mark.usefixtures("no_step")
+def test_vocabulary_that_no_file_can_hold_is_refused_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("".join(chr(c) * 4 for c in range(0x10000, 0x60000)), encoding="utf-8")
+    tiny = options(replace(TINY, hidden=1, embedding=1))
+    assert cli.main(["train", "text", "--out", "a/../b/run", *tiny]) == 1
+    message = "a/../b/run/model.safetensors: expected a header of at most 1048576 bytes, got 11"
+    assert_one_line(capsys, "train", message)
+    assert [p.name for p in tmp_path.iterdir()] == ["text"]
+
+
+@pytest.mark.usefixtures("no_step")
+@pytest.mark.parametrize("out", ["/proc/rnnkern/run", "text.py", "text.py/run", "n" * 256])
+def test_folder_that_cannot_be_made_is_refused_before_the_first_step(
+    text: Path, out: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(text.parent)
+    assert cli.main(["train", str(text), "--out", out, *options(TINY)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("rnnkern train: error: [Errno ")
+    assert any(f"'{path}'" in error for path in (out, Path(out).parent))
+    assert error.count("\n") == 1
+    assert [p.name for p in text.parent.iterdir()] == ["text.py"]
+
+
+@pytest.mark.parametrize(
+    ("disk", "hidden", "message"),
+    [
+        ("size=1m,ro", 12, "Read-only file system"),
+        ("size=1m", 12, None),
+        ("size=100k", 24, None),  # room for two of the model's files
+        ("size=60k", 24, "No space left on device"),  # room for one
+    ],
+)
+def test_disk_is_asked_before_the_first_step(
+    text: Path, tmp_path: Path, disk: str, hidden: int, message: str | None
+) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    args = ["train", str(text), f"--out={folder}", *options(replace(TINY, hidden=hidden))]
+    command = (sys.executable, "-m", "rnnkern.cli", *args, "--steps=3", "--save-every=1")
+    code, out, err = mounted(folder, disk, *command)
+    assert ("step 1:" in out) == (message is None)
+    if message:
+        assert code == 1
+        assert message in err
+        assert err.startswith("rnnkern train: error: ")
+        assert err.endswith(f": '{folder}/model.safetensors'\n")
+        assert err.count("\n") == 1
+
+
+def test_run_that_cannot_replace_its_file_is_not_resumed(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a folder with the sticky bit, if the file is another user's."""
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    path = train("run", "--steps", "3")
+    before = capsys.readouterr() and path.read_bytes()
+    monkeypatch.setattr(os, "replace", refuse)
+    train("run", "--resume", "--steps", "9", status=1)
+    captured = capsys.readouterr()
+    assert captured.out == ""  # not a single step
+    error = f"[Errno 1] Operation not permitted: '{path}'"
+    assert captured.err == f"rnnkern train: error: {error}\n"
+    assert path.read_bytes() == before
+
+
+MEMORY = """if True:
+    import resource, sys
+    from rnnkern import cli
+    resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_sizes_beyond_memory_are_named(text: Path, tmp_path: Path) -> None:
+    args = ["train", str(text), "--out", str(tmp_path / "run"), "--hidden", "20000"]
+    done = subprocess.run([sys.executable, "-c", MEMORY, *args], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    message = "rnnkern train: error: FILE, --hidden, --embedding, --layers, --batch and --length: "
+    assert done.stderr.startswith(message + "expected sizes that fit in memory: Unable to allocate")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_sizes_beyond_a_file_are_named_before_anything_is_allocated(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -798,6 +948,87 @@ def test_sizes_beyond_a_file_are_named_before_anything_is_allocated(
         "bytes, got 36000",
     )
     assert not path.parent.exists()
+
+
+def test_step_beyond_memory_leaves_nothing(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: Any) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(CharLM, "gradients", fail)
+    path = train("run", status=1)
+    assert_one_line(capsys, "train", "FILE, --hidden, --embedding, --layers, --batch and --length")
+    assert not path.parent.exists()
+
+
+# --------------------------------------------------------------------- what fails during a run
+
+
+def test_failed_save_is_reported_and_tried_again(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training goes on, and ends with the bytes of a run that nothing happened to."""
+    whole = train("whole", "--steps", "12")
+    capsys.readouterr()
+    save, failures = Trainer.save, {4: OSError(28, "No space left", "x"), 8: files.FileError("y")}
+
+    def failing(self: Trainer, path: Path, *, dry_run: bool = False) -> None:
+        if len(self.history) in failures:
+            raise failures[len(self.history)]
+        save(self, path, dry_run=dry_run)
+
+    monkeypatch.setattr(Trainer, "save", failing)
+    path = train("run", "--steps", "12", "--save-every", "2")
+    assert capsys.readouterr().err.splitlines() == [
+        "rnnkern train: warning: step 4 not saved, going on: [Errno 28] No space left: 'x'",
+        "rnnkern train: warning: step 8 not saved, going on: y",
+    ]
+    assert path.read_bytes() == whole.read_bytes()
+
+    failures[12] = OSError(28, "No space left", "z")
+    path = train("other", "--steps", "12", "--save-every", "5", status=1)
+    assert_one_line(capsys, "train", "[Errno 28] No space left: 'z'")
+    assert len(load(path)["history"]) == 10
+
+
+def test_folder_that_is_removed_during_a_run_is_named(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    step = Trainer.step
+
+    def removing(self: Trainer) -> None:
+        step(self)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+    monkeypatch.setattr(Trainer, "step", removing)
+    path = train("run", "--steps", "3", "--save-every", "2", status=1)
+    error = f"[Errno 2] No such file or directory: '{path}'"
+    assert capsys.readouterr().err.splitlines() == [
+        f"rnnkern train: warning: step 2 not saved, going on: {error}",
+        f"rnnkern train: error: {error}",
+    ]
+
+
+class Full(io.StringIO):
+    """Standard output into a file on a disk that is full once the first step is there."""
+
+    def write(self, text: str) -> int:
+        if "step 1:" in text:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(text)
+
+
+def test_run_is_saved_when_standard_output_fails(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        path = train("run", "--steps", "9", status=1)
+    assert_one_line(capsys, "train", "standard output: [Errno 28] No space left on device")
+    assert len(load(path)["history"]) == 1
+    train("run", "--resume", "--steps", "9")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -834,22 +834,20 @@ def test_limit_of_file_size_leaves_the_old_file(path):
     assert out == f"{errno.EFBIG} ['{path.name}'] (100,)\n" * 2
 
 
-def on_a_small_disk(folder, *command):
-    """Run the command with 64 KiB of file system at `folder`."""
+def mounted(folder, options, *command):
+    """Run the command with a file system of its own at `folder`."""
     mount = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
-    script = 'mount -t tmpfs -o size=64k tmpfs "$1"; shift; exec "$@"'
-    code, _, err = run(*mount, script, "sh", str(folder), "true")
+    script = 'mount -t tmpfs -o "$1" tmpfs "$2"; shift 2; exec "$@"'
+    code, _, err = run(*mount, script, "sh", options, str(folder), "true")
     if code:
         pytest.skip(f"no file system can be mounted here: {err.strip()}")
-    code, out, err = run(*mount, script, "sh", str(folder), *command)
-    assert (code, err) == (0, "")
-    return out
+    return run(*mount, script, "sh", options, str(folder), *command)
 
 
 def test_full_disk_leaves_the_old_file(tmp_path):
     code = FULL.replace("{limit}", "")
-    out = on_a_small_disk(tmp_path, sys.executable, "-c", code, str(tmp_path / "a"))
-    assert out == f"{errno.ENOSPC} ['a'] (100,)\n" * 2
+    done = mounted(tmp_path, "size=64k", sys.executable, "-c", code, str(tmp_path / "a"))
+    assert done == (0, f"{errno.ENOSPC} ['a'] (100,)\n" * 2, "")
 
 
 DRY = """if True:
@@ -869,8 +867,8 @@ DRY = """if True:
 
 
 def test_dry_run_needs_room_for_the_old_file_and_the_new(tmp_path):
-    out = on_a_small_disk(tmp_path, sys.executable, "-c", DRY, str(tmp_path / "a"))
-    assert out == f"fits []\n{errno.ENOSPC} []\n{errno.ENOSPC} []\n"
+    done = mounted(tmp_path, "size=64k", sys.executable, "-c", DRY, str(tmp_path / "a"))
+    assert done == (0, f"fits []\n{errno.ENOSPC} []\n{errno.ENOSPC} []\n", "")
 
 
 def test_mode_is_the_umasks_or_the_old_files(path):

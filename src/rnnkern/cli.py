@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -168,10 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--seconds", type=positive, help="stop after this time (default: none)")
     train.add_argument("--out", type=_path, default=Path("rnnkern-run"), metavar="FOLDER",
-                       help="for model and picture (default: %(default)s)")  # fmt: skip
+                       help="for model and picture; two runs at once into one folder are refused"
+                       " (default: %(default)s)")  # fmt: skip
     train.add_argument("--resume", action="store_true", help="go on with the run in FOLDER")
     train.add_argument("--save-every", type=count, default=500, metavar="STEPS",
-                       help="save in between (default: %(default)s)")  # fmt: skip
+                       help="save in between (default: %(default)s); a save that fails is"
+                       " reported and tried again at the next and at the end")  # fmt: skip
     train.set_defaults(error=train.error)
 
     sample = command("sample", _sample, "Write text with a trained model, one step at a time.")
@@ -189,6 +192,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
+    with _own(args.out, make=not args.resume):
+        try:
+            return _run(args)
+        except MemoryError as error:
+            sizes = "FILE, --hidden, --embedding, --layers, --batch and --length"
+            raise CharLMError(f"{sizes}: expected sizes that fit in memory: {error}") from error
+
+
+@contextmanager
+def _own(folder: Path, make: bool) -> Iterator[None]:
+    """Hold the folder against other runs; remove what was made for it if it stays empty."""
+    made = [path for path in (folder, *folder.parents) if make and not path.exists()]
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with files.lock(folder):
+            yield
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Train, save, draw and sample as the options say, in a folder that exists."""
     for name in ("rich.progress", "matplotlib", "threadpoolctl"):
         extra(name)  # ask now, not after the training
     given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
@@ -211,7 +239,9 @@ def _train(args: argparse.Namespace) -> int:
     done = len(trainer.history)
     if steps is not None and done >= steps:
         args.error(f"argument --steps: expected more than the {done} steps done, got {steps}")
-    args.out.mkdir(parents=True, exist_ok=True)
+    # A run that can't be saved must not start. A resumed run replaces its own file by the same
+    # bytes, since replacing another user's file, for example, can be forbidden.
+    trainer.save(path, dry_run=not args.resume)
     print(
         f"{len(corpus.train):,} characters to train on, {len(corpus.held_out):,} held out (the last"
         f" tenth of each file), {len(corpus.vocabulary)} in the vocabulary; {rk.get_num_threads()}"
@@ -221,7 +251,11 @@ def _train(args: argparse.Namespace) -> int:
     # NumPy's products are small here, and its threads would spin where the kernels' want to run:
     # on two cores that halves the speed.
     with extra("threadpoolctl").threadpool_limits(1, user_api="blas"):
-        interrupted = _loop(trainer, steps, args.seconds, args.save_every, path)
+        try:
+            interrupted = _loop(trainer, steps, args.seconds, args.save_every, path)
+        except OSError:  # standard output is a closed pipe or on a full disk
+            trainer.save(path)
+            raise
     trainer.save(path)
     held_out = trainer.evaluate()
     picture = args.out / "training.png"
@@ -282,7 +316,11 @@ def _loop(
                 if share >= 1 or interrupted:
                     return interrupted
                 if done % save_every == 0:
-                    trainer.save(path)
+                    try:
+                        trainer.save(path)
+                    except (files.FileError, OSError) as error:
+                        text = f"rnnkern train: warning: step {done} not saved, going on: {error}"
+                        print(text, file=sys.stderr, flush=True)
     finally:
         signal.signal(signal.SIGINT, before)
 
