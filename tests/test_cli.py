@@ -612,6 +612,31 @@ def test_any_field_of_the_metadata_may_have_any_value(saved: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("moment", "value"),
+    [(moment, value) for moment in ("first", "second") for value in (np.nan, np.inf, -np.inf)]
+    + [("second", -1.0)],
+)
+def test_bad_moments_are_not_resumed(
+    saved: Path, tmp_path: Path, text: Path, moment: str, value: float,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved.read_bytes())
+    name = f"0.output.bias.{moment}"
+    array = load(path)[f"optimizer.{name}"]
+    array[3] = value
+    rewrite(path, tensors={f"optimizer.{name}": array})
+    before = path.read_bytes()
+    with pytest.raises(files.FileError) as caught:
+        Trainer.load(path, Corpus.of([TEXT]))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert name in str(caught.value)
+    assert cli.main(["train", str(text), "--resume", "--out", str(tmp_path)]) == 1
+    assert_one_line(capsys, "train", f"{path}: ")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
     ("tensor", "status"),
     [
         ("model.output.weight", 1),
