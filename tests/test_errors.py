@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -152,6 +154,81 @@ def test_dropout_step(step):
 def test_clips(name, bound, error, message):
     with refused(error, f"clip.{name}: expected {message}"):
         rk.Clip(**{name: bound})
+
+
+class Unwilling:
+    """Claims to be a number, but converts to none."""
+
+    def __float__(self):
+        raise RuntimeError("no float")
+
+    __index__ = __float__
+
+
+NO_NUMBERS = [
+    np.str_("1"),
+    np.bytes_(b"1"),
+    np.void(b"1"),
+    np.complex64(1),
+    np.clongdouble(1),
+    np.timedelta64(1),
+    np.datetime64("2020"),
+    np.bool_(True),
+    np.array(1.0),
+    np.ma.masked,
+    "1",
+    b"1",
+    1j,
+    Decimal("sNaN"),
+    Unwilling(),
+    (1.0,),
+]
+by_type = pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
+
+
+@by_type
+def test_numbers_are_real_scalars(value):
+    got = f"got {type(value).__name__.rstrip('_')}"
+    layer = make_layer("gru", I, H)
+    tape = layer.forward(np.zeros((T, B, I), np.float32))[2]
+    with refused(TypeError, f"dropout: expected a number, {got}", layer):
+        layer.dropout = value
+    with refused(TypeError, f"flow_penalty: expected a number, {got}", layer):
+        layer.backward(tape, flow_penalty=value)
+    with refused(TypeError, f"clip.norm: expected a number or None, {got}"):
+        rk.Clip(norm=value)
+    with refused(TypeError, f"lr: expected a number, {got}"):
+        rk.Adam(layer.params, lr=value)
+
+
+@by_type
+def test_integers_are_integral_scalars(value):
+    got = f"got {type(value).__name__.rstrip('_')}"
+    layer = make_layer("gru", I, H)
+    with refused(TypeError, f"dropout_step: expected an integer, {got}", layer):
+        layer.dropout_step = value
+    with refused(TypeError, f"batch_size: expected an integer, {got}", layer):
+        layer.stream(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.5, np.float16(0.5), np.float64(0.5), np.longdouble(0.5), Decimal("0.5"), Fraction(1, 2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_real_scalars_of_any_type_are_numbers(value):
+    assert rk.Clip(norm=value).norm == 0.5
+    assert type(rk.Clip(norm=value).norm) is float
+
+
+def test_integers_of_too_many_digits_to_show():
+    huge = 10**5000  # Python refuses to print it
+    with refused(ValueError, "hidden_size: expected an integer of at least 1, got int of too many"):
+        rk.GRU(I, huge)
+    for value in (huge, Fraction(huge)):
+        said = f"norm: expected a finite number > 0, got {type(value).__name__} of too many digits"
+        with refused(ValueError, said):
+            rk.Clip(norm=value)
 
 
 # ---- arrays: every place where a call takes one ------------------------------------------------

@@ -11,6 +11,17 @@ import numpy as np
 
 __all__ = ["flag", "integer", "number"]
 
+# Types that are no real numbers, although some of their values convert to float.
+NO_NUMBERS = (
+    bool,
+    np.bool_,
+    np.complexfloating,
+    np.flexible,  # strings and records
+    np.datetime64,
+    np.timedelta64,
+    np.ndarray,
+)
+
 
 def flag(name: str, value: Any) -> bool:
     """`value` as a bool; TypeError if it is anything else."""
@@ -21,12 +32,9 @@ def flag(name: str, value: Any) -> bool:
 
 def integer(name: str, value: Any, expected: str, low: int, high: int) -> int:
     """`value` as an int from `low` to `high`, which `expected` says in words."""
-    no_scalar = isinstance(value, (bool, np.bool_, np.ndarray))
-    if no_scalar or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__.rstrip('_')}")
-    whole = operator.index(value)
+    whole: int = _converted(name, value, "an integer", "__index__", operator.index)
     if not low <= whole <= high:
-        raise ValueError(f"{name}: expected {expected}, got {whole}")
+        raise ValueError(f"{name}: expected {expected}, got {_shown(whole)}")
     return whole
 
 
@@ -41,13 +49,32 @@ def number(
 
     `kind` names the type, where more than numbers are allowed.
     """
-    no_scalar = isinstance(value, (bool, np.bool_, np.ndarray))
-    if no_scalar or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: expected {kind}, got {type(value).__name__.rstrip('_')}")
     try:
-        real = float(value)
+        real: float = _converted(name, value, kind, "__float__", float)
     except OverflowError:  # an integer that no float can hold
         real = math.inf
     if not (math.isfinite(real) and fits(real)):
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        raise ValueError(f"{name}: expected {expected}, got {_shown(value)}")
     return real
+
+
+def _converted(name: str, value: Any, kind: str, method: str, convert: Callable[[Any], Any]) -> Any:
+    """`value` as `convert`, which calls its `method`, returns it; TypeError if it is no number."""
+    cause = None
+    if hasattr(value, method) and not isinstance(value, NO_NUMBERS):
+        try:
+            return convert(value)
+        except OverflowError:
+            raise
+        except Exception as error:  # whatever the type's own method raises
+            cause = error
+    kind_of_value = type(value).__name__.rstrip("_")
+    raise TypeError(f"{name}: expected {kind}, got {kind_of_value}") from cause
+
+
+def _shown(value: Any) -> str:
+    """`repr`, which Python refuses for integers of thousands of digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"{type(value).__name__} of too many digits to show"
