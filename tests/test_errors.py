@@ -82,6 +82,8 @@ FLAG = "expected True or False, got"
 PROBABILITY = "dropout: expected a number from 0 to below 1, got"
 SEED = "seed: expected an integer"
 DTYPE = "dtype: expected float32 or float64, got"
+NO_STRINGS = (None, 3, b"tanh", ["tanh"], np.array("tanh"), np.array(["tanh", "tanh"]))
+NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"names": ["a"]})
 
 
 @pytest.mark.parametrize(
@@ -98,12 +100,17 @@ DTYPE = "dtype: expected float32 or float64, got"
         (rk.RNN, {"dropout": True}, TypeError, "dropout: expected a number, got bool"),
         (rk.RNN, {"dropout": "half"}, TypeError, "dropout: expected a number, got str"),
         (rk.RNN, {"dropout": np.array([0.1, 0.2])}, TypeError, "dropout: expected a number, got"),
-        (rk.RNN, {"nonlinearity": "sin"}, ValueError, "nonlinearity: expected 'tanh' or 'relu'"),
+        (rk.RNN, {"nonlinearity": "sin"}, ValueError, "nonlinearity: expected one of tanh, relu"),
         (rk.GRU, {"init": "zeros"}, ValueError, "init: expected one of uniform, xavier, "),
         *((rk.GRU, {"seed": s}, ValueError, f"{SEED} from 0 to 2**64 - 1") for s in (-1, 2**64)),
         *((rk.GRU, {"seed": s}, TypeError, SEED) for s in ("x", 1.5, True, np.array([1, 2]))),
         *((rk.GRU, {"dtype": d}, TypeError, f"{DTYPE} {np.dtype(d)}") for d in ("f2", "i8", ">f4")),
-        *((rk.GRU, {"dtype": d}, TypeError, DTYPE) for d in ("nonsense", None)),
+        *((rk.GRU, {"dtype": d}, TypeError, DTYPE) for d in NO_DTYPES),
+        *(
+            (make, {name: value}, TypeError, f"{name}: expected one of ")
+            for make, name in ((rk.RNN, "nonlinearity"), (rk.GRU, "init"))
+            for value in NO_STRINGS
+        ),
         (rk.LSTM, {"forget_bias": "1"}, TypeError, "forget_bias: expected a number, got str"),
         (rk.LSTM, {"forget_bias": True}, TypeError, "forget_bias: expected a number, got bool"),
         (rk.LSTM, {"forget_bias": np.ones(2)}, TypeError, "forget_bias: expected a number, got"),
@@ -119,6 +126,20 @@ DTYPE = "dtype: expected float32 or float64, got"
 def test_options(make, option, error, message):
     with refused(error, message):
         make(I, H, **option)
+
+
+def test_options_take_any_kind_of_string():
+    rnn = rk.RNN(I, H, nonlinearity=np.str_("relu"), init=np.str_("identity"), seed=0)
+    assert type(rnn.nonlinearity) is str
+    assert (rnn.params["weight_hh_l0"] == np.eye(H)).all()
+
+
+@pytest.mark.parametrize("x", [[[1], [2, 3]], [[[1.0]]], None, 5, "x", np.float32(1), np.ones(3)])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_checkpoint_of_what_is_no_sequence(x, batch_first):
+    layer = make_layer("gru", I, H, batch_first=batch_first)
+    with refused(TypeError, "x: expected an array of dtype float32, got ", layer):
+        layer.forward(x, checkpoint="sqrt")
 
 
 def test_dropout_setter():

@@ -155,7 +155,7 @@ def test_dtypes_share_their_draws():
     ("options", "error", "message"),
     [
         ({"init": "he"}, ValueError, "init: expected one of uniform, xavier, orthogonal, identity"),
-        ({"init": None}, ValueError, "init: expected one of .*, got None"),
+        ({"init": None}, TypeError, "init: expected one of .*, got NoneType"),
         ({"seed": -1}, ValueError, r"seed: expected an integer from 0 to 2\*\*64 - 1, got -1"),
         ({"seed": 2**64}, ValueError, "seed: expected an integer from 0"),
         ({"seed": 1.5}, TypeError, "seed: expected an integer, got float"),

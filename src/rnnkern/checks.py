@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["flag", "integer", "number"]
+__all__ = ["choice", "flag", "integer", "number"]
 
 # Types that are no real numbers, although some of their values convert to float.
 NO_NUMBERS = (
@@ -28,6 +28,16 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
     return bool(value)
+
+
+def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
+    """`value` as the one of `options` that it equals."""
+    expected = f"one of {', '.join(options)}"
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if value not in options:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return options[options.index(value)]
 
 
 def integer(name: str, value: Any, expected: str, low: int, high: int) -> int:

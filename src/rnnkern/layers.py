@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
-from .checks import flag, integer, number
+from .checks import choice, flag, integer, number
 from .clip import Clip
 from .stream import Stream, split_state
 
@@ -130,8 +130,7 @@ class _Layer:
             raise ValueError("batch_first: expected False with an ensemble, got True")
         self.dropout = dropout
         self.dtype = _dtype(dtype)
-        if init not in INITIALIZERS:
-            raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {init!r}")
+        init = choice("init", init, INITIALIZERS)
         if seed is not None:
             seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
         self._net = self._new_net(self.ensemble or 0)
@@ -340,7 +339,8 @@ class _Layer:
         if isinstance(checkpoint, str):
             if checkpoint != "sqrt":
                 raise ValueError(f"checkpoint: expected an integer or 'sqrt', got {checkpoint!r}")
-            steps = np.shape(x)[self.batch_first and np.ndim(x) == 3] if np.ndim(x) > 1 else 1
+            sizes = x.shape if isinstance(x, np.ndarray) else ()  # which the core refuses
+            steps = sizes[self.batch_first and len(sizes) == 3] if len(sizes) > 1 else 1
             return max(1, math.isqrt(steps))
         return integer("checkpoint", checkpoint, "an integer of at least 1", 1, 2**62)
 
@@ -587,10 +587,8 @@ class RNN(_Layer):
         nonlinearity: str = "tanh",
         **options: Any,
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-        self.nonlinearity = nonlinearity
-        self._kind = f"rnn_{nonlinearity}"
+        self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self._kind = f"rnn_{self.nonlinearity}"
         super().__init__(input_size, hidden_size, num_layers, **options)
 
 
@@ -713,7 +711,7 @@ def _size(name: str, value: Any) -> int:
 def _dtype(dtype: DTypeLike) -> np.dtype[Any]:
     try:
         wanted = None if dtype is None else np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # the last for text such as "(2,"
         wanted = None
     got = repr(dtype) if wanted is None else str(wanted)
     if wanted is None or wanted not in (np.dtype(np.float32), np.dtype(np.float64)):
