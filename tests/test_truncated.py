@@ -338,6 +338,39 @@ def test_a_refused_backward_may_be_called_again(k1, k2, batch_first):
             window.backward(dy)
 
 
+@pytest.mark.parametrize(("k1", "k2"), [(4, 4), (4, 6)])
+@every_kind
+def test_the_state_is_read_only(kind, k1, k2):
+    """The next window may start from it."""
+    layer, p = make(kind)
+    for window in rk.truncated_bptt(layer, p.x, k1, k2, p.state):
+        for part in parts(window.state):
+            with pytest.raises(ValueError, match="read-only"):
+                part[...] = 0
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(4, 4), (4, 6)])
+@every_kind
+def test_shapes_that_the_caller_changes_meanwhile(kind, k1, k2):
+    layer, p = make(kind)
+    want = [
+        (window.y.tobytes(), window.backward(cut(layer, p.dy, window.steps)))
+        for window in rk.truncated_bptt(layer, p.x, k1, k2, p.state)
+    ]
+    x = p.x.copy()
+    got = []
+    windows = rk.truncated_bptt(layer, x, k1, k2, p.state)
+    x.shape = -1
+    for window in windows:
+        bits = window.y.tobytes()
+        for array in (window.y, *parts(window.state)):
+            array.shape = (*array.shape, 1)
+        got.append((bits, window.backward(cut(layer, p.dy, window.steps))))
+    for (y, grads), (want_y, want_grads) in zip(got, want, strict=True):
+        assert y == want_y
+        same_gradients(grads, want_grads)
+
+
 def test_late():
     layer, p = make("gru")
     windows = rk.truncated_bptt(layer, p.x, 4, 6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["choice", "flag", "integer", "number"]
+__all__ = ["choice", "fixed", "flag", "integer", "number"]
 
 # Types that are no real numbers, although some of their values convert to float.
 NO_NUMBERS = (
@@ -21,6 +21,11 @@ NO_NUMBERS = (
     np.timedelta64,
     np.ndarray,
 )
+
+
+def fixed(name: str, doc: str) -> Any:
+    """A read-only attribute `name`, for a class that checks it once and keeps it as ``_name``."""
+    return property(operator.attrgetter("_" + name), doc=doc)
 
 
 def flag(name: str, value: Any) -> bool:

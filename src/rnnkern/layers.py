@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
-from .checks import choice, flag, integer, number
+from .checks import choice, fixed, flag, integer, number
 from .clip import Clip
 from .stream import Stream, split_state
 
@@ -98,6 +98,17 @@ class _Layer:
     _kind: str
     _has_c = False
 
+    # The constructor checks these together and passes them to the core, so they are read-only.
+    input_size: Final[int] = fixed("input_size", "I, elements of a step's input.")
+    hidden_size: Final[int] = fixed("hidden_size", "H, units of each layer.")
+    num_layers: Final[int] = fixed("num_layers", "L.")
+    bias: Final[bool] = fixed("bias", "Whether there are biases.")
+    batch_first: Final[bool] = fixed("batch_first", "Whether sequences are (B, T, C).")
+    bidirectional: Final[bool] = fixed("bidirectional", "Whether D is 2.")
+    residual: Final[bool] = fixed("residual", "Whether layers add their input to h.")
+    ensemble: Final[int | None] = fixed("ensemble", "E, or None.")
+    dtype: Final[np.dtype[Any]] = fixed("dtype", "Of parameters, inputs and outputs.")
+
     def __init__(
         self,
         input_size: int,
@@ -114,47 +125,47 @@ class _Layer:
         seed: int | None = None,
         init: str = "uniform",
     ) -> None:
-        self.input_size = _size("input_size", input_size)
-        self.hidden_size = _size("hidden_size", hidden_size)
-        self.num_layers = _size("num_layers", num_layers)
-        self.bias = flag("bias", bias)
-        self.batch_first = flag("batch_first", batch_first)
-        self.bidirectional = flag("bidirectional", bidirectional)
-        self.residual = flag("residual", residual)
-        if self.residual and self.num_layers == 1:
+        self._input_size = _size("input_size", input_size)
+        self._hidden_size = _size("hidden_size", hidden_size)
+        self._num_layers = _size("num_layers", num_layers)
+        self._bias = flag("bias", bias)
+        self._batch_first = flag("batch_first", batch_first)
+        self._bidirectional = flag("bidirectional", bidirectional)
+        self._residual = flag("residual", residual)
+        if self._residual and self._num_layers == 1:
             raise ValueError(
                 "residual: expected False with num_layers=1 (it joins layers), got True"
             )
-        self.ensemble = None if ensemble is None else _size("ensemble", ensemble)
-        if self.ensemble and self.batch_first:
+        self._ensemble = None if ensemble is None else _size("ensemble", ensemble)
+        if self._ensemble and self._batch_first:
             raise ValueError("batch_first: expected False with an ensemble, got True")
         self.dropout = dropout
-        self.dtype = _dtype(dtype)
+        self._dtype = _dtype(dtype)
         init = choice("init", init, INITIALIZERS)
         if seed is not None:
             seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
-        self._net = self._new_net(self.ensemble or 0)
+        self._net = self._new_net(self._ensemble or 0)
         self.dropout_step = 0
         members = [
             self._drawn(None if seed is None else seed + member, init)
-            for member in range(self.ensemble or 1)
+            for member in range(self._ensemble or 1)
         ]
         self._dropout_seeds = [dropout_seed for dropout_seed, _ in members]
-        self.params: dict[str, Array] = members[0][1]
-        if self.ensemble:
-            for name in self.params:
-                self.params[name] = np.stack([params[name] for _, params in members])
+        self._params = members[0][1]
+        if self._ensemble:
+            for name in self._params:
+                self._params[name] = np.stack([params[name] for _, params in members])
 
     def _new_net(self, members: int) -> _core.Net:
         return _core.Net(
             self._kind,
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            self.bias,
-            self.bidirectional,
-            self.residual,
-            self.dtype == np.dtype(np.float64),
+            self._input_size,
+            self._hidden_size,
+            self._num_layers,
+            self._bias,
+            self._bidirectional,
+            self._residual,
+            self._dtype == np.dtype(np.float64),
             members,
         )
 
@@ -162,9 +173,20 @@ class _Layer:
         """A seed for dropout, and the parameters of a layer alone or of one member."""
         generator = np.random.default_rng(seed)
         return int(generator.integers(2**63)), {
-            name: _initial(init, name, shape, self.hidden_size, generator).astype(self.dtype)
+            name: _initial(init, name, shape, self._hidden_size, generator).astype(self._dtype)
             for name, shape in self._net.parameter_shapes()
         }
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The parameters by name; may be set to another dict, which each call checks."""
+        return self._params
+
+    @params.setter
+    def params(self, params: dict[str, Array]) -> None:
+        if not isinstance(params, dict):
+            raise TypeError(f"params: expected a dict of arrays, got {type(params).__name__}")
+        self._params = params
 
     @property
     def dropout(self) -> float:
@@ -188,10 +210,10 @@ class _Layer:
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.input_size}, {self.hidden_size}, {self.num_layers}, "
-            f"bias={self.bias}, batch_first={self.batch_first}, dropout={self.dropout}, "
-            f"bidirectional={self.bidirectional}, residual={self.residual}, "
-            f"ensemble={self.ensemble}, dtype={self.dtype})"
+            f"{type(self).__name__}({self._input_size}, {self._hidden_size}, {self._num_layers}, "
+            f"bias={self._bias}, batch_first={self._batch_first}, dropout={self.dropout}, "
+            f"bidirectional={self._bidirectional}, residual={self._residual}, "
+            f"ensemble={self._ensemble}, dtype={self._dtype})"
         )
 
     def __call__(
@@ -242,13 +264,13 @@ class _Layer:
         """
         h0, c0 = split_state("state", state, self._has_c)
         y, h, c, _ = self._net.forward(
-            self.params,
+            self._params,
             x,
             h0,
             c0,
             lengths,
             resets,
-            self.batch_first,
+            self._batch_first,
             False,
             0,
             0.0,
@@ -314,18 +336,18 @@ class _Layer:
         """
         h0, c0 = split_state("state", state, self._has_c)
         y, h, c, tape = self._net.forward(
-            self.params,
+            self._params,
             x,
             h0,
             c0,
             lengths,
             resets,
-            self.batch_first,
+            self._batch_first,
             True,
             self._segment(checkpoint, x),
-            self.dropout,
+            self._dropout,
             self._dropout_seeds,
-            self.dropout_step,
+            self._dropout_step,
         )
         self.dropout_step += 1
         return y, h if c is None else (h, c), tape
@@ -334,13 +356,13 @@ class _Layer:
         """Steps between kept states; 0: everything is kept."""
         if checkpoint is None:
             return 0
-        if self.bidirectional:
+        if self._bidirectional:
             raise ValueError(f"checkpoint: expected None with bidirectional, got {checkpoint!r}")
         if isinstance(checkpoint, str):
             if checkpoint != "sqrt":
                 raise ValueError(f"checkpoint: expected an integer or 'sqrt', got {checkpoint!r}")
             sizes = x.shape if isinstance(x, np.ndarray) else ()  # which the core refuses
-            steps = sizes[self.batch_first and len(sizes) == 3] if len(sizes) > 1 else 1
+            steps = sizes[self._batch_first and len(sizes) == 3] if len(sizes) > 1 else 1
             return max(1, math.isqrt(steps))
         return integer("checkpoint", checkpoint, "an integer of at least 1", 1, 2**62)
 
@@ -413,7 +435,7 @@ class _Layer:
             )
         dh, dc = split_state("dstate", dstate, self._has_c)
         params, dx, dh0, dc0, norm, scale, finite, traced = self._net.backward(
-            self.params,
+            self._params,
             tape,
             dy,
             dh,
@@ -423,7 +445,7 @@ class _Layer:
             weight,
         )
         seen = Trace(*traced) if traced else None
-        if seen and self.ensemble:  # the core has members first
+        if seen and self._ensemble:  # the core has members first
             seen = Trace._make(None if a is None else np.moveaxis(a, 0, 2) for a in seen)
         return Gradients(
             params,
@@ -462,11 +484,11 @@ class _Layer:
         >>> stream.step(np.zeros((1, 3), np.float32)).shape
         (1, 5)
         """
-        if self.ensemble:
+        if self._ensemble:
             raise ValueError(
                 "stream: expected a layer alone, got an ensemble (use member(e).stream())"
             )
-        return Stream(self._net, self.params, _size("batch_size", batch_size))
+        return Stream(self._net, self._params, _size("batch_size", batch_size))
 
     def member(self, index: int) -> Self:
         """One member of an ensemble, as a layer alone.
@@ -495,15 +517,15 @@ class _Layer:
         >>> bool((grus.member(2)(x)[0] == grus(x)[0][:, 2]).all())
         True
         """
-        if not self.ensemble:
+        if not self._ensemble:
             raise ValueError("member: expected an ensemble, got a layer alone")
-        expected = f"an integer from 0 to {self.ensemble - 1}"
-        index = integer("index", index, expected, 0, self.ensemble - 1)
+        expected = f"an integer from 0 to {self._ensemble - 1}"
+        index = integer("index", index, expected, 0, self._ensemble - 1)
         one = copy.copy(self)
-        one.ensemble = None
+        one._ensemble = None
         one._net = self._new_net(0)
         one._dropout_seeds = [self._dropout_seeds[index]]
-        one.params = {name: array[index] for name, array in self.params.items()}
+        one._params = {name: array[index] for name, array in self._params.items()}
         return one
 
 
@@ -578,6 +600,8 @@ class RNN(_Layer):
     (7, 2, 5)
     """
 
+    nonlinearity: Final[str] = fixed("nonlinearity", "The name of act.")
+
     def __init__(
         self,
         input_size: int,
@@ -587,8 +611,8 @@ class RNN(_Layer):
         nonlinearity: str = "tanh",
         **options: Any,
     ) -> None:
-        self.nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        self._kind = f"rnn_{self.nonlinearity}"
+        self._nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self._kind = f"rnn_{self._nonlinearity}"
         super().__init__(input_size, hidden_size, num_layers, **options)
 
 
@@ -682,6 +706,8 @@ class GRU(_Layer):
     ((2, 7, 5), (1, 2, 5))
     """
 
+    reset_after: Final[bool] = fixed("reset_after", "Whether r acts after the product with W_hn.")
+
     def __init__(
         self,
         input_size: int,
@@ -691,7 +717,7 @@ class GRU(_Layer):
         reset_after: bool = True,
         **options: Any,
     ) -> None:
-        self.reset_after = flag("reset_after", reset_after)
+        self._reset_after = flag("reset_after", reset_after)
         self._kind = "gru" if reset_after else "gru_reset_before"
         super().__init__(input_size, hidden_size, num_layers, **options)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import integer
+from .checks import fixed, integer
 from .clip import Clip
 from .layers import Gradients, State, _Layer
 
@@ -29,7 +29,7 @@ class Window:
     y : ndarray, shape (k1, B, H), laid out as `x`
         The outputs of the new steps; leave them as they are until backward is done.
     state : ndarray or tuple of ndarray
-        The state after the window's last step.
+        The state after the window's last step, read-only.
 
     Examples
     --------
@@ -42,18 +42,24 @@ class Window:
     slice(5, 7, None) slice(6, 7, None) (1, 2, 5)
     """
 
-    steps: slice
-    reach: slice
-    y: Array
-    state: State
+    steps: Final[slice] = fixed("steps", "The k1 new steps.")
+    reach: Final[slice] = fixed("reach", "The steps that gradients reach.")
+    y: Final[Array] = fixed("y", "The outputs of the new steps.")
+    state: Final[State] = fixed("state", "The state after the window's last step.")
 
     def __init__(self, layer: _Layer, x: Array, state: State, reach: slice, steps: slice) -> None:
-        self.steps, self.reach = steps, reach
+        self._steps, self._reach = steps, reach
         self._layer = layer
         self._axis = _time_axis(layer, x)
-        y, self.state, self._tape = layer.forward(_cut(x, self._axis, reach), state)
+        y, last, self._tape = layer.forward(_cut(x, self._axis, reach), state)
+        self._last = last  # the next window may start from it
+        self._state: State = (
+            (_read_only(last[0]), _read_only(last[1]))
+            if isinstance(last, tuple)
+            else _read_only(last)
+        )
         self._shape = y.shape
-        self.y = _cut(y, self._axis, slice(steps.start - reach.start, None))
+        self._y = _cut(y, self._axis, slice(steps.start - reach.start, None))
         self._over: str | None = None  # why there is no backward any more
 
     def backward(
@@ -100,7 +106,7 @@ class Window:
         """
         if self._over is not None:
             raise RuntimeError(f"window: expected one backward, in its turn, got {self._over}")
-        if dy is not None and self.steps != self.reach:
+        if dy is not None and self._steps != self._reach:
             dy = self._behind_zeros(dy)
         grads = self._layer.backward(self._tape, dy, dstate, clip, **options)
         self._end("a second one")
@@ -108,14 +114,15 @@ class Window:
 
     def _behind_zeros(self, dy: Array) -> Array:
         """`dy` with zeros for the steps that are not new."""
-        dtype = self.y.dtype
+        dtype = self._layer.dtype
         if not isinstance(dy, np.ndarray) or dy.dtype != dtype:
             got = dy.dtype if isinstance(dy, np.ndarray) else type(dy).__name__
             raise TypeError(f"dy: expected an array of dtype {dtype}, got {got}")
-        if dy.shape != self.y.shape:
-            raise ValueError(f"dy: expected shape {self.y.shape}, got {dy.shape}")
         errors = np.zeros(self._shape, dtype)
-        _cut(errors, self._axis, slice(self.steps.start - self.reach.start, None))[...] = dy
+        new = _cut(errors, self._axis, slice(self._steps.start - self._reach.start, None))
+        if dy.shape != new.shape:
+            raise ValueError(f"dy: expected shape {new.shape}, got {dy.shape}")
+        new[...] = dy
         return errors
 
     def _state_after(self, count: int) -> State:
@@ -226,6 +233,7 @@ def truncated_bptt(
             short, long = "T, B", "T, E, B"
         shapes = f"({long}, {layer.input_size}) or ({short}, {layer.input_size})"
         raise ValueError(f"x: expected shape {shapes}, got {x.shape}")
+    x = x.view()  # of its own shape and strides, which the caller cannot change
     # A call on no steps checks all else, and copies the state, or makes one of zeros.
     _, first = layer(_cut(x, _time_axis(layer, x), slice(0)), state)
     return _windows(layer, x, k1, k2, first)
@@ -243,11 +251,17 @@ def _windows(layer: _Layer, x: Array, k1: int, k2: int, state: State) -> Iterato
         if stop < T:
             ahead = begin(stop) - start
             if start + ahead == stop:
-                state = window.state
+                state = window._last
             elif ahead > 0:
                 state = window._state_after(ahead)
         yield window
         window._end("one after the next window was asked for")
+
+
+def _read_only(array: Array) -> Array:
+    view: Array = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _time_axis(layer: _Layer, x: Array) -> int:
