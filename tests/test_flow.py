@@ -150,6 +150,28 @@ def test_flow_penalty_where_nothing_flows_is_zero():
 
 
 @pytest.mark.parametrize(
+    ("weight", "dy", "want"),
+    [
+        (1e200, 1e-100, np.inf),  # the growth is finite, its square overflows
+        (1e200, 1.0, np.inf),  # the norm overflows
+        (1e-300, 1e300, 1.0),
+        (1.0, np.inf, np.nan),  # inf / inf
+        (1.0, np.nan, np.nan),
+        (np.nan, 1.0, np.nan),
+    ],
+)
+@pytest.mark.parametrize("ensemble", [None, 2])
+def test_flow_penalty_of_extreme_norms_whatever_numpy_traps(weight, dy, want, ensemble):
+    layer = make_layer("rnn_relu", 1, 1, dtype=np.float64, ensemble=ensemble)
+    for name, array in layer.params.items():
+        array[...] = weight if name == "weight_hh_l0" else 1.0
+    y, _, tape = layer.forward(np.zeros((1, 1, 1)), np.zeros_like(layer(np.zeros((1, 1, 1)))[1]))
+    with np.errstate(all="raise"):
+        grads = layer.backward(tape, np.full_like(y, dy), flow_penalty=1.0)
+    np.testing.assert_array_equal(grads.flow_penalty, want if ensemble is None else [want] * 2)
+
+
+@pytest.mark.parametrize(
     ("kind", "said"), [("lstm", "an LSTM"), ("gru_reset_before", "a reset-before GRU")]
 )
 def test_flow_penalty_is_refused_where_it_is_not_defined(kind, said):

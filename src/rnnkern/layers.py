@@ -725,8 +725,9 @@ class GRU(_Layer):
 def _omega(trace: Trace) -> Any:
     """Omega of Pascanu et al. 2013, eq. 9, from the norms of a trace; (E,) for an ensemble."""
     v, u = trace.dh, trace.dh_before
-    growth = np.divide(u, v, out=np.ones_like(u), where=(v > 0) & (u > 0))
-    omega = np.sum((growth - 1.0) ** 2, axis=(0, 1, -1)) / max(1, v.shape[-1])
+    with np.errstate(all="ignore"):  # infinity and nan are results, whatever the caller traps
+        growth = np.divide(u, v, out=np.ones_like(u), where=(v != 0) & (u != 0))
+        omega = np.sum((growth - 1.0) ** 2, axis=(0, 1, -1)) / max(1, v.shape[-1])
     return omega if v.ndim == 4 else float(omega)
 
 
