@@ -74,6 +74,13 @@ def test_sizes_beyond_memory(kind, sizes):
         MAKERS[kind](*sizes)
 
 
+@pytest.mark.parametrize("members", [2**40, 2**61])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ensembles_beyond_memory_are_refused_before_a_member_is_drawn(kind, members):
+    with pytest.raises((MemoryError, ValueError)):
+        make_layer(kind, I, H, ensemble=members)
+
+
 @pytest.mark.parametrize("batch_size", [2**46, 2**57, 2**61])
 def test_stream_beyond_memory(batch_size):
     with pytest.raises(MemoryError):

@@ -146,15 +146,20 @@ class _Layer:
             seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
         self._net = self._new_net(self._ensemble or 0)
         self.dropout_step = 0
-        members = [
-            self._drawn(None if seed is None else seed + member, init)
-            for member in range(self._ensemble or 1)
-        ]
-        self._dropout_seeds = [dropout_seed for dropout_seed, _ in members]
-        self._params = members[0][1]
-        if self._ensemble:
-            for name in self._params:
-                self._params[name] = np.stack([params[name] for _, params in members])
+        members = self._ensemble or 1
+        self._params = {  # all memory first: what is too large fails before anything is drawn
+            name: np.empty((members, *shape), self._dtype)
+            for name, shape in self._net.parameter_shapes()
+        }
+        self._dropout_seeds = []
+        for member in range(members):
+            generator = np.random.default_rng(None if seed is None else seed + member)
+            self._dropout_seeds.append(int(generator.integers(2**63)))
+            for name, array in self._params.items():
+                shape = array.shape[1:]
+                array[member] = _initial(init, name, shape, self._hidden_size, generator)
+        if self._ensemble is None:
+            self._params = {name: array[0] for name, array in self._params.items()}
 
     def _new_net(self, members: int) -> _core.Net:
         return _core.Net(
@@ -168,14 +173,6 @@ class _Layer:
             self._dtype == np.dtype(np.float64),
             members,
         )
-
-    def _drawn(self, seed: int | None, init: str) -> tuple[int, dict[str, Array]]:
-        """A seed for dropout, and the parameters of a layer alone or of one member."""
-        generator = np.random.default_rng(seed)
-        return int(generator.integers(2**63)), {
-            name: _initial(init, name, shape, self._hidden_size, generator).astype(self._dtype)
-            for name, shape in self._net.parameter_shapes()
-        }
 
     @property
     def params(self) -> dict[str, Array]:
