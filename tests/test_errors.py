@@ -643,6 +643,27 @@ def test_parameter_names():
         assert layer.dropout_step == 1
 
 
+@pytest.mark.parametrize("ensemble", [None, 2])
+def test_parameters_that_python_reads(ensemble):
+    layer = make_layer("gru", I, H, ensemble=ensemble)
+    use = (lambda: rk.diagnose.spectrum(layer)) if ensemble is None else (lambda: layer.member(1))
+    good = layer.params
+    name = "weight_hh_l0"
+    shape = good[name].shape
+    for wrong, error, message in [
+        (None, TypeError, "expected an array of dtype float32, got NoneType"),
+        (good[name].tolist(), TypeError, "expected an array of dtype float32, got list"),
+        (good[name].astype("f8"), TypeError, "expected an array of dtype float32, got float64"),
+        (good[name][..., :1], ValueError, f"expected shape {shape}, got {(*shape[:-1], 1)}"),
+    ]:
+        layer.params = {**good, name: wrong}
+        with refused(error, f"params['{name}']: {message}"):
+            use()
+    layer.params = {}
+    with refused(TypeError, "params['weight_ih_l0']: expected an array of dtype float32, got None"):
+        use()
+
+
 @pytest.mark.parametrize(
     "stranger",
     [

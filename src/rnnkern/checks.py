@@ -1,4 +1,4 @@
-"""Checks of single arguments. Arrays are checked in the core's bindings."""
+"""Checks of single arguments. The core's bindings check the arrays that they take."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["choice", "fixed", "flag", "integer", "number"]
+__all__ = ["array", "choice", "fixed", "flag", "integer", "number"]
 
 # Types that are no real numbers, although some of their values convert to float.
 NO_NUMBERS = (
@@ -21,6 +22,16 @@ NO_NUMBERS = (
     np.timedelta64,
     np.ndarray,
 )
+
+
+def array(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """`value`, an array of this dtype and shape."""
+    if not isinstance(value, np.ndarray) or value.dtype != dtype:
+        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}")
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    return value
 
 
 def fixed(name: str, doc: str) -> Any:

@@ -108,9 +108,10 @@ def spectrum(layer: Layer) -> list[Block]:
     """
     _check_layer(layer)
     blocks = []
+    params = dict(layer._checked_params())
     for place, direction in _places(layer):
         name = f"weight_hh_l{place}" + ("_reverse" if direction else "")
-        weights = layer.params[name].astype(np.float64)
+        weights = params[name].astype(np.float64)
         for gate, matrix in zip(_gates(layer), np.split(weights, len(_gates(layer))), strict=True):
             values, singular = np.full(len(matrix), np.nan, np.complex128), np.nan
             if np.isfinite(matrix).all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
-from .checks import choice, fixed, flag, integer, number
+from .checks import array, choice, fixed, flag, integer, number
 from .clip import Clip
 from .stream import Stream, split_state
 
@@ -155,11 +156,11 @@ class _Layer:
         for member in range(members):
             generator = np.random.default_rng(None if seed is None else seed + member)
             self._dropout_seeds.append(int(generator.integers(2**63)))
-            for name, array in self._params.items():
-                shape = array.shape[1:]
-                array[member] = _initial(init, name, shape, self._hidden_size, generator)
+            for name, values in self._params.items():
+                shape = values.shape[1:]
+                values[member] = _initial(init, name, shape, self._hidden_size, generator)
         if self._ensemble is None:
-            self._params = {name: array[0] for name, array in self._params.items()}
+            self._params = {name: values[0] for name, values in self._params.items()}
 
     def _new_net(self, members: int) -> _core.Net:
         return _core.Net(
@@ -173,6 +174,13 @@ class _Layer:
             self._dtype == np.dtype(np.float64),
             members,
         )
+
+    def _checked_params(self) -> Iterator[tuple[str, Array]]:
+        """The parameters, checked as the core checks them in each call."""
+        members = () if self._ensemble is None else (self._ensemble,)
+        for name, shape in self._net.parameter_shapes():
+            values = self._params.get(name)
+            yield name, array(f"params[{name!r}]", values, self._dtype, (*members, *shape))
 
     @property
     def params(self) -> dict[str, Array]:
@@ -522,7 +530,7 @@ class _Layer:
         one._ensemble = None
         one._net = self._new_net(0)
         one._dropout_seeds = [self._dropout_seeds[index]]
-        one._params = {name: array[index] for name, array in self._params.items()}
+        one._params = {name: values[index] for name, values in self._checked_params()}
         return one
 
 
@@ -669,9 +677,9 @@ class LSTM(_Layer):
         if not self.bias:
             raise ValueError("forget_bias: expected None with bias=False, got a number")
         forget = slice(self.hidden_size, 2 * self.hidden_size)
-        for name, array in self.params.items():
+        for name, values in self.params.items():
             if name.startswith("bias"):
-                array[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0
+                values[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0
 
 
 class GRU(_Layer):

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import fixed, integer
+from .checks import array, fixed, integer
 from .clip import Clip
 from .layers import Gradients, State, _Layer
 
@@ -114,15 +114,9 @@ class Window:
 
     def _behind_zeros(self, dy: Array) -> Array:
         """`dy` with zeros for the steps that are not new."""
-        dtype = self._layer.dtype
-        if not isinstance(dy, np.ndarray) or dy.dtype != dtype:
-            got = dy.dtype if isinstance(dy, np.ndarray) else type(dy).__name__
-            raise TypeError(f"dy: expected an array of dtype {dtype}, got {got}")
-        errors = np.zeros(self._shape, dtype)
+        errors = np.zeros(self._shape, self._layer.dtype)
         new = _cut(errors, self._axis, slice(self._steps.start - self._reach.start, None))
-        if dy.shape != new.shape:
-            raise ValueError(f"dy: expected shape {new.shape}, got {dy.shape}")
-        new[...] = dy
+        new[...] = array("dy", dy, errors.dtype, new.shape)
         return errors
 
     def _state_after(self, count: int) -> State:
@@ -258,8 +252,8 @@ def _windows(layer: _Layer, x: Array, k1: int, k2: int, state: State) -> Iterato
         window._end("one after the next window was asked for")
 
 
-def _read_only(array: Array) -> Array:
-    view: Array = array.view()
+def _read_only(part: Array) -> Array:
+    view: Array = part.view()
     view.flags.writeable = False
     return view
 
