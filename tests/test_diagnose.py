@@ -408,6 +408,148 @@ def test_report_thresholds_and_evidence():
     assert f"norm {grads.norm:.3g}, scaled by {grads.scale:.3g}" in text
 
 
+# ---- values that are nan -----------------------------------------------------------------------
+
+
+def problem_with_nan(kind, where, rows=3, **options):
+    """A layer and a sequence of 12 steps; row 1 is nan from step 5 on, or all rows are."""
+    layer = make_layer(kind, 2, 6, dtype=np.float64, **options)
+    p = random_problem(layer, 12, rows)
+    if where == "x":
+        p.x[5, 1, 0] = np.nan
+    elif where == "state":
+        for part in parts(p.state):
+            part[:, 1, 0] = np.nan
+    else:
+        layer.params[where][0] = np.nan
+    return layer, p
+
+
+OF_ROW_1 = ("x", "state")
+OF_ALL = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0")
+each_nan = pytest.mark.parametrize("where", [*OF_ROW_1, *OF_ALL])
+each_nan_of_row_1 = pytest.mark.parametrize("where", OF_ROW_1)
+
+
+@each_kind
+@each_nan
+@pytest.mark.parametrize("layers", [1, 2])
+def test_lyapunov_is_nan_where_the_values_are(kind, where, layers):
+    layer, p = problem_with_nan(kind, where, num_layers=layers)
+    h = parts(layer(p.x, p.state)[1])[0]
+    want = np.isnan(h).any(axis=(0, -1))
+    assert want[1]
+    got = diagnose.lyapunov(layer, p.x, p.state, block=4)
+    np.testing.assert_array_equal(np.isnan(got), want)
+
+
+@each_kind
+@each_nan_of_row_1
+def test_lyapunov_of_other_rows_is_untouched_by_nan(kind, where):
+    layer, p = problem_with_nan(kind, where)
+    _, clean = problem_with_nan(kind, where)
+    clean.x[5, 1, 0] = 0.0
+    for part in parts(clean.state):
+        part[:, 1, 0] = 0.0
+    want = diagnose.lyapunov(layer, clean.x, clean.state, block=4)
+    got = diagnose.lyapunov(layer, p.x, p.state, block=4)
+    assert np.isfinite(want).all()
+    assert got[[0, 2]].tobytes() == want[[0, 2]].tobytes()
+
+
+@each_kind
+@pytest.mark.parametrize("where", ["x", "weight_hh_l0"])
+def test_lyapunov_of_one_row_of_nan(kind, where):
+    layer = make_layer(kind, 2, 6)
+    x = random_problem(layer, 12).x
+    if where == "x":
+        x[5] = np.nan
+    else:
+        layer.params[where][...] = np.nan
+    got = diagnose.lyapunov(layer, x)
+    assert isinstance(got, float)
+    assert np.isnan(got)
+
+
+@each_kind
+@each_nan
+@pytest.mark.parametrize("options", [{}, BOTH, {"num_layers": 3, "residual": True}])
+@pytest.mark.parametrize("given", ["probe", "dy", "dy of the first step"])
+def test_report_of_nan_is_not_finite(kind, where, options, given):
+    layer, p = problem_with_nan(kind, where, **options)
+    tape = p.forward(layer)[2]
+    grads = None
+    if given != "probe":
+        dy = np.ones_like(p.dy)
+        dy[1:] = 1.0 if given == "dy" else 0.0
+        grads = layer.backward(tape, dy, trace=True)
+    report = diagnose.report(layer, tape, grads, vanished=1e-300, exploded=1e300)
+    assert {flow.verdict for flow in report.flows} == {"not finite"}
+    assert "not finite" in str(report)
+
+
+@each_kind
+def test_report_of_nan_is_of_the_step_where_it_is(kind):
+    """Steps 0 to 3 are nan, and a reset keeps them from the rest."""
+    layer = make_layer(kind, 2, 6, dtype=np.float64)
+    p = random_problem(layer, 12, 3)
+    p.x[2, 1] = np.nan
+    resets = np.zeros((12, 3), bool)
+    resets[4] = True
+    tape = p.but(resets=resets).forward(layer)[2]
+    (flow,) = diagnose.report(layer, tape, vanished=1e-300).flows
+    # Nothing passes the reset, the 8th step back (a gradient of c begins a step later).
+    assert (flow.verdict, flow.steps) == ("vanishes", 7 if kind == "lstm" else 8)
+
+
+@each_kind
+@each_nan_of_row_1
+def test_saturation_leaves_out_rows_of_nan(kind, where):
+    layer, p = problem_with_nan(kind, where, **BOTH)
+    lost = np.isnan(np.stack(p.forward(layer)[2].hiddens)).reshape(2, 12, 3, 2, 6).any(-1)
+    assert lost[:, :, 1].any(axis=1).all()
+    assert not lost[:, :, ::2].any()
+    found = diagnose.saturation(layer, p.forward(layer)[2], low=0.45, high=0.5, tanh=0.3)
+    keep = [0, 2]
+    others = p.but(x=p.x[:, keep], state=tuple(s[:, keep] for s in parts(p.state)))
+    if kind != "lstm":
+        others = others.but(state=others.state[0])
+    want = diagnose.saturation(layer, others.forward(layer)[2], low=0.45, high=0.5, tanh=0.3)
+    for one, other in zip(found, want, strict=True):
+        nan_steps = lost[one.layer, :, 1, one.direction]
+        np.testing.assert_array_equal(one.low[nan_steps], other.low[nan_steps])
+        np.testing.assert_array_equal(one.high[nan_steps], other.high[nan_steps])
+        assert np.isfinite([one.share, one.mean]).all()
+
+
+@each_kind
+def test_saturation_of_nothing_but_nan_is_nan(kind):
+    layer = make_layer(kind, 2, 6)
+    tape = layer.forward(np.full((12, 3, 2), np.nan, np.float32))[2]
+    for one in diagnose.saturation(layer, tape):
+        assert np.isnan([*one.low, *one.high, one.share, one.mean]).all()
+    assert "nan%" in str(diagnose.report(layer, tape))
+
+
+@each_kind
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_pictures_of_nan(kind, all_rows):
+    layer = make_layer(kind, 2, 6, dtype=np.float64)
+    p = random_problem(layer, 12, 3)
+    p.x[5, slice(None) if all_rows else 1] = np.nan
+    tape = p.forward(layer)[2]
+    grads = p.backward(layer, tape, trace=True)
+    clean = np.ones(12, bool)
+    clean[5:] = not all_rows
+    (axes,) = diagnose.plot_saturation(layer, tape).axes
+    for line in axes.lines:
+        assert (np.isfinite(line.get_ydata()) == clean).all()
+    diagnose.plot_flow(layer, grads).draw_without_rendering()
+    diagnose.plot_clips(layer, grads).draw_without_rendering()
+    layer.params["weight_hh_l0"][...] = np.nan
+    diagnose.plot_spectrum(layer).draw_without_rendering()
+
+
 # ---- pictures ----------------------------------------------------------------------------------
 
 

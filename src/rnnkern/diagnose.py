@@ -159,7 +159,7 @@ def lyapunov(
     Returns
     -------
     ndarray of float64, shape (B,), or float for one row
-        ``-inf`` where the product is zero (dead relu units), nan if the layer's values are.
+        ``-inf`` where the product is zero (dead relu units), nan where the layer's values are nan.
 
     Raises
     ------
@@ -204,17 +204,19 @@ def lyapunov(
         blocks.append((start, stop, state))
         _, state = layer(steps(start, stop), state)
     assert state is not None
+    # A value that is nan makes all later ones nan. A relu's slope there is 0, which says nothing.
+    lost = np.any([np.isnan(part).any(axis=(0, -1)) for part in _parts(state)], axis=0)
     generator = np.random.default_rng(seed)
     arrays = [generator.normal(size=part.shape) for part in _parts(state)]
     v = _scaled(arrays, 1.0 / _norm(arrays), layer.dtype)
-    growth = np.zeros(arrays[0].shape[1:-1])  # one number for each row
+    growth = np.where(lost, np.nan, 0.0)  # one number for each row
     low, high = np.finfo(layer.dtype).tiny * 1e6, np.finfo(layer.dtype).max / 1e6
     while blocks:
         start, stop, state = blocks.pop()
         _, _, tape = layer.forward(steps(start, stop), state)
         pulled = _parts(layer.backward(tape, dstate=_state(v)).state)
         size = _norm(pulled)
-        if stop - start > 1 and not ((low < size) & (size < high)).all():
+        if stop - start > 1 and not ((low < size) & (size < high) | lost).all():
             half = (start + stop) // 2
             _, between = layer(steps(start, half), state)
             blocks += [(start, half, state), (half, stop, between)]
@@ -244,9 +246,9 @@ class Saturation(NamedTuple):
         As in `Block`; also ``c``, which is tanh(c) of an LSTM.
     low, high : ndarray, shape (T,)
         Share of units and rows below the lower threshold, and above the upper one, at each step;
-        nan where no row is left.
+        nan where no row is left. Rows whose h is nan are left out, as padding is.
     share : float
-        Share below or above, over all steps that were computed; nan if there were none.
+        Share below or above, over all steps of these rows; nan if there were none.
     mean : float
         Of the gate's values over the same steps.
     """
@@ -306,6 +308,12 @@ def saturation(
     {'i': 0.0, 'f': 1.0, 'g': 0.0, 'o': 0.0, 'c': 0.0}
     """
     _check_layer(layer)
+    ends = _ends(low, high, tanh)
+    return _saturation(layer, tape, _hiddens(layer, tape), ends, lengths)
+
+
+def _ends(low: float, high: float, tanh: float) -> tuple[float, float, float]:
+    """The thresholds of `saturation`, checked."""
     between = "a number above 0 and below 1"
     low, high, tanh = (
         number(name, value, between, lambda x: 0.0 < x < 1.0)
@@ -313,16 +321,27 @@ def saturation(
     )
     if low > high:
         raise ValueError(f"low: expected at most high, which is {high}, got {low}")
-    hiddens = _hiddens(layer, tape)
+    return low, high, tanh
+
+
+def _saturation(
+    layer: Layer,
+    tape: _core.Tape,
+    hiddens: list[Array],
+    thresholds: tuple[float, float, float],
+    lengths: Array | None,
+) -> list[Saturation]:
+    """`saturation`, of a tape whose hiddens have been read."""
+    low, high, tanh = thresholds
     T, B, H = hiddens[0].shape[0], hiddens[0].shape[1], layer.hidden_size
-    alive = np.arange(T)[:, None] < _lengths(lengths, T, B)
-    counts = H * alive.sum(axis=1)
+    there = (np.arange(T)[:, None] < _lengths(lengths, T, B)) & ~_lost(layer, hiddens)
     gates, cells = tape.gates, tape.cells
     found = []
     for index, (place, direction) in enumerate(_places(layer)):
+        alive = there[index]
+        counts = H * alive.sum(axis=1)
         if isinstance(layer, RNN):
-            side = slice(direction * H, (direction + 1) * H)
-            values = {"h": hiddens[place][..., side]}
+            values = {"h": hiddens[place][..., _units(layer, direction)]}
         else:
             values = {gate: gates[index][:, :, k] for k, gate in enumerate(_gates(layer))}
         if cells:
@@ -354,8 +373,9 @@ class Flow:
     layer, direction : int
         Which; direction 1 runs backward in time, and its gradients forward.
     verdict : str
-        ``vanishes``, ``explodes`` or ``flows``; ``not finite`` if nan or infinity came before
-        either; ``zero`` if no gradient arrived; ``unknown`` if there was no step to see it by.
+        ``vanishes``, ``explodes`` or ``flows``; ``not finite`` if, before either, the gradient
+        became nan or infinite, or came to values of the layer or of one above it that are nan;
+        ``zero`` if no gradient arrived; ``unknown`` if there was no step to see it by.
     steps : int
         After how many steps back that was seen; for ``flows`` how many were seen.
     rate : float
@@ -526,20 +546,25 @@ def report(
     vanished = number("vanished", vanished, "a number above 0 and below 1", lambda x: 0.0 < x < 1.0)
     exploded = number("exploded", exploded, "a finite number above 1", lambda x: x > 1.0)
     seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
-    gates = saturation(layer, tape, low=low, high=high, tanh=tanh, lengths=lengths)
+    ends_of_gates = _ends(low, high, tanh)
+    hiddens = _hiddens(layer, tape)
+    T, B = hiddens[0].shape[:2]
+    gates = _saturation(layer, tape, hiddens, ends_of_gates, lengths)
     probed = grads is None
-    grads = _probe(layer, tape, seed) if grads is None else grads
+    grads = _probe(layer, tape, B, seed) if grads is None else grads
     trace = _trace(grads)
-    T, B = _hiddens(layer, tape)[0].shape[:2]
     expected = (len(_places(layer)), T, B)
     if trace.dh.shape != expected:
         raise ValueError(f"grads: expected a trace of shape {expected}, got {trace.dh.shape}")
     ends = _lengths(lengths, T, B)
+    lost = _lost_on_the_way(layer, hiddens)
     flows = []
     matrices = spectrum(layer)
     for index, (place, direction) in enumerate(_places(layer)):
         here = (place, direction)
-        verdict, steps, curve = _judge(_logs(trace, index, direction, ends), vanished, exploded)
+        verdict, steps, curve = _judge(
+            _logs(trace, index, direction, ends, lost[index]), vanished, exploded
+        )
         there = trace.dh[index] > 0.0
         flows.append(
             Flow(
@@ -819,6 +844,27 @@ def _hiddens(layer: Layer, tape: Any) -> list[Array]:
     return hiddens
 
 
+def _units(layer: Layer, direction: int) -> slice:
+    """A direction's channels of its layer's outputs."""
+    return slice(direction * layer.hidden_size, (direction + 1) * layer.hidden_size)
+
+
+def _lost(layer: Layer, hiddens: list[Array]) -> Array:
+    """Where a row's h is nan: (L*D, T, B)."""
+    return np.stack(
+        [np.isnan(hiddens[l][..., _units(layer, d)]).any(-1) for l, d in _places(layer)]
+    )
+
+
+def _lost_on_the_way(layer: Layer, hiddens: list[Array]) -> Array:
+    """Where a row's h is nan, or one that its gradient comes from in a layer above: (L*D, T, B)."""
+    lost = _lost(layer, hiddens)
+    D = 1 + layer.bidirectional
+    for l in range(layer.num_layers - 1)[::-1]:
+        lost[l * D : (l + 1) * D] |= lost[(l + 1) * D : (l + 2) * D].any(axis=0)
+    return lost
+
+
 def _lengths(lengths: Any, T: int, B: int) -> Array:
     """Each row's number of steps."""
     if lengths is None:
@@ -859,9 +905,9 @@ def _trace(grads: Any) -> Trace:
     return grads.trace
 
 
-def _probe(layer: Layer, tape: _core.Tape, seed: int) -> Gradients:
+def _probe(layer: Layer, tape: _core.Tape, B: int, seed: int) -> Gradients:
     """The gradients of a random unit vector at the final h of the last layer."""
-    D, H, B = 1 + layer.bidirectional, layer.hidden_size, _hiddens(layer, tape)[0].shape[1]
+    D, H = 1 + layer.bidirectional, layer.hidden_size
     v: Array = np.zeros((layer.num_layers * D, B, H))
     drawn = np.random.default_rng(seed).normal(size=(D, B, H))
     v[-D:] = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
@@ -872,21 +918,24 @@ def _probe(layer: Layer, tape: _core.Tape, seed: int) -> Gradients:
     return layer.backward(tape, dstate=dstate, trace=True)
 
 
-def _logs(trace: Trace, index: int, direction: int, lengths: Array) -> list[Array]:
-    """Logs of each step's growth, for each row, from where its gradient came in, back in time."""
+def _logs(trace: Trace, index: int, direction: int, lengths: Array, lost: Array) -> list[Array]:
+    """Logs of each step's growth, for each row, from where its gradient came in, back in time.
 
-    def back_in_time(values: Array) -> Array:
-        at: Array = values[index]
+    nan where `lost`, (T, B), says that the step's values are.
+    """
+
+    def back_in_time(at: Array) -> Array:
         return at if direction else at[::-1]
 
-    got, handed = back_in_time(trace.dh), back_in_time(trace.dh_before)
+    got, handed = back_in_time(trace.dh[index]), back_in_time(trace.dh_before[index])
+    lost = back_in_time(lost)
     if trace.dc_before is not None:
-        dc = back_in_time(trace.dc_before)
+        dc = back_in_time(trace.dc_before[index])
         got = np.hypot(got, np.concatenate([np.zeros_like(dc[:1]), dc[:-1]]))
         handed = np.hypot(handed, dc)
     rows = []
     for row, length in enumerate(lengths):
-        there = np.flatnonzero(got[:, row])
+        there = np.flatnonzero((got[:, row] != 0.0) | lost[:, row])
         if not there.size:
             continue
         first = there[0] + (trace.dc_before is not None)
@@ -894,6 +943,7 @@ def _logs(trace: Trace, index: int, direction: int, lengths: Array) -> list[Arra
         with np.errstate(divide="ignore", invalid="ignore"):
             growth = np.log(handed[steps, row]) - np.log(got[steps, row])
         growth[got[steps, row] == 0.0] = -np.inf  # nothing came this far
+        growth[lost[steps, row]] = np.nan  # where a relu's slope is 0, which says nothing
         rows.append(growth)
     return rows
 
