@@ -550,6 +550,61 @@ def test_pictures_of_nan(kind, all_rows):
     diagnose.plot_spectrum(layer).draw_without_rendering()
 
 
+# ---- NumPy's traps -----------------------------------------------------------------------------
+
+
+def extreme(kind, dtype, factor):
+    """A problem whose gradients vanish, explode or are nan, as `factor` of the parameters says."""
+    layer = make_layer(kind, 2, 5, num_layers=2, dtype=dtype)
+    for array in layer.params.values():
+        array *= dtype(factor)
+    p = random_problem(layer, 40, 3)
+    p = p.but(dy=p.dy * np.finfo(dtype).tiny)
+    tape = p.forward(layer)[2]
+    return layer, p, tape, p.backward(layer, tape, rk.Clip(step_norm=1e-3), trace=True)
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e-3, 1.0, 30.0, 1e30, np.nan])
+def test_traps_of_numpy_change_nothing(kind, dtype, factor):
+    layer, p, tape, grads = extreme(kind, dtype, factor)
+    for call in (
+        lambda: diagnose.lyapunov(layer, p.x, p.state, settle=3),
+        lambda: diagnose.saturation(layer, tape),
+        lambda: diagnose.report(layer, tape),
+        lambda: diagnose.report(layer, tape, grads),
+        lambda: diagnose.spectrum(layer),
+    ):
+        with np.errstate(all="ignore"):
+            want = repr(call())
+        with np.errstate(all="raise"):
+            assert repr(call()) == want
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e30, np.nan])
+def test_pictures_of_nothing_and_of_extremes_warn_of_nothing(factor):
+    layer, _, tape, grads = extreme("rnn_relu", np.float64, factor)
+    with np.errstate(all="raise"):
+        figures = [
+            diagnose.plot_flow(layer, grads),
+            diagnose.plot_clips(layer, grads),
+            diagnose.plot_saturation(layer, tape),
+            diagnose.plot_spectrum(layer),
+        ]
+    for figure in figures:
+        figure.draw_without_rendering()
+
+
+def test_traps_of_numpy_stay_as_they_were():
+    with np.errstate(all="raise", under="warn"):
+        before = np.geterr()
+        diagnose.spectrum(make_layer("gru", 2, 5))
+        with pytest.raises(TypeError, match="layer"):
+            diagnose.spectrum(None)
+        assert np.geterr() == before
+
+
 # ---- pictures ----------------------------------------------------------------------------------
 
 

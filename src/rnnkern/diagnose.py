@@ -9,9 +9,11 @@ Letters, for every shape: T steps, B rows of the batch, H hidden units, L layers
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,20 @@ Layer: TypeAlias = RNN | LSTM | GRU
 State: TypeAlias = Array | tuple[Array, Array]
 
 MOST_POINTS = 500  # of a curve whose slopes are compared pair by pair
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _untrapped(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` where NumPy neither warns nor raises: here 0, infinity and nan are findings."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 # ------------------------------------------------------------------------------------ weights
@@ -70,6 +86,7 @@ class Block(NamedTuple):
     singular: float
 
 
+@_untrapped
 def spectrum(layer: Layer) -> list[Block]:
     """Eigenvalues, spectral radius and largest singular value of every recurrent matrix.
 
@@ -125,6 +142,7 @@ def spectrum(layer: Layer) -> list[Block]:
 # -------------------------------------------------------------------------------- real sequences
 
 
+@_untrapped
 def lyapunov(
     layer: Layer,
     x: Array,
@@ -229,8 +247,7 @@ def lyapunov(
             )
         ]
         if start < counted:
-            with np.errstate(divide="ignore"):
-                growth = growth + np.log(size)
+            growth = growth + np.log(size)
     exponent = growth / counted
     return exponent if exponent.ndim else float(exponent)
 
@@ -262,6 +279,7 @@ class Saturation(NamedTuple):
     mean: float
 
 
+@_untrapped
 def saturation(
     layer: Layer,
     tape: _core.Tape,
@@ -475,6 +493,7 @@ class Report:
         return "can't be judged: there was no step back to see them by"
 
 
+@_untrapped
 def report(
     layer: Layer,
     tape: _core.Tape,
@@ -585,6 +604,7 @@ def report(
 # -------------------------------------------------------------------------------------- pictures
 
 
+@_untrapped
 def plot_flow(
     layer: Layer, grads: Gradients, axes: Any = None, *, lengths: Array | None = None
 ) -> Any:
@@ -627,12 +647,13 @@ def plot_flow(
     dh = _padding_as_nan(layer, grads, "dh", lengths)
     figure, axes = _canvas(axes)
     for index, (place, direction) in enumerate(_places(layer)):
-        axes.semilogy(_over_rows(dh[index]), label=_place_name(place, direction))
+        axes.semilogy(_positive(_over_rows(dh[index])), label=_place_name(place, direction))
     axes.set(title="gradient of the hidden state", xlabel="step t")
     axes.set_ylabel("norm of dL/dh$_t$ (L2, median over rows)")
     return _finished(figure, axes)
 
 
+@_untrapped
 def plot_clips(
     layer: Layer,
     grads: Gradients,
@@ -678,9 +699,10 @@ def plot_clips(
     clipped = _padding_as_nan(layer, grads, "clipped", lengths)
     place, direction = _place_at(layer, index)
     figure, axes = _canvas(axes)
-    axes.semilogy(_over_rows(before[index]), color="C3", linewidth=3, alpha=0.4,
+    axes.semilogy(_positive(_over_rows(before[index])), color="C3", linewidth=3, alpha=0.4,
                   label="norm before step_norm")  # fmt: skip
-    axes.semilogy(_over_rows(before[index] * scale[index]), color="C2", label="norm after")
+    after = _positive(_over_rows(before[index] * scale[index]))
+    axes.semilogy(after, color="C2", label="norm after")
     acted = np.where(np.isnan(scale[index]), np.nan, scale[index] < 1.0)
     shares = axes.twinx()
     shares.plot(_over_rows(acted, np.nanmean), ":", color="0.4", label="share: step_norm, of rows")
@@ -692,6 +714,7 @@ def plot_clips(
     return _finished(figure, axes, shares)
 
 
+@_untrapped
 def plot_spectrum(layer: Layer, axes: Any = None) -> Any:
     """Draw the eigenvalues of every recurrent matrix in the complex plane, with the unit circle.
 
@@ -734,6 +757,7 @@ def plot_spectrum(layer: Layer, axes: Any = None) -> Any:
     return _finished(figure, axes, loc="lower center")
 
 
+@_untrapped
 def plot_saturation(
     layer: Layer,
     tape: _core.Tape,
@@ -940,8 +964,7 @@ def _logs(trace: Trace, index: int, direction: int, lengths: Array, lost: Array)
             continue
         first = there[0] + (trace.dc_before is not None)
         steps = slice(first, length if direction else None)  # the reverse direction's end there
-        with np.errstate(divide="ignore", invalid="ignore"):
-            growth = np.log(handed[steps, row]) - np.log(got[steps, row])
+        growth = np.log(handed[steps, row]) - np.log(got[steps, row])
         growth[got[steps, row] == 0.0] = -np.inf  # nothing came this far
         growth[lost[steps, row]] = np.nan  # where a relu's slope is 0, which says nothing
         rows.append(growth)
@@ -956,11 +979,9 @@ def _judge(rows: list[Array], vanished: float, exploded: float) -> tuple[str, in
     for k, row in enumerate(rows):
         wrong = np.flatnonzero(np.isnan(row) | np.isposinf(row))
         broken = min(broken, int(wrong[0])) if wrong.size else broken
-        with np.errstate(invalid="ignore"):
-            table[k, : len(row)] = np.cumsum(row)
+        table[k, : len(row)] = np.cumsum(row)
     median = [np.median(column[~np.isnan(column)]) for column in table.T[:broken]]
-    with np.errstate(over="ignore"):
-        curve = np.exp(np.concatenate([[0.0], median]))
+    curve = np.exp(np.concatenate([[0.0], median]))
     reached = np.flatnonzero((curve <= vanished) | (curve >= exploded))
     if reached.size:
         return ("vanishes" if curve[reached[0]] <= vanished else "explodes"), int(reached[0]), curve
@@ -1009,6 +1030,11 @@ def _over_rows(values: Array, middle: Any = np.nanmedian) -> Array:
     if some.any():
         out[some] = middle(values[some], axis=1)
     return out
+
+
+def _positive(values: Array) -> Array:
+    """nan for zeros: on a log scale matplotlib warns of a line that has nothing else."""
+    return np.where(values > 0.0, values, np.nan)
 
 
 def _canvas(axes: Any) -> tuple[Any, Any]:
