@@ -685,6 +685,60 @@ def test_plots_draw_where_they_are_told(name, monkeypatch):
         draw(None)
 
 
+# ---- nothing -----------------------------------------------------------------------------------
+
+LONG = 2**34  # steps that an empty batch claims, of which no memory holds a number each
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("steps", [5, LONG])
+def test_lyapunov_of_no_rows(steps, batch_first):
+    lstm = rk.LSTM(2, 4, batch_first=batch_first, dtype=np.float64, seed=0)
+    shape = (0, steps, 2) if batch_first else (steps, 0, 2)
+    for x in (np.zeros(shape), np.broadcast_to(np.zeros(2), shape)):
+        exponents = diagnose.lyapunov(lstm, x, settle=steps - 1)
+        assert exponents.shape == (0,)
+        assert exponents.dtype == np.float64
+        with pytest.raises(ValueError, match=re.escape("state[0]: expected shape (1, 0, 4), got")):
+            diagnose.lyapunov(lstm, x, (np.zeros((1, 1, 4)), np.zeros((1, 0, 4))))
+
+
+def without_rows(layer, steps):
+    y, _, tape = layer.forward(np.zeros((steps, 0, 2), np.float32))
+    return tape, layer.backward(tape, y, trace=True)
+
+
+@each_kind
+@pytest.mark.parametrize("lengths", [None, np.zeros(0, int)])
+def test_reports_of_no_rows(kind, lengths):
+    layer = make_layer(kind, 2, 6, **BOTH)
+    tape, grads = without_rows(layer, 5)
+    for one in diagnose.saturation(layer, tape, lengths=lengths):
+        assert one.low.shape == one.high.shape == (0,)
+        assert np.isnan([one.share, one.mean]).all()
+    for given in (None, grads):
+        report = diagnose.report(layer, tape, given, lengths=lengths)
+        assert {flow.verdict for flow in report.flows} == {"zero"}
+        assert "none arrived" in str(report)
+
+
+def test_a_report_of_no_rows_and_any_number_of_steps():
+    layer = make_layer("gru", 2, 6)
+    tape, _ = without_rows(layer, LONG)
+    (flow,) = diagnose.report(layer, tape).flows
+    assert flow.verdict == "zero"
+    assert flow.saturation[0].low.shape == (0,)
+
+
+@pytest.mark.parametrize("steps", [5, LONG])
+def test_pictures_of_no_rows(steps):
+    layer = make_layer("rnn_relu", 2, 6)
+    _, grads = without_rows(layer, steps)
+    for figure in (diagnose.plot_flow(layer, grads), diagnose.plot_clips(layer, grads)):
+        assert all(not line.get_ydata().size for axes in figure.axes for line in axes.lines)
+        figure.draw_without_rendering()
+
+
 # ---- errors ------------------------------------------------------------------------------------
 
 
@@ -694,6 +748,9 @@ def test_wrong_arguments_are_named():
     _, _, other = gru.forward(np.zeros((5, 2, 1), np.float32))
     x = np.zeros((5, 2, 1))
     plain = rnn.backward(tape)
+    many = rk.RNN(1, 8, ensemble=3, dtype=np.float64, seed=0)
+    _, _, tape_of_many = many.forward(x)
+    of_many = many.backward(tape_of_many, trace=True)
     cases = [
         (lambda: diagnose.spectrum(3), TypeError, "layer: expected an RNN, LSTM or GRU, got int"),
         (
@@ -789,7 +846,22 @@ def test_wrong_arguments_are_named():
         (
             lambda: diagnose.plot_flow(rotation(0.5, num_layers=2), grads),
             ValueError,
-            "grads: expected a trace of 2 layers and directions, got 1",
+            "grads: expected a trace of shape (2, T, B), got (1, 5, 2)",
+        ),
+        (
+            lambda: diagnose.plot_flow(rnn, of_many),
+            ValueError,
+            "grads: expected a trace of shape (1, T, B), got (1, 5, 3, 2)",
+        ),
+        (
+            lambda: diagnose.report(rnn, tape, of_many),
+            ValueError,
+            "grads: expected a trace of shape (1, 5, 2), got (1, 5, 3, 2)",
+        ),
+        (
+            lambda: diagnose.saturation(rnn, tape_of_many),
+            ValueError,
+            "tape: expected one of this layer's forward, got another's",
         ),
         (
             lambda: diagnose.plot_clips(rnn, grads, index=1),

@@ -247,6 +247,15 @@ def test_no_steps():
     assert list(rk.truncated_bptt(make("lstm")[0], np.zeros((0, B, I)), 3)) == []
 
 
+@pytest.mark.parametrize("steps", [5, 2**34])
+def test_no_rows(steps):
+    layer = make("lstm")[0]
+    many = make("lstm", ensemble=2)[0]
+    for x in (np.zeros((steps, 0, I)), np.broadcast_to(np.zeros((1, 0, I)), (steps, 0, I))):
+        assert list(rk.truncated_bptt(layer, x, 3)) == []
+    assert list(rk.truncated_bptt(many, np.zeros((steps, 2, 0, I)), 3)) == []
+
+
 def test_a_file(tmp_path):
     layer, p = make("lstm", dtype=np.float32)
     file = np.memmap(tmp_path / "x", np.float32, "w+", shape=p.x.shape)

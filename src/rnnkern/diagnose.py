@@ -203,7 +203,7 @@ def lyapunov(
     _check_layer(layer)
     if layer.bidirectional:
         raise ValueError("layer: expected one direction, got a bidirectional layer")
-    T, axis = _steps_of(layer, x)
+    x, T, axis = _sequence(layer, x)
     block = integer("block", block, "an integer of at least 1", 1, 2**62)
     settle = integer("settle", settle, f"an integer from 0 to {T - 1}, below T", 0, T - 1)
     seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
@@ -213,6 +213,9 @@ def lyapunov(
     def steps(start: int, stop: int) -> Array:
         return x[(slice(None),) * axis + (slice(start, stop),)]
 
+    if 0 in x.shape:  # no rows, which may claim any number of steps
+        layer(steps(0, 0), state)  # checks the state
+        return np.zeros(0)
     # A block ends where counting begins; each is kept with the state that it starts from.
     counted = T - settle
     ends = [*range(block, counted, block), counted, *range(counted + block, T, block)]
@@ -261,7 +264,7 @@ class Saturation(NamedTuple):
         Which; direction 1 runs backward in time.
     gate : str
         As in `Block`; also ``c``, which is tanh(c) of an LSTM.
-    low, high : ndarray, shape (T,)
+    low, high : ndarray, shape (T,); (0,) of a batch without rows
         Share of units and rows below the lower threshold, and above the upper one, at each step;
         nan where no row is left. Rows whose h is nan are left out, as padding is.
     share : float
@@ -351,9 +354,10 @@ def _saturation(
 ) -> list[Saturation]:
     """`saturation`, of a tape whose hiddens have been read."""
     low, high, tanh = thresholds
-    T, B, H = hiddens[0].shape[0], hiddens[0].shape[1], layer.hidden_size
-    there = (np.arange(T)[:, None] < _lengths(lengths, T, B)) & ~_lost(layer, hiddens)
-    gates, cells = tape.gates, tape.cells
+    lengths = _lengths(lengths, *hiddens[0].shape[:2])
+    hiddens, gates, cells = map(_steps_with_rows, (hiddens, tape.gates, tape.cells))
+    T, H = len(hiddens[0]), layer.hidden_size
+    there = (np.arange(T)[:, None] < lengths) & ~_lost(layer, hiddens)
     found = []
     for index, (place, direction) in enumerate(_places(layer)):
         alive = there[index]
@@ -840,8 +844,9 @@ def _gates(layer: Layer) -> str:
     return "ifgo" if isinstance(layer, LSTM) else "rzn"
 
 
-def _steps_of(layer: Layer, x: Any) -> tuple[int, int]:
-    """T, and the axis of the steps; the layer checks the rest."""
+def _sequence(layer: Layer, x: Any) -> tuple[Array, int, int]:
+    """A view of x, whose shape the caller cannot change, its T, and the axis of the steps."""
+    x = x.view() if isinstance(x, np.ndarray) else x
     if not isinstance(x, np.ndarray) or x.dtype != layer.dtype:
         got = str(x.dtype) if isinstance(x, np.ndarray) else type(x).__name__
         raise TypeError(f"x: expected an array of dtype {layer.dtype}, got {got}")
@@ -851,7 +856,7 @@ def _steps_of(layer: Layer, x: Any) -> tuple[int, int]:
         I = layer.input_size
         expected = f"shape ({order}, {I}) or (T, {I}) with T at least 1"
         raise ValueError(f"x: expected {expected}, got {x.shape}")
-    return x.shape[axis], axis
+    return x, x.shape[axis], axis
 
 
 def _hiddens(layer: Layer, tape: Any) -> list[Array]:
@@ -861,11 +866,17 @@ def _hiddens(layer: Layer, tape: Any) -> list[Array]:
     hiddens = tape.hiddens
     width = (1 + layer.bidirectional) * layer.hidden_size
     saved = [gates.shape[2] for gates in tape.gates if gates.ndim == 4]
-    fits = len(hiddens) == layer.num_layers and hiddens[0].shape[-1] == width
+    fits = len(hiddens) == layer.num_layers and hiddens[0].ndim == 3  # an ensemble's have 4
+    fits = fits and hiddens[0].shape[-1] == width
     gated = not isinstance(layer, RNN)
     if not (fits and bool(saved) == gated and bool(tape.cells) == isinstance(layer, LSTM)):
         raise ValueError("tape: expected one of this layer's forward, got another's")
     return hiddens
+
+
+def _steps_with_rows(arrays: list[Array]) -> list[Array]:
+    """Arrays (T, B, ...), without steps if B is 0: an empty batch may claim any T."""
+    return [a if a.shape[1] else a[:0] for a in arrays]
 
 
 def _units(layer: Layer, direction: int) -> slice:
@@ -896,11 +907,12 @@ def _lengths(lengths: Any, T: int, B: int) -> Array:
     if not isinstance(lengths, np.ndarray) or lengths.dtype.kind not in "iu":
         got = str(lengths.dtype) if isinstance(lengths, np.ndarray) else type(lengths).__name__
         raise TypeError(f"lengths: expected an array of integers, got {got}")
-    if lengths.shape != (B,):
-        raise ValueError(f"lengths: expected shape ({B},), got {lengths.shape}")
-    if ((lengths < 0) | (lengths > T)).any():
-        raise ValueError(f"lengths: expected values from 0 to {T}, got {lengths.tolist()}")
-    return lengths
+    own: Array = np.array(lengths)  # no other thread writes to it
+    if own.shape != (B,):
+        raise ValueError(f"lengths: expected shape ({B},), got {own.shape}")
+    if ((own < 0) | (own > T)).any():
+        raise ValueError(f"lengths: expected values from 0 to {T}, got {own.tolist()}")
+    return own
 
 
 def _parts(state: State) -> list[Array]:
@@ -1015,12 +1027,13 @@ def _padding_as_nan(layer: Layer, grads: Gradients, name: str, lengths: Array | 
     """One of a trace's arrays, nan at padding."""
     _check_layer(layer)
     values: Array = getattr(_trace(grads), name)
-    L, T, B = values.shape
-    if len(_places(layer)) != L:
-        raise ValueError(f"grads: expected a trace of {len(_places(layer))} layers and directions, "
-                         f"got {L}")  # fmt: skip
-    alive = np.arange(T)[:, None] < _lengths(lengths, T, B)
-    return np.where(alive, values, np.nan)
+    places = len(_places(layer))
+    if values.ndim != 3 or len(values) != places:
+        raise ValueError(f"grads: expected a trace of shape ({places}, T, B), got {values.shape}")
+    _, T, B = values.shape
+    lengths = _lengths(lengths, T, B)
+    T = T if B else 0  # as in _steps_with_rows
+    return np.where(np.arange(T)[:, None] < lengths, values[:, :T], np.nan)
 
 
 def _over_rows(values: Array, middle: Any = np.nanmedian) -> Array:

@@ -162,7 +162,8 @@ def truncated_bptt(
     Returns
     -------
     iterator of Window
-        ``ceil(T / k1)`` windows, each computed when it is asked for. Call ``window.backward(dy)``,
+        ``ceil(T / k1)`` windows, none of a batch without rows, each computed when it is asked for.
+        Call ``window.backward(dy)``,
         or leave it, and update the parameters, before the next one.
 
     Raises
@@ -234,7 +235,7 @@ def truncated_bptt(
 
 
 def _windows(layer: _Layer, x: Array, k1: int, k2: int, state: State) -> Iterator[Window]:
-    T = x.shape[_time_axis(layer, x)]
+    T = x.shape[_time_axis(layer, x)] if x.size else 0  # an empty batch may claim any T
 
     def begin(first: int) -> int:
         return max(0, first + k1 - k2)
