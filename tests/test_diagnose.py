@@ -703,6 +703,24 @@ def test_lyapunov_of_no_rows(steps, batch_first):
             diagnose.lyapunov(lstm, x, (np.zeros((1, 1, 4)), np.zeros((1, 0, 4))))
 
 
+@pytest.mark.parametrize("settle", [0, 2**27])
+def test_lyapunov_of_more_states_than_memory_holds_is_refused_before_a_step(settle):
+    gru = rk.GRU(2, 64, seed=0)
+    x = np.broadcast_to(np.ones(2, np.float32), (2**28, 1024, 2))  # 7 TB of states
+    with pytest.raises(MemoryError):
+        diagnose.lyapunov(gru, x, settle=settle)
+
+
+@pytest.mark.parametrize("settle", [0, 1, 7, 10, 24])
+@pytest.mark.parametrize("block", [1, 5, 24, 25, 2**62])
+def test_lyapunov_does_not_depend_on_where_blocks_end(settle, block):
+    layer = make_layer("lstm", 2, 3, dtype=np.float64)
+    p = random_problem(layer, 25, 2)
+    got = diagnose.lyapunov(layer, p.x, p.state, block=block, settle=settle)
+    want = diagnose.lyapunov(layer, p.x, p.state, block=2, settle=settle)
+    assert np.allclose(got, want, rtol=1e-12)  # a normalisation rounds
+
+
 def without_rows(layer, steps):
     y, _, tape = layer.forward(np.zeros((steps, 0, 2), np.float32))
     return tape, layer.backward(tape, y, trace=True)

@@ -213,18 +213,25 @@ def lyapunov(
     def steps(start: int, stop: int) -> Array:
         return x[(slice(None),) * axis + (slice(start, stop),)]
 
+    _, state = layer(steps(0, 0), state)  # checks the state, or makes one of zeros
     if 0 in x.shape:  # no rows, which may claim any number of steps
-        layer(steps(0, 0), state)  # checks the state
         return np.zeros(0)
-    # A block ends where counting begins; each is kept with the state that it starts from.
     counted = T - settle
-    ends = [*range(block, counted, block), counted, *range(counted + block, T, block)]
-    ends += [T] if settle else []
-    blocks = []
-    for start, stop in zip([0, *ends], ends, strict=False):
-        blocks.append((start, stop, state))
-        _, state = layer(steps(start, stop), state)
-    assert state is not None
+    counting, settling = -(-counted // block), -(-settle // block)  # blocks
+
+    def span(k: int) -> tuple[int, int]:
+        """Where block k starts and ends."""
+        start, end = (0, counted) if k < counting else (counted - counting * block, T)
+        start += k * block
+        return start, min(start + block, end)
+
+    blocks = range(counting + settling)
+    # The state before each block. What is too large for memory fails before anything is computed.
+    before = [np.empty((len(blocks), *part.shape), layer.dtype) for part in _parts(state)]
+    for k in blocks:
+        for kept, part in zip(before, _parts(state), strict=True):
+            kept[k] = part
+        _, state = layer(steps(*span(k)), state)
     # A value that is nan makes all later ones nan. A relu's slope there is 0, which says nothing.
     lost = np.any([np.isnan(part).any(axis=(0, -1)) for part in _parts(state)], axis=0)
     generator = np.random.default_rng(seed)
@@ -232,25 +239,23 @@ def lyapunov(
     v = _scaled(arrays, 1.0 / _norm(arrays), layer.dtype)
     growth = np.where(lost, np.nan, 0.0)  # one number for each row
     low, high = np.finfo(layer.dtype).tiny * 1e6, np.finfo(layer.dtype).max / 1e6
-    while blocks:
-        start, stop, state = blocks.pop()
-        _, _, tape = layer.forward(steps(start, stop), state)
-        pulled = _parts(layer.backward(tape, dstate=_state(v)).state)
-        size = _norm(pulled)
-        if stop - start > 1 and not ((low < size) & (size < high) | lost).all():
-            half = (start + stop) // 2
-            _, between = layer(steps(start, half), state)
-            blocks += [(start, half, state), (half, stop, between)]
-            continue
-        going = (size > 0) & np.isfinite(size)
-        v = [
-            np.where(going[..., None], after, before)
-            for after, before in zip(
-                _scaled(pulled, 1.0 / np.where(going, size, 1.0), layer.dtype), v, strict=True
-            )
-        ]
-        if start < counted:
-            growth = growth + np.log(size)
+    for k in reversed(blocks):
+        todo = [(*span(k), _state([kept[k] for kept in before]))]
+        while todo:
+            start, stop, state = todo.pop()
+            _, _, tape = layer.forward(steps(start, stop), state)
+            pulled = _parts(layer.backward(tape, dstate=_state(v)).state)
+            size = _norm(pulled)
+            if stop - start > 1 and not ((low < size) & (size < high) | lost).all():
+                half = (start + stop) // 2
+                _, between = layer(steps(start, half), state)
+                todo += [(start, half, state), (half, stop, between)]
+                continue
+            going = (size > 0) & np.isfinite(size)
+            turned = _scaled(pulled, 1.0 / np.where(going, size, 1.0), layer.dtype)
+            v = [np.where(going[..., None], new, old) for new, old in zip(turned, v, strict=True)]
+            if start < counted:
+                growth = growth + np.log(size)
     exponent = growth / counted
     return exponent if exponent.ndim else float(exponent)
 
