@@ -255,6 +255,11 @@ def test_integers_of_too_many_digits_to_show():
     huge = 10**5000  # Python refuses to print it
     with refused(ValueError, "hidden_size: expected an integer of at least 1, got int of too many"):
         rk.GRU(I, huge)
+    layer = make_layer("gru", I, H, bidirectional=True)
+    with refused(
+        ValueError, "checkpoint: expected an integer of at least 1, got int of too", layer
+    ):
+        layer.forward(np.zeros((T, B, I), np.float32), checkpoint=huge)
     for value in (huge, Fraction(huge)):
         said = f"norm: expected a finite number > 0, got {type(value).__name__} of too many digits"
         with refused(ValueError, said):

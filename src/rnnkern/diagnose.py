@@ -232,7 +232,7 @@ def lyapunov(
         for kept, part in zip(before, _parts(state), strict=True):
             kept[k] = part
         _, state = layer(steps(*span(k)), state)
-    # A value that is nan makes all later ones nan. A relu's slope there is 0, which says nothing.
+    # A nan makes all later values of its row nan. The gradient need not show it: relu'(nan) is 0.
     lost = np.any([np.isnan(part).any(axis=(0, -1)) for part in _parts(state)], axis=0)
     generator = np.random.default_rng(seed)
     arrays = [generator.normal(size=part.shape) for part in _parts(state)]
@@ -401,8 +401,8 @@ class Flow:
         Which; direction 1 runs backward in time, and its gradients forward.
     verdict : str
         ``vanishes``, ``explodes`` or ``flows``; ``not finite`` if, before either, the gradient
-        became nan or infinite, or came to values of the layer or of one above it that are nan;
-        ``zero`` if no gradient arrived; ``unknown`` if there was no step to see it by.
+        became nan or infinite, or a value of this layer or of a layer above it was nan; ``zero``
+        if no gradient arrived; ``unknown`` if there was no step to see it by.
     steps : int
         After how many steps back that was seen; for ``flows`` how many were seen.
     rate : float
@@ -983,7 +983,7 @@ def _logs(trace: Trace, index: int, direction: int, lengths: Array, lost: Array)
         steps = slice(first, length if direction else None)  # the reverse direction's end there
         growth = np.log(handed[steps, row]) - np.log(got[steps, row])
         growth[got[steps, row] == 0.0] = -np.inf  # nothing came this far
-        growth[lost[steps, row]] = np.nan  # where a relu's slope is 0, which says nothing
+        growth[lost[steps, row]] = np.nan  # the gradient need not show it: relu'(nan) is 0
         rows.append(growth)
     return rows
 

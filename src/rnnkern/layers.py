@@ -361,15 +361,17 @@ class _Layer:
         """Steps between kept states; 0: everything is kept."""
         if checkpoint is None:
             return 0
-        if self._bidirectional:
-            raise ValueError(f"checkpoint: expected None with bidirectional, got {checkpoint!r}")
         if isinstance(checkpoint, str):
             if checkpoint != "sqrt":
                 raise ValueError(f"checkpoint: expected an integer or 'sqrt', got {checkpoint!r}")
             sizes = x.shape if isinstance(x, np.ndarray) else ()  # which the core refuses
             steps = sizes[self._batch_first and len(sizes) == 3] if len(sizes) > 1 else 1
-            return max(1, math.isqrt(steps))
-        return integer("checkpoint", checkpoint, "an integer of at least 1", 1, 2**62)
+            segment = max(1, math.isqrt(steps))
+        else:
+            segment = integer("checkpoint", checkpoint, "an integer of at least 1", 1, 2**62)
+        if self._bidirectional:
+            raise ValueError(f"checkpoint: expected None with bidirectional, got {checkpoint!r}")
+        return segment
 
     def backward(
         self,
@@ -436,7 +438,7 @@ class _Layer:
             name = "a reset-before GRU" if self._kind.startswith("gru") else "an LSTM"
             raise ValueError(
                 f"flow_penalty: expected 0 for {name} (it is defined for RNN and the reset-after "
-                f"GRU), got {flow_penalty!r}"
+                f"GRU), got {weight!r}"
             )
         dh, dc = split_state("dstate", dstate, self._has_c)
         params, dx, dh0, dc0, norm, scale, finite, traced = self._net.backward(
