@@ -1,0 +1,63 @@
+"""What the tests of hostile callers share: changes of arrays, copies, and errors that name."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+
+import numpy as np
+
+# An error names the argument, what was expected and what came.
+NAMED = re.compile(
+    r"instruction set: |[a-z_0-9]+(\.[a-z_]+)?(\[[^]]+\])*: expected .+, got ", re.DOTALL
+)
+
+# What may be set in an array's header, and to what. The numbers stay where they are.
+HEADER = {
+    "shape": lambda a: (1,) * max(1, a.ndim - 1) + (a.size,),
+    "dtype": lambda a: f"{'f' if a.dtype.kind in 'iu' else 'i'}{a.itemsize}",
+    "strides": lambda a: (0,) * a.ndim,
+}
+# NumPy warns where it means to forbid this one day.
+IGNORE_WARNING = "ignore:Setting the:DeprecationWarning"
+
+
+def set_header(a, name):
+    """Set an array's shape, dtype or strides; the old value in a tuple, None if NumPy refuses."""
+    before = getattr(a, name)
+    try:
+        setattr(a, name, HEADER[name](a))
+    except (AttributeError, TypeError, ValueError):  # all three are NumPy's
+        return None
+    return (before,)
+
+
+class Changing:
+    """Integers that change something else while a call converts them to an array."""
+
+    def __init__(self, values, change):
+        self.values, self.change = values, change
+
+    def __array__(self, dtype=None, copy=None):
+        self.change()
+        return np.array(self.values, dtype)
+
+
+def through_pickle(protocol):
+    return lambda value: pickle.loads(pickle.dumps(value, protocol))
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{f"pickle {n}": through_pickle(n) for n in range(pickle.HIGHEST_PROTOCOL + 1)},
+}
+
+SETTABLE = {"dropout", "dropout_step", "lr", "params", "state"}
+
+
+def read_only_attributes(value):
+    """The names of all public attributes that are not documented as settable."""
+    public = (name for name in dir(value) if not name.startswith("_") and name not in SETTABLE)
+    return [name for name in public if not callable(getattr(value, name))]
