@@ -1,13 +1,18 @@
-"""Hosts that lack memory, trap floating-point errors, run many threads, fork or end midway."""
+"""Hosts that lack memory, trap floating-point errors, run many threads, fork or end midway.
+
+And callers that change arrays during a call, use objects that no constructor made, or copy objects.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
 import os
+import pickle
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,11 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks import COPIES, HEADER, IGNORE_WARNING, NAMED, read_only_attributes, set_header
 from helpers import DTYPES, KINDS, fused_sets, make_layer, parts, random_problem, sets
 from numpy.lib.stride_tricks import as_strided
 from test_runtime import in_child, needs_fork, problem, python, results
 
 import rnnkern as rk
+from rnnkern import _core
 
 needs_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="limits and traps are set as on Linux with glibc"
@@ -36,14 +43,16 @@ CLIPS = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1)
 
 
 # Warnings are errors, but that of fork, which Python gives from 3.12 on where there are threads.
-STRICT = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
+STRICT = ("-W", "error", "-W", "ignore:This process:DeprecationWarning", "-W", IGNORE_WARNING)
 
 
 def child(use, *args, **environment):
     """Call one of this module's functions in a fresh interpreter, which must end well."""
     code = f"import test_hostile; test_hostile.{use.__name__}(*{args!r})"
-    done = python(code, flags=STRICT, PYTHONPATH=str(Path(__file__).parent), **environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    flags = (*STRICT, "-X", "faulthandler")
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = python(code, flags=flags, PYTHONPATH=path, **environment)
+    assert done.returncode == 0, f"{done.returncode}, {done.stdout[-200:]}: {done.stderr[-2000:]}"
     assert done.stderr == ""
     return done.stdout
 
@@ -56,7 +65,7 @@ def frozen(value):
         return [list(value), *map(frozen, value.values())]
     if isinstance(value, (tuple, list)):
         return [frozen(one) for one in value]
-    if isinstance(value, rk.Gradients):
+    if isinstance(value, (rk.Gradients, rk.ModuleGradients)):
         return frozen(list(vars(value).values()))
     return repr(value)  # of a number; nan is nan
 
@@ -819,6 +828,583 @@ def fork_during_a_stream():
 @pytest.mark.parametrize("use", [fork_during_calls, fork_during_a_stream])
 def test_forks_during_calls(use):
     child(use)
+
+
+# ---- arrays that change during a call ----------------------------------------------------------
+
+FAR = 2**44  # elements before an array, where no memory is
+FILL = {"f": np.nan, "i": -FAR, "b": True}
+EDGE = 64  # elements on each side of an array that a call writes
+
+
+def framed(shape, dtype):
+    """Memory of sevens, and an array inside it, whose edges no call may write."""
+    memory = np.full(2 * EDGE + np.prod(shape), 7, dtype)
+    return memory, memory[EDGE:-EDGE].reshape(shape)
+
+
+def in_views(arrays):
+    """Views of arrays by name: NumPy lets a view's strides change, and change back."""
+    return {name: a[...] for name, a in arrays.items() if isinstance(a, np.ndarray)}
+
+
+def gru_in_views():
+    layer = make_layer("gru", 16, 32, num_layers=2)
+    p = random_problem(layer, 40, 8, lengths="random", resets=0.1)
+    layer.params = in_views(layer.params)
+    return layer, p.but(**in_views(vars(p)))
+
+
+# Each makes arrays to change, and a call that validates each of them once and returns a frozen
+# result.
+
+
+def change_in_a_call():
+    layer, p = gru_in_views()
+    arrays = {"x": p.x, "state": p.state, "lengths": p.lengths, "resets": p.resets}
+    arrays["weight"] = layer.params["weight_hh_l0"]
+    return arrays, lambda: frozen(layer(p.x, p.state, p.lengths, resets=p.resets))
+
+
+def change_in_training():
+    """In segments, which take steps of x and of dy one after another."""
+    layer, p = gru_in_views()
+
+    def use():
+        y, state, tape = p.forward(layer, checkpoint=3)
+        return frozen([y, state, p.backward(layer, tape)])
+
+    return vars(p), use
+
+
+def change_in_a_stream():
+    layer, p = gru_in_views()
+    stream = layer.stream(8)
+    memory, out = framed((40, 8, 32), np.float32)
+
+    def use():
+        stream.state = p.state
+        stream.run(p.x, out)
+        return frozen([memory, stream.state])
+
+    return {"x": p.x, "state": p.state, "out": out}, use
+
+
+def change_in_a_loss():
+    rng = np.random.default_rng(0)
+    memory, out = framed((400, 300), np.float64)
+    logits, targets = rng.normal(size=(400, 300)), rng.integers(0, 300, 400)
+    arrays = in_views({"logits": logits, "targets": targets, "mask": targets > 99})
+
+    def use():
+        loss, _ = rk.cross_entropy(**arrays, out=out)
+        return frozen([loss, memory])
+
+    return arrays | {"out": out}, use
+
+
+def change_in_a_lookup():
+    embedding, ids = rk.Embedding(50, 64, seed=0), np.arange(400)[...] % 50
+    arrays = in_views({"ids": ids, **embedding.params})
+    embedding.params = {"weight": arrays["weight"]}
+    return arrays, lambda: frozen(embedding(arrays["ids"]))
+
+
+def change_in_an_embedding():
+    embedding = rk.Embedding(50, 64, seed=0)
+    arrays = in_views({"x": np.arange(400) % 50, "dy": np.ones((400, 64), np.float32)})
+    return arrays, lambda: frozen(embedding.backward(**arrays).params)
+
+
+def change_in_a_linear():
+    linear, x = rk.Linear(64, 50, seed=0), np.ones((40, 10, 64), np.float32)
+    memory, out = framed((40, 10, 50), np.float32)
+    linear.params = in_views(linear.params)
+    arrays = in_views({"x": x, "out": out})
+
+    def use():
+        linear(**arrays)
+        return frozen(memory)
+
+    return arrays | linear.params, use
+
+
+def change_in_a_linears_backward():
+    linear = rk.Linear(64, 50, seed=0)
+    arrays = in_views({"x": np.ones((400, 64), np.float32), "dy": np.ones((400, 50), np.float32)})
+    return arrays, lambda: frozen(linear.backward(**arrays))
+
+
+def change_in_a_step():
+    memory, parameter = framed((100, 40), np.float32)
+    start, gradient = memory.copy(), np.full((100, 40), 0.5, np.float32)[...]
+    opt = rk.SGD({"w": parameter}, lr=1.0)
+
+    def use():
+        memory[:] = start
+        opt.step({"w": gradient}, max_norm=1.0)
+        return frozen(memory)
+
+    return {"parameter": parameter, "gradient": gradient}, use
+
+
+def change_in_a_state():
+    params = {"w": np.ones((100, 40))}
+    opt, other = rk.Adam(params), rk.Adam(params)
+    other.step({"w": np.full((100, 40), 0.5)})
+    state = in_views(other.state_dict())
+
+    def use():
+        opt.load_state_dict(state)
+        return frozen(opt.state_dict())
+
+    return state, use
+
+
+def changes_of(array, how):
+    """Change an array's header, or all of its values; and change it back."""
+    if how == "values":
+        values = array.copy()
+        return lambda: array.fill(FILL[array.dtype.kind]), lambda: np.copyto(array, values)
+    before, after = getattr(array, how), HEADER[how](array)
+    return lambda: setattr(array, how, after), lambda: setattr(array, how, before)
+
+
+def tried(use, *refusals):
+    """What a call gives, in a tuple, and no message; or None, and the message of its refusal."""
+    try:
+        return (use(),), ""
+    except refusals as error:
+        return None, f"{error}" or "none"
+
+
+def result_of(use, what):
+    """What a call gives, in a tuple; None where it is refused."""
+    done, message = tried(use, TypeError, ValueError)
+    assert done or NAMED.match(message), f"{what}: no argument is named: {message}"
+    return done
+
+
+def change_arrays_in_another_thread(make, seconds=0.02):
+    """Each result is that of the array as it was, or as it was changed, or the call is refused.
+
+    Floating-point numbers that change may give any numbers, but in a state, which is validated.
+    """
+    sys.setswitchinterval(1e-5)
+    arrays, use = globals()[make]()
+    done = threading.Event()
+
+    def go_on_changing(change, change_back):
+        count = 0
+        while not done.is_set():
+            change()
+            time.sleep(1e-5)
+            change_back()
+            time.sleep(1e-5)
+            count += 1
+        return count
+
+    for (name, array), how in itertools.product(arrays.items(), [*HEADER, "values"]):
+        what = f"{name}, {how}"
+        change, change_back = changes_of(array, how)
+        wants = [result_of(use, what)]
+        change()
+        wants.append(result_of(use, what))
+        change_back()
+        any_numbers = how == "values" and array.dtype.kind == "f" and make != "change_in_a_state"
+        assert any_numbers or wants[0], f"{what}: refused"
+        done.clear()
+        with rk.num_threads(2), ThreadPoolExecutor(1) as pool:
+            changing = pool.submit(go_on_changing, change, change_back)
+            try:
+                end = time.monotonic() + seconds
+                while time.monotonic() < end:
+                    got = result_of(use, what)
+                    assert any_numbers or got is None or got in wants, f"{what}: another result"
+            finally:
+                done.set()
+        assert changing.result() > 0
+
+
+CHANGES = (
+    change_in_a_call,
+    change_in_training,
+    change_in_a_stream,
+    change_in_a_loss,
+    change_in_a_lookup,
+    change_in_an_embedding,
+    change_in_a_linear,
+    change_in_a_linears_backward,
+    change_in_a_step,
+    change_in_a_state,
+)
+
+
+@pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="without the interpreter's lock, NumPy itself reads headers while they change",
+)
+@pytest.mark.parametrize("make", CHANGES, ids=lambda make: make.__name__)
+def test_arrays_that_another_thread_changes(make):
+    child(change_arrays_in_another_thread, make.__name__)
+
+
+# Each makes arrays to change, and a call of so many steps that Python's signal handlers run in it.
+
+
+def long_problem(steps):
+    layer = make_layer("lstm", 64, 128)
+    return layer, random_problem(layer, steps, 16, lengths=np.full(16, steps), resets=0.1)
+
+
+def long_forward(steps):
+    layer, p = long_problem(steps)
+    arrays = [p.x, *p.state, p.lengths, p.resets]
+    return arrays, lambda: frozen(p.forward(layer, checkpoint=50)[:2])
+
+
+def long_backward(steps):
+    layer, p = long_problem(steps)
+    _, _, tape = p.forward(layer, checkpoint=50)
+    return [p.x, p.dy, *p.dstate], lambda: frozen(p.backward(layer, tape))
+
+
+def long_run(steps):
+    layer, p = long_problem(steps)
+    memory, out = framed((steps, 16, 128), np.float32)
+    stream = layer.stream(16)
+
+    def use():
+        stream.reset()
+        stream.run(p.x, out)
+        return frozen([memory, stream.state])
+
+    return [p.x, out], use
+
+
+def long_loss(steps):
+    rows = 1000 * steps
+    logits, targets = np.ones((rows, 3), np.float32), np.arange(rows) % 3
+    memory, out = framed((rows, 3), np.float32)
+
+    def use():
+        loss, _ = rk.cross_entropy(logits, targets, out=out)
+        return frozen([loss, memory])
+
+    return [logits, targets, out], use
+
+
+def change_arrays_in_a_handler(make):
+    """The handler of a signal changes headers, and what could be an index, in the middle."""
+    rk.set_num_threads(1)
+    steps, seconds = 5000, 0.0
+    while seconds < 0.2:  # handlers run every 0.1 s
+        arrays, use = globals()[make](steps)
+        begin = time.perf_counter()
+        want = use()
+        seconds = time.perf_counter() - begin
+        steps *= 2
+    handled = []
+
+    def change(*_):
+        for array in arrays:
+            if array.dtype.kind != "f":
+                array.fill(FILL[array.dtype.kind])
+            for name in HEADER:
+                set_header(array, name)
+        handled.append(time.perf_counter())
+
+    signal.signal(signal.SIGALRM, change)
+    begin = time.perf_counter()
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    got = use()
+    end = time.perf_counter()
+    assert begin + 0.05 < handled[0] < end - 0.01, "the handler did not run in the middle"
+    assert got == want
+
+
+LONG_CALLS = (long_forward, long_backward, long_run, long_loss)
+
+
+@pytest.mark.parametrize("make", LONG_CALLS, ids=lambda make: make.__name__)
+def test_arrays_that_a_signal_handler_changes(make):
+    child(change_arrays_in_a_handler, make.__name__)
+
+
+def test_a_tape_keeps_the_memory_of_x():
+    layer = make_layer("gru", 3, 4)
+    x = np.ones((5, 2, 3), np.float32)
+    y, _, tape = layer.forward(x)
+    want = layer.backward(tape, y).x.tobytes()
+    with pytest.raises(ValueError, match="cannot resize"):
+        x.resize((500, 2, 3))
+    assert layer.backward(tape, y).x.tobytes() == want
+    del tape
+    x.resize((500, 2, 3))  # nothing else refers to it
+
+
+class Fickle(dict):
+    """Gives another value for one of its names after so many times."""
+
+    def change(self, name, times, value):
+        self.name, self.times, self.value = name, times, value
+        return self
+
+    def __getitem__(self, name):
+        self.times -= name == self.name
+        return self.value if name == self.name and self.times < 0 else super().__getitem__(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", np.array(-1)),
+        ("skipped", np.array(-1)),
+        ("0.w.first", np.full(3, np.nan)),
+        ("0.w.second", np.full(3, -1.0)),
+        ("0.w.second", np.ones(2)),
+        ("0.w.second", np.ones(3, np.float32)),
+    ],
+)
+def test_a_state_is_loaded_as_it_was_validated(name, value):
+    opt = rk.Adam({"w": np.ones(3)})
+    want = frozen(opt.state_dict())
+    for times in range(5):
+        state = Fickle(opt.state_dict()).change(name, times, value)
+        result_of(lambda: opt.load_state_dict(state), name)  # noqa: B023
+        assert frozen(opt.state_dict()) == want, times
+
+
+# ---- objects that no constructor made ----------------------------------------------------------
+
+CLASSES = {
+    "Tape": _core.Tape,
+    "Net": _core.Net,
+    "core Stream": _core.Stream,
+    "RNN": rk.RNN,
+    "LSTM": rk.LSTM,
+    "GRU": rk.GRU,
+    "Stream": rk.Stream,
+    "Linear": rk.Linear,
+    "Embedding": rk.Embedding,
+    "SGD": rk.SGD,
+    "RMSprop": rk.RMSprop,
+    "Adam": rk.Adam,
+    "AdamW": rk.AdamW,
+    "Window": rk.Window,
+}
+
+
+def use_what_was_not_made(name):
+    """All that is public, called with arguments that would be right, is refused."""
+    cls = CLASSES[name]
+    layer = make_layer("gru", 3, 4)
+    x = np.ones((5, 2, 3), np.float32)
+    y, _, tape = layer.forward(x)
+    params, inf = layer.params, np.inf
+    arguments = {
+        "backward": (tape, y) if issubclass(cls, rk.layers._Layer) else (x, y),
+        "load_state_dict": ({},),
+        "member": (0,),
+        "reset": (),
+        "parameter_shapes": (),
+        "state_dict": (),
+        "step": ({},) if issubclass(cls, rk.optim._Optimizer) else (x[0],),
+        "stream": (),
+    }
+    if cls is _core.Net:
+        state = None, None, None, None
+        arguments["forward"] = params, x, *state, False, True, 0, 0.0, [1], 0
+        arguments["backward"] = params, tape, y, None, None, inf, inf, inf, inf, False, 0.0
+    if cls is rk.Window:
+        arguments["backward"] = (y,)
+
+    def use_attribute(attribute):
+        found = getattr(cls.__new__(cls), attribute)
+        return found(*arguments.get(attribute, (x,))) if callable(found) else found
+
+    for attribute in [one for one in dir(cls) if not one.startswith("_")]:
+        print(attribute, flush=True)
+        done, _ = tried(lambda: use_attribute(attribute), TypeError, AttributeError)  # noqa: B023
+        assert not done, f"{attribute}: worked"
+    others = {
+        "call": lambda one: one(x),
+        "backward of it": lambda one: layer.backward(one, y),
+        "state of it": lambda one: _core.stream_state(one),
+        "reset of it": lambda one: _core.reset_stream(one, None),
+        "set state of it": lambda one: _core.set_stream_state(one, x[:1], None),
+        "stream of it": lambda one: _core.Stream(one, params, 1),
+        "windows of it": lambda one: list(rk.truncated_bptt(one, x, 2)),
+        "step of it": lambda one: rk.SGD(params, 1.0).step(one),
+    }
+    for what, use in others.items():
+        print(what, flush=True)
+        done, _ = tried(lambda: use(cls.__new__(cls)), TypeError, AttributeError)  # noqa: B023
+        assert not done, f"{what}: worked"
+    for what, how in COPIES.items():
+        print(what, flush=True)
+        tried(lambda: how(cls.__new__(cls)), TypeError, AttributeError, pickle.PicklingError)  # noqa: B023
+
+
+def use_all_that_was_not_made():
+    for name in CLASSES:
+        print(name, flush=True)
+        use_what_was_not_made(name)
+
+
+def test_objects_that_no_constructor_made():
+    child(use_all_that_was_not_made)
+
+
+# ---- attributes and copies ---------------------------------------------------------------------
+
+
+def objects():
+    """By name: what makes an object, and what shows all of it. Each object is shown once."""
+    x = np.ones((5, 2, 3), np.float32)
+
+    def layer():
+        return rk.LSTM(3, 4, 2, dropout=0.5, seed=0)
+
+    def tape():
+        return layer().forward(x)[2]
+
+    def gradients():
+        one = layer()
+        y, _, tape = one.forward(x)
+        return one.backward(tape, y, clip=rk.Clip(norm=0.1), trace=True)
+
+    def stream():
+        one = rk.GRU(3, 4, 2, seed=0).stream(2)
+        one.run(x)
+        return one
+
+    def optimizer(make):
+        params = {"w": np.ones(3), "b": np.ones(2)}
+        opt = make(params)
+        opt.step({"w": np.ones(3), "b": np.ones(2)})
+        return opt, params
+
+    def step(value):
+        opt, params = value
+        done = opt.step({"w": np.full(3, 2.0), "b": np.ones(2)}, max_norm=1.0)
+        return [done, params, opt.state_dict(), opt.lr]
+
+    def use(one):
+        return [one(x), one.forward(x)[:2], one.dropout_step, one.params, repr(one)]
+
+    modules = rk.Linear(3, 2, seed=0), rk.Embedding(5, 3, padding_idx=1, seed=0)
+    return {
+        "layer": (layer, use),
+        "ensemble": (lambda: rk.GRU(3, 4, ensemble=2, seed=0), lambda one: use(one)),
+        "member": (lambda: rk.GRU(3, 4, ensemble=2, seed=0).member(1), use),
+        "rnn": (lambda: rk.RNN(3, 4, nonlinearity="relu", seed=0), use),
+        "tape": (tape, lambda one: [one.gates, one.cells, one.hiddens]),
+        "stream": (stream, lambda one: [one.state, one.run(x), one.step(x[0]), one.state]),
+        "bound method": (lambda: stream().run, lambda run: [run.__self__.reset(), run(x)]),
+        "linear": (lambda: modules[0], lambda one: [one(x), one.params, repr(one)]),
+        "embedding": (lambda: modules[1], lambda one: [one.params, repr(one)]),
+        "clip": (lambda: rk.Clip(norm=0.1), repr),
+        "gradients": (gradients, lambda one: one),
+        **{name: (lambda make=make: optimizer(make), step) for name, make in OPTIMIZERS.items()},
+    }
+
+
+def copy_objects(name):
+    make, show = objects()[name]
+    want = frozen(show(make()))
+    reductions = {f"reduce {n}": lambda one, n=n: one.__reduce_ex__(n) for n in range(6)}
+    for what, how in (COPIES | reductions | {"reduce": lambda one: one.__reduce__()}).items():
+        print(what, flush=True)
+        one = make()
+        done, _ = tried(lambda: how(one), TypeError, pickle.PicklingError)  # noqa: B023
+        if done and what in COPIES:
+            assert frozen(show(done[0])) == want, f"{what}: another copy"
+        if not done or what != "copy":  # which shares what the original holds
+            assert frozen(show(one)) == want, f"{what}: the original has changed"
+
+
+def copy_all():
+    for name in objects():
+        print(name, flush=True)
+        copy_objects(name)
+
+
+def test_copies_are_the_same_or_refused():
+    child(copy_all)
+
+
+@pytest.mark.parametrize("name", [*(set(objects()) - {"tape", "bound method", "stream"})])
+def test_attributes_that_were_validated_cannot_be_set(name):
+    value = objects()[name][0]()
+    one = value[0] if isinstance(value, tuple) else value
+    names = read_only_attributes(one)
+    assert len(names) > 0
+    before = {name: getattr(one, name) for name in names}
+    for name, current in before.items():
+        for other in (current, True, 2, None):
+            with pytest.raises(AttributeError, match=name):
+                setattr(one, name, other)
+        with pytest.raises(AttributeError, match=name):
+            delattr(one, name)
+        assert getattr(one, name) is current or getattr(one, name) == current
+
+
+# ---- no rows -----------------------------------------------------------------------------------
+
+
+def timed(what, use, *args, **options):
+    begin = time.perf_counter()
+    found = use(*args, **options)
+    seconds = time.perf_counter() - begin
+    assert seconds < 0.2, f"{what}: {seconds:.1f} s"
+    return found
+
+
+def train_on_no_rows(layer, T, **given):
+    what, D = f"{layer}, {list(given)}", 1 + layer.bidirectional
+    shape = (0, T) if layer.batch_first else (T, 2, 0) if layer.ensemble else (T, 0)
+    x = np.empty((*shape, layer.input_size), layer.dtype)
+    dy = np.empty((*shape, D * layer.hidden_size), layer.dtype)
+    assert timed(what, layer, x, **given)[0].shape == dy.shape
+    for checkpoint in (None,) if D == 2 else (None, 1, "sqrt"):
+        y, _, tape = timed(what, layer.forward, x, **given, checkpoint=checkpoint)
+        assert y.shape == dy.shape
+        grads = timed(what, layer.backward, tape, dy, trace=True)
+        assert grads.x.shape == x.shape
+        assert not any(array.any() for array in grads.params.values())
+        for name in ("gates", "cells", "hiddens") if checkpoint is None else ():
+            timed(f"{what}: {name}", getattr, tape, name)
+
+
+def use_no_rows(kind):
+    signal.alarm(10)  # which ends the process
+    T = 2**34
+    for options in ({}, {"batch_first": True}, {"ensemble": 2}, {"bidirectional": True}):
+        layer = make_layer(kind, 3, 4, num_layers=2, **options)
+        train_on_no_rows(layer, T)
+        train_on_no_rows(layer, T, lengths=np.empty(0, int))
+        resets = np.empty((0, T) if layer.batch_first else (T, 0), bool)
+        train_on_no_rows(layer, T, resets=resets)
+
+
+def use_no_ids():
+    T = 2**34
+    ids, x = np.empty((T, 0), int), np.empty((T, 0, 3), np.float32)
+    embedding, linear = rk.Embedding(5, 3), rk.Linear(3, 2)
+    timed("embedding", embedding, ids)
+    timed("embedding", embedding.backward, ids, x)
+    timed("linear", linear.backward, x, timed("linear", linear, x))
+    timed("loss", rk.cross_entropy, x, ids, mask=np.empty((T, 0), bool), ignore_index=1)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_no_rows_of_many_steps_take_no_time(kind):
+    child(use_no_rows, kind)
+
+
+def test_no_ids_of_many_steps_take_no_time():
+    child(use_no_ids)
 
 
 # ---- subinterpreters ---------------------------------------------------------------------------
