@@ -22,12 +22,14 @@ import ctypes
 import gc
 import hashlib
 import itertools
+import pickle
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from attacks import COPIES, HEADER, set_header
 from helpers import DTYPES, KINDS, fused_sets, make_layer, parts, random_problem
 
 import rnnkern as rk
@@ -278,6 +280,25 @@ class Soak:
         after = digest([*layer.params.values(), *opt.state_dict().values()])
         self.check(before == after, f"{layer}: a refused call has written")
 
+    def hostile(self):
+        """Arrays that change their header, copies, and objects that no constructor made."""
+        layer, opt, p = self.pick(self.old)
+        x = p.x.copy()
+        tape = layer.forward(x)[2]
+        want = digest([p.backward(layer, tape).x])
+        for name in HEADER:
+            set_header(x, name)
+            same = digest([p.backward(layer, tape).x]) == want
+            self.check(same, f"{layer}: another gradient after a change of x's {name}")
+        objects = layer, layer.stream(8), tape, opt, p.backward(layer, tape)
+        uses = (*COPIES.values(), lambda one: type(one).__new__(type(one)).backward(tape))
+        for one, use in itertools.product(objects, uses):
+            try:
+                use(one)
+            except (TypeError, AttributeError, pickle.PicklingError):
+                continue
+        self.calls += 6 + len(objects) * len(uses)
+
     def in_threads(self):
         """Layers of one and of several threads at once, in threads that end then."""
         layer, _, p = self.pick(self.old)
@@ -301,11 +322,12 @@ class Soak:
 CALLS_OF_FIXED = 2 + len(OPTIMIZERS) * (2 + 3 * len(CLIPS)) + 3
 WORK = (  # how often, of a hundred
     (Soak.train_new, 25),
-    (Soak.train_old, 25),
+    (Soak.train_old, 22),
     (Soak.infer, 15),
     (Soak.stream, 15),
     (Soak.read_tape, 5),
     (Soak.errors, 5),
+    (Soak.hostile, 3),
     (Soak.replace_old, 4),
     (Soak.same_bits, 4),
     (Soak.in_threads, 2),
