@@ -96,22 +96,27 @@ void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
   }
 }
 
-// Streams share what they packed.
+// Streams share what they packed, which is the same on one thread and on several.
 template <class T>
 void packed_weights(const Kernels& set, Kind kind) {
   const TypedKernels<T>& kernels = set.of<T>();
   Problem p = large_problem(kind, 1, true);
   p.keep = false, p.L = 1, p.T = 8, p.threads = 2;
+  p.I = 1300;  // weights enough for several threads
   const Inputs<T> inputs(p);
   const Direction<T>& weights = inputs.directions[0];
-  const Room packed = room_of(kernels.packed_bytes(kind, p.I, p.H));
-  kernels.pack(kind, weights, p.I, p.H, 1, {}, packed.get());
+  std::vector<Room> packed;
+  for (const int threads : {1, kThreads}) {
+    packed.push_back(room_of(kernels.packed_bytes(kind, p.I, p.H)));
+    set_threads(0);
+    kernels.pack(kind, weights, p.I, p.H, threads, {}, packed.back().get());
+  }
   std::vector<Outputs<T>> each;
-  for (int i = 0; i < 3; ++i) {
+  for (std::size_t i = 0; i < 4; ++i) {
     each.emplace_back(inputs, RowSchedule(p.T, p.B).view(), p.T * p.B, false);
     Direction<T>& d = each.back().layers[0].direction[0];
     d.w_ih = d.w_hh = d.b_ih = d.b_hh = nullptr;
-    d.packed = static_cast<const T*>(packed.get());
+    d.packed = static_cast<const T*>(packed[i % 2].get());
   }
   std::vector<std::thread> callers;
   for (Outputs<T>& out : each)
