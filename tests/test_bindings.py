@@ -146,7 +146,7 @@ def test_an_object_without_constructor_raises(bound):
     for name in names:
         with pytest.raises(TypeError, match="constructor has not run"):
             use(blank, name)
-    with pytest.raises(TypeError, match="tape: expected a Tape, got"):
+    with pytest.raises(TypeError, match="tape: expected a tape of this layer's forward, got"):
         layer.backward(blank)
     with pytest.raises(TypeError, match="net: expected a Net, got"):
         _core.Stream(blank, {}, 1)
@@ -175,6 +175,9 @@ def test_bound_types_refuse_to_be_pickled_by_name(what, protocol):
         pickle.dumps(thing, protocol)
     with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
         copy.deepcopy(thing)
+    if what != "layer":
+        with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
+            thing.__reduce__()
 
 
 @pytest.mark.parametrize("checkpoint", [None, 2])

@@ -954,3 +954,12 @@ def test_any_arguments_of_a_stream(x, out, state):
     for use in (stream.step, stream.run):
         y = attempt(lambda use=use: use(x, out), "x|out", stream)
         assert y is None or y.shape == (*x.shape[:-1], H)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_construction_is_refused_and_changes_nothing(kind):
+    layer = make_layer(kind, 3, 4)
+    before = repr(layer), {name: p.tobytes() for name, p in layer.params.items()}
+    with pytest.raises(TypeError, match="expected a new object, got one that is constructed"):
+        layer.__init__(5, 6, 2)
+    assert (repr(layer), {name: p.tobytes() for name, p in layer.params.items()}) == before

@@ -158,9 +158,10 @@ T* writable(const std::string& name, const py::array& a, const Shape& expected) 
 }
 
 // The C++ object that a bound type's instance holds. pybind11 would make up an uninitialised one
-// where `cls.__new__(cls)` made the instance and its constructor has not run.
+// where `cls.__new__(cls)` made the instance and its constructor has not run. `expected`: what an
+// error says; null: the type's name.
 template <class X>
-X& constructed(const char* name, py::handle object) {
+X& constructed(const char* name, py::handle object, const char* expected = nullptr) {
   static PyObject* const type = py::type::of<X>().ptr();  // pybind11 would look it up each time
   const bool right_type =
       PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(type)) != 0;
@@ -172,7 +173,7 @@ X& constructed(const char* name, py::handle object) {
   const auto type_name = [](py::handle type) {
     return py::str(type.attr("__name__")).cast<std::string>();
   };
-  bad_type(name, "a " + type_name(type),
+  bad_type(name, expected ? expected : "a " + type_name(type),
            right_type ? "one whose constructor has not run" : type_name(py::type::of(object)));
 }
 // A method as a function of an instance, which `constructed` checks.
@@ -192,11 +193,13 @@ auto method_of(R (X::*method)(A...)) {
 // Instances of the type hold memory of the core: pickle and copy raise TypeError.
 template <class Type>
 void refuse_pickling(Type& type) {
-  type.def("__reduce_ex__", [](py::handle self, const py::object&) {
+  const auto refuse = [](py::handle self, const py::args&) {
     throw py::type_error("cannot pickle '" +
                          py::str(py::type::of(self).attr("__qualname__")).cast<std::string>() +
                          "' object");
-  });
+  };
+  type.def("__reduce__", refuse);
+  type.def("__reduce_ex__", refuse);
 }
 
 void refuse_overlap(const char* name, const py::array& out, const char* with, const py::array& in);

@@ -495,7 +495,8 @@ py::tuple Net::run_back(const py::dict& params, const py::object& tape_given,
                         double flow_penalty) const {
   const Sizes& s = sizes_;
   const Index LD = s.L * s.D, C = s.D * s.H;
-  const auto* tape = dynamic_cast<const TapeOf<T>*>(&constructed<Tape>("tape", tape_given));
+  const auto* tape = dynamic_cast<const TapeOf<T>*>(
+      &constructed<Tape>("tape", tape_given, "a tape of this layer's forward"));
   if (!tape || tape->layer_id != id_)
     bad_value("tape", "a tape of this layer's forward", "one of another layer");
   const Parameters<T> weights(s, parameters_, params);

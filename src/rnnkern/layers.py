@@ -618,6 +618,7 @@ class RNN(_Layer):
         nonlinearity: str = "tanh",
         **options: Any,
     ) -> None:
+        _refuse_second_construction(self)
         self._nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         self._kind = f"rnn_{self._nonlinearity}"
         super().__init__(input_size, hidden_size, num_layers, **options)
@@ -669,6 +670,7 @@ class LSTM(_Layer):
         forget_bias: float | None = None,
         **options: Any,
     ) -> None:
+        _refuse_second_construction(self)
         super().__init__(input_size, hidden_size, num_layers, **options)
         if forget_bias is None:
             return
@@ -724,9 +726,17 @@ class GRU(_Layer):
         reset_after: bool = True,
         **options: Any,
     ) -> None:
+        _refuse_second_construction(self)
         self._reset_after = flag("reset_after", reset_after)
         self._kind = "gru" if reset_after else "gru_reset_before"
         super().__init__(input_size, hidden_size, num_layers, **options)
+
+
+def _refuse_second_construction(layer: _Layer) -> None:
+    """A second call of the constructor would change what the core and the parameters rely on."""
+    if "_net" in vars(layer):
+        name = type(layer).__name__
+        raise TypeError(f"{name}: expected a new object, got one that is constructed already")
 
 
 def _omega(trace: Trace) -> Any:
