@@ -34,7 +34,20 @@ def fused_sets():
 
 
 def make_layer(kind, I, H, **options):
-    return MAKERS[kind](I, H, **{"seed": 1, **options})
+    layer = MAKERS[kind](I, H, **{"seed": 1, **options})
+    assert layer._kind == kind  # or run_reference would be another kind's
+    return layer
+
+
+def on_threads(n, use):
+    """Call use() on n threads.
+
+    Each call of a test has its own: only the first one after a number is set is certain to use it.
+    Where other processes keep the cores busy, those after it may run on one thread
+    (docs/decisions/0006-waiting.md).
+    """
+    with rk.num_threads(n):
+        return use()
 
 
 def parts(state):

@@ -3,10 +3,9 @@ instruction sets, threads and clips."""
 
 from __future__ import annotations
 
-import math
 import threading
 from functools import cache
-from itertools import product
+from itertools import count, product
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from helpers import (
     assert_close,
     assert_same,
     make_layer,
+    on_threads,
     parts,
     random_problem,
     run_reference,
@@ -24,6 +24,7 @@ from helpers import (
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from plan import constant, plan
 
 import rnnkern as rk
 from rnnkern.reference import CELLS
@@ -43,9 +44,9 @@ def case(kind, I, H, T, B, *, lengths=None, state=True, clip=None, **options):
     return layer, problem, run_reference(layer, problem, clip)
 
 
-def run(layer, problem, clip=None):
-    y, state, tape = problem.forward(layer)
-    return y, state, problem.backward(layer, tape, clip)
+def run(layer, problem, clip=None, threads=1):
+    y, state, tape = on_threads(threads, lambda: problem.forward(layer))
+    return y, state, on_threads(threads, lambda: problem.backward(layer, tape, clip))
 
 
 def flat(result):
@@ -59,9 +60,9 @@ def same_bits(a, b):
     return all(p.tobytes() == q.tobytes() for p, q in zip(flat(a), flat(b), strict=True))
 
 
-def check(layer, problem, want, clip=None, chain=10_000):
-    assert_same(layer, run(layer, problem, clip), want, chain)
-    y, state = layer(problem.x, problem.state, problem.lengths)
+def check(layer, problem, want, clip=None, threads=1, chain=10_000):
+    assert_same(layer, run(layer, problem, clip, threads), want, chain)
+    y, state = on_threads(threads, lambda: layer(problem.x, problem.state, problem.lengths))
     assert_close(y, want.y, layer.dtype, "y of inference", chain)
     for got, expected in zip(parts(state), parts(want.state), strict=True):
         assert_close(got, expected, layer.dtype, "state of inference", chain)
@@ -132,18 +133,18 @@ def test_any_shape_and_options(data):
     problem = random_problem(layer, T, B, state=data.draw(st.booleans(), "state"), lengths=lengths)
     want = run_reference(layer, problem, clip)
     isa, threads = data.draw(st.sampled_from(sets())), data.draw(st.integers(1, 4), "threads")
-    with rk.force_isa(isa), rk.num_threads(threads):
-        check(layer, problem, want, clip)
+    with rk.force_isa(isa):
+        check(layer, problem, want, clip, threads)
 
 
 # -------------------------------------------------------------------------- chunks and threads
 
 
-def steps_of_chunk(room, kind, H, B, dtype):
-    """Most steps of a chunk of `room` bytes: [steps, rows, values, H padded to a cache line]."""
-    line = 64 // np.dtype(dtype).itemsize
-    values = CELLS[kind].gates  # at least: the GRU keeps one more
-    return max(1, room // (math.ceil(H / line) * 64 * values * B))
+def three_chunks(kind, dtype, H, B):
+    """Steps of three chunks at least, the last not full, in forward and in backward."""
+    chunks = plan(kind, dtype, 1, H, 10**6, B)
+    sizes = chunks.forward_chunk, chunks.backward_chunk
+    return next(T for T in count(2 * max(sizes) + 1) if all(n == 1 or T % n for n in sizes))
 
 
 @each_set
@@ -151,27 +152,38 @@ def steps_of_chunk(room, kind, H, B, dtype):
 @each_dtype
 @pytest.mark.parametrize("lengths", [None, "random"])
 @pytest.mark.parametrize(
-    ("room", "H", "B", "num_layers"),
+    ("H", "B", "num_layers"),
     [
-        pytest.param(256 * 1024, 65, 40, 2, id="forward"),  # ForwardRoom::z_bytes
-        pytest.param(4 * 1024 * 1024, 17, 1000, 1, id="backward"),  # BackwardRoom::da_bytes
+        pytest.param(65, 40, 2, id="several-steps"),
+        pytest.param(17, 600, 1, id="one-step"),
     ],
 )
-def test_three_chunks(isa, kind, dtype, lengths, room, H, B, num_layers):
-    T = 2 * steps_of_chunk(room, kind, H, B, dtype) + 3
+def test_chunks_of_steps(isa, kind, dtype, lengths, H, B, num_layers):
+    T = three_chunks(kind, dtype, H, B)
+    chunks = plan(kind, dtype, 9, H, T, B, num_layers, bidirectional=True)
+    assert (chunks.backward_chunk == 1) == (num_layers == 1)
+    assert 2 * chunks.forward_chunk < T
     options = {"dtype": dtype, "lengths": lengths, "num_layers": num_layers}
     with rk.force_isa(isa):
         check(*case(kind, 9, H, T, B, bidirectional=True, **options), chain=10_000 + T * B)
 
 
-def test_three_chunks_of_many_units():
-    T = 2 * steps_of_chunk(4 * 1024 * 1024, "lstm", 65, 40, np.float64) + 3
-    check(*case("lstm", 9, 65, T, 40, bidirectional=True, dtype=np.float64, num_layers=2))
+@each_set
+@each_kind
+@each_dtype
+def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
+    H = constant("core/backward.h", "units_at_once") + 9
+    with rk.force_isa(isa):
+        check(*case(kind, 7, H, 3, 5, dtype=dtype))
 
 
-def test_a_long_sequence():
-    for kind, dtype in product(KINDS, DTYPES):
-        check(*case(kind, 4, 33, 200, 3, dtype=dtype, num_layers=2))
+@pytest.mark.parametrize("threads", [1, 2])
+@each_kind
+@each_dtype
+def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
+    found = plan(kind, dtype, 4, 33, 200, 3, 2, threads=threads)
+    assert found.shared == ("layers" if threads == 2 else "nothing")
+    check(*case(kind, 4, 33, 200, 3, dtype=dtype, num_layers=2), threads=threads)
 
 
 @each_set
@@ -180,13 +192,27 @@ def test_a_long_sequence():
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_threads_that_share_rows(isa, kind, dtype, threads, bidirectional):
-    B, H, I = 4 * threads + 1, 33, 17
-    # The core takes a thread more for each 1e6 flops (Worth in stack.h).
-    T = math.ceil(1e6 * threads / (2 * CELLS[kind].gates * H * B * (I + H)))
+    I, H, B = 17, 33, 4 * threads + 1
+
+    def of_steps(T):
+        return plan(kind, dtype, I, H, T, B, 1, bidirectional, threads)
+
+    T = next(T for T in count(3) if of_steps(T).threads == threads)
+    assert of_steps(T).shared == ("directions" if bidirectional and threads == 2 else "rows")
     for lengths in (None, "random"):
         options = {"dtype": dtype, "bidirectional": bidirectional, "lengths": lengths}
-        with rk.force_isa(isa), rk.num_threads(threads):
-            check(*case(kind, I, H, T, B, **options))
+        with rk.force_isa(isa):
+            check(*case(kind, I, H, T, B, **options), threads=threads)
+
+
+def units_to_share(kind, B, threads, bidirectional=False):
+    """H and T of the smallest odd layer whose units so many threads share, of 9 inputs."""
+
+    def threads_of(H, T):
+        return plan(kind, np.float32, 9, H, T, B, 1, bidirectional, threads).threads
+
+    H = next(H for H in count(33, 2) if threads_of(H, 1000) == threads)
+    return H, next(T for T in count(3) if threads_of(H, T) == threads)
 
 
 @each_set
@@ -195,13 +221,13 @@ def test_threads_that_share_rows(isa, kind, dtype, threads, bidirectional):
 @pytest.mark.parametrize(("threads", "B"), [(2, 1), (3, 1), (3, 3)])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_threads_that_share_units(isa, kind, dtype, threads, B, bidirectional):
-    # Where rows are fewer than 4 a thread, one more for each 5e4 flops a step (Worth in stack.h).
-    flops = 2 * CELLS[kind].gates * B
-    H = math.ceil(math.sqrt(5e4 * threads / flops)) | 1
-    T = math.ceil(1e6 * threads / (flops * H * (9 + H)))
+    H, T = units_to_share(kind, B, threads, bidirectional)
+    found = plan(kind, dtype, 9, H, T, B, 2, bidirectional, threads)
+    shared = "directions" if bidirectional and threads == 2 else "units"
+    assert (found.threads, found.shared) == (threads, shared)
     options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": 2}
-    with rk.force_isa(isa), rk.num_threads(threads):
-        check(*case(kind, 9, H, T, B, **options))
+    with rk.force_isa(isa):
+        check(*case(kind, 9, H, T, B, **options), threads=threads)
 
 
 # ------------------------------------------------------------------------- what a tape holds
@@ -264,11 +290,13 @@ def test_two_tapes_alive_at_once(kind):
 @each_kind
 @pytest.mark.parametrize("threads", [1, 2])
 def test_backward_from_another_thread(kind, threads):
-    layer, problem, _ = case(kind, 17, 65, 9, 9)
+    T, B = 40, 9
+    assert plan(kind, np.float32, 17, 65, T, B, threads=threads).threads == threads
+    layer, problem, _ = case(kind, 17, 65, T, B)
     results = []
+    want = run(layer, problem, threads=threads)
+    y, state, tape = problem.forward(layer)
     with rk.num_threads(threads):
-        want = run(layer, problem)
-        y, state, tape = problem.forward(layer)
         worker = threading.Thread(target=lambda: results.append(problem.backward(layer, tape)))
         worker.start()
         worker.join()
@@ -410,13 +438,15 @@ def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
 @each_kind
 @each_dtype
 def test_clips_in_chunks_on_threads(isa, kind, dtype):
-    B, H = 1000, 17
-    T = steps_of_chunk(4 * 1024 * 1024, kind, H, B, dtype) + 3
+    I, H, B = 9, 17, 100
+    T = three_chunks(kind, dtype, H, B)
+    assert plan(kind, dtype, I, H, T, B).backward_chunk > 1
+    assert plan(kind, dtype, I, H, T, B, threads=2).threads == 2
     clip = rk.Clip(**CLIPS)
-    layer, problem, want = case(kind, 9, H, T, B, clip=clip, dtype=dtype, lengths="random")
+    layer, problem, want = case(kind, I, H, T, B, clip=clip, dtype=dtype, lengths="random")
     for threads in (1, 2):
-        with rk.force_isa(isa), rk.num_threads(threads):
-            check(layer, problem, want, clip, chain=10_000 + T * B)
+        with rk.force_isa(isa):
+            check(layer, problem, want, clip, threads, chain=10_000 + T * B)
 
 
 @each_set
@@ -425,13 +455,17 @@ def test_clips_in_chunks_on_threads(isa, kind, dtype):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_step_norm_with_shared_units(isa, kind, dtype, bidirectional):
     # A row's norm runs over units that several threads hold.
-    H = math.ceil(math.sqrt(5e4 * 3 / (2 * CELLS[kind].gates * 2))) | 1
+    B, most = 2, 3
+    H, T = units_to_share(kind, B, most, bidirectional)
     clip = rk.Clip(step_norm=0.3)
     options = {"clip": clip, "dtype": dtype, "bidirectional": bidirectional, "lengths": "random"}
-    layer, problem, want = case(kind, 9, H, 25, 2, **options)
-    for threads in (1, 2, 3):
-        with rk.force_isa(isa), rk.num_threads(threads):
-            check(layer, problem, want, clip)
+    layer, problem, want = case(kind, 9, H, T, B, **options)
+    for threads in (1, 2, most):
+        found = plan(kind, dtype, 9, H, T, B, 1, bidirectional, threads)
+        shared = "nothing" if threads == 1 else "units"
+        assert found.shared == ("directions" if bidirectional and threads == 2 else shared)
+        with rk.force_isa(isa):
+            check(layer, problem, want, clip, threads)
 
 
 @each_kind

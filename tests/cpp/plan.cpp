@@ -1,0 +1,55 @@
+// How the core divides calls, for tests/test_plan.py. Each line of the input is a call:
+//
+//   kind  is_double  I  H  T  B  L  D  threads
+//
+// and each line of the output says of it: threads, what they share, the steps of a forward's and of
+// a backward's chunk.
+#include <cstdio>
+
+#include "cells/all.h"
+#include "stack.h"
+
+using namespace rnnkern;
+using namespace rnnkern::RNNKERN_ISA;
+
+namespace {
+
+template <class T>
+void plan(int kind, Index I, Index H, Index steps, Index B, Index L, Index D, int threads) {
+  Layer<T> layer{};
+  layer.inputs = I;
+  ForwardCall<T> call{};
+  call.kind = static_cast<Kind>(kind);
+  call.L = L, call.D = D, call.H = H;
+  call.rows.T = steps, call.rows.B = B;
+  call.layers = &layer;
+  call.threads = threads;
+  with_cell<T>(call.kind, [&](auto cell) {
+    using Cell = decltype(cell);
+    Arena arena{nullptr};
+    const ForwardStack<Cell, T> stack(call, arena);
+    ForwardRoom<Cell, T> forward;
+    forward.take(arena, call.rows, I, H, false, stack.line.chunk);
+    BackwardRoom<Cell, T> backward;
+    backward.take(arena, call.rows, I, H, false, false, stack.line.chunk);
+    Watch watch{};
+    Barrier barriers[2];
+    const Part part = part_of(watch, 0, stack.threads, D, B, H, barriers);
+    const char* shared = stack.line.threads > 1 ? "layers"
+                         : part.team.size > 1   ? "units"
+                         : part.rows.size() < B ? "rows"
+                         : stack.threads > 1    ? "directions"
+                                                : "nothing";
+    std::printf("%d %s %td %td\n", stack.threads, shared, forward.chunk, backward.chunk);
+  });
+}
+
+}  // namespace
+
+int main() {
+  int kind, is_double, threads;
+  Index I, H, T, B, L, D;
+  while (std::scanf("%d %d %td %td %td %td %td %td %d", &kind, &is_double, &I, &H, &T, &B, &L, &D,
+                    &threads) == 9)
+    (is_double ? plan<double> : plan<float>)(kind, I, H, T, B, L, D, threads);
+}

@@ -1,0 +1,124 @@
+"""How the core divides a call: into chunks of steps, among threads.
+
+A test that is written for one of these cases takes its sizes from here and asserts that it reaches
+the case. The constants are read from the headers; test_plan.py compares the formulas with the core.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+CPP = Path(__file__).parents[1] / "cpp"
+
+
+@cache
+def constant(header, name):
+    """The number that a header declares as `constexpr ... name = number`."""
+    statements = re.findall(r"\bconstexpr [^;]*;", (CPP / header).read_text())
+    found = [value for s in statements for value in re.findall(rf"\b{name} = ([^,;]+)", s)]
+    assert len(found) == 1, f"{header}: expected one declaration of {name}, got {found}"
+    return eval(re.sub(r"[\w:]+\{(\d+)\}", r"\1", found[0]), {})  # of Index{1} << 18, too
+
+
+@cache
+def values_of_a_unit():
+    """(gates, values that forward keeps) by kind, from the core's table of kinds."""
+    text = (CPP / "core/problem.h").read_text()
+    rows = re.findall(r'\{"(\w+)", (\d), \d, (\d)\}', text)
+    return {kind: (int(gates), int(saved)) for kind, gates, saved in rows}
+
+
+def worth(name):
+    return constant("core/stack.h", name)
+
+
+def capped(threads, most):
+    return max(1, math.floor(most)) if most < threads else threads
+
+
+def flops_of_step(kind, H, B, D):
+    """Of the products of a step, for each of their inputs."""
+    return 2 * values_of_a_unit()[kind][0] * H * B * D
+
+
+def flops(kind, I, H, T, B, L, D):
+    """Of the products of a forward."""
+    return flops_of_step(kind, H, B, D) * T * (I + H + (L - 1) * (D * H + H))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the core runs a call.
+
+    `threads` are those of a forward; a backward's differ for a single step only. They share
+    "directions", "rows", "units" or "layers"; a single thread shares "nothing".
+    """
+
+    threads: int
+    shared: str
+    forward_chunk: int  # steps whose input products are computed at once
+    backward_chunk: int  # steps whose parameter gradients are summed at once
+
+
+def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1):
+    """Return the plan of a call that may use so many threads."""
+    L, D = num_layers, 1 + bidirectional
+    work = flops(kind, I, H, T, B, L, D)
+    few, fewest = worth("rows_of_a_step"), constant("core/work.h", "kFewestRows")
+    to_share = work * few / B if T == 1 and 0 < B < few else work
+    n = capped(threads, to_share / worth("flops_of_a_thread"))
+    if 4 * n > B * D:
+        n = capped(n, flops_of_step(kind, H, B, D) * H / worth("flops_of_a_thread_and_step"))
+    team = n - n // 2 if D == 2 and n > 1 else n  # of one direction
+    shared = "rows" if fewest * team <= B else "units"
+    if team == 1:
+        shared = "directions" if n > 1 else "nothing"
+
+    most_steps, side_by_side = T, min(threads, L)
+    if n == D == 1 and fewest * side_by_side > B and 2 * worth("fewest_steps") <= T:
+        side_by_side = capped(side_by_side, work / worth("flops_of_a_thread"))
+        if side_by_side > 1:
+            n, shared = side_by_side, "layers"
+            most_steps = max(worth("fewest_steps"), math.ceil(T / worth("chunks")))
+
+    itemsize = np.dtype(dtype).itemsize
+    line = constant("core/problem.h", "kLineBytes") // itemsize
+    row_bytes = math.ceil(H / line) * line * itemsize * max(values_of_a_unit()[kind])
+    z_rows, z_bytes = (constant("core/forward.h", name) for name in ("z_rows", "z_bytes"))
+    forward, backward = (
+        max(1, min(most_steps, rows // max(1, B)))
+        for rows in (
+            max(z_rows, z_bytes // row_bytes),
+            constant("core/backward.h", "rows_at_once"),
+        )
+    )
+    return Plan(n, shared, forward, backward)
+
+
+def plan_of(layer, T, B, threads=1):
+    """Return the plan of a call of a layer that is no ensemble."""
+    return plan(
+        layer._kind,
+        layer.dtype,
+        layer.input_size,
+        layer.hidden_size,
+        T,
+        B,
+        layer.num_layers,
+        layer.bidirectional,
+        threads,
+    )
+
+
+def threads_of_members(layer, T, B, threads):
+    """Return how many threads share the members of an ensemble."""
+    I, H, E = layer.input_size, layer.hidden_size, layer.ensemble
+    work = flops(layer._kind, I, H, T, B, layer.num_layers, 1 + layer.bidirectional)
+    of_all = E * (work + worth("flops_of_a_call"))
+    return capped(min(threads, E), of_all / worth("flops_of_a_thread"))
