@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 
 import numpy as np
@@ -12,11 +13,13 @@ from helpers import (
     assert_close,
     assert_same,
     make_layer,
+    on_threads,
     parts,
     random_problem,
     run_reference,
     sets,
 )
+from plan import plan_of
 
 import rnnkern as rk
 from rnnkern.reference import CELLS, Config, parameter_shapes
@@ -42,11 +45,38 @@ COMMON = {
     "batch_first": True,
     "dropout": 0.5,
     "bidirectional": True,
+    "residual": True,
     "dtype": np.float64,
     "seed": 2,
     "init": "xavier",
 }
 OWN = {"lstm": {"forget_bias": 3.0}}
+BETWEEN_LAYERS = ("dropout", "residual")
+
+
+def assert_shown(layer, option, value):
+    """The layer tells what it was given; what is drawn or set once, its parameters tell."""
+    if option == "seed":
+        again = make_layer(layer._kind, 3, 5, seed=value)
+        assert all(np.array_equal(again.params[n], a) for n, a in layer.params.items())
+    elif option == "init":  # as xavier does
+        assert not any(a.any() for n, a in layer.params.items() if n.startswith("bias"))
+    elif option == "forget_bias":
+        assert (layer.params["bias_ih_l0"][5:10] == value).all()  # the second of i, f, g, o
+    else:
+        assert getattr(layer, option) == value
+        named = "" if option == "num_layers" else f"{option}="
+        assert f", {named}{getattr(layer, option)}" in repr(layer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_constructor_option_is_tested(kind):
+    owners = inspect.getmro(type(make_layer(kind, 3, 5)))[:2]
+    named = [p for owner in owners for p in inspect.signature(owner).parameters.values()]
+    options = {p.name for p in named if p.kind is p.KEYWORD_ONLY} | {"num_layers"}
+    # Two options make kinds of their own, and test_ensemble.py is about another.
+    others = {"nonlinearity", "reset_after", "ensemble"}
+    assert options - others == {*COMMON, *OWN.get(kind, {})}
 
 
 @pytest.mark.parametrize(
@@ -55,13 +85,13 @@ OWN = {"lstm": {"forget_bias": 3.0}}
 )
 def test_a_constructor_option_changes_the_result(kind, option):
     value = (COMMON | OWN.get(kind, {}))[option]
-    base = {"num_layers": 2} if option == "dropout" else {}
+    base = {"num_layers": 2} if option in BETWEEN_LAYERS else {}
     plain, layer = make_layer(kind, 3, 5, **base), make_layer(kind, 3, 5, **base, **{option: value})
     problem = random_problem(plain, 3, 3, state=False)  # T = B: batch_first takes it, too
     x = problem.x.astype(layer.dtype)
     before, after = (m.forward(a)[0] for m, a in ((plain, problem.x), (layer, x)))
     assert differ(before, after)
-    assert getattr(layer, option, value) == value
+    assert_shown(layer, option, value)
     own = random_problem(layer, 4, 3, lengths="random")
     masks = None if option != "dropout" else masks_of(layer, 4, 3)
     assert_same(layer, run(layer, own), run_reference(layer, own, masks=masks))
@@ -111,17 +141,28 @@ def test_each_parameter_is_used_and_read_at_each_call(kind):
 # ---------------------------------------------------------------------------------- call options
 
 
+CALL = ("state", "lengths", "resets", "dy", "dstate", "clip")
+
+
+def test_every_call_option_is_tested():
+    methods = [inspect.signature(m).parameters for m in (rk.GRU.forward, rk.GRU.backward)]
+    options = {name for parameters in methods for name in parameters} - {"self", "x", "tape"}
+    # A checkpoint changes no bit (test_long.py); what backward traces and adds: test_flow.py.
+    assert options - {"checkpoint", "trace", "flow_penalty"} == {*CALL}
+    assert {*inspect.signature(rk.GRU.__call__).parameters} < {"self", "x", *CALL}
+
+
 @each_kind
-@pytest.mark.parametrize("option", ["state", "lengths", "dy", "dstate", "clip"])
+@pytest.mark.parametrize("option", CALL)
 def test_a_call_option_changes_the_result(kind, option):
     layer = make_layer(kind, 3, 5, num_layers=2, bidirectional=True)
-    full = random_problem(layer, 4, 3, lengths=np.array([2, 4, 0]))
+    full = random_problem(layer, 4, 3, lengths=np.array([2, 4, 0]), resets=0.5)
     clip = rk.Clip(step_value=0.01) if option == "clip" else None
     other = full if option == "clip" else full.but(**{option: None})
     with_, without = run(layer, full, clip), run(layer, other)
     assert_same(layer, with_, run_reference(layer, full, clip))
     assert_same(layer, without, run_reference(layer, other))
-    if option in ("state", "lengths"):
+    if option in ("state", "lengths", "resets"):
         assert differ(with_[0], without[0])
         assert all(differ(*p) for p in zip(parts(with_[1]), parts(without[1]), strict=True))
     for name, g in with_[2].params.items():
@@ -332,10 +373,10 @@ def test_a_mask_does_not_depend_on_threads_batch_or_padding(kind):
         layer.dropout_step = 0
         return layer.forward(x, lengths=lengths)[0]
 
-    want = outputs(x)
-    for threads in range(1, 9):
-        with rk.num_threads(threads):
-            assert np.array_equal(outputs(x), want)
+    want = on_threads(1, lambda: outputs(x))
+    for threads in range(2, 9):
+        assert plan_of(layer, T, B, threads).threads == threads
+        assert np.array_equal(on_threads(threads, lambda: outputs(x)), want)
     assert np.array_equal(outputs(x[:, :5]), want[:, :5])
     padded = np.concatenate([x, np.ones_like(x[:3])])
     assert np.array_equal(outputs(padded, np.full(B, T))[:T], want)
