@@ -39,15 +39,15 @@ def make_layer(kind, I, H, **options):
     return layer
 
 
-def on_threads(n, use):
-    """Call use() on n threads.
+def on_threads(n, use, *args, **options):
+    """Call use(...) on n threads.
 
     Each call of a test has its own: only the first one after a number is set is certain to use it.
     Where other processes keep the cores busy, those after it may run on one thread
     (docs/decisions/0006-waiting.md).
     """
     with rk.num_threads(n):
-        return use()
+        return use(*args, **options)
 
 
 def parts(state):

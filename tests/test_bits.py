@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -19,11 +19,13 @@ from helpers import (
     assert_same,
     fused_sets,
     make_layer,
+    on_threads,
     parts,
     random_problem,
     run_reference,
     sets,
 )
+from plan import plan_of
 
 import rnnkern as rk
 
@@ -45,7 +47,7 @@ class Case:
         return layer, random_problem(layer, T, B, lengths=self.lengths)
 
 
-# Clips small enough to act, which the tests of the clips show.
+# Small enough to act, as test_the_clips_act shows.
 CLIP = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1)
 CASES = {
     "plain": Case({}),
@@ -63,10 +65,8 @@ every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def bits(layer, problem, clip=None, *, forward=1, backward=None):
     """All that a forward and a backward return, as bytes, on so many threads each."""
     layer.dropout_step = 0
-    with rk.num_threads(forward):
-        y, state, tape = problem.forward(layer)
-    with rk.num_threads(backward or forward):
-        grads = problem.backward(layer, tape, clip)
+    y, state, tape = on_threads(forward, problem.forward, layer)
+    grads = on_threads(backward or forward, problem.backward, layer, tape, clip)
     return frozen(y, state, grads)
 
 
@@ -113,6 +113,16 @@ def rows_of(problem, rows):
     return changed(problem.but(lengths=lengths), lambda a: a[:, rows])
 
 
+@pytest.mark.parametrize("sizes", [*SHAPES.values(), (7, 17, 9, 5)], ids=str)
+@every_kind
+def test_the_clips_act(kind, sizes):
+    layer, problem = CASES["lengths"].make(kind, np.float32, *sizes)
+    free = bits(layer, problem)
+    for name, bound in asdict(CLIP).items():
+        clipped = bits(layer, problem, rk.Clip(**{name: bound}))
+        assert differing(clipped, free) >= {"weight_ih_l0", "weight_hh_l1"}, name
+
+
 # ---- threads -----------------------------------------------------------------------------------
 
 
@@ -157,9 +167,13 @@ def test_threads_are_shared_out(shape):
 @pytest.mark.parametrize("kind", ["lstm", "gru_reset_before"])
 def test_more_threads_than_blocks_of_units(kind):
     """Few rows for very many threads, and fewer vectors of units than threads."""
-    layer = make_layer(kind, 16, 81)
-    problem = random_problem(layer, 30, 31)
-    assert not differing(bits(layer, problem, forward=32), bits(layer, problem))
+    T, B, H, threads = 30, 31, 81, 32
+    layer = make_layer(kind, 16, H)
+    problem = random_problem(layer, T, B)
+    plan = plan_of(layer, T, B, threads)
+    assert plan.shared == "units"
+    assert plan.threads > -(-H // 4)  # four units to the shortest vector
+    assert not differing(bits(layer, problem, forward=threads), bits(layer, problem))
 
 
 @every_kind
@@ -168,15 +182,27 @@ def test_tiny_numbers_are_flushed_on_every_thread(kind):
     problem = random_problem(layer, 40, 24)
     tiny = changed(problem, lambda a: a * np.float32(1e-37))
     want = bits(layer, tiny)
-    assert want["grads.x"].strip(b"\0")
+
+    def subnormal(a):
+        return (a != 0) & (np.abs(a) < np.finfo(np.float32).tiny)
+
+    reference = run_reference(layer, tiny)
+    for name, exact in (("y", reference.y), ("grads.x", reference.grads.x)):
+        assert subnormal(exact).any()
+        flushed = np.frombuffer(want[name], np.float32)
+        assert not subnormal(flushed).any()
+        assert flushed.any()
     for threads in (2, 5):
+        assert plan_of(layer, 40, 24, threads).threads == threads
         assert not differing(bits(layer, tiny, forward=threads), want)
 
 
 @every_case
 @every_kind
 def test_run_to_run(kind, case):
-    layer, problem = case.make(kind, np.float32, 7, 17, 9, 5)
+    I, H, T, B = SHAPES["rows"]
+    layer, problem = case.make(kind, np.float32, I, H, T, B)
+    assert plan_of(layer, T, B, 2).threads == 2
     want = bits(layer, problem, case.clip, forward=2)
     for _ in range(3):
         assert not differing(bits(layer, problem, case.clip, forward=2), want)
@@ -220,13 +246,18 @@ def test_a_row_alone_and_in_a_batch(kind, dtype, case, isa):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @every_kind
 def test_a_row_alone_and_in_a_batch_of_several_chunks(kind, bidirectional):
-    """Backward takes its steps in chunks, of fewer steps the more rows there are."""
+    """Both passes take their steps in chunks, of fewer steps the more rows there are."""
     layer = make_layer(kind, 7, 64, num_layers=2, bidirectional=bidirectional)
-    problem = random_problem(layer, 40, 512, lengths="random")
-    for few, batch in zip(
-        by_row(layer, rows_of(problem, np.arange(3))), by_row(layer, problem), strict=True
+    T, few, B = 40, 3, 100
+    alone, together = plan_of(layer, T, few), plan_of(layer, T, B)
+    assert (alone.forward_chunk, alone.backward_chunk) == (T, T)
+    assert 1 < together.backward_chunk < T / 2
+    assert 1 < together.forward_chunk < T / 2
+    problem = random_problem(layer, T, B, lengths="random")
+    for row, batch in zip(
+        by_row(layer, rows_of(problem, np.arange(few))), by_row(layer, problem), strict=True
     ):
-        assert few.tobytes() == batch[:3].tobytes()
+        assert row.tobytes() == batch[:few].tobytes()
 
 
 @every_case
@@ -299,9 +330,11 @@ def with_padding(problem, value, more=0):
 @every_dtype
 @every_kind
 def test_padding_is_never_read(kind, dtype, case):
-    layer, problem = case.make(kind, dtype, 7, 17, 9, 6)
+    I, H, T, B = SHAPES["rows"]
+    layer, problem = case.make(kind, dtype, I, H, T, B)
     want = bits(layer, problem, case.clip)
     for threads in (1, 2):
+        assert plan_of(layer, T, B, threads).threads == threads
         got = bits(layer, with_padding(problem, np.nan), case.clip, forward=threads)
         assert not differing(got, want)
 
@@ -313,8 +346,17 @@ def test_more_padding(kind, dtype, case):
     """More steps of padding and more rows of no length; so many that the chunks of the sums over
     time begin at other steps.
     """
-    T, B, more, empty = 20, 6, 300, 200
+    T, B, more, empty = 20, 60, 300, 200
     layer, problem = case.make(kind, dtype, 7, 17, T, B)
+
+    def ends_of_chunks(steps, rows):  # of backward's, from the last step on
+        chunk = plan_of(layer, steps, rows).backward_chunk
+        return {t for t in range(steps, 0, -chunk) if t < T}
+
+    own = ends_of_chunks(T, B)
+    assert own
+    assert own != ends_of_chunks(T + more, B)
+    assert own != ends_of_chunks(T + more, B + empty)
     longer = with_padding(problem, np.nan, more)
     rows = np.arange(B + empty) % B
     wider = rows_of(longer, rows)
@@ -382,21 +424,23 @@ def test_streams_on_threads(kind, shape):
     x = random_problem(layer, T, B).x
     want = layer(x)[0].tobytes()
     for threads in (1, 2, 3, 5):
-        with rk.num_threads(threads):
-            assert layer.stream(B).run(x).tobytes() == want
+        assert plan_of(layer, T, B, threads).threads == threads
+        assert on_threads(threads, layer.stream(B).run, x).tobytes() == want
 
 
 @every_kind
 def test_single_steps_of_one_row_on_threads(kind):
-    """Units are shared, the last ones less than a vector; sizes at which any cell's step is."""
-    layer = make_layer(kind, 500, 517)
+    """Units are shared, the last ones less than a vector."""
+    layer = make_layer(kind, 500, 661)
     x = random_problem(layer, 6, 1).x
     want = layer(x)[0]
-    for threads in (1, 2, 3, 5):
-        with rk.num_threads(threads):
-            stream = layer.stream()
-            for t in range(6):
-                assert stream.step(x[t]).tobytes() == want[t].tobytes()
+    for threads in (1, 2, 3, 4):
+        plan = plan_of(layer, 1, 1, threads)
+        assert (plan.threads, plan.shared) == (threads, "units" if threads > 1 else "nothing")
+        stream = layer.stream()
+        for t in range(6):
+            y = on_threads(threads, stream.step, x[t])
+            assert y.tobytes() == want[t].tobytes()
 
 
 # ---- addresses ---------------------------------------------------------------------------------
@@ -485,6 +529,7 @@ needs_two_fused_sets = pytest.mark.skipif(
 @every_kind
 def test_instruction_sets(kind, dtype, case, shape):
     layer, problem = case.make(kind, dtype, *shape)
+    assert plan_of(layer, *shape[2:], 2).threads == 2
     found = []
     for isa in fused_sets():
         with rk.force_isa(isa):

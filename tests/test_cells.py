@@ -45,8 +45,8 @@ def case(kind, I, H, T, B, *, lengths=None, state=True, clip=None, **options):
 
 
 def run(layer, problem, clip=None, threads=1):
-    y, state, tape = on_threads(threads, lambda: problem.forward(layer))
-    return y, state, on_threads(threads, lambda: problem.backward(layer, tape, clip))
+    y, state, tape = on_threads(threads, problem.forward, layer)
+    return y, state, on_threads(threads, problem.backward, layer, tape, clip)
 
 
 def flat(result):
@@ -62,7 +62,7 @@ def same_bits(a, b):
 
 def check(layer, problem, want, clip=None, threads=1, chain=10_000):
     assert_same(layer, run(layer, problem, clip, threads), want, chain)
-    y, state = on_threads(threads, lambda: layer(problem.x, problem.state, problem.lengths))
+    y, state = on_threads(threads, layer, problem.x, problem.state, problem.lengths)
     assert_close(y, want.y, layer.dtype, "y of inference", chain)
     for got, expected in zip(parts(state), parts(want.state), strict=True):
         assert_close(got, expected, layer.dtype, "state of inference", chain)

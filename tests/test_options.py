@@ -373,10 +373,10 @@ def test_a_mask_does_not_depend_on_threads_batch_or_padding(kind):
         layer.dropout_step = 0
         return layer.forward(x, lengths=lengths)[0]
 
-    want = on_threads(1, lambda: outputs(x))
+    want = on_threads(1, outputs, x)
     for threads in range(2, 9):
         assert plan_of(layer, T, B, threads).threads == threads
-        assert np.array_equal(on_threads(threads, lambda: outputs(x)), want)
+        assert np.array_equal(on_threads(threads, outputs, x), want)
     assert np.array_equal(outputs(x[:, :5]), want[:, :5])
     padded = np.concatenate([x, np.ones_like(x[:3])])
     assert np.array_equal(outputs(padded, np.full(B, T))[:T], want)
