@@ -1,8 +1,11 @@
 """An ensemble is its members, each a layer alone, to the bit."""
 
+import re
+
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, fused_sets, make_layer, parts, random_problem
+from helpers import DTYPES, KINDS, fused_sets, make_layer, on_threads, parts, random_problem
+from plan import threads_of_members
 
 import rnnkern as rk
 
@@ -19,9 +22,10 @@ def alone(kind, member, **options):
     return make_layer(kind, I, H, **{"seed": 11 + member, **options})
 
 
-def problem_of(layer, **options):
+def problem_of(layer, T=T, B=B):
     """A problem of E * B rows, as one of the ensemble."""
-    flat = random_problem(layer.member(0), T, E * B, **options)
+    E = layer.ensemble
+    flat = random_problem(layer.member(0), T, E * B)
 
     def split(a):
         return a.reshape(*a.shape[:1], E, B, a.shape[-1])
@@ -109,33 +113,36 @@ def test_members_with_checkpoints(kind, shared):
 
 
 @every_kind
-def test_same_bits_for_any_threads_and_set(kind):
-    layer = ensemble_of(kind)
-    problem = problem_of(layer)
+@pytest.mark.parametrize("shared", [False, True])
+def test_same_bits_for_any_threads_and_set(kind, shared):
+    T, B = 60, 5
+    layer = make_layer(kind, I, 40, ensemble=9)
+    problem = problem_of(layer, T, B)
+    if shared:
+        problem = problem.but(x=np.ascontiguousarray(problem.x[:, 0]))
 
-    def results():
-        y, _, tape = problem.forward(layer)
-        grads = problem.backward(layer, tape)
-        return [y, grads.x, *grads.params.values()]
+    def results(threads):
+        y, state, tape = on_threads(threads, problem.forward, layer)
+        grads = on_threads(threads, problem.backward, layer, tape)
+        return [y, *parts(state), grads.x, *parts(grads.state), *grads.params.values(), grads.norm]
 
-    with rk.num_threads(1):
-        want = results()
-    for name in fused_sets():
-        for threads in (1, 2, 3, 8):
-            with rk.force_isa(name), rk.num_threads(threads):
-                for got, expected in zip(results(), want, strict=True):
+    want = results(1)
+    for threads in (2, 3, 8):
+        assert threads_of_members(layer, T, B, threads) == threads
+        for name in fused_sets():
+            with rk.force_isa(name):
+                for got, expected in zip(results(threads), want, strict=True):
                     same(got, expected)
 
 
-def test_many_members_and_steps_on_many_threads():
-    """Work enough for several threads, whatever the machine has."""
+def test_many_members_on_many_threads_are_layers_alone():
     layer = make_layer("lstm", 16, 32, ensemble=7)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 7, 4, 16)).astype(np.float32)
-    with rk.num_threads(4):
-        y, _, tape = layer.forward(x)
-        grads = layer.backward(tape, np.ones_like(y))
-    for e in (0, 3, 6):
+    assert threads_of_members(layer, 60, 4, 4) == 4
+    y, _, tape = on_threads(4, layer.forward, x)
+    grads = on_threads(4, layer.backward, tape, np.ones_like(y))
+    for e in range(7):
         one = layer.member(e)
         own_y, _, own_tape = one.forward(x[:, e])
         same(own_y, y[:, e])
@@ -186,6 +193,15 @@ def test_members_are_views():
     same(one.stream(B).run(x), layer(x)[0][:, 3])
 
 
+def test_a_member_drops_out_what_it_does_in_the_ensemble():
+    layer = ensemble_of("gru", num_layers=2, dropout=0.5)
+    members = [layer.member(e) for e in range(E)]
+    x = problem_of(layer).x
+    y = layer.forward(x)[0]
+    for e, member in enumerate(members):
+        same(member.forward(x[:, e])[0], y[:, e])
+
+
 def test_forget_bias_is_every_member_s():
     layer = rk.LSTM(I, H, ensemble=2, forget_bias=3.0, seed=0)
     assert (layer.params["bias_ih_l0"][:, H : 2 * H] == 3).all()
@@ -210,16 +226,18 @@ def test_no_steps_and_no_rows(size):
 
 
 @pytest.mark.parametrize(
-    ("x", "said"),
+    ("shape", "expected"),
     [
-        ((T, E + 1, B, I), r"x: expected shape \(7, 5, .*\), got \(7, 6, 3, 4\)|x: expected shape"),
-        ((T, I), "x: expected shape"),
-        ((T, E, B, I + 1), "x: expected shape"),
+        ((T, E + 1, B, I), f"(T, {E}, B, {I})"),
+        ((T, E, B, I + 1), f"(T, {E}, B, {I})"),
+        ((T, B, I + 1), f"(T, B, {I})"),
+        ((T, I), f"(T, {E}, B, {I})"),
     ],
 )
-def test_bad_inputs_are_named(x, said):
-    with pytest.raises(ValueError, match=said):
-        ensemble_of("gru")(np.zeros(x, np.float32))
+def test_bad_inputs_are_named(shape, expected):
+    said = re.escape(f"x: expected shape {expected}, got {shape}")
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        ensemble_of("gru")(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize(
