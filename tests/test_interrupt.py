@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import math
 import os
 import signal
 import threading
@@ -10,33 +12,76 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import make_layer, random_problem
+from plan import constant
 
 import rnnkern as rk
 
-SECONDS = 0.2  # from Ctrl-C to KeyboardInterrupt, as docs/reliability.md promises
-ATTEMPTS = 4  # of which one must keep to it: the machine's other work is not ours
+# From Ctrl-C to KeyboardInterrupt, as docs/reliability.md promises. The calling thread asks for
+# signals every 0.1 s; the rest is for what it does between two looks at the clock, for the other
+# threads to come to where all meet, and for memory to be released.
+SECONDS = 0.2
+# Of one core: what a call takes that runs to its end. However many threads share it, it takes much
+# longer than SECONDS, so that one which does not ask for signals fails.
+LONG = 2.0
 
-# I, H, L, T, B of calls that take a second or so: many rows to share, few rows and many units, or
-# layers side by side.
+# I, H, L, B of calls with many rows to share, few rows and many units, or layers side by side.
 SHAPES = {
-    "rows": (256, 512, 1, 900, 64),
-    "units": (1024, 2048, 1, 400, 2),
-    "layers": (128, 128, 4, 60000, 1),
+    "rows": (256, 512, 1, 64),
+    "units": (1024, 2048, 1, 2),
+    "layers": (128, 128, 4, 1),
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 every_number_of_threads = pytest.mark.parametrize("threads", [1, 2, 5])
 
 
-def signalled(use, seconds=0.05, number=signal.SIGINT, sent=None):
-    """Call use(), with a signal to this process meanwhile; `sent` gets the time of it."""
+class Clock:
+    """Time since this object was made, less the time for which other processes held the call up.
+
+    They do so by keeping a core that a thread of the call is ready to run on. Linux counts how long
+    each thread waits like this (the run delay in schedstat), but it counts the waiting for threads
+    of the same process, too. What is taken off is therefore the lesser of two times: the longest
+    run delay of a thread, and the core time that the process did not get. On a quiet machine one of
+    them is nothing: no thread waits, or the process has all cores. On a busy one what remains is at
+    least what a thread ran and slept, so that a call that does not ask for signals still fails.
+    """
+
+    def __init__(self):
+        self.start = self.now()
+
+    @staticmethod
+    def now():
+        tasks = Path("/proc/self/task").glob("*/schedstat")  # none: nothing is taken off
+        waited = {task: int(task.read_text().split()[1]) * 1e-9 for task in tasks}
+        return time.perf_counter(), time.process_time(), waited
+
+    def seconds(self):
+        """(the call's own, those of other processes)"""
+        (wall, ran, before), (wall_now, ran_now, waited) = self.start, self.now()
+        passed = wall_now - wall
+        longest = max((w - before.get(task, 0.0) for task, w in waited.items()), default=0.0)
+        not_ours = len(os.sched_getaffinity(0)) * passed - (ran_now - ran)
+        others = max(0.0, min(longest, not_ours))
+        return passed - others, others
+
+    def assert_in_time(self):
+        own, others = self.seconds()
+        assert own <= SECONDS, f"after {own:.3f} s, and {others:.3f} s that other processes took"
+
+
+def signalled(use, seconds=0.12, number=signal.SIGINT, sent=None):
+    """Call use(), with a signal to this process meanwhile; `sent` gets a clock that starts then.
+
+    By default it comes soon after the first question for signals, so that it waits for the second.
+    """
 
     def send():
         if sent is not None:
-            sent.append(time.perf_counter())
+            sent.append(Clock())
         os.kill(os.getpid(), number)
 
     timer = threading.Timer(seconds, send)
@@ -70,15 +115,39 @@ def handling(number, handler):
         signal.signal(number, before)
 
 
+def size_of(seconds, use):
+    """The n for which use(n) takes so long on one core."""
+    n, took = 16, 0.0
+    with rk.num_threads(1):
+        while took < 0.02:
+            n *= 2
+            begin = time.thread_time()
+            use(n)
+            took = time.thread_time() - begin
+    return math.ceil(n * seconds / took)
+
+
 @cache
 def long(shape):
-    """A layer, a problem and a tape whose backward takes long."""
-    I, H, L, T, B = SHAPES[shape]
+    """A layer and a problem whose forward takes long."""
+    I, H, L, B = SHAPES[shape]
     layer = make_layer("gru", I, H, num_layers=L)
-    problem = random_problem(layer, T, B)
+    one = random_problem(layer, 1, B)
+
+    def repeated(array, T):
+        return np.broadcast_to(array, (T, B, array.shape[2]))
+
+    T = size_of(LONG, lambda T: layer(repeated(one.x, T)))
+    return layer, one.but(x=repeated(one.x, T), dy=repeated(one.dy, T))
+
+
+@cache
+def long_tape(shape, checkpoint=None):
+    """A problem of half the steps, with a tape: backward takes twice as long as forward."""
+    layer, p = long(shape)
+    half = p.but(x=p.x[::2], dy=p.dy[::2])
     with rk.num_threads(2):
-        tape = problem.forward(layer)[2]
-    return layer, problem, tape
+        return half, half.forward(layer, checkpoint=checkpoint)[2]
 
 
 @cache
@@ -94,18 +163,30 @@ def assert_all_is_well():
     assert layer(x)[0].tobytes() == want
 
 
+def test_a_signal_waits_for_the_second_question_of_a_call():
+    between = constant("core/runtime.h", "kSecondsBetweenQuestions")
+    sent_after = inspect.signature(signalled).parameters["seconds"].default
+    assert between < sent_after < 1.5 * between
+    assert 2 * between <= SECONDS
+
+
 @every_number_of_threads
 @every_shape
-@pytest.mark.parametrize("name", ["call", "forward", "backward", "segments", "stream"])
+@pytest.mark.parametrize(
+    "name",
+    ["call", "forward", "backward", "forward-in-segments", "backward-in-segments", "stream"],
+)
 def test_ctrl_c_ends_a_long_call(name, shape, threads):
-    layer, p, tape = long(shape)
+    (layer, p), clip = long(shape), rk.Clip(step_norm=1.0)
+    (half, tape), (_, segments) = long_tape(shape), long_tape(shape, checkpoint=2)
     stream = layer.stream(p.x.shape[1])
     stream.step(p.x[0])
     use = {
         "call": lambda: layer(p.x, p.state),
         "forward": lambda: p.forward(layer),
-        "backward": lambda: p.backward(layer, tape, rk.Clip(step_norm=1.0)),
-        "segments": lambda: p.backward(layer, p.forward(layer, checkpoint=2)[2]),
+        "backward": lambda: half.backward(layer, tape, clip),
+        "forward-in-segments": lambda: p.forward(layer, checkpoint=2),
+        "backward-in-segments": lambda: half.backward(layer, segments, clip),
         "stream": lambda: stream.run(p.x),
     }[name]
 
@@ -113,23 +194,16 @@ def test_ctrl_c_ends_a_long_call(name, shape, threads):
         arrays = [*layer.params.values(), stream.state]
         return b"".join(a.tobytes() for a in arrays), layer.dropout_step
 
+    before, sent = state(), []
+    with rk.num_threads(threads), pytest.raises(KeyboardInterrupt):
+        signalled(use, sent=sent)
+    sent[0].assert_in_time()
+    assert state() == before
     assert_all_is_well()
-    before, waited = state(), []
-    with rk.num_threads(threads):
-        for _ in range(ATTEMPTS):
-            sent = []
-            with pytest.raises(KeyboardInterrupt):
-                signalled(use, sent=sent)
-            waited.append(time.perf_counter() - sent[0])
-            assert state() == before
-            assert_all_is_well()
-            if waited[-1] <= SECONDS:
-                break
-    assert min(waited) <= SECONDS, f"{waited} s"
 
 
 def test_a_stream_goes_on_after_ctrl_c_with_the_same_bits():
-    layer, p, _ = long("rows")
+    layer, p = long("rows")
     fresh, stream = layer.stream(p.x.shape[1]), layer.stream(p.x.shape[1])
     for one in (fresh, stream):
         one.run(p.x[:3])
@@ -141,7 +215,7 @@ def test_a_stream_goes_on_after_ctrl_c_with_the_same_bits():
 @every_shape
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_a_handler_raises_arrives(shape, threads):
-    layer, p, _ = long(shape)
+    (layer, p), sent = long(shape), []
 
     def handler(number, frame):
         raise TimeoutError("too long")
@@ -151,7 +225,8 @@ def test_what_a_handler_raises_arrives(shape, threads):
         handling(signal.SIGALRM, handler),
         pytest.raises(TimeoutError, match="too long"),
     ):
-        signalled(lambda: layer(p.x), number=signal.SIGALRM)
+        signalled(lambda: layer(p.x), number=signal.SIGALRM, sent=sent)
+    sent[0].assert_in_time()
     assert_all_is_well()
 
 
@@ -159,32 +234,33 @@ def test_what_a_handler_raises_arrives(shape, threads):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_handler_that_returns_changes_nothing(shape, threads):
     """It runs during the call, in the caller's floating-point environment, and may use a layer."""
-    layer, p, tape = long(shape)
-    with rk.num_threads(threads):
-        want = p.backward(layer, tape).x.tobytes()
-        served = []
+    (layer, _), (p, tape) = long(shape), long_tape(shape)
+    sent, served = [], []
 
-        def handler(number, frame):
-            assert_all_is_well()
-            subnormal = np.float32(2**-126) / np.float32(2)
-            served.append((time.perf_counter(), float(subnormal)))
+    def handler(number, frame):
+        sent[0].assert_in_time()
+        assert_all_is_well()
+        served.append(float(np.float32(2**-126) / np.float32(2)))
 
-        with handling(signal.SIGALRM, handler):
-            begin = time.perf_counter()
-            found = signalled(lambda: p.backward(layer, tape), number=signal.SIGALRM).x.tobytes()
-            end = time.perf_counter()
-    assert found == want
-    [(when, subnormal)] = served
-    assert begin + 0.05 < when < end
-    assert subnormal == 2**-127
+    with rk.num_threads(threads), handling(signal.SIGALRM, handler):
+        grads = signalled(lambda: p.backward(layer, tape), number=signal.SIGALRM, sent=sent)
+    assert served == [2**-127]
+    assert grads.x.tobytes() == undisturbed(shape)
+
+
+@cache
+def undisturbed(shape):
+    (layer, _), (p, tape) = long(shape), long_tape(shape)
+    return p.backward(layer, tape).x.tobytes()
 
 
 def test_other_threads_finish_their_calls():
     """Signals are the main thread's: a call of another thread goes on."""
-    layer, p, _ = long("rows")
-    want = layer(p.x)[0].tobytes()
+    layer, p = long("rows")
+    x = p.x[::2]
+    want = layer(x)[0].tobytes()
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(lambda: layer(p.x)[0].tobytes())
+        call = pool.submit(lambda: layer(x)[0].tobytes())
         with pytest.raises(KeyboardInterrupt):
             signalled(lambda: forever(lambda: time.sleep(0.01)))
         assert not call.done()
@@ -193,18 +269,15 @@ def test_other_threads_finish_their_calls():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_ends_a_long_loss(threads):
-    logits, targets = np.zeros((6_000_000, 3), np.float32), np.zeros(6_000_000, int)
-    out, waited = np.empty_like(logits), []
-    with rk.num_threads(threads):
-        for _ in range(ATTEMPTS):
-            out[:], sent = np.nan, []
-            with pytest.raises(KeyboardInterrupt):
-                signalled(lambda: rk.cross_entropy(logits, targets, out=out), 0.02, sent=sent)
-            waited.append(time.perf_counter() - sent[0])
-            if waited[-1] <= SECONDS and np.isnan(out).any():
-                break
-        else:
-            raise AssertionError(f"took {waited} s, or was done before")
+    def arguments(n):
+        return np.zeros((n, 3), np.float32), np.zeros(n, int)
+
+    logits, targets = arguments(size_of(LONG / 2, lambda n: rk.cross_entropy(*arguments(n))))
+    out, sent = np.full_like(logits, np.nan), []
+    with rk.num_threads(threads), pytest.raises(KeyboardInterrupt):
+        signalled(lambda: rk.cross_entropy(logits, targets, out=out), sent=sent)
+    sent[0].assert_in_time()
+    assert np.isnan(out).any()  # not all was done
     assert_all_is_well()
 
 
@@ -213,14 +286,15 @@ def test_a_step_of_an_optimizer_is_whole():
     params = {name: np.zeros(400_000, np.float32) for name in ("a", "b")}
     grads = {name: np.ones_like(array) for name, array in params.items()}
     opt = rk.SGD(params, lr=1.0)
-    delays = np.random.default_rng(0).uniform(0, 0.01, 40)
-    for delay in delays:
+    seen = set()
+    for delay in np.random.default_rng(0).uniform(0, 0.01, 40):
         with pytest.raises(KeyboardInterrupt):
             signalled(lambda: forever(lambda: opt.step(grads)), delay)
         steps = int(opt.state_dict()["step"])
         for array in params.values():
             assert array.min() == array.max() == -steps
-    assert steps > 0
+        seen.add(steps)
+    assert len(seen) > 20  # more often than not, Ctrl-C came after the first of some steps
 
 
 def test_loading_an_optimizers_state_is_whole():
@@ -230,10 +304,12 @@ def test_loading_an_optimizers_state_is_whole():
     for step in range(2):
         opt.step({name: np.full(1000, 1.0 + step) for name in params})
         states.append(opt.state_dict())
-    turns = itertools.cycle(states)
+    turns, seen = itertools.cycle(states), set()
     for delay in np.random.default_rng(0).uniform(0, 0.004, 40):
         with pytest.raises(KeyboardInterrupt):
             signalled(lambda: forever(lambda: opt.load_state_dict(next(turns))), delay)
         found = opt.state_dict()
         want = states[int(found["step"]) - 1]
         assert all(found[name].tobytes() == want[name].tobytes() for name in want)
+        seen.add(int(found["step"]))
+    assert seen == {1, 2}
