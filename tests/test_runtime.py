@@ -18,6 +18,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from helpers import KINDS, make_layer, parts, random_problem, sets
+from plan import plan_of
 
 import rnnkern as rk
 from rnnkern import _core
@@ -40,6 +41,7 @@ def python(code, *args, flags=(), **environment):
 def problem(kind="lstm", **options):
     """A layer and a problem large enough for its work to be shared by two threads."""
     layer = make_layer(kind, 32, 64, **options)
+    assert plan_of(layer, 40, 16, 2).threads == 2
     return layer, random_problem(layer, 40, 16)
 
 
@@ -502,10 +504,10 @@ def test_memory_comes_back():
     for _ in range(5):
         use()
     before = resident()
-    for _ in range(30):
+    for _ in range(50):
         use()
-    tape_bytes = 5 * 100 * 16 * 64 * 4  # of one forward: i, f, g, o and c
-    assert resident() - before < 10 * tape_bytes
+    # The smallest arrays of a call are states (1, 16, 64): not one a round may stay.
+    assert resident() - before < 50 * (16 * 64 * 4)
 
 
 # ---- import ------------------------------------------------------------------------------------
@@ -531,11 +533,11 @@ def test_import_changes_nothing():
 
 
 def test_import_is_quick():
-    """A bound on blunders, not a benchmark: the best of three, without NumPy's own import."""
+    """A bound on blunders, not a benchmark: time on a core, without NumPy's own import."""
     code = """if True:
         import time, numpy
-        start = time.perf_counter()
+        start = time.process_time()
         import rnnkern
-        print(time.perf_counter() - start)
+        print(time.process_time() - start)
     """
-    assert min(float(python(code).stdout) for _ in range(3)) < 0.2
+    assert float(python(code).stdout) < 0.2
