@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import make_layer, parts, random_problem
+from plan import plan_of
 from test_hostile import STRICT
 from test_runtime import in_child, needs_fork, python
 
@@ -34,6 +35,7 @@ def child(use, *args, imports=()):
 
 def use_rnnkern():
     layer = make_layer("lstm", 32, 64, num_layers=2)
+    assert plan_of(layer, 40, 16, THREADS).threads == THREADS
     p = random_problem(layer, 40, 16, lengths="random")
     opt = rk.Adam(layer.params)
     y, state, tape = p.forward(layer)

@@ -27,8 +27,10 @@ SECONDS = 60  # until something that takes far less is taken for hung
 
 
 def python(code, *args, flags=(), **environment):
-    """Run code in a fresh interpreter; RNNKERN_ISA is what is given here."""
+    """Run code in a fresh interpreter; RNNKERN_ISA is what is given here, PYTHONPATH adds to it."""
     inherited = {k: v for k, v in os.environ.items() if k != "RNNKERN_ISA"}
+    if {"PYTHONPATH"} <= environment.keys() & inherited.keys():
+        environment["PYTHONPATH"] += os.pathsep + inherited["PYTHONPATH"]
     return subprocess.run(
         [sys.executable, *flags, "-c", code, *args],
         env={**inherited, **environment},
