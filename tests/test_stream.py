@@ -18,7 +18,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, make_layer, parts, random_problem, sets
+from helpers import DTYPES, KINDS, make_layer, on_threads, parts, random_problem, sets
+from plan import constant, plan_of
 
 import rnnkern as rk
 
@@ -294,13 +295,16 @@ def test_calls_of_any_lengths_and_threads_in_turn(kind):
     p = random_problem(layer, 120, 8)
     want = layer(p.x)[0]
     stream = layer.stream(8)
+    assert plan_of(layer, 30, 8, 2).threads == 2
     at = 0
     for count, threads in itertools.cycle(((1, 1), (1, 2), (30, 2), (30, 1), (0, 1), (2, 2))):
         if at == 120:
             break
         count = min(count, 120 - at)
-        with rk.num_threads(threads):
-            got = stream.step(p.x[at]) if count == 1 else stream.run(p.x[at : at + count])
+        if count == 1:
+            got = on_threads(threads, stream.step, p.x[at])
+        else:
+            got = on_threads(threads, stream.run, p.x[at : at + count])
         assert got.tobytes() == want[at : at + count].tobytes()
         at += count
 
@@ -334,6 +338,23 @@ def test_steps_into_out_allocate_nothing(kind):
         tracemalloc.stop()
     assert after - before < 256  # bytes: nothing stays
     assert peak - before < out.nbytes  # nor is anything as large as an output ever made
+
+
+@every_kind
+def test_room_for_128_rows_is_made_with_the_stream(kind):
+    """A call that needs more room releases the old one, which then waits."""
+    rows, few = constant("bindings/stream.cpp", "rows_at_once"), 64
+    assert rows == 128
+    layer = make_layer(kind, 16, 64)
+    x = random_problem(layer, 1 + rows // few, few).x
+    out = np.empty((*x.shape[:2], 64), np.float32)
+    with rk.num_threads(1):
+        stream = layer.stream(few)
+        rk.release_memory()
+        stream.run(x[1:], out[1:])
+        assert rk.release_memory() == 0
+        stream.run(x, out)
+        assert rk.release_memory() > 0
 
 
 @pytest.mark.skipif(len(sets()) < 2, reason=f"one instruction set here: {sets()}")
