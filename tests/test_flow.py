@@ -51,6 +51,18 @@ def test_trace_changes_no_bit(kind):
     np.testing.assert_array_equal(traced.x, plain.x)
 
 
+def test_steps_that_hand_nothing_back_count_nothing_in_the_penalty():
+    """Units that are off hand back 0, whatever gradient comes in."""
+    layer = make_layer("rnn_relu", I, H)
+    problem = random_problem(layer, T, B, state=False)
+    layer.params["bias_ih_l0"][:] = -100
+    y, _, tape = problem.forward(layer)
+    assert not y.any()
+    grads = problem.backward(layer, tape, flow_penalty=0.5)
+    assert grads.flow_penalty == 0.0
+    assert not grads.params["weight_hh_l0"].any()
+
+
 def test_trace_of_no_steps_and_no_rows():
     layer = make_layer("lstm", I, H)
     for steps, rows in ((0, 3), (4, 0), (0, 0)):

@@ -65,8 +65,17 @@ def assert_shown(layer, option, value):
         assert (layer.params["bias_ih_l0"][5:10] == value).all()  # the second of i, f, g, o
     else:
         assert getattr(layer, option) == value
-        named = "" if option == "num_layers" else f"{option}="
-        assert f", {named}{getattr(layer, option)}" in repr(layer)
+
+
+def test_repr_shows_what_every_attribute_is():
+    layer = rk.LSTM(3, 5, 2, bias=False, residual=True, dropout=0.5, dtype=np.float64)
+    assert repr(layer) == (
+        "LSTM(3, 5, 2, bias=False, batch_first=False, dropout=0.5, bidirectional=False, "
+        "residual=True, ensemble=None, dtype=float64)"
+    )
+    for option in ("batch_first", "bidirectional"):
+        assert f"{option}=True, " in repr(rk.GRU(3, 5, **{option: True}))
+    assert "ensemble=7" in repr(rk.RNN(3, 5, ensemble=7))
 
 
 @pytest.mark.parametrize("kind", KINDS)

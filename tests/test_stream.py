@@ -119,6 +119,17 @@ def test_state_is_copied_in_and_out(kind):
 
 
 @every_kind
+def test_a_state_with_none_in_it_is_refused(kind):
+    layer, p = make(kind)
+    stream = layer.stream(B)
+    stream.state = p.state
+    for wrong in (None, (parts(p.state)[0], None), (None, None)):
+        with pytest.raises(TypeError, match=r"^state: expected "):
+            stream.state = wrong
+    assert frozen(stream.state) == frozen(p.state)
+
+
+@every_kind
 def test_a_state_of_another_stream_goes_on_there(kind):
     layer, p = make(kind)
     one, other = layer.stream(B), layer.stream(B)
