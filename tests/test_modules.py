@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -400,6 +401,81 @@ def test_initial_values(dtype):
     assert same.tobytes() == linear.params["weight"].tobytes()
     assert repr(linear) == f"Linear(400, 300, bias=True, dtype={np.dtype(dtype)})"
     assert repr(table) == f"Embedding(400, 300, padding_idx=None, dtype={np.dtype(dtype)})"
+
+
+# ---- arguments that change during a call -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "rk.cross_entropy(values, ids)",
+        "rk.cross_entropy(values, ids, ignore_index=-1)",
+        "embedding.backward(ids, values)",
+        "embedding(ids)",
+    ],
+)
+def test_ids_that_another_thread_changes_are_not_used_unchecked(use):
+    """Each call is refused by name or uses the ids that it checked; it does not crash."""
+    code = f"""if True:
+        import threading
+        import numpy as np, rnnkern as rk
+        values, ids = np.zeros((20_000, 40), np.float32), np.zeros(20_000, np.int64)
+        embedding = rk.Embedding(40, 40)
+        done = False
+        def change():
+            while not done:
+                ids[...] = 2**44
+                ids[...] = 0
+        thread = threading.Thread(target=change, daemon=True)
+        thread.start()
+        finished = 0
+        while finished < 50:
+            try:
+                {use}
+                finished += 1
+            except ValueError as error:
+                assert str(error).split("[")[0] in ("targets", "x"), error
+        done = True
+        thread.join()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_lookup_uses_the_ids_that_were_checked():
+    class Table(np.ndarray):
+        def take(self, indices, axis):
+            ids[...] = 2**44
+            return super().take(indices, axis)
+
+    embedding, ids = rk.Embedding(9, 5, seed=0), np.arange(9)
+    want = embedding.params["weight"].copy()
+    embedding.params["weight"] = embedding.params["weight"].view(Table)
+    assert embedding(ids).tobytes() == want.tobytes()
+    assert (ids == 2**44).all()
+
+
+def test_sizes_of_the_logits_are_read_once():
+    class Shaping:
+        """An array that gives the logits another shape when it is looked at."""
+
+        def __init__(self, array, shape):
+            self.array, self.shape = array, shape
+
+        def __array__(self, *args, **kwargs):
+            logits.shape = self.shape
+            return self.array
+
+    logits, targets, _ = problem(6, 3)
+    want, d_want = rk.cross_entropy(logits, targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, about setting a shape
+        got, d_got = rk.cross_entropy(
+            logits, Shaping(targets, (2, 9)), mask=Shaping(np.ones(6), (6, 3))
+        )
+    assert got == want
+    assert d_got.tobytes() == d_want.tobytes()
 
 
 # ---- together ----------------------------------------------------------------------------------

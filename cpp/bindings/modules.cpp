@@ -13,8 +13,6 @@
 namespace rnnkern {
 namespace {
 
-using Ids = py::array_t<std::int64_t, py::array::c_style>;
-
 Shape shape_like(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
 
 template <class T>
@@ -22,17 +20,28 @@ py::array_t<T> empty_like(const py::array& a) {
   return py::array_t<T>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
 }
 
-// As T in C order: the array itself where it is so already.
+// A copy as T in C order. A caller's array can change at any time: elements are copied first, and
+// what was checked is what is used.
 template <class T>
-py::array_t<T, py::array::c_style> cast(const py::array& a) {
-  return py::array_t<T, py::array::c_style | py::array::forcecast>(a);
+py::array_t<T> copied(const py::array& a) {
+  py::array_t<T> copy = result<T>({a.shape(), a.shape() + a.ndim()});
+  const py::array_t<T, py::array::c_style | py::array::forcecast> same(a);
+  std::copy_n(same.data(), same.size(), copy.mutable_data());
+  return copy;
 }
+using Ids = py::array_t<std::int64_t>;
 
-// An array of one of `kinds` (NumPy's letters), which `expected` says in words.
+// An array of one of `kinds` (NumPy's letters), which `expected` says in words. A view, whose
+// shape, strides and dtype no caller can change.
 py::array array_of(const char* name, const py::object& value, const std::string& kinds,
                    const char* expected) {
-  const py::array a = py::array::ensure(value);
-  if (!a) bad_type(name, expected, py::str(py::type::of(value).attr("__name__")));
+  const auto& numpy = py::detail::npy_api::get();
+  const py::array given = py::array::ensure(value);
+  if (!given) bad_type(name, expected, py::str(py::type::of(value).attr("__name__")));
+  PyObject* const view =
+      numpy.PyArray_View_(given.ptr(), nullptr, reinterpret_cast<PyObject*>(numpy.PyArray_Type_));
+  if (!view) throw py::error_already_set();
+  const auto a = py::reinterpret_steal<py::array>(view);
   if (kinds.find(a.dtype().kind()) == std::string::npos)
     bad_type(name, expected, py::str(a.dtype()));
   return a;
@@ -48,37 +57,35 @@ py::array array_of(const char* name, const py::object& value, const std::string&
   bad_value(axes.empty() ? name : name + "[" + axes + "]", expected, py::str(got));
 }
 
-// Integers from 0 to below `n`; anything where the weight is zero.
-Ids checked_ids(const char* name, const py::array& given, Index n, const double* weights = nullptr,
-                const std::string& also = "") {
-  const Ids ids = cast<std::int64_t>(given);
+// `ids`, the copy of `given`, are from 0 to below `n`; anything where the weight is zero.
+void check_ids(const char* name, const py::array& given, const Ids& ids, Index n,
+               const double* weights = nullptr, const std::string& also = "") {
   const std::int64_t* const id = ids.data();
   for (Index r = 0; r < ids.size(); ++r)
     if ((id[r] < 0 || id[r] >= n) && (!weights || weights[r] > 0))
       bad_element(name, given, r, "an integer from 0 to " + std::to_string(n - 1) + also);
-  return ids;
 }
 
 // The rows' weights: the mask's, and 0 where the target is the one to be ignored.
-Block<double> row_weights(const py::array& targets, const py::object& mask,
-                          std::optional<std::int64_t> ignored) {
-  const Index rows = targets.size();
-  product_of({rows, static_cast<Index>(sizeof(double))});
-  Block<double> weights = block<double>(rows);
-  std::fill_n(weights.get(), rows, 1.0);
-  if (!mask.is_none()) {
+py::array_t<double> row_weights(const py::array& targets, const Ids& ids, const py::object& mask,
+                                std::optional<std::int64_t> ignored) {
+  const Index rows = ids.size();
+  py::array_t<double> weights;
+  if (mask.is_none()) {
+    weights = result<double>({targets.shape(), targets.shape() + targets.ndim()});
+    std::fill_n(weights.mutable_data(), rows, 1.0);
+  } else {
     const py::array given = array_of("mask", mask, "biuf", "an array of booleans or weights");
     check_shape("mask", given, shape_like(targets));
-    const auto doubles = cast<double>(given);
-    std::copy_n(doubles.data(), rows, weights.get());
+    weights = copied<double>(given);
     for (Index r = 0; r < rows; ++r)
-      if (!(weights[r] >= 0 && std::isfinite(weights[r])))
+      if (!(weights.data()[r] >= 0 && std::isfinite(weights.data()[r])))
         bad_element("mask", given, r, "a finite weight of at least 0");
   }
   if (ignored) {
-    const Ids ids = cast<std::int64_t>(targets);
+    double* const weight = weights.mutable_data();
     for (Index r = 0; r < rows; ++r)
-      if (ids.data()[r] == *ignored) weights[r] = 0;
+      if (ids.data()[r] == *ignored) weight[r] = 0;
   }
   return weights;
 }
@@ -94,18 +101,19 @@ py::tuple cross_entropy_of(const py::array& logits_given, const py::object& targ
   const py::array targets = array_of("targets", targets_given, "iu", "an array of integers");
   check_shape("targets", targets, Shape(shape.begin(), shape.end() - 1));
 
-  const Index V = logits_given.shape(axis);
-  const Block<double> weights = row_weights(targets, mask, ignored);
+  const Index V = shape.back().size;
+  const Ids ids = copied<std::int64_t>(targets);
+  const py::array_t<double> weights = row_weights(targets, ids, mask, ignored);
   const std::string also = ignored ? " or ignore_index " + std::to_string(*ignored) : "";
-  const Ids ids = checked_ids("targets", targets, V, weights.get(), also);
+  check_ids("targets", targets, ids, V, weights.data(), also);
   const auto logits = flat<T>("logits", logits_given, shape);
   const py::array gradient = out.is_none() ? empty_like<T>(logits) : typed<T>("out", out);
   T* const written = writable<T>("out", gradient, shape);
   if (written != logits.data()) refuse_overlap("out", gradient, "logits", logits);
-  refuse_overlap("out", gradient, "targets", ids);
+  refuse_overlap("out", gradient, "targets", targets);
 
   py::array_t<double> losses = empty_like<double>(targets);
-  CrossEntropyCall<T> call{ids.size(), V,       logits.data(),         ids.data(), weights.get(),
+  CrossEntropyCall<T> call{ids.size(), V,       logits.data(),         ids.data(), weights.data(),
                            mean,       written, losses.mutable_data(), threads(),  {}};
   double loss;
   unlocked([&](const Interrupt& interrupt) {
@@ -130,9 +138,12 @@ py::tuple cross_entropy(const py::object& logits, const py::object& targets, con
                     : py::str(py::type::of(logits).attr("__name__")));
 }
 
-// An embedding's input, as int64.
+// A copy of an embedding's input, as int64.
 Ids checked_input(const py::object& x, Index n) {
-  return checked_ids("x", array_of("x", x, "iu", "an array of integers"), n);
+  const py::array given = array_of("x", x, "iu", "an array of integers");
+  const Ids ids = copied<std::int64_t>(given);
+  check_ids("x", given, ids, n);
+  return ids;
 }
 
 template <class T>
