@@ -146,6 +146,25 @@ def test_rows_that_do_not_count_are_not_read(how, dtype):
     assert dlogits[1::2].tobytes() == bytes(dlogits[1::2].nbytes)
 
 
+def test_largest_weights_do_not_overflow():
+    logits, targets, _ = problem(2, 5, np.float64)
+    mask = np.full(2, np.finfo(np.float32).max, np.float64)
+    loss, dlogits = rk.cross_entropy(logits, targets, mask=mask)
+    want, d_want = rk.cross_entropy(logits, targets)
+    # Weights that are not powers of two add three roundings.
+    np.testing.assert_allclose(loss, want, rtol=3 * 2.0**-53)
+    np.testing.assert_allclose(dlogits, d_want, rtol=3 * 2.0**-53)
+
+
+def test_unsigned_targets_are_ignored_by_value():
+    logits, targets, _ = problem(6, 9)
+    targets[::2] = 200
+    got = rk.cross_entropy(logits, targets.astype(np.uint8), ignore_index=200)
+    want = rk.cross_entropy(logits, targets, ignore_index=200)
+    assert got[0] == want[0]
+    assert got[1].tobytes() == want[1].tobytes()
+
+
 @every_set
 @every_dtype
 def test_extreme_logits(dtype, isa):
@@ -652,18 +671,29 @@ def read_only(array):
         (ValueError, "mask: expected shape (4, 3), got (4,)", {"mask": np.ones(4)}),
         (
             ValueError,
-            "mask[1, 0]: expected a finite weight of at least 0, got nan",
+            "mask[1, 0]: expected a weight from 0 to 3.4e38, got nan",
             {"mask": but(1.0 * IDS, (1, 0), np.nan)},
         ),
         (
             ValueError,
-            "mask[1, 0]: expected a finite weight of at least 0, got inf",
+            "mask[1, 0]: expected a weight from 0 to 3.4e38, got inf",
             {"mask": but(1.0 * IDS, (1, 0), np.inf)},
         ),
         (
             ValueError,
-            "mask[1, 0]: expected a finite weight of at least 0, got -2",
+            "mask[1, 0]: expected a weight from 0 to 3.4e38, got -2",
             {"mask": but(IDS, (1, 0), -2)},
+        ),
+        (
+            ValueError,
+            "mask[1, 0]: expected a weight from 0 to 3.4e38, got 1e+308",
+            {"mask": but(1.0 * IDS, (1, 0), 1e308)},
+        ),
+        (
+            ValueError,
+            "targets[3, 2]: expected an integer from 0 to 8 or ignore_index -1, "
+            "got 18446744073709551615",
+            {"targets": but(IDS.astype(np.uint64), (3, 2), 2**64 - 1), "ignore_index": -1},
         ),
         (TypeError, "ignore_index: expected an integer, got float", {"ignore_index": 1.0}),
         (
@@ -672,6 +702,11 @@ def read_only(array):
             {"ignore_index": 2**64},
         ),
         (ValueError, "reduction: expected one of mean, sum, none, got 'max'", {"reduction": "max"}),
+        (
+            ValueError,
+            "reduction: expected one of mean, sum, none, got array(['sum', 'max'], dtype='<U3')",
+            {"reduction": np.array(["sum", "max"])},
+        ),
         (
             TypeError,
             "out: expected an array of dtype float32, got float64",

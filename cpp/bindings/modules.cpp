@@ -2,7 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 #include <optional>
 
 #include "../core/dispatch.h"
@@ -66,7 +66,8 @@ void check_ids(const char* name, const py::array& given, const Ids& ids, Index n
       bad_element(name, given, r, "an integer from 0 to " + std::to_string(n - 1) + also);
 }
 
-// The rows' weights: the mask's, and 0 where the target is the one to be ignored.
+// The rows' weights: the mask's, and 0 where the target is the one to be ignored. Up to float32's
+// largest, so that no sum of them overflows.
 py::array_t<double> row_weights(const py::array& targets, const Ids& ids, const py::object& mask,
                                 std::optional<std::int64_t> ignored) {
   const Index rows = ids.size();
@@ -79,10 +80,11 @@ py::array_t<double> row_weights(const py::array& targets, const Ids& ids, const 
     check_shape("mask", given, shape_like(targets));
     weights = copied<double>(given);
     for (Index r = 0; r < rows; ++r)
-      if (!(weights.data()[r] >= 0 && std::isfinite(weights.data()[r])))
-        bad_element("mask", given, r, "a finite weight of at least 0");
+      if (!(weights.data()[r] >= 0 && weights.data()[r] <= std::numeric_limits<float>::max()))
+        bad_element("mask", given, r, "a weight from 0 to 3.4e38");
   }
-  if (ignored) {
+  // Unsigned targets of 2^63 or more, which are negative in `ids`, match nothing.
+  if (ignored && (*ignored >= 0 || targets.dtype().kind() == 'i')) {
     double* const weight = weights.mutable_data();
     for (Index r = 0; r < rows; ++r)
       if (ids.data()[r] == *ignored) weight[r] = 0;

@@ -42,9 +42,10 @@ def cross_entropy(
         ruled out. A nan makes its row's loss and gradient nan.
     targets : ndarray of integers, shape (...)
         The right classes, from 0 to V - 1.
-    mask : ndarray of booleans or of weights of at least 0, shape (...), optional
-        What each row counts; 1 if not given. Where it is 0 or False, neither logits nor target
-        are read, and the gradient is zero.
+    mask : ndarray of booleans or of weights, shape (...), optional
+        What each row counts, from 0 to 3.4e38 (float32's largest number, so that sums of weights
+        stay finite); 1 if not given. Where it is 0 or False, neither logits nor target are read,
+        and the gradient is zero.
     ignore_index : int, optional
         A target that says that the row does not count, as if masked.
     reduction : {"mean", "sum", "none"}
@@ -83,7 +84,7 @@ def cross_entropy(
     (0.3466, array([[-0.25,  0.25],
            [ 0.  ,  0.  ]]))
     """
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if ignore_index is not None:
         expected = "an integer of 64 bits"
