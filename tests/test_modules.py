@@ -422,6 +422,19 @@ def test_initial_values(dtype):
     assert repr(table) == f"Embedding(400, 300, padding_idx=None, dtype={np.dtype(dtype)})"
 
 
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (rk.Linear(3, 2), ["in_features", "out_features", "bias", "dtype"]),
+        (rk.Embedding(3, 2), ["num_embeddings", "embedding_dim", "padding_idx", "dtype"]),
+    ],
+)
+def test_settings_are_read_only(module, names):
+    for name in names:
+        with pytest.raises(AttributeError, match=name):
+            setattr(module, name, getattr(module, name))
+
+
 # ---- arguments that change during a call -------------------------------------------------------
 
 
@@ -732,6 +745,88 @@ def test_errors_of_the_loss(error, message, change):
 
 
 X = np.zeros((4, 3, 5), np.float32)
+ROW = np.zeros((1, 5), np.float32)
+
+
+def having(module, **changes):
+    """`module` with parameters changed; None takes one out."""
+    module.params |= changes
+    module.params = {name: array for name, array in module.params.items() if array is not None}
+    return module
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (
+            ValueError,
+            "params['weight']: expected shape (3, 5), got (3,)",
+            {"weight": np.zeros(3, np.float32)},
+        ),
+        (
+            ValueError,
+            "params['weight']: expected shape (3, 5), got (5, 3)",
+            {"weight": np.zeros((5, 3), np.float32)},
+        ),
+        (
+            TypeError,
+            "params['weight']: expected an array of dtype float32, got float64",
+            {"weight": np.zeros((3, 5))},
+        ),
+        (
+            TypeError,
+            "params['weight']: expected an array of dtype float32, got >f4",
+            {"weight": np.zeros((3, 5), ">f4")},
+        ),
+        (
+            TypeError,
+            "params['weight']: expected an array of dtype float32, got datetime64[s]",
+            {"weight": np.zeros((3, 5), "M8[s]")},
+        ),
+        (
+            TypeError,
+            "params['weight']: expected an array of dtype float32, got list",
+            {"weight": [[0.0] * 5] * 3},
+        ),
+        (ValueError, "params: expected the names ['weight'], got []", {"weight": None}),
+        (
+            ValueError,
+            "params: expected the names ['weight'], got ['weight', 'w']",
+            {"w": np.zeros(3, np.float32)},
+        ),
+    ],
+)
+def test_parameters_are_checked_in_each_call(error, message, changes):
+    linear = having(rk.Linear(5, 3, bias=False), **changes)
+    table = having(rk.Embedding(3, 5), **changes)
+    for use in (
+        lambda: linear(X),
+        lambda: linear.backward(ROW, np.zeros((1, 3), np.float32)),
+        lambda: table(IDS),
+        lambda: table.backward(IDS[:1, 0], ROW),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(message)}$"):
+            use()
+
+
+def test_a_bias_is_checked():
+    linear = having(rk.Linear(5, 3), bias=np.zeros(1, np.float32))
+    with pytest.raises(ValueError, match=r"^params\['bias'\]: expected shape \(3,\), got \(1,\)$"):
+        linear(X)
+    linear.params = list(linear.params.values())
+    with pytest.raises(TypeError, match=r"^params: expected a dict of arrays, got list$"):
+        linear(X)
+
+
+def test_linears_out_does_not_overlap_its_parameters():
+    linear = rk.Linear(3, 3, seed=0)
+    before = linear.params["weight"].copy()
+    for out in (linear.params["weight"], linear.params["bias"][None]):
+        with pytest.raises(ValueError, match=r"^out: expected .* memory of its own, got another$"):
+            linear(np.ones((len(out), 3), np.float32), out=out)
+    assert linear.params["weight"].tobytes() == before.tobytes()
+
+
 OWN = "a writable, C-contiguous array with memory of its own"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +141,8 @@ class Linear:
     Attributes
     ----------
     params : dict of str to ndarray
-        ``weight`` (O, I) and ``bias`` (O,). Writable; the next call sees what is written.
+        ``weight`` (O, I) and ``bias`` (O,). Writable; the next call sees what is written. Each call
+        checks names, shapes and dtypes.
 
     Raises
     ------
@@ -171,18 +173,39 @@ class Linear:
         dtype: DTypeLike = np.float32,
         seed: int | None = None,
     ) -> None:
-        self.in_features = _size("in_features", in_features)
-        self.out_features = _size("out_features", out_features)
-        self.bias = flag("bias", bias)
-        self.dtype = _dtype(dtype)
+        self._in_features = _size("in_features", in_features)
+        self._out_features = _size("out_features", out_features)
+        self._bias = flag("bias", bias)
+        self._dtype = _dtype(dtype)
         generator = _generator(seed)
         bound = 1.0 / math.sqrt(self.in_features)
-        shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
+        self._shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        if self.bias:
+            self._shapes["bias"] = (self.out_features,)
         self.params: dict[str, Array] = {
             name: generator.uniform(-bound, bound, shape).astype(self.dtype)
-            for name, shape in shapes.items()
-            if name == "weight" or self.bias
+            for name, shape in self._shapes.items()
         }
+
+    @property
+    def in_features(self) -> int:
+        """Size of an input row, I."""
+        return self._in_features
+
+    @property
+    def out_features(self) -> int:
+        """Size of an output row, O."""
+        return self._out_features
+
+    @property
+    def bias(self) -> bool:
+        """Whether there is a bias b."""
+        return self._bias
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of parameters, inputs and outputs."""
+        return self._dtype
 
     def __repr__(self) -> str:
         return (
@@ -197,7 +220,7 @@ class Linear:
         x : ndarray, shape (..., I)
             The input, of the module's dtype.
         out : ndarray, shape (..., O), optional
-            Where to put the output: C-contiguous and writable, not overlapping `x`.
+            Where to put the output: C-contiguous and writable, not overlapping `x` or a parameter.
 
         Returns
         -------
@@ -207,7 +230,8 @@ class Linear:
         Raises
         ------
         TypeError, ValueError
-            If an argument has another dtype or shape than it must; the message names it.
+            If an argument or a parameter has another dtype or shape than it must; the message
+            names it.
 
         Examples
         --------
@@ -215,19 +239,21 @@ class Linear:
         >>> rk.Linear(5, 3)(np.zeros((7, 2, 5), np.float32)).shape
         (7, 2, 3)
         """
-        _check("x", x, self.dtype, "...", self.in_features)
-        shape = (*x.shape[:-1], self.out_features)
+        params = _parameters(self.params, self._shapes, self._dtype)
+        _check("x", x, self._dtype, "...", self._in_features)
+        shape = (*x.shape[:-1], self._out_features)
         if out is None:
-            out = np.empty(shape, self.dtype)
+            out = np.empty(shape, self._dtype)
         else:
-            _check("out", out, self.dtype, *shape)
-            if not (out.flags.carray and not np.may_share_memory(out, x)):
+            _check("out", out, self._dtype, *shape)
+            shared = any(np.may_share_memory(out, array) for array in (x, *params.values()))
+            if not out.flags.carray or shared:
                 expected = "a writable, C-contiguous array with memory of its own"
                 raise ValueError(f"out: expected {expected}, got another")
-        rows = out.reshape(-1, self.out_features)
-        np.matmul(x.reshape(-1, self.in_features), self.params["weight"].T, out=rows)
-        if self.bias:
-            rows += self.params["bias"]
+        rows = out.reshape(-1, self._out_features)
+        np.matmul(x.reshape(-1, self._in_features), params["weight"].T, out=rows)
+        if self._bias:
+            rows += params["bias"]
         return out
 
     forward = __call__
@@ -250,7 +276,8 @@ class Linear:
         Raises
         ------
         TypeError, ValueError
-            If an argument has another dtype or shape than it must; the message names it.
+            If an argument or a parameter has another dtype or shape than it must; the message
+            names it.
 
         Examples
         --------
@@ -259,13 +286,14 @@ class Linear:
         >>> rk.Linear(5, 3).backward(x, dy).params["weight"].shape
         (3, 5)
         """
-        _check("x", x, self.dtype, "...", self.in_features)
-        _check("dy", dy, self.dtype, *x.shape[:-1], self.out_features)
-        rows = dy.reshape(-1, self.out_features)
-        params = {"weight": rows.T @ x.reshape(-1, self.in_features)}
-        if self.bias:
+        own = _parameters(self.params, self._shapes, self._dtype)
+        _check("x", x, self._dtype, "...", self._in_features)
+        _check("dy", dy, self._dtype, *x.shape[:-1], self._out_features)
+        rows = dy.reshape(-1, self._out_features)
+        params = {"weight": rows.T @ x.reshape(-1, self._in_features)}
+        if self._bias:
             params["bias"] = rows.sum(0)
-        return _measured(params, (rows @ self.params["weight"]).reshape(x.shape))
+        return _measured(params, (rows @ own["weight"]).reshape(x.shape))
 
 
 class Embedding:
@@ -285,7 +313,8 @@ class Embedding:
     Attributes
     ----------
     params : dict of str to ndarray
-        ``weight`` (N, E). Writable; the next call sees what is written.
+        ``weight`` (N, E). Writable; the next call sees what is written. Each call checks name,
+        shape and dtype.
 
     Raises
     ------
@@ -312,17 +341,38 @@ class Embedding:
         dtype: DTypeLike = np.float32,
         seed: int | None = None,
     ) -> None:
-        n = self.num_embeddings = _size("num_embeddings", num_embeddings)
-        self.embedding_dim = _size("embedding_dim", embedding_dim)
+        n = self._num_embeddings = _size("num_embeddings", num_embeddings)
+        self._embedding_dim = _size("embedding_dim", embedding_dim)
         if padding_idx is not None:
             expected = f"an integer from 0 to {n - 1}"
             padding_idx = integer("padding_idx", padding_idx, expected, 0, n - 1)
-        self.padding_idx = padding_idx
-        self.dtype = _dtype(dtype)
+        self._padding_idx = padding_idx
+        self._dtype = _dtype(dtype)
+        self._shapes = {"weight": (n, self.embedding_dim)}
         weight = _generator(seed).standard_normal((n, self.embedding_dim)).astype(self.dtype)
         if padding_idx is not None:
             weight[padding_idx] = 0
         self.params: dict[str, Array] = {"weight": weight}
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of rows of the table, N."""
+        return self._num_embeddings
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of a row of the table, E."""
+        return self._embedding_dim
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The row that starts at zero and has no gradient, if any."""
+        return self._padding_idx
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the table."""
+        return self._dtype
 
     def __repr__(self) -> str:
         return (
@@ -346,7 +396,8 @@ class Embedding:
         Raises
         ------
         TypeError, ValueError
-            If x is not what it must be; the message names it, and the place of a bad one.
+            If x or a parameter is not what it must be; the message names it, and the place of a
+            bad x.
 
         Examples
         --------
@@ -354,7 +405,8 @@ class Embedding:
         >>> rk.Embedding(10, 4)(np.array([[3, 0, 3]])).shape
         (1, 3, 4)
         """
-        return self.params["weight"].take(_core.checked_input(x, self.num_embeddings), axis=0)
+        params = _parameters(self.params, self._shapes, self._dtype)
+        return params["weight"].take(_core.checked_input(x, self._num_embeddings), axis=0)
 
     forward = __call__
 
@@ -385,10 +437,11 @@ class Embedding:
         >>> rk.Embedding(10, 4).backward(np.array([3, 3]), dy).params["weight"][3].tolist()
         [2.0, 2.0, 2.0, 2.0]
         """
-        table = np.zeros((self.num_embeddings, self.embedding_dim), self.dtype)
+        _parameters(self.params, self._shapes, self._dtype)
+        table = np.zeros(self._shapes["weight"], self._dtype)
         _core.add_rows(x, dy, table)
-        if self.padding_idx is not None:
-            table[self.padding_idx] = 0
+        if self._padding_idx is not None:
+            table[self._padding_idx] = 0
         return _measured({"weight": table}, None)
 
 
@@ -401,6 +454,22 @@ def _generator(seed: int | None) -> np.random.Generator:
     if seed is not None:
         seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
     return np.random.default_rng(seed)
+
+
+def _parameters(
+    params: Any, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]
+) -> dict[str, Array]:
+    """A module's `params`, checked."""
+    if not isinstance(params, dict):
+        raise TypeError(f"params: expected a dict of arrays, got {type(params).__name__}")
+    if params.keys() != shapes.keys():
+        raise ValueError(f"params: expected the names {list(shapes)}, got {list(params)}")
+    own = {}
+    for name, shape in shapes.items():
+        array = own[name] = params[name]
+        if not (isinstance(array, np.ndarray) and array.dtype == dtype and array.shape == shape):
+            _check(f"params[{name!r}]", array, dtype, *shape)  # raises
+    return own
 
 
 def _check(name: str, array: Any, dtype: np.dtype[Any], *shape: int | str) -> None:
