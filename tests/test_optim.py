@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ TOLERANCE = {
 DTYPES = list(TOLERANCE)
 SIZES = [0, 1, 7, 15, 17, 33, 1000]  # below, at and behind the vectors of all instruction sets
 STEPS = 6
+LARGE = 8 * 2**14 + 7  # elements: worth eight threads, with a tail
 
 
 OPTIMIZERS = {"sgd": rk.SGD, "rmsprop": rk.RMSprop, "adam": rk.Adam, "adamw": rk.AdamW}
@@ -394,8 +396,6 @@ def test_flag_of_gradients_alone_skips():
 
 # ---------------------------------------------------------------------------------- same bits
 
-LARGE = 8 * 2**14 + 7  # worth eight threads, with a tail
-
 
 @every_setting
 @every_dtype
@@ -507,6 +507,209 @@ def test_state_has_stable_names(make, names):
     if names:
         state[names[0]][...] = 1.0
         assert opt.state_dict()[names[0]].sum() == 0.0  # a copy was handed out
+
+
+# ------------------------------------------------------------------ tied and overlapping arrays
+
+
+@every_kind
+@every_dtype
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+def test_tied_array_is_one_parameter_along_the_sum_of_its_gradients(kind, dtype, max_norm):
+    shared, other = drawn(5, 3, dtype=dtype), drawn(4, dtype=dtype, seed=1)
+    alone = {"w": shared.copy(), "b": other.copy()}
+    penalties = {"l1": {"w": 0.05}, "l2": {"w": 0.2}}
+    tied = [{"w": shared}, {"b": other, "w": shared[:]}, {"w": shared}]
+    opt = OPTIMIZERS[kind](tied, **DEFAULTS[kind], **penalties)
+    want = OPTIMIZERS[kind](alone, **DEFAULTS[kind], **penalties)
+    for step in range(STEPS):
+        a, b, c = (drawn(5, 3, dtype=dtype, seed=10 * step + i) for i in range(3))
+        g = drawn(4, dtype=dtype, seed=10 * step + 3)
+        done = opt.step([{"w": a}, {"b": g, "w": b}, {"w": c}], max_norm)
+        assert done == want.step({"w": a + b + c, "b": g}, max_norm)
+    assert same_bits(shared, alone["w"])
+    assert same_bits(other, alone["b"])
+    renamed = {name.replace("1.b", "0.b"): array for name, array in opt.state_dict().items()}
+    assert renamed.keys() == want.state_dict().keys()
+    for name, array in want.state_dict().items():
+        assert same_bits(renamed[name], array)
+
+
+def test_names_of_one_dict_may_be_tied():
+    w = np.zeros(())
+    done = rk.SGD({"a": w, "b": w}, lr=1.0).step({"a": np.array(1.0), "b": np.array(2.0)})
+    assert done.norm == 3.0
+    assert w == -3.0
+
+
+def test_state_of_tied_arrays_goes_on_with_the_same_bits():
+    w = drawn(7)
+    opt = rk.Adam([{"w": w}, {"w": w}])
+    opt.step([{"w": drawn(7, seed=1)}, {"w": drawn(7, seed=2)}])
+    copy, state = w.copy(), opt.state_dict()
+    assert list(state) == ["step", "skipped", "0.w.first", "0.w.second"]
+    other = rk.Adam([{"w": copy}, {"w": copy}])
+    other.load_state_dict(state)
+    for one in (opt, other):
+        one.step([{"w": drawn(7, seed=3)}, {"w": drawn(7, seed=4)}])
+    assert same_bits(w, copy)
+
+
+def test_gradients_of_tied_arrays_are_measured():
+    """What gradients tell of their norm does not count there; whether they are finite does."""
+    w, v = np.zeros(2), np.zeros(1)
+    opt = rk.SGD([{"w": w}, {"w": w}, {"v": v}], lr=1.0)
+    told = {"norm": 1e9, "scale": 2.0, "finite": True}
+    grads = [
+        SimpleNamespace(params={"w": np.array([1.0, 0.0])}, **told),
+        {"w": np.array([2.0, 4.0])},
+        SimpleNamespace(params={"v": np.array([12.0])}, norm=24.0, scale=0.5, finite=True),
+    ]
+    assert opt.step(grads) == rk.Step(13.0, 1.0, True)
+    assert w.tolist() == [-3.0, -4.0]
+    grads[0].finite = False
+    assert not opt.step(grads).applied
+    assert w.tolist() == [-3.0, -4.0]
+
+
+def test_tied_gradients_whose_sum_overflows_are_skipped():
+    w = np.zeros(2, np.float32)
+    opt = rk.SGD([{"w": w}, {"w": w}], lr=1.0)
+    big = np.full(2, 3e38, np.float32)
+    assert opt.step([{"w": big}, {"w": big}]) == rk.Step(math.inf, 1.0, False)
+    assert opt.step([{"w": big}, {"w": -big}]) == rk.Step(0.0, 1.0, True)
+    assert not w.any()
+
+
+def test_tied_arrays_of_ensembles():
+    w, alone = np.zeros((3, 2)), [np.zeros(2) for _ in range(3)]
+    opt = rk.Adam([{"w": w}, {"w": w}], ensemble=3)
+    opts = [rk.Adam({"w": one}) for one in alone]
+    for step in range(3):
+        a, b = drawn(3, 2, seed=step), drawn(3, 2, seed=10 + step)
+        if step == 1:
+            b[1] = math.nan
+        done = opt.step([{"w": a}, {"w": b}], max_norm=0.5)
+        for e, one in enumerate(opts):
+            want = one.step({"w": a[e] + b[e]}, max_norm=0.5)
+            assert same_bits(done.norm[e], np.float64(want.norm))
+            assert (done.scale[e], done.applied[e]) == (want.scale, want.applied)
+    assert same_bits(w, np.array(alone))
+    assert opt.skipped.tolist() == [0, 1, 0]
+
+
+def test_tied_arrays_on_many_threads():
+    found = []
+    for threads in (1, 2, 5):
+        w = drawn(LARGE, dtype=np.float32)
+        opt = rk.Adam([{"w": w}, {"w": w}], lr=0.1)
+        with rk.num_threads(threads):
+            for step in range(3):
+                opt.step([{"w": drawn(LARGE, dtype=np.float32, seed=s)} for s in (step, step + 9)])
+        found.append(w)
+    assert all(same_bits(found[0], w) for w in found[1:])
+
+
+def test_tied_arrays_need_one_strength():
+    w = np.zeros(3)
+    dicts = [{"first": w}, {"last": w}]
+    for name in ("l1", "l2"):
+        message = (
+            f"{name}: expected one strength for the tied params[0]['first'] and params[1]['last'], "
+            "got 0.5 and 0.0"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            rk.SGD(dicts, 0.1, **{name: {"first": 0.5}})
+
+
+def test_what_is_tied_stays_tied():
+    def params_of(*arrays):
+        return [{"w": array} for array in arrays]
+
+    w, v, ones = np.zeros(3), np.zeros(3), np.ones(3)
+    dicts = params_of(w, w, v)
+    opt = rk.Adam(dicts)
+    opt.step(params_of(ones, ones, ones))
+    before = states(opt, *dicts)
+    for changed, message in (
+        (
+            (w, w.copy(), v),
+            "params[1]['w']: expected the same array as params[0]['w'], got another",
+        ),
+        (
+            (w.copy(), w, v),
+            "params[1]['w']: expected the same array as params[0]['w'], got another",
+        ),
+        (
+            (w, w, w),
+            "params[2]['w']: expected memory of its own, got an array that overlaps params[0]['w']",
+        ),
+    ):
+        for of, array in zip(dicts, changed, strict=True):
+            of["w"] = array
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            opt.step(params_of(ones, ones, ones))
+        for of, array in zip(dicts, (w, w, v), strict=True):
+            of["w"] = array
+        for was, now in zip(before, states(opt, *dicts), strict=True):
+            assert all(same_bits(was[name], now[name]) for name in was)
+    dicts[0]["w"] = dicts[1]["w"] = new = np.zeros(3)
+    assert opt.step(params_of(ones, ones, ones)).applied
+    assert new.all()
+
+
+SQUARE = np.arange(9.0).reshape(3, 3)
+MEMORY = np.arange(12.0)
+OVERLAPS = {
+    "partial": (MEMORY[:6], MEMORY[5:11]),
+    "contained": (MEMORY, MEMORY[3:4]),
+    "another shape": (MEMORY, MEMORY.reshape(3, 4)),
+    "another dtype": (MEMORY, MEMORY.view(np.float32)),
+    "part of a float64": (MEMORY, MEMORY.view(np.float32)[3:4]),
+}
+OWN = "expected memory of its own, got an array that overlaps"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("arrays", OVERLAPS.values(), ids=OVERLAPS)
+def test_parameters_that_overlap_are_refused(arrays, order):
+    one, other = arrays[::order]
+    message = f"params[1]['w']: {OWN} params[0]['v']"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        rk.SGD([{"u": np.zeros(3), "v": one}, {"w": other}], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [SQUARE, SQUARE.T, SQUARE[::-1], SQUARE[:, ::-1], np.broadcast_to(SQUARE[1:2, 1:2], (3, 3))],
+    ids=["itself", "transposed", "reversed", "mirrored", "broadcast"],
+)
+def test_gradients_that_overlap_a_parameter_are_refused(gradient):
+    params = {"v": np.zeros((3, 3)), "w": SQUARE.copy()}
+    opt = rk.SGD(params, lr=0.1)
+    params["w"] = SQUARE
+    before = SQUARE.copy()
+    for name, other in (("w", "v"), ("v", "w")):  # its own gradient, or another's
+        message = f"grads['{name}']: {OWN} params['w']"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            opt.step({name: gradient, other: np.ones((3, 3))})
+    assert same_bits(SQUARE, before)
+
+
+def test_arrays_beside_each_other_are_no_overlap():
+    memory = np.zeros((8, 3))
+    params = {"a": memory[0], "b": memory[1], "none": memory[4:4], "more": memory[1:1]}
+    opt = rk.SGD(params, lr=1.0)
+    grads = {"a": memory[2], "b": memory[3], "none": memory[:0], "more": memory[1:1]}
+    memory[2:4] = 1.0
+    opt.step(grads)
+    assert memory[:2].tolist() == [[-1.0] * 3] * 2
+    # A strided gradient around a parameter, and one array as the gradient of two.
+    square, around = np.zeros((2, 3)), np.ones((6, 3))
+    around[2:4] = square
+    opt = rk.SGD({"a": around[2:4], "b": square}, lr=1.0)
+    opt.step({"a": around[1::3], "b": around[1::3]})
+    assert around[2:4].tolist() == square.tolist() == [[-1.0] * 3] * 2
 
 
 # --------------------------------------------------------------------------- arrays and errors

@@ -2,6 +2,8 @@
 // written; the messages that name a caller's array are src/rnnkern/optim.py's.
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <iterator>
 #include <optional>
 
@@ -108,6 +110,56 @@ void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
   for (const Member& member : members) ++done[std::get<0>(member)];
 }
 
+// First and one-past-last byte that an array may touch, and which array it is.
+struct Extent {
+  std::uintptr_t first, last;
+  std::size_t index;
+};
+Extent extent(const py::array& a, std::size_t index) {
+  auto first = reinterpret_cast<std::uintptr_t>(a.data()), last = first;
+  if (a.size() == 0) return {first, first, index};
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) {
+    const py::ssize_t reach = (a.shape(i) - 1) * a.strides(i);
+    (reach < 0 ? first : last) += static_cast<std::uintptr_t>(reach);
+  }
+  return {first, last + static_cast<std::uintptr_t>(a.itemsize()), index};
+}
+
+// Checks the memory of a step's arrays. Returns the places of two arrays that overlap, or of two
+// tied parameters that do not have the same memory; None if there are no such two. Places count
+// through `parameters`, which are C-contiguous, and then through `gradients`. `firsts` holds, for
+// each parameter, the first place of those that it is tied to; its own if it is not tied. Two
+// gradients may overlap.
+py::object overlap(const py::list& parameters, const std::vector<std::size_t>& firsts,
+                   const py::list& gradients) {
+  std::vector<Extent> all, written;  // written: each parameter once, without empty ones
+  for (std::size_t i = 0; i < firsts.size(); ++i) {
+    all.push_back(extent(py::reinterpret_borrow<py::array>(parameters[i]), i));
+    const Extent &own = all.back(), &first = all[firsts[i]];
+    if (own.first != first.first || own.last != first.last) return py::make_tuple(firsts[i], i);
+    if (firsts[i] == i && own.first < own.last) written.push_back(own);
+  }
+  std::sort(written.begin(), written.end(),
+            [](const Extent& a, const Extent& b) { return a.first < b.first; });
+  for (std::size_t i = 1; i < written.size(); ++i) {
+    const auto [a, b] = std::minmax(written[i - 1].index, written[i].index);
+    if (written[i].first < written[i - 1].last) return py::make_tuple(a, b);
+  }
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const auto gradient = py::reinterpret_borrow<py::array>(gradients[i]);
+    const Extent read = extent(gradient, i);
+    if (read.first == read.last) continue;
+    auto at = std::upper_bound(written.begin(), written.end(), read.first,
+                               [](std::uintptr_t byte, const Extent& e) { return byte < e.last; });
+    for (; at != written.end() && at->first < read.last; ++at)
+      if (contiguous(gradient) || py::module_::import("numpy")
+                                      .attr("shares_memory")(gradient, parameters[at->index])
+                                      .cast<bool>())
+        return py::make_tuple(at->index, parameters.size() + i);
+  }
+  return py::none();
+}
+
 }  // namespace
 
 void bind_optim(py::module_& m) {
@@ -116,6 +168,7 @@ void bind_optim(py::module_& m) {
         py::arg("steps").noconvert(), py::arg("members"), py::kw_only(), py::arg("lr"),
         py::arg("momentum") = 0.0, py::arg("nesterov") = false, py::arg("beta1") = 0.0,
         py::arg("beta2") = 0.0, py::arg("eps") = 0.0, py::arg("weight_decay") = 0.0);
+  m.def("overlap", &overlap, py::arg("parameters"), py::arg("firsts"), py::arg("gradients"));
 }
 
 }  // namespace rnnkern

@@ -104,6 +104,9 @@ def optimizer_step(
     eps: float = 0.0,
     weight_decay: float = 0.0,
 ) -> None: ...
+def overlap(
+    parameters: list[Array], firsts: list[int], gradients: list[Array]
+) -> tuple[int, int] | None: ...
 def cross_entropy(
     logits: Array,
     targets: Array,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
@@ -20,6 +20,7 @@ Array = NDArray[Any]
 Params: TypeAlias = Mapping[str, Array]
 Penalty: TypeAlias = float | Mapping[str, float]  # of all parameters, or by glob pattern
 
+MAPPINGS = (dict, Mapping)  # isinstance recognizes a dict faster than a Mapping
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 SMALLEST_EPS = float(np.finfo(np.float32).tiny)  # smaller is zero in float32, and 0 / 0 near
 
@@ -66,22 +67,30 @@ class Step(NamedTuple):
 
 
 @dataclass
-class _Slot:
-    """One parameter: where it is found, what is expected there, and what is kept for it."""
+class _Place:
+    """Where a parameter is found, and what is expected there."""
 
+    number: int  # among all places
     index: int  # of its dict
     name: str
-    place: str  # in messages, behind "params" or "grads"
+    text: str  # in messages, after "params" or "grads"
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    first: Array | None  # the moments, of that shape and dtype; None: not kept
+
+
+@dataclass
+class _Slot:
+    """What is kept for a parameter. A tied one is found at several places."""
+
+    places: list[_Place]
+    first: Array | None  # the moments, of its shape and dtype; None: not kept
     second: Array | None
     l1: float
     l2: float
 
     def key(self, moment: str) -> str:
         """Name of a moment, "first" or "second", in a state."""
-        return f"{self.index}.{self.name}.{moment}"
+        return f"{self.places[0].index}.{self.places[0].name}.{moment}"
 
 
 class _Optimizer:
@@ -110,33 +119,41 @@ class _Optimizer:
         if not self._params:
             raise ValueError("params: expected a dict of arrays or a list of them, got none")
         listed = isinstance(params, (list, tuple))
-        self._places = [f"[{index}]" if listed else "" for index in range(len(self._params))]
-        for place, arrays in zip(self._places, self._params, strict=True):
-            _check_dict("params" + place, arrays)
-        self._names = [list(arrays) for arrays in self._params]
-        names = list(dict.fromkeys(name for some in self._names for name in some))
+        self._dicts = [f"[{index}]" if listed else "" for index in range(len(self._params))]
+        self._places: list[_Place] = []
+        for index, (text, arrays) in enumerate(zip(self._dicts, self._params, strict=True)):
+            _check_dict("params" + text, arrays)
+            for name, array in arrays.items():
+                own, shape, number = f"{text}[{name!r}]", array.shape, len(self._places)
+                if ensemble is not None and shape[:1] != (ensemble,):
+                    expected = f"shape ({ensemble}, ...)"
+                    raise ValueError(f"params{own}: expected {expected}, got {shape}")
+                self._places.append(_Place(number, index, name, own, shape, array.dtype))
+        self._names = [dict.fromkeys(arrays).keys() for arrays in self._params]
+        parameters = self._arrays("params", self._params)
+
+        names = list(dict.fromkeys(place.name for place in self._places))
         l1_of, l2_of = _strengths("l1", l1, names), _strengths("l2", l2, names)
+
+        groups: dict[Any, list[_Place]] = {}
+        for place, array in zip(self._places, parameters, strict=True):
+            memory = _memory(array) if array.size else place.number  # no memory is never shared
+            groups.setdefault(memory, []).append(place)
         self._slots = [
             _Slot(
-                index,
-                name,
-                f"{place}[{name!r}]",
-                array.shape,
-                array.dtype,
-                np.zeros(array.shape, array.dtype) if first else None,
-                np.zeros(array.shape, array.dtype) if second else None,
-                l1_of[name],
-                l2_of[name],
+                places,
+                np.zeros(places[0].shape, places[0].dtype) if first else None,
+                np.zeros(places[0].shape, places[0].dtype) if second else None,
+                _strength_of("l1", l1_of, places),
+                _strength_of("l2", l2_of, places),
             )
-            for index, (place, arrays) in enumerate(zip(self._places, self._params, strict=True))
-            for name, array in arrays.items()
+            for places in groups.values()
         ]
-        for slot in self._slots:
-            if ensemble is not None and slot.shape[:1] != (ensemble,):
-                raise ValueError(
-                    f"params{slot.place}: expected shape ({ensemble}, ...), got {slot.shape}"
-                )
-        self._arrays("params", self._params)
+        tied = [places for places in groups.values() if len(places) > 1]
+        self._tied_dicts = {place.index for places in tied for place in places}
+        first_of = {place.number: places[0].number for places in tied for place in places}
+        self._firsts = [first_of.get(n, n) for n in range(len(self._places))]
+        self._check_memory(parameters, [])
 
     @property
     def lr(self) -> float:
@@ -160,7 +177,8 @@ class _Optimizer:
         grads : Gradients, dict of str to ndarray, or a list of these
             dL/dp for each parameter, under its name, of its shape and dtype; as many, and in the
             same order, as the dicts of parameters. `Gradients` bring their norm along, as their
-            own clip left it; the arrays of a dict are measured in a pass of their own.
+            own clip left it. The arrays of a dict are measured in a pass of their own, and so are
+            those of `Gradients` that have a tied parameter among them.
         max_norm : float, optional
             All gradients are scaled by ``min(1, max_norm / (norm + 1e-6))``, where norm is the L2
             norm of all of them together [1]_. The penalties are not scaled.
@@ -176,7 +194,8 @@ class _Optimizer:
         ------
         TypeError, ValueError
             If a gradient, a parameter (each is looked up anew) or `max_norm` is not what it must
-            be; the message names it. Nothing has been written then.
+            be, or if a gradient or another parameter overlaps a parameter; the message names it.
+            Nothing has been written then.
 
         Notes
         -----
@@ -199,26 +218,32 @@ class _Optimizer:
         """
         if max_norm is not None:
             max_norm = _number("max_norm", max_norm, above=True)
-        given: list[Grads] = _as_list(grads)
+        given: list[Any] = _as_list(grads)
         if len(given) != len(self._params):
             raise ValueError(
                 f"grads: expected {len(self._params)}, as many as dicts of params, got {len(given)}"
             )
-        gradients = self._arrays("grads", [_params_of(g) for g in given])
+        plain = [isinstance(g, MAPPINGS) for g in given]
+        gradients = self._arrays(
+            "grads", [g if plain[i] else getattr(g, "params", g) for i, g in enumerate(given)]
+        )
         parameters = self._arrays("params", self._params)
+        self._check_memory(parameters, gradients)
+        if self._tied_dicts:
+            parameters = [parameters[slot.places[0].number] for slot in self._slots]
+            gradients = [_sum([gradients[p.number] for p in slot.places]) for slot in self._slots]
 
         # Each source of a norm, the gradients' own or an array measured, has one part a member.
         parts: list[list[float]] = []
         finite: list[list[bool]] = []
-        unknown = set()  # dicts whose arrays are to be measured
         for index, g in enumerate(given):
-            if isinstance(g, Mapping):
-                unknown.add(index)
-                continue
-            parts += self._of_members(g.norm * g.scale)
-            finite += self._of_members(g.finite)
+            if not plain[index]:
+                finite += self._of_members(g.finite)
+                if index not in self._tied_dicts:
+                    parts += self._of_members(g.norm * g.scale)
         for slot, gradient in zip(self._slots, gradients, strict=True):
-            if slot.index in unknown:
+            index = slot.places[0].index
+            if plain[index] or index in self._tied_dicts:
                 own = [gradient] if self.ensemble is None else gradient
                 parts.append([math.sqrt(_core.sum_of_squares(array)) for array in own])
         norms = list(map(math.hypot, *(parts or [[0.0] * (self.ensemble or 1)])))
@@ -253,6 +278,19 @@ class _Optimizer:
             return Step(norms[0], scales[0], applied[0])
         return Step(np.array(norms), np.array(scales), np.array(applied))
 
+    def _check_memory(self, parameters: list[Array], gradients: list[Array]) -> None:
+        """Raise ValueError unless tied parameters are one array and nothing else overlaps one."""
+        pair = _core.overlap(parameters, self._firsts, gradients)
+        if pair is None:
+            return
+        one, other = pair
+        count = len(parameters)
+        name = f"{'params' if other < count else 'grads'}{self._places[other % count].text}"
+        first = f"params{self._places[one].text}"
+        if other < count and self._firsts[one] == self._firsts[other]:
+            raise ValueError(f"{name}: expected the same array as {first}, got another")
+        raise ValueError(f"{name}: expected memory of its own, got an array that overlaps {first}")
+
     def _of_members(self, value: Any) -> list[list[Any]]:
         """What gradients say of themselves, as lists over members; one may stand for all."""
         values = value.tolist() if isinstance(value, np.ndarray) else [value]
@@ -268,8 +306,8 @@ class _Optimizer:
         dict of str to ndarray
             The counters ``step`` and ``skipped`` (int64, shape (), of an ensemble (E,)), and the
             moments, under names such as ``0.weight_ih_l0.first``: the dict's place, the parameter's
-            name, and ``first`` (velocity or first moment) or ``second`` (second moment). No
-            hyper-parameters.
+            name, and ``first`` (velocity or first moment) or ``second`` (second moment). A tied
+            parameter's are under its first name. No hyper-parameters.
 
         Examples
         --------
@@ -305,7 +343,7 @@ class _Optimizer:
         array(1)
         """
         own = self._state()
-        _check_names("state", state, own)
+        _check_names("state", state, own.keys())
         for name, array in own.items():
             _check_array(f"state[{name!r}]", state[name], array.shape, array.dtype)
         step, skipped = state["step"], state["skipped"]
@@ -337,16 +375,19 @@ class _Optimizer:
         return state
 
     def _arrays(self, what: str, dicts: Sequence[Params]) -> list[Array]:
-        """The arrays of `dicts`, which are "params" or "grads": checked, slot by slot."""
-        for place, arrays, names in zip(self._places, dicts, self._names, strict=True):
-            _check_names(what + place, arrays, names)
-        found = [dicts[slot.index][slot.name] for slot in self._slots]
-        for slot, array in zip(self._slots, found, strict=True):
-            _check_array(what + slot.place, array, slot.shape, slot.dtype)
+        """The arrays of `dicts`, which are "params" or "grads": checked, place by place."""
+        for text, arrays, names in zip(self._dicts, dicts, self._names, strict=True):
+            if not (isinstance(arrays, MAPPINGS) and arrays.keys() == names):
+                _check_names(what + text, arrays, names)  # raises
+        found = [dicts[place.index][place.name] for place in self._places]
+        for place, array in zip(self._places, found, strict=True):
+            own = isinstance(array, np.ndarray)
+            if not (own and array.dtype == place.dtype and array.shape == place.shape):
+                _check_array(what + place.text, array, place.shape, place.dtype)  # raises
             if what == "params" and not array.flags.carray:
                 got = "one of another layout" if array.flags.writeable else "a read-only one"
                 expected = "a writable, C-contiguous, aligned array"
-                raise ValueError(f"params{slot.place}: expected {expected}, got {got}")
+                raise ValueError(f"params{place.text}: expected {expected}, got {got}")
         return found
 
 
@@ -361,6 +402,8 @@ class SGD(_Optimizer):
     params : dict of str to ndarray, or a list of these
         What is updated in place: writable C-contiguous arrays, each float32 or float64. They are
         looked up by name at each step, so an array may be replaced by one of its shape and dtype.
+        The same array may be at several places (see Notes); arrays that overlap in any other way
+        are refused.
     lr : float
         Learning rate, at least 0; see also the attribute.
     momentum : float
@@ -380,6 +423,12 @@ class SGD(_Optimizer):
     TypeError, ValueError
         If an argument is not what it must be, or a pattern matches no name; the message says which.
 
+    Notes
+    -----
+    An array that is at several places when the optimizer is made is a tied parameter. Each step
+    adds up its gradients, in the order of the places, before it computes the norm, and updates it
+    once. It must stay one array, and needs the same `l1` and `l2` at each place.
+
     References
     ----------
     .. [1] B. Polyak, "Some methods of speeding up the convergence of iteration methods", USSR
@@ -396,6 +445,17 @@ class SGD(_Optimizer):
     True
     >>> params["w"], params["b"]
     (array([0.45, 0.45, 0.45]), array([-0.5]))
+
+    A table that is both the first and the last layer of a model:
+
+    >>> emb, out = rk.Embedding(9, 5, seed=0), rk.Linear(5, 9, bias=False)
+    >>> out.params["weight"] = emb.params["weight"]
+    >>> opt = rk.SGD([emb.params, out.params], lr=0.5)
+    >>> before, ones = emb.params["weight"].copy(), {"weight": np.ones((9, 5), np.float32)}
+    >>> round(opt.step([ones, ones]).norm, 6)  # of 45 twos
+    13.416408
+    >>> np.allclose(emb.params["weight"], before - 0.5 * 2)
+    True
     """
 
     _kind = "sgd"
@@ -598,13 +658,22 @@ class AdamW(Adam):
         return super()._rule() | {"weight_decay": self._weight_decay}
 
 
+def _memory(array: Array) -> tuple[Any, ...]:
+    """What C-contiguous arrays share if they are the same array."""
+    return array.__array_interface__["data"][0], array.shape, array.dtype
+
+
+def _sum(gradients: list[Array]) -> Array:
+    """The gradient of a parameter from those of its places, one after the other."""
+    total, *others = gradients
+    for gradient in others:
+        with np.errstate(over="ignore", invalid="ignore"):  # the step finds what is not finite
+            total = np.add(total, gradient, out=np.empty(total.shape, total.dtype))
+    return total
+
+
 def _as_list(one_or_more: Any) -> list[Any]:
     return list(one_or_more) if isinstance(one_or_more, (list, tuple)) else [one_or_more]
-
-
-def _params_of(grads: Any) -> Any:
-    """A dict's arrays, those of `Gradients`, or what was given instead, to be refused by name."""
-    return grads if isinstance(grads, Mapping) else getattr(grads, "params", grads)
 
 
 def _number(
@@ -631,6 +700,16 @@ def _strengths(name: str, penalty: Penalty, names: list[str]) -> dict[str, float
     }
 
 
+def _strength_of(name: str, strengths: Mapping[str, float], places: list[_Place]) -> float:
+    """The strength of a penalty for a parameter, which is the same at all of its places."""
+    first, *others = places
+    for place in others:
+        if (a := strengths[first.name]) != (b := strengths[place.name]):
+            tied = f"the tied params{first.text} and params{place.text}"
+            raise ValueError(f"{name}: expected one strength for {tied}, got {a} and {b}")
+    return strengths[first.name]
+
+
 def _check_dict(name: str, arrays: Any) -> None:
     if not isinstance(arrays, Mapping):
         raise TypeError(f"{name}: expected a dict of arrays, got {type(arrays).__name__}")
@@ -644,10 +723,10 @@ def _check_dict(name: str, arrays: Any) -> None:
             )
 
 
-def _check_names(name: str, arrays: Any, expected: Collection[str]) -> None:
-    if not isinstance(arrays, Mapping):
+def _check_names(name: str, arrays: Any, expected: KeysView[str]) -> None:
+    if not isinstance(arrays, MAPPINGS):
         raise TypeError(f"{name}: expected a dict of arrays, got {type(arrays).__name__}")
-    if arrays.keys() != set(expected):
+    if arrays.keys() != expected:
         raise ValueError(f"{name}: expected the names {list(expected)}, got {list(arrays)}")
 
 
