@@ -729,6 +729,16 @@ def test_array_may_be_replaced_between_steps():
 
 
 @every_kind
+def test_members_of_one_number(kind):
+    params = {"w": np.zeros(3), "none": np.zeros((3, 0))}
+    opt = OPTIMIZERS[kind](params, **DEFAULTS[kind], ensemble=3)
+    done = opt.step({"w": np.array([1.0, -2.0, math.inf]), "none": np.zeros((3, 0))}, max_norm=1.5)
+    assert done.norm.tolist() == [1.0, 2.0, math.inf]
+    assert done.applied.tolist() == [True, True, False]
+    assert np.sign(params["w"]).tolist() == [-1.0, 1.0, 0.0]
+
+
+@every_kind
 def test_arrays_of_no_elements_and_of_no_axes(kind):
     params = {"none": np.zeros((0, 3)), "one": np.array(1.0)}
     opt = OPTIMIZERS[kind](params, **DEFAULTS[kind])

@@ -25,16 +25,21 @@ bool is_double(const py::array& a) { return py::isinstance<py::array_t<double>>(
 Shape shape_like(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
 
 template <class T>
-double sum_of(const py::array& values) {
+std::vector<double> sums_of(const py::array& values, Index parts) {
   const auto a = flat<T>("values", values, shape_like(values));
   const T* const data = a.data();
-  const Index n = a.size();
-  double sum;
-  unlocked([&](const Interrupt&) { sum = kernels().of<T>().sum_of_squares(data, n); });
-  return sum;
+  const Index n = a.size() / parts;
+  std::vector<double> sums;
+  sums.reserve(static_cast<std::size_t>(parts));  // without the lock nothing may throw
+  unlocked([&](const Interrupt&) {
+    for (Index i = 0; i < parts; ++i)
+      sums.push_back(kernels().of<T>().sum_of_squares(data + i * n, n));
+  });
+  return sums;
 }
-double sum_of_squares(const py::array& values) {
-  return is_double(values) ? sum_of<double>(values) : sum_of<float>(values);
+// One sum for each of `parts` equal parts.
+std::vector<double> sums_of_squares(const py::array& values, Index parts) {
+  return is_double(values) ? sums_of<double>(values, parts) : sums_of<float>(values, parts);
 }
 
 // Parameter, gradient, first and second moment, l1, l2.
@@ -163,7 +168,7 @@ py::object overlap(const py::list& parameters, const std::vector<std::size_t>& f
 }  // namespace
 
 void bind_optim(py::module_& m) {
-  m.def("sum_of_squares", &sum_of_squares, py::arg("values"));
+  m.def("sums_of_squares", &sums_of_squares, py::arg("values"), py::arg("parts"));
   m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"),
         py::arg("steps").noconvert(), py::arg("members"), py::kw_only(), py::arg("lr"),
         py::arg("momentum") = 0.0, py::arg("nesterov") = false, py::arg("beta1") = 0.0,

@@ -446,7 +446,7 @@ class Embedding:
 
 
 def _measured(params: dict[str, Array], x: Array | None) -> ModuleGradients:
-    norm = math.sqrt(sum(_core.sum_of_squares(array) for array in params.values()))
+    norm = math.sqrt(sum(_core.sums_of_squares(array, 1)[0] for array in params.values()))
     return ModuleGradients(params, x, norm, math.isfinite(norm))
 
 

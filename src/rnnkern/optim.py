@@ -236,6 +236,7 @@ class _Optimizer:
         # Each source of a norm, the gradients' own or an array measured, has one part a member.
         parts: list[list[float]] = []
         finite: list[list[bool]] = []
+        count = self.ensemble or 1
         for index, g in enumerate(given):
             if not plain[index]:
                 finite += self._of_members(g.finite)
@@ -244,9 +245,8 @@ class _Optimizer:
         for slot, gradient in zip(self._slots, gradients, strict=True):
             index = slot.places[0].index
             if plain[index] or index in self._tied_dicts:
-                own = [gradient] if self.ensemble is None else gradient
-                parts.append([math.sqrt(_core.sum_of_squares(array)) for array in own])
-        norms = list(map(math.hypot, *(parts or [[0.0] * (self.ensemble or 1)])))
+                parts.append(list(map(math.sqrt, _core.sums_of_squares(gradient, count))))
+        norms = list(map(math.hypot, *(parts or [[0.0] * count])))
         finite.append([math.isfinite(norm) for norm in norms])
         applied = [all(own) for own in zip(*finite, strict=True)]
         scales = [1.0] * len(norms)
