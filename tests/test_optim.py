@@ -746,6 +746,73 @@ def test_arrays_of_no_elements_and_of_no_axes(kind):
     assert params["one"] < 1.0
 
 
+def test_ensemble_is_read_only():
+    opt = rk.SGD({"w": np.zeros((2, 3))}, lr=1.0, ensemble=2)
+    assert opt.ensemble == 2
+    with pytest.raises(AttributeError, match="ensemble"):
+        opt.ensemble = None
+
+
+FLOAT32S = {"w": np.zeros(3), "v": np.zeros(3, np.float32)}
+BEYOND_FLOAT32 = [
+    ("lr", lambda p, x: rk.SGD(p, x)),
+    ("l1", lambda p, x: rk.SGD(p, 0.1, l1=x)),
+    ("l2['w']", lambda p, x: rk.Adam(p, l2={"w": x})),
+    ("eps", lambda p, x: rk.RMSprop(p, eps=x)),
+    ("weight_decay", lambda p, x: rk.AdamW(p, weight_decay=x)),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), BEYOND_FLOAT32)
+def test_strengths_beyond_the_parameters_dtype_are_refused(name, make):
+    make({"w": np.zeros(3)}, 1e39)
+    make(FLOAT32S, 3.4e38)
+    message = f"{name}: expected a finite number >= 0 and <= 3.4e+38, got 1e+39"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make(FLOAT32S, 1e39)
+
+
+def test_lr_beyond_the_parameters_dtype_is_refused_between_steps():
+    opt = rk.SGD({"w": np.zeros(3, np.float32)}, lr=1.0)
+    with pytest.raises(ValueError, match=r"^lr: .* <= 3.4e\+38, got 1e\+39$"):
+        opt.lr = 1e39
+    assert opt.lr == 1.0
+
+
+NAMED = "a dict of arrays, or gradients with the numbers norm, scale and finite"
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "message"),
+    [
+        ({}, TypeError, f"grads: expected {NAMED}, got SimpleNamespace"),
+        ({"norm": None}, TypeError, f"grads: expected {NAMED}, got SimpleNamespace"),
+        ({"norm": [1.0]}, TypeError, f"grads: expected {NAMED}, got SimpleNamespace"),
+        ({"norm": 1j}, TypeError, f"grads: expected {NAMED}, got SimpleNamespace"),
+        ({"scale": "1", "norm": 1}, TypeError, f"grads: expected {NAMED}, got SimpleNamespace"),
+        ({"norm": 1.0, "finite": None}, TypeError, f"grads: expected {NAMED}, got SimpleNamespace"),
+        (
+            {"norm": np.ones(3)},
+            ValueError,
+            "grads: expected a norm, a scale and a finite of one or of 2 members, got 3 and 1",
+        ),
+        (
+            {"norm": 1.0, "finite": np.ones(0, bool)},
+            ValueError,
+            "grads: expected a norm, a scale and a finite of one or of 2 members, got 1 and 0",
+        ),
+    ],
+)
+def test_what_gradients_tell_is_checked(told, error, message):
+    params = {"w": np.zeros((2, 3))}
+    opt = rk.SGD(params, lr=1.0, ensemble=2)
+    defaults = {"scale": 1.0, "finite": True} if "norm" in told else {}
+    grads = SimpleNamespace(params={"w": np.ones((2, 3))}, **(defaults | told))
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        opt.step(grads)
+    assert not params["w"].any()
+
+
 def frozen(array):
     array.flags.writeable = False
     return array
@@ -773,6 +840,8 @@ CONSTRUCTION = [
     (lambda: rk.Adam({"w": W}, l1=-1.0), ValueError, "l1: "),
     (lambda: rk.Adam({"w": W}, l2={"*": math.nan}), ValueError, r"l2\['\*'\]: .* got nan"),
     (lambda: rk.Adam({"w": W}, l2={"b*": 0.1}), ValueError, r"l2: .* \['w'\], got 'b\*'"),
+    (lambda: rk.Adam({"w": W}, l1={3: 1}), TypeError, r"l1: expected patterns .* got 3"),
+    (lambda: rk.Adam({"w": W}, l2={None: 1}), TypeError, r"l2: expected patterns .* got None"),
     (lambda: rk.Adam([]), ValueError, "params: expected a dict of arrays or a list of them"),
     (lambda: rk.Adam(W), TypeError, "params: expected a dict of arrays, got ndarray"),
     (lambda: rk.Adam([{"w": W}, 3]), TypeError, r"params\[1\]: expected a dict of arrays, got int"),

@@ -22,6 +22,7 @@ Penalty: TypeAlias = float | Mapping[str, float]  # of all parameters, or by glo
 
 MAPPINGS = (dict, Mapping)  # isinstance recognizes a dict faster than a Mapping
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_EPS = float(np.finfo(np.float32).tiny)  # smaller is zero in float32, and 0 / 0 near
 
 
@@ -97,6 +98,8 @@ class _Optimizer:
     """What the optimizers have in common: all but the rule."""
 
     _kind: ClassVar[str]
+    _eps = 1.0
+    _weight_decay = 0.0
 
     def __init__(
         self,
@@ -108,10 +111,9 @@ class _Optimizer:
         first: bool,
         second: bool,
     ) -> None:
-        self.lr = lr
         if ensemble is not None:
             ensemble = integer("ensemble", ensemble, "an integer of at least 1", 1, 2**31)
-        self.ensemble = ensemble
+        self._ensemble = ensemble
         counters = () if ensemble is None else (ensemble,)
         self._step = np.zeros(counters, np.int64)  # the core counts, in the call that updates
         self._skipped = np.zeros(counters, np.int64)
@@ -133,7 +135,13 @@ class _Optimizer:
         parameters = self._arrays("params", self._params)
 
         names = list(dict.fromkeys(place.name for place in self._places))
-        l1_of, l2_of = _strengths("l1", l1, names), _strengths("l2", l2, names)
+        narrow = any(place.dtype == np.float32 for place in self._places)
+        most = LARGEST if narrow else math.inf
+        self._most = most  # that the parameters' dtypes hold
+        self.lr = lr
+        _number("eps", self._eps, most=most)
+        _number("weight_decay", self._weight_decay, most=most)
+        l1_of, l2_of = _strengths("l1", l1, names, most), _strengths("l2", l2, names, most)
 
         groups: dict[Any, list[_Place]] = {}
         for place, array in zip(self._places, parameters, strict=True):
@@ -156,13 +164,18 @@ class _Optimizer:
         self._check_memory(parameters, [])
 
     @property
+    def ensemble(self) -> int | None:
+        """The number of members, E, if the arrays are those of an ensemble."""
+        return self._ensemble
+
+    @property
     def lr(self) -> float:
         """The learning rate, at least 0; may be set between steps."""
         return self._lr
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        self._lr = _number("lr", lr)
+        self._lr = _number("lr", lr, most=self._most)
 
     @property
     def skipped(self) -> Any:
@@ -235,13 +248,14 @@ class _Optimizer:
 
         # Each source of a norm, the gradients' own or an array measured, has one part a member.
         parts: list[list[float]] = []
-        finite: list[list[bool]] = []
-        count = self.ensemble or 1
+        finite: list[list[float]] = []
+        count = self._ensemble or 1
         for index, g in enumerate(given):
             if not plain[index]:
-                finite += self._of_members(g.finite)
+                norm, fine = self._told(f"grads{self._dicts[index]}", g)
+                finite += fine
                 if index not in self._tied_dicts:
-                    parts += self._of_members(g.norm * g.scale)
+                    parts += norm
         for slot, gradient in zip(self._slots, gradients, strict=True):
             index = slot.places[0].index
             if plain[index] or index in self._tied_dicts:
@@ -273,8 +287,8 @@ class _Optimizer:
             rule = self._rule()
             _core.optimizer_step(self._kind, arrays, self._step, members, lr=self.lr, **rule)
         if not all(applied):
-            self._skipped += 1 if self.ensemble is None else ~np.array(applied)
-        if self.ensemble is None:
+            self._skipped += 1 if self._ensemble is None else ~np.array(applied)
+        if self._ensemble is None:
             return Step(norms[0], scales[0], applied[0])
         return Step(np.array(norms), np.array(scales), np.array(applied))
 
@@ -291,12 +305,21 @@ class _Optimizer:
             raise ValueError(f"{name}: expected the same array as {first}, got another")
         raise ValueError(f"{name}: expected memory of its own, got an array that overlaps {first}")
 
-    def _of_members(self, value: Any) -> list[list[Any]]:
-        """What gradients say of themselves, as lists over members; one may stand for all."""
-        values = value.tolist() if isinstance(value, np.ndarray) else [value]
-        if self.ensemble is None:
-            return [[own] for own in values]
-        return [values if len(values) == self.ensemble else values * self.ensemble]
+    def _told(self, name: str, g: Any) -> tuple[list[list[float]], list[list[float]]]:
+        """The norm that gradients bring, and whether they are finite, as lists over members."""
+        try:
+            norm, finite = _floats(g.norm * g.scale), _floats(g.finite)
+        except (AttributeError, TypeError, ValueError) as error:
+            expected = "a dict of arrays, or gradients with the numbers norm, scale and finite"
+            raise TypeError(f"{name}: expected {expected}, got {type(g).__name__}") from error
+        count = self._ensemble
+        if count is None:
+            return [[own] for own in norm], [[own] for own in finite]
+        if not {len(norm), len(finite)} <= {1, count}:
+            expected = f"a norm, a scale and a finite of one or of {count} members"
+            raise ValueError(f"{name}: expected {expected}, got {len(norm)} and {len(finite)}")
+        # One may stand for all members.
+        return [norm * (count // len(norm))], [finite * (count // len(finite))]
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of what steps have changed, besides the parameters.
@@ -672,26 +695,51 @@ def _sum(gradients: list[Array]) -> Array:
     return total
 
 
+def _floats(value: Any) -> list[float]:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "bf":
+        values: list[float] = value.reshape(-1).tolist()
+        return values
+    return [math.hypot(value)]  # a norm or a flag; unlike float(), not of a str
+
+
 def _as_list(one_or_more: Any) -> list[Any]:
     return list(one_or_more) if isinstance(one_or_more, (list, tuple)) else [one_or_more]
 
 
 def _number(
-    name: str, value: Any, *, least: float = 0.0, above: bool = False, below: float = math.inf
+    name: str,
+    value: Any,
+    *,
+    least: float = 0.0,
+    above: bool = False,
+    below: float = math.inf,
+    most: float = math.inf,
 ) -> float:
-    """A finite number of at least `least`, or `above` it, and below `below`."""
+    """A finite number of at least `least`, or `above` it, below `below` and of at most `most`."""
+
+    def fits(x: float) -> bool:
+        return (least < x if above else least <= x) and x < below and x <= most
+
+    if type(value) is float and fits(value):
+        return value  # without the words for an error
     bounds = f"a finite number {'>' if above else '>='} {least:.3g}"
     bounds += f" and < {below:.3g}" if below < math.inf else ""
-    return number(name, value, bounds, lambda x: (least < x if above else least <= x) and x < below)
+    bounds += f" and <= {most:.3g}" if most < math.inf else ""
+    return number(name, value, bounds, fits)
 
 
-def _strengths(name: str, penalty: Penalty, names: list[str]) -> dict[str, float]:
+def _strengths(name: str, penalty: Penalty, names: list[str], most: float) -> dict[str, float]:
     """The strength of a penalty for each parameter name."""
     if not isinstance(penalty, Mapping):
-        strength = _number(name, penalty)
+        strength = _number(name, penalty, most=most)
         return dict.fromkeys(names, strength)
-    by_pattern = {p: _number(f"{name}[{p!r}]", strength) for p, strength in penalty.items()}
+    by_pattern = {
+        pattern: _number(f"{name}[{pattern!r}]", strength, most=most)
+        for pattern, strength in penalty.items()
+    }
     for pattern in by_pattern:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{name}: expected patterns of the names {names}, got {pattern!r}")
         if not any(fnmatchcase(n, pattern) for n in names):
             raise ValueError(f"{name}: expected patterns of the names {names}, got {pattern!r}")
     return {
