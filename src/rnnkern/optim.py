@@ -24,6 +24,7 @@ MAPPINGS = (dict, Mapping)  # isinstance recognizes a dict faster than a Mapping
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_EPS = float(np.finfo(np.float32).tiny)  # smaller is zero in float32, and 0 / 0 near
+MOST_STEPS = 2**62  # in a state; a step more never overflows an int64 in practice
 
 
 class Measured(Protocol):
@@ -352,8 +353,8 @@ class _Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If a name, dtype or shape is not this optimizer's; the message names it. Nothing has
-            been written then.
+            If a name, dtype or shape is not this optimizer's, a moment is not finite, or a second
+            moment or a counter is negative; the message names it. Nothing has been written then.
 
         Examples
         --------
@@ -367,12 +368,21 @@ class _Optimizer:
         """
         own = self._state()
         _check_names("state", state, own.keys())
-        for name, array in own.items():
-            _check_array(f"state[{name!r}]", state[name], array.shape, array.dtype)
-        step, skipped = state["step"], state["skipped"]
-        if min(step.reshape(-1).tolist() + skipped.reshape(-1).tolist()) < 0:
-            raise ValueError(f"state: expected counters of at least 0, got {step} and {skipped}")
-        new = {name: np.array(state[name], order="C") for name in own}
+        new = {}
+        for name, kept in own.items():
+            text, given = f"state[{name!r}]", state[name]
+            if isinstance(given, np.ndarray):
+                given = given.view(np.ndarray)  # whose shape and dtype no one else can change
+            _check_array(text, given, kept.shape, kept.dtype)
+            new[name] = array = np.array(given, order="C")
+            if name in ("step", "skipped"):
+                expected, fits = "counters from 0 to 2**62", (array >= 0) & (array <= MOST_STEPS)
+            elif name.endswith(".second"):
+                expected, fits = "finite numbers of at least 0", np.isfinite(array) & (array >= 0)
+            else:
+                expected, fits = "finite numbers", np.isfinite(array)
+            if np.count_nonzero(fits) < fits.size:  # fits.all() fails badly without memory
+                raise ValueError(f"{text}: expected {expected}, got {array[~fits][0]}")
         slots = [
             replace(slot, first=new.get(slot.key("first")), second=new.get(slot.key("second")))
             for slot in self._slots
