@@ -394,6 +394,147 @@ def test_flag_of_gradients_alone_skips():
     assert opt.step(told) == rk.Step(2.0, 1.0, False)
 
 
+# ------------------------------------------------------------------------------------- overflow
+
+MAX = float(np.finfo(np.float32).max)
+OVERFLOWS = {
+    "second moment of Adam": (rk.Adam, {}, 1e21, 0.0),
+    "second moment of AdamW": (rk.AdamW, {}, -1e21, 0.0),
+    "second moment of RMSprop": (rk.RMSprop, {}, 1e21, 0.0),
+    "second moment by a penalty": (lambda p: rk.Adam(p, l1=1e30), {}, 0.0, 1.0),
+    "parameter of SGD": (lambda p: rk.SGD(p, 1e10), {}, 1e30, 0.0),
+    "parameter by many steps": (lambda p: rk.SGD(p, 1.0), {}, -3e38, 3e38),
+    "parameter of Adam": (lambda p: rk.Adam(p, 3e38), {}, -1.0, 3e38),
+    "rate of Adam": (lambda p: rk.Adam(p, 3e38), {}, 1.0, 0.0),
+    "decay of AdamW": (lambda p: rk.AdamW(p, 1e30, weight_decay=1e30), {}, 1.0, 1.0),
+    "decay of SGD": (lambda p: rk.SGD(p, 1e3, l2=1e3), {}, 0.0, 1e34),
+}
+
+
+@pytest.mark.parametrize(("make", "options", "g", "p"), OVERFLOWS.values(), ids=OVERFLOWS)
+@pytest.mark.parametrize("place", [0, 16, 36])  # in a whole line and behind it
+@pytest.mark.parametrize("isa", sets())
+def test_step_that_would_overflow_is_skipped(make, options, g, p, place, isa):
+    params = {"v": np.zeros(3, np.float32), "w": np.zeros(37, np.float32)}
+    params["w"][place] = p
+    opt = make(params, **options)
+    grads = {"v": np.ones(3, np.float32), "w": np.zeros(37, np.float32)}
+    grads["w"][place] = g
+    before = states(opt, params)
+    with rk.force_isa(isa):
+        done = opt.step(grads)
+    assert done == rk.Step(pytest.approx(math.hypot(math.sqrt(3), g), rel=1e-7), 1.0, False)
+    assert opt.skipped == 1
+    before[0]["skipped"] += 1
+    for was, now in zip(before, states(opt, params), strict=True):
+        assert all(same_bits(was[name], now[name]) for name in was)
+
+
+@every_kind
+def test_training_goes_on_after_a_step_that_would_overflow(kind):
+    params = {"w": np.zeros(3, np.float32)}
+    opt = OPTIMIZERS[kind](params, **(DEFAULTS[kind] | {"lr": 0.1}))
+    assert opt.step({"w": np.full(3, 1e21, np.float32)}).applied == (kind == "sgd")
+    before = params["w"].copy()
+    assert opt.step({"w": np.full(3, 1e21, np.float32)}, max_norm=1.0).applied  # of the clipped
+    assert (params["w"] != before).all() or kind == "sgd"  # a step of 0.1 from 1e20
+    assert opt.step({"w": np.ones(3, np.float32)}).finite
+
+
+def test_largest_gradient_whose_moment_is_finite_is_applied():
+    root = math.sqrt(MAX)
+    for g, fits in ((root * (1 - 1e-6), True), (root * (1 + 1e-6), False)):
+        params = {"w": np.zeros(1, np.float32)}
+        opt = rk.Adam(params, lr=0.1)
+        done = opt.step({"w": np.array([g], np.float32)})
+        assert (done.applied, done.finite) == (fits, True)
+        assert (params["w"][0] != 0) == fits
+        assert np.isfinite(opt.state_dict()["0.w.second"]).all()
+
+
+def test_quotient_by_a_tiny_eps_that_would_overflow_is_skipped():
+    params = {"w": np.zeros(1, np.float32)}
+    opt = rk.Adam(params, lr=0.1, betas=(0.9, 0.0), eps=1.2e-38)
+    assert opt.step({"w": np.full(1, 1e3, np.float32)}).applied
+    before = params["w"].copy()
+    assert not opt.step({"w": np.zeros(1, np.float32)}).applied  # m / eps
+    assert same_bits(params["w"], before)
+
+
+def test_decay_that_makes_a_parameter_grow_never_makes_it_infinite():
+    for make in (
+        lambda p: rk.SGD(p, 0.5, l2=10.0),
+        lambda p: rk.AdamW(p, 0.5, weight_decay=10.0),
+    ):
+        params = {"w": np.ones(3, np.float32)}
+        opt = make(params)
+        done = [opt.step({"w": np.zeros(3, np.float32)}) for _ in range(200)]
+        assert np.isfinite(params["w"]).all()
+        assert all(one.finite for one in done)
+        assert 0 < opt.skipped < 200
+
+
+def test_doubles_overflow_at_their_own_limits():
+    params = {"w": np.zeros(1)}
+    assert rk.SGD(params, lr=1.0).step({"w": np.array([1e152])}).applied
+    assert params["w"].tolist() == [-1e152]
+    opt = rk.SGD(params, lr=1e200)
+    assert opt.step({"w": np.array([1e120])}) == rk.Step(1e120, 1.0, False)
+    assert params["w"].tolist() == [-1e152]
+
+
+def test_members_that_would_overflow_are_skipped_alone():
+    params = {"w": np.zeros((4, 2), np.float32)}
+    opt = rk.Adam(params, lr=0.1, ensemble=4)
+    grads = np.ones((4, 2), np.float32)
+    grads[1, 0], grads[2, 1], grads[3, 0] = 1e21, math.nan, 1e16
+    done = opt.step({"w": grads})
+    assert done.applied.tolist() == [True, False, False, True]
+    assert done.finite.tolist() == [True] * 4
+    assert (params["w"] != 0).any(axis=1).tolist() == [True, False, False, True]
+    assert opt.skipped.tolist() == [0, 1, 1, 0]
+    assert opt.state_dict()["step"].tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 8])
+@pytest.mark.parametrize("place", [0, LARGE // 2, LARGE - 1])
+def test_overflow_in_any_threads_part_is_found(threads, place):
+    params = {"w": np.zeros(LARGE, np.float32)}
+    grads = {"w": np.zeros(LARGE, np.float32)}
+    grads["w"][place] = 1e21
+    with rk.num_threads(threads):
+        assert not rk.Adam(params).step(grads).applied
+    assert not params["w"].any()
+
+
+@every_kind
+@every_dtype
+@pytest.mark.parametrize("place", [0, 16, 36])
+@pytest.mark.parametrize("isa", sets())
+def test_step_that_writes_what_is_not_finite_says_so(kind, dtype, place, isa):
+    """A parameter that was not finite before, or a penalty on one that is far too large."""
+    for p, l2, gone in ((math.nan, 0.0, True), (-math.inf, 0.0, True), (1.0, 0.0, False)):
+        params = {"v": np.ones(3, dtype), "w": np.zeros(37, dtype)}
+        params["w"][place] = p
+        opt = OPTIMIZERS[kind](params, **DEFAULTS[kind], l2=l2)
+        with rk.force_isa(isa):
+            done = opt.step({"v": np.ones(3, dtype), "w": np.zeros(37, dtype)})
+        assert (done.applied, done.finite) == (True, not gone)
+    params = {"w": np.full(1, np.finfo(dtype).max / 2, dtype)}
+    opt = rk.RMSprop(params, lr=1e-9, l2=1.0)  # the square of l2 p
+    assert opt.step({"w": np.zeros(1, dtype)})[2:] == (True, False)
+
+
+def test_each_member_says_whether_it_is_finite():
+    params = {"w": np.ones((3, 2)), "v": np.ones((3, 1), np.float32)}
+    params["w"][1, 1] = math.nan
+    params["v"][2] = math.inf
+    grads = {name: np.ones_like(array) for name, array in params.items()}
+    done = rk.SGD(params, lr=0.1, ensemble=3).step(grads)
+    assert done.finite.tolist() == [True, False, False]
+    assert done.applied.all()
+
+
 # ---------------------------------------------------------------------------------- same bits
 
 

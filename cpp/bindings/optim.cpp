@@ -67,13 +67,15 @@ OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
           written("first", first),
           written("second", second),
           l1,
-          l2};
+          l2,
+          nullptr};
 }
 
 // Each member's part of the arrays of all.
 template <class T>
 std::vector<OptimizerStep<T>> parts_of(const std::vector<OptimizerStep<T>>& arrays,
-                                       const std::vector<Member>& members, Index count) {
+                                       const std::vector<Member>& members, Index count,
+                                       unsigned char* finite) {
   std::vector<OptimizerStep<T>> parts;
   for (const auto& [index, scale, correction1, correction2] : members)
     for (OptimizerStep<T> part : arrays) {
@@ -83,19 +85,22 @@ std::vector<OptimizerStep<T>> parts_of(const std::vector<OptimizerStep<T>>& arra
       part.parameter += from, part.gradient += from;
       if (part.first) part.first += from;
       if (part.second) part.second += from;
+      part.finite = finite + index;
       parts.push_back(part);
     }
   return parts;
 }
 
 // `steps` counts each member's steps: it rises in the same call that updates, so that no signal of
-// Python's comes between the two.
-void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
-                    py::array_t<std::int64_t>& steps, const std::vector<Member>& members, double lr,
-                    double momentum, bool nesterov, double beta1, double beta2, double eps,
-                    double weight_decay) {
-  const OptimizerRule rule{optimizer(kind), 1,   lr, momentum, nesterov,     beta1,
-                           beta2,           eps, 1,  1,        weight_decay, threads()};
+// Python's comes between the two. Returns for each member whether all of its new parameters and
+// moments are finite. A dry step computes them, and writes and counts nothing.
+py::list optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
+                        py::array_t<std::int64_t>& steps, const std::vector<Member>& members,
+                        bool dry, double lr, double momentum, bool nesterov, double beta1,
+                        double beta2, double eps, double weight_decay) {
+  const OptimizerRule rule{optimizer(kind), 1,     lr,       momentum, nesterov,
+                           beta1,           beta2, eps,      1,        1,
+                           weight_decay,    dry,   threads()};
   std::vector<OptimizerStep<float>> f32;
   std::vector<OptimizerStep<double>> f64;
   std::vector<py::array> kept;  // the gradients that are read, until the end
@@ -105,14 +110,19 @@ void optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
     else
       f32.push_back(checked<float>(rule, arrays, kept));
   }
-  f32 = parts_of(f32, members, steps.size());
-  f64 = parts_of(f64, members, steps.size());
+  std::vector<unsigned char> finite(static_cast<std::size_t>(steps.size()), 1);
+  f32 = parts_of(f32, members, steps.size(), finite.data());
+  f64 = parts_of(f64, members, steps.size(), finite.data());
   std::int64_t* const done = steps.mutable_data();
+  py::list all_finite(finite.size());  // what comes after the update must not fail
   unlocked([&](const Interrupt&) {
     kernels().f32.optimizer_steps(f32.data(), static_cast<Index>(f32.size()));
     kernels().f64.optimizer_steps(f64.data(), static_cast<Index>(f64.size()));
   });
-  for (const Member& member : members) ++done[std::get<0>(member)];
+  if (!dry)
+    for (const Member& member : members) ++done[std::get<0>(member)];
+  for (std::size_t i = 0; i < finite.size(); ++i) all_finite[i] = py::bool_(finite[i] != 0);
+  return all_finite;
 }
 
 // First and one-past-last byte that an array may touch, and which array it is.
@@ -170,9 +180,10 @@ py::object overlap(const py::list& parameters, const std::vector<std::size_t>& f
 void bind_optim(py::module_& m) {
   m.def("sums_of_squares", &sums_of_squares, py::arg("values"), py::arg("parts"));
   m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"),
-        py::arg("steps").noconvert(), py::arg("members"), py::kw_only(), py::arg("lr"),
-        py::arg("momentum") = 0.0, py::arg("nesterov") = false, py::arg("beta1") = 0.0,
-        py::arg("beta2") = 0.0, py::arg("eps") = 0.0, py::arg("weight_decay") = 0.0);
+        py::arg("steps").noconvert(), py::arg("members"), py::arg("dry"), py::kw_only(),
+        py::arg("lr"), py::arg("momentum") = 0.0, py::arg("nesterov") = false,
+        py::arg("beta1") = 0.0, py::arg("beta2") = 0.0, py::arg("eps") = 0.0,
+        py::arg("weight_decay") = 0.0);
   m.def("overlap", &overlap, py::arg("parameters"), py::arg("firsts"), py::arg("gradients"));
 }
 

@@ -31,11 +31,13 @@ static double sum_of_squares(const T* values, Index n) {
 }
 
 // The rules: p, the moments m (OptimizerStep::first) and v (second) after a step along g, the
-// clipped and penalized gradient. A moment that is not kept comes in as zeros.
+// clipped and penalized gradient. A moment that is not kept comes in as zeros. `second` says
+// whether a rule has v; a new m that is not finite makes p so, too.
 
 // Polyak 1964; Nesterov's momentum as in Sutskever et al. 2013, in PyTorch's form.
 template <class T>
 struct Sgd {
+  static constexpr bool second = false;
   explicit Sgd(const OptimizerStep<T>& s)
       : lr(splat(static_cast<T>(s.lr))),
         momentum(splat(static_cast<T>(s.momentum))),
@@ -51,6 +53,7 @@ struct Sgd {
 // Tieleman & Hinton 2012, Coursera lecture 6.5, in PyTorch's form: eps outside the root.
 template <class T>
 struct RmsProp {
+  static constexpr bool second = true;
   explicit RmsProp(const OptimizerStep<T>& s)
       : lr(splat(static_cast<T>(s.lr))),
         momentum(splat(static_cast<T>(s.momentum))),
@@ -69,6 +72,7 @@ struct RmsProp {
 // arXiv 1711.05101 algorithm 2, in PyTorch's form: the decay is lr * weight_decay.
 template <class T>
 struct Adam {
+  static constexpr bool second = true;
   explicit Adam(const OptimizerStep<T>& s)
       : beta1(splat(static_cast<T>(s.beta1))),
         one_minus_beta1(splat(static_cast<T>(1 - s.beta1))),
@@ -90,40 +94,56 @@ struct Adam {
   Vec<T> decay;
 };
 
-// One step with a rule, on the thread's part of the array. By value: no store can change it.
-template <class Rule, class T>
-static void update_range(const OptimizerStep<T> s, Range range) {
+// One step with a rule, on the thread's part of the array; a dry one writes nothing. Returns
+// whether all new values are finite. By value: no store can change it.
+template <class Rule, bool dry, class T>
+static bool update_range(const OptimizerStep<T> s, Range range) {
   using V = Vec<T>;
+  using Bits = typename VectorOf<T>::Bits;
   const Rule rule(s);
   const V scale = splat(static_cast<T>(s.scale)), l2 = splat(static_cast<T>(s.l2));
   const V l1 = splat(static_cast<T>(s.l1)), none{};
+  Bits nonfinite{};  // x - x is 0, or nan where x is not finite
   const auto at = [&](Index i, Index n) __attribute__((always_inline)) {
     V p = load_n(s.parameter + i, n);
     V m = s.first ? load_n(s.first + i, n) : none;
-    V v = s.second ? load_n(s.second + i, n) : none;
-    const V sparse = p > none ? l1 : p < none ? -l1 : none;  // l1 sign(p)
+    V v = none;
+    if constexpr (Rule::second) v = load_n(s.second + i, n);
+    const V sparse = s.l1 == 0 ? none : p > none ? l1 : p < none ? -l1 : none;  // l1 sign(p)
     const V g = fma(scale, load_n(s.gradient + i, n), fma(l2, p, sparse));
     rule.update(p, g, m, v);
+    nonfinite |= reinterpret_cast<Bits>(p - p);
+    if constexpr (Rule::second) nonfinite |= reinterpret_cast<Bits>(v - v);
+    if constexpr (dry) return;
     store_n(s.parameter + i, p, n);
     if (s.first) store_n(s.first + i, m, n);
-    if (s.second) store_n(s.second + i, v, n);
+    if constexpr (Rule::second) store_n(s.second + i, v, n);
   };
   Index i = range.first;
   for (; i + kLanes<T> <= range.last; i += kLanes<T>) at(i, kLanes<T>);
   if (i < range.last) at(i, range.last - i);
+  bool finite = true;
+  for (Index lane = 0; lane < kLanes<T>; ++lane) finite = finite && nonfinite[lane] == 0;
+  return finite;
+}
+
+template <template <class> class Rule, class T>
+static bool update_with(const OptimizerStep<T>& s, Range range) {
+  return s.dry ? update_range<Rule<T>, true>(s, range) : update_range<Rule<T>, false>(s, range);
 }
 
 template <class T>
-static void update(const OptimizerStep<T>& s, Range range) {
+static bool update(const OptimizerStep<T>& s, Range range) {
   switch (s.kind) {
     case Optimizer::sgd:
-      return update_range<Sgd<T>>(s, range);
+      return update_with<Sgd>(s, range);
     case Optimizer::rmsprop:
-      return update_range<RmsProp<T>>(s, range);
+      return update_with<RmsProp>(s, range);
     case Optimizer::adam:
     case Optimizer::adamw:
-      return update_range<Adam<T>>(s, range);
+      return update_with<Adam>(s, range);
   }
+  return false;
 }
 
 // `count` steps, one array's or one member's part of it each. Threads share the lines of all.
@@ -141,8 +161,9 @@ static void optimizer_steps(const OptimizerStep<T>* steps, Index count) {
     for (Index i = 0; i < count; ++i) {
       const Index own = ceil_div(steps[i].n, kLine<T>);
       const Range part{most(mine.first - first, 0), least(mine.last - first, own)};
-      if (part.size() > 0)
-        update(steps[i], {part.first * kLine<T>, least(part.last * kLine<T>, steps[i].n)});
+      const Range elements{part.first * kLine<T>, least(part.last * kLine<T>, steps[i].n)};
+      if (part.size() > 0 && !update(steps[i], elements) && steps[i].finite)
+        __atomic_store_n(steps[i].finite, 0, __ATOMIC_RELAXED);
       first += own;
     }
   });

@@ -95,6 +95,7 @@ def optimizer_step(
     arrays: list[tuple[Array, Array, Array | None, Array | None, float, float]],
     steps: Array,
     members: list[tuple[int, float, float, float]],
+    dry: bool,
     *,
     lr: float,
     momentum: float = 0.0,
@@ -103,7 +104,7 @@ def optimizer_step(
     beta2: float = 0.0,
     eps: float = 0.0,
     weight_decay: float = 0.0,
-) -> None: ...
+) -> list[bool]: ...
 def overlap(
     parameters: list[Array], firsts: list[int], gradients: list[Array]
 ) -> tuple[int, int] | None: ...

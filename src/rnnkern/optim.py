@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import KeysView, Mapping, Sequence
+from collections.abc import Callable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
+from operator import mul
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -25,6 +27,12 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_EPS = float(np.finfo(np.float32).tiny)  # smaller is zero in float32, and 0 / 0 near
 MOST_STEPS = 2**62  # in a state; a step more never overflows an int64 in practice
+# Beyond these limits a step is tried before it is made, because it may overflow. Within them it can
+# overflow only if a parameter or a moment is far beyond them already.
+LARGE_NORM = 1e15  # of the clipped gradient; float32 holds the square, 1e8 times over
+LARGE_NORM_OF_DOUBLES = 1e150  # if there are no float32 parameters
+LARGE = 1e3  # of a learning rate or a penalty; none that trains is as large
+SMALL_EPS = 1e-20  # float32 holds LARGE_NORM / SMALL_EPS, 1e3 times over
 
 
 class Measured(Protocol):
@@ -60,12 +68,17 @@ class Step(NamedTuple):
     scale : float
         The factor that the clip applied; 1.0 if none, or if the step was skipped.
     applied : bool
-        False if the step was skipped, because a gradient or the norm was not finite.
+        False if the step was skipped, because a gradient, the norm, or a parameter or moment that
+        the step would have written was not finite.
+    finite : bool
+        False if the step wrote a parameter or a moment that is not finite, because a parameter was
+        not finite before, or so large that a penalty on it overflowed.
     """
 
     norm: Any
     scale: Any
     applied: Any
+    finite: Any = True
 
 
 @dataclass
@@ -143,6 +156,12 @@ class _Optimizer:
         _number("eps", self._eps, most=most)
         _number("weight_decay", self._weight_decay, most=most)
         l1_of, l2_of = _strengths("l1", l1, names, most), _strengths("l2", l2, names, most)
+        self._large_norm = LARGE_NORM if narrow else LARGE_NORM_OF_DOUBLES
+        decay = self._weight_decay + max(l2_of.values(), default=0.0)
+        # A decay by more than the parameter itself makes it grow in each step.
+        self._large_lr = min(LARGE, 1.0 / decay) if decay else LARGE
+        if max([decay, *l1_of.values()]) > LARGE or self._eps < SMALL_EPS:
+            self._large_lr = -1.0  # every step is tried
 
         groups: dict[Any, list[_Place]] = {}
         for place, array in zip(self._places, parameters, strict=True):
@@ -180,7 +199,7 @@ class _Optimizer:
 
     @property
     def skipped(self) -> Any:
-        """How many steps were skipped, because a gradient or the joint norm was not finite."""
+        """How many steps were skipped, for the reasons that `Step.applied` lists."""
         return int(self._skipped) if self.ensemble is None else self._skipped.copy()
 
     def step(self, grads: Grads | Sequence[Grads], max_norm: float | None = None) -> Step:
@@ -200,9 +219,9 @@ class _Optimizer:
         Returns
         -------
         Step
-            ``(norm, scale, applied)``. If a gradient or the norm is not finite, the step is
-            skipped and counted in `skipped`; parameters and moments stay as they are. In an
-            ensemble all of this is each member's own.
+            ``(norm, scale, applied, finite)``. If a gradient, the norm, or a parameter or moment
+            after the step is not finite, the step is skipped and counted in `skipped`; parameters
+            and moments stay as they are. In an ensemble all of this is each member's own.
 
         Raises
         ------
@@ -278,20 +297,27 @@ class _Optimizer:
             for member, step in enumerate(steps)
             if applied[member]
         ]
-        if members:
-            arrays = [
-                (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2)
-                for slot, parameter, gradient in zip(
-                    self._slots, parameters, gradients, strict=True
-                )
-            ]
-            rule = self._rule()
-            _core.optimizer_step(self._kind, arrays, self._step, members, lr=self.lr, **rule)
+        arrays = [
+            (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2)
+            for slot, parameter, gradient in zip(self._slots, parameters, gradients, strict=True)
+        ]
+        lr = self._lr
+        update: Callable[..., list[bool]] = partial(
+            _core.optimizer_step, self._kind, arrays, self._step, lr=lr, **self._rule()
+        )
+        large = self._large_norm if lr <= self._large_lr else -1.0
+        if not max(map(mul, norms, scales)) <= large:  # there may be a nan
+            doubtful = [member for member in members if norms[member[0]] * member[1] > large]
+            fits = update(doubtful, dry=True)
+            applied = [a and b for a, b in zip(applied, fits, strict=True)]
+            scales = [scale if ok else 1.0 for ok, scale in zip(applied, scales, strict=True)]
+            members = [member for member in members if applied[member[0]]]
+        wrote = update(members, dry=False)
         if not all(applied):
             self._skipped += 1 if self._ensemble is None else ~np.array(applied)
         if self._ensemble is None:
-            return Step(norms[0], scales[0], applied[0])
-        return Step(np.array(norms), np.array(scales), np.array(applied))
+            return Step(norms[0], scales[0], applied[0], wrote[0])
+        return Step(np.array(norms), np.array(scales), np.array(applied), np.array(wrote))
 
     def _check_memory(self, parameters: list[Array], gradients: list[Array]) -> None:
         """Raise ValueError unless tied parameters are one array and nothing else overlaps one."""
