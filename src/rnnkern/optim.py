@@ -26,7 +26,7 @@ MAPPINGS = (dict, Mapping)  # isinstance recognizes a dict faster than a Mapping
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_EPS = float(np.finfo(np.float32).tiny)  # smaller is zero in float32, and 0 / 0 near
-MOST_STEPS = 2**62  # in a state; a step more never overflows an int64 in practice
+MOST_STEPS = 2**62  # in a state; far enough from the largest int64
 # Beyond these limits a step is tried before it is made, because it may overflow. Within them it can
 # overflow only if a parameter or a moment is far beyond them already.
 LARGE_NORM = 1e15  # of the clipped gradient; float32 holds the square, 1e8 times over
@@ -407,7 +407,7 @@ class _Optimizer:
                 expected, fits = "finite numbers of at least 0", np.isfinite(array) & (array >= 0)
             else:
                 expected, fits = "finite numbers", np.isfinite(array)
-            if np.count_nonzero(fits) < fits.size:  # fits.all() fails badly without memory
+            if np.count_nonzero(fits) < fits.size:  # all() is a SystemError without memory
                 raise ValueError(f"{text}: expected {expected}, got {array[~fits][0]}")
         slots = [
             replace(slot, first=new.get(slot.key("first")), second=new.get(slot.key("second")))
