@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import make_layer, random_problem
-from plan import constant
+from plan import constant, threads_of_members
 
 import rnnkern as rk
 
@@ -79,15 +79,20 @@ class Clock:
         assert own <= SECONDS, f"{own:.3f} s, after {delay:.3f} s of delay by other processes"
 
 
-def signalled(use, seconds=None, number=signal.SIGINT, sent=None):
+def signalled(use, seconds=None, number=signal.SIGINT, sent=None, until=lambda: True):
     """Call use() and send this process a signal meanwhile; `sent` gets a clock that starts then.
 
-    The signal is sent `seconds` after the start. Without `seconds`, it is sent as soon as use() has
-    asked for signals for the first time, which the handler of another signal observes: the signal
-    then has to wait for the next question.
+    The signal is sent `seconds` after the start, once until() is true. Without `seconds`, it is
+    sent as soon as use() has asked for signals for the first time, which the handler of another
+    signal observes: the signal then has to wait for the next question.
     """
+    over = threading.Event()
 
     def send():
+        while not until() and not over.wait(0.1):
+            pass
+        if over.is_set():
+            return  # too late: there is nothing to interrupt
         if sent is not None:
             sent.append(Clock())
         os.kill(os.getpid(), number)
@@ -100,6 +105,7 @@ def signalled(use, seconds=None, number=signal.SIGINT, sent=None):
         try:
             return use()
         finally:
+            over.set()
             for timer in timers:
                 timer.cancel()
                 if timer.ident is not None:
@@ -288,6 +294,28 @@ def test_other_threads_finish_their_calls():
             signalled(lambda: forever(lambda: time.sleep(0.01)))
         assert not call.done()
         assert call.result() == want
+
+
+def test_ctrl_c_ends_an_ensemble_after_the_calling_threads_share():
+    """Of three members on two threads, the calling thread runs one and the other thread two."""
+    layer = make_layer("gru", 256, 1024, ensemble=3)
+
+    def x(T):
+        return np.broadcast_to(np.float32(1), (T, 3, 1, 256))
+
+    T = size_of(LONG / 2, lambda T: layer.member(0)(x(T)[:, 0]))
+    assert threads_of_members(layer, T, 1, 2) == 2
+    clock, sent = time.pthread_getcpuclockid(threading.get_ident()), []
+    ran = [time.clock_gettime(clock)]
+
+    def the_caller_waits():
+        ran.append(time.clock_gettime(clock))
+        return ran[-1] - ran[0] > LONG / 4 and ran[-1] - ran[-2] < 0.005  # in 0.1 s
+
+    with rk.num_threads(2), pytest.raises(KeyboardInterrupt):
+        signalled(lambda: layer(x(T)), 0.1, sent=sent, until=the_caller_waits)
+    sent[0].assert_in_time()
+    assert_all_is_well()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
