@@ -7,7 +7,7 @@
 // bits.
 #pragma once
 
-#include "cells/unit.h"
+#include "cells/contract.h"
 #include "gemm.h"
 #include "pack.h"
 #include "work.h"
@@ -40,54 +40,76 @@ struct BackwardRoom {
   static constexpr Index rows_at_once = 512;
   Index chunk = 0;      // steps
   Index most_rows = 0;  // of a chunk
-  T* recurrent;         // W_hh in columns, phase by phase: [blocks of H, gates * H, lanes]
+  T* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates * H, lanes]
   T* input;             // W_ih in columns: [blocks of I, G * H, lanes]
-  T* dh;                // [B, padded H] dL/dh': what takes no product, then all of it
-  T* dc;                // [B, padded H]
-  T* d_operand;         // [B, padded H] phase 1's
+  T* projection;        // W_hr in columns: [blocks of H, P, lanes]
+  T* dh;                // [B, padded P] dL/dh': what takes no product, then all of it
+  T* dc;                // [states but h, B, padded H]
+  T* d_operand;         // [B, padded H] of phase 1, or of the projection
   T* scale;             // [B] step_norm's factor of dh
-  T* whole;             // [B, padded H] dL/dh of the step, for the trace
-  T* zeros;             // [padded H]
-  T* da;                // [chunk rows, slots, padded H]
-  T* da_lines;          // the same by lines: [slots * padded H / line, chunk rows, line]
+  T* whole;             // [B, padded P] dL/dh of the step, for the trace
+  T* zeros;             // [padded max(H, P)]
+  T* da;                // [chunk rows, da_row_size]
+  T* da_lines;          // the same by lines: [da_row_size / line, chunk rows, line]
   T* x;                 // [blocks of I, chunk rows, lanes]
-  T* h;                 // [blocks of H, chunk rows, lanes] h' of each row
-  T* operand;           // [blocks of H, chunk rows, lanes] phase 1's
+  T* h;                 // [blocks of P, chunk rows, lanes] h' of each row
+  T* projected;         // [chunk rows, padded H] the projection's operand of each row
+  T* operand;           // [blocks of H, chunk rows, lanes] of phase 1, or of the projection
   T* flow;              // [chunk rows, padded H] what flow_penalty adds to h' in dW_hh
-  double* squares;      // [square_rows, square lanes]
+  double* squares;      // [square_rows, square lanes], parameter by parameter
   int* finite;          // 0 once a parameter gradient was not
-  // Squares: a row each for [dW_ih, dW_hh, db_ih, db_hh], G * H rows of the first two, G of the
-  // others.
-  Index square_rows(Index H) const { return 2 * Cell::gates * (H + 1); }
+
+  // dL/da of a row at a step, slot by slot, and dL/d(W_hr operand) behind them.
+  static Index da_row_size(Index H, Index P) {
+    return padded<T>(H) * Cell::slots + (Cell::projects ? padded<T>(P) : 0);
+  }
+  // Rows of squares of one parameter: one a row of a matrix, one a gate of a bias.
+  static Index square_rows(Role role, Index H, Index P) {
+    if (!Cell::has(role)) return 0;
+    return is_bias(role) ? Cell::gates : role == projection_matrix ? P : Cell::gates * H;
+  }
+  static Index square_rows_before(int role, Index H, Index P) {
+    Index before = 0;
+    for (int r = 0; r < role; ++r) before += square_rows(static_cast<Role>(r), H, P);
+    return before;
+  }
+  static Index all_square_rows(Index H, Index P) { return square_rows_before(kRoles, H, P); }
+  double* squares_of(Role role, Index H, Index P) const {
+    return squares + square_rows_before(role, H, P) * kSquareLanes<T>;
+  }
 
   // most_steps: of a chunk.
-  void take(Arena& arena, const Schedule& s, Index I, Index H, bool traced, bool penalized,
+  void take(Arena& arena, const Schedule& s, Index I, Index H, Index P, bool traced, bool penalized,
             Index most_steps) {
-    constexpr Index G = Cell::gates;
-    const Index Hp = padded<T>(H), row = Hp * Cell::slots;
-    const Index hidden_blocks = blocks_of<T>(H), input_blocks = blocks_of<T>(I);
+    constexpr Index G = Cell::gates, lanes = kLanes<T>;
+    constexpr bool has_operand = kHasOperand<Cell>;
+    const Index Hp = padded<T>(H), Pp = padded<T>(P), row = da_row_size(H, P);
+    const Index hidden = blocks_of<T>(H) * lanes, inputs = blocks_of<T>(I) * lanes;
+    const Index outputs = blocks_of<T>(P) * lanes;
     chunk = most(1, least(least(s.T, most_steps), rows_at_once / most(1, s.B)));
     most_rows = chunk * s.B;
-    recurrent = arena.take<T>(hidden_blocks * kLanes<T> * G * H);
-    input = arena.take<T>(input_blocks * kLanes<T> * G * H);
-    dh = arena.take<T>(s.B * Hp);
-    dc = arena.take<T>(Cell::has_c ? s.B * Hp : 0);
-    d_operand = arena.take<T>(Cell::phases > 1 ? s.B * Hp : 0);
+    recurrent = arena.take<T>(Cell::elementwise ? 0 : outputs * G * H);
+    input = arena.take<T>(inputs * G * H);
+    projection = arena.take<T>(Cell::projects ? hidden * P : 0);
+    dh = arena.take<T>(s.B * Pp);
+    dc = arena.take<T>(Cell::carried * s.B * Hp);
+    d_operand = arena.take<T>(has_operand ? s.B * Hp : 0);
     scale = arena.take<T>(s.B);
-    whole = arena.take<T>(traced ? s.B * Hp : 0);
-    zeros = arena.take<T>(Hp);
+    whole = arena.take<T>(traced ? s.B * Pp : 0);
+    zeros = arena.take<T>(most(Hp, Pp));
     da = arena.take<T>(most_rows * row);
     da_lines = arena.take<T>(most_rows * row);
-    x = arena.take<T>(input_blocks * kLanes<T> * most_rows);
-    h = arena.take<T>(hidden_blocks * kLanes<T> * most_rows);
-    operand = arena.take<T>(Cell::phases > 1 ? hidden_blocks * kLanes<T> * most_rows : 0);
+    x = arena.take<T>(inputs * most_rows);
+    h = arena.take<T>(Cell::elementwise ? 0 : outputs * most_rows);
+    projected = arena.take<T>(Cell::projects ? most_rows * Hp : 0);
+    operand = arena.take<T>(has_operand ? hidden * most_rows : 0);
     flow = arena.take<T>(penalized ? most_rows * Hp : 0);
-    squares = arena.take<double>(square_rows(H) * kSquareLanes<T>);
+    squares = arena.take<double>(all_square_rows(H, P) * kSquareLanes<T>);
     finite = arena.take<int>(1);
   }
   // Gates before the phase's own, in columns of `recurrent`.
-  T* columns(int phase, Index H) const {
-    return recurrent + blocks_of<T>(H) * kLanes<T> * Cell::phase[phase].first * H;
+  T* columns(int phase, Index H, Index P) const {
+    return recurrent + blocks_of<T>(P) * kLanes<T> * Cell::phase[phase].first * H;
   }
 };
 
@@ -105,8 +127,10 @@ struct BackwardPointers {
 // are not wanted.
 template <class T>
 struct BackwardRow {
-  const T *saved, *h_before, *h, *c_before, *c, *dy, *d_operand;
-  T *dc, *dh, *whole, *da;
+  const T *saved, *h_before, *h, *dy, *d_operand;
+  const T *c_before[kMostCarried], *c[kMostCarried];
+  T* dc[kMostCarried];
+  T *dh, *whole, *da, *projected;
   T scale;
 };
 
@@ -114,8 +138,10 @@ template <class Cell, class T>
 struct Backward {
   using V = Vec<T>;
   static constexpr Index G = Cell::gates, slots = Cell::slots;
+  const Cell& cell;
+  T projection_clip;
   const Schedule& rows;
-  Index H, I;
+  Index H, P, I;
   Sequence<const T> x;   // the layer's input, after dropout
   Sequence<const T> y;   // this direction's own columns
   Sequence<const T> dy;  // this direction's own columns; null data for zeros
@@ -144,7 +170,14 @@ struct Backward {
   Index chunk_row(Index t, Index r) const {
     return rows_before(rows, t) - rows_before(rows, first_step) + r;
   }
-  T* da_row(Index t, Index r) const { return room.da + chunk_row(t, r) * slots * padded<T>(H); }
+  T* da_row(Index t, Index r) const { return room.da + chunk_row(t, r) * room.da_row_size(H, P); }
+  T* projected_row(Index t, Index r) const {
+    return room.projected + chunk_row(t, r) * padded<T>(H);
+  }
+  // This thread's blocks of h.
+  Range outputs(const Part& part) const {
+    return Cell::projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
+  }
   // The step before t in forward's order, or -1 where the initial state came before.
   Index step_before(Index t, Index r) const {
     if (!reverse) return t - 1;
@@ -154,55 +187,68 @@ struct Backward {
     const Index before = step_before(t, r), caller = row_of(rows, r);
     if (is_reset(rows, t, r, reverse)) return room.zeros;
     if (before >= 0) return y.data + before * y.step + caller * y.row;
-    return d.h0 ? d.h0 + caller * H : room.zeros;
+    return d.first[0] ? d.first[0] + caller * P : room.zeros;
   }
-  const T* c_before(Index t, Index r) const {
+  const T* carried_row(Index k, Index t, Index r) const {
+    return d.carried + ((rows_before(rows, t) + r) * Cell::carried + k) * padded<T>(H);
+  }
+  const T* c_before(Index k, Index t, Index r) const {
     const Index before = step_before(t, r);
     if (is_reset(rows, t, r, reverse)) return room.zeros;
-    if (before >= 0) return d.cells + (rows_before(rows, before) + r) * padded<T>(H);
-    return d.c0 ? d.c0 + row_of(rows, r) * H : room.zeros;
+    if (before >= 0) return carried_row(k, before, r);
+    return d.first[1 + k] ? d.first[1 + k] + row_of(rows, r) * H : room.zeros;
   }
 
   // ---- before and after time -----------------------------------------------------------------
 
   void pack(const Team& all) const {
-    const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
-    for (int p = 0; p < Cell::phases; ++p) {
-      const Phase ph = Cell::phase[p];
+    const auto pack = [&](const T* w, Index count, Index columns, T* out) {
       pack_columns(
-          *all.watch, [&](Index k) { return d.w_hh + (ph.first * H + k) * H; }, ph.count * H, H,
-          hidden, room.columns(p, H));
+          *all.watch, [&](Index k) { return w + k * columns; }, count, columns,
+          all.share_of(blocks_of<T>(columns)), out);
+    };
+    for (int p = 0; p < Cell::phases && !Cell::elementwise; ++p) {
+      const Phase ph = Cell::phase[p];
+      pack(d.parameters[recurrent_matrix] + ph.first * H * P, ph.count * H, P,
+           room.columns(p, H, P));
     }
-    pack_columns(*all.watch, [&](Index k) { return d.w_ih + k * I; }, G * H, I, inputs, room.input);
+    pack(d.parameters[input_matrix], G * H, I, room.input);
+    if constexpr (Cell::projects) pack(d.parameters[projection_matrix], P, H, room.projection);
   }
 
   void begin(const Part& part, bool goes_on) const {
-    const Index from = part.blocks.first * kLanes<T>;
-    const Index to = least(H, part.blocks.last * kLanes<T>);
-    if (part.rows.first == 0)
-      for (Index j = from; j < to; ++j) room.zeros[j] = T(0);
-    for (Index r = part.rows.first; r < part.rows.last; ++r) {
-      const Index caller = row_of(rows, r) * H;
-      if (part.blocks.first == 0) room.scale[r] = goes_on ? gradient.scale[r] : T(1);
-      for (Index j = from; j < to; ++j) {
-        room.dh[r * padded<T>(H) + j] = gradient.h ? gradient.h[caller + j] : T(0);
-        if constexpr (Cell::has_c)
-          room.dc[r * padded<T>(H) + j] = gradient.c ? gradient.c[caller + j] : T(0);
+    const auto start = [&](int state, Index width, Range blocks, T* to, Index r) {
+      const T* const given = gradient.last[state];
+      const Index caller = row_of(rows, r) * width, end = least(width, blocks.last * kLanes<T>);
+      for (Index j = blocks.first * kLanes<T>; j < end; ++j) {
+        if (r == 0) room.zeros[j] = T(0);
+        to[r * padded<T>(width) + j] = given ? given[caller + j] : T(0);
       }
+    };
+    for (Index r = part.rows.first; r < part.rows.last; ++r) {
+      if (part.blocks.first == 0) room.scale[r] = goes_on ? gradient.scale[r] : T(1);
+      start(0, P, outputs(part), room.dh, r);
+      for (int k = 0; k < Cell::carried; ++k)
+        start(1 + k, H, part.blocks, room.dc + k * rows.B * padded<T>(H), r);
     }
   }
 
   void finish(const Part& part, bool to_be_continued) const {
-    const Index from = part.blocks.first * kLanes<T>;
-    const Index to = least(H, part.blocks.last * kLanes<T>);
+    const Index Hp = padded<T>(H), Pp = padded<T>(P);
+    const auto end = [](Index width, Range blocks) {
+      return least(width, blocks.last * kLanes<T>);
+    };
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
-      const Index caller = row_of(rows, r) * H;
+      const Index caller = row_of(rows, r);
       if (to_be_continued && part.blocks.first == 0) gradient.scale[r] = room.scale[r];
-      for (Index j = from; j < to; ++j) {
-        const T dh = room.dh[r * padded<T>(H) + j];
-        gradient.h0[caller + j] = to_be_continued ? dh : dh * room.scale[r];
-        if constexpr (Cell::has_c) gradient.c0[caller + j] = room.dc[r * padded<T>(H) + j];
+      const Range own = outputs(part);
+      for (Index j = own.first * kLanes<T>; j < end(P, own); ++j) {
+        const T dh = room.dh[r * Pp + j];
+        gradient.first[0][caller * P + j] = to_be_continued ? dh : dh * room.scale[r];
       }
+      for (int k = 0; k < Cell::carried; ++k)
+        for (Index j = part.blocks.first * kLanes<T>; j < end(H, part.blocks); ++j)
+          gradient.first[1 + k][caller * H + j] = room.dc[(k * rows.B + r) * Hp + j];
     }
   }
 
@@ -214,25 +260,70 @@ struct Backward {
       const Index t = step_at(i);
       const Index n = most(0, least(alive_at(rows, t), part.rows.last) - part.rows.first);
       if (n == 0) continue;
+      if constexpr (Cell::projects) {
+        unclip(part, t, n);
+        if (!part.team.wait()) return;
+        unproject(part, t, n);
+      }
       if constexpr (Cell::phases > 1) {
         pointwise<1>(part, t, n);
         if (!part.team.wait()) return;
         recurrent<1>(part, t, n, i % 2 == 1);
       }
       pointwise<0>(part, t, n);
-      if (!part.team.wait()) return;
-      recurrent<0>(part, t, n, i % 2 == 1);
+      if constexpr (Cell::elementwise) {
+        if (part.team.stopped()) return;
+      } else {
+        if (!part.team.wait()) return;
+        recurrent<0>(part, t, n, i % 2 == 1);
+      }
       reset(part, t, n);
       const bool rows_matter = clip.step_norm < __builtin_inf() || gradient.trace.dh;
       if (rows_matter && !whole_rows(part, t, n)) return;
     }
   }
 
+  // Whether the cell's derivative is that of its own outputs, dL/dh completed by dL/dy.
+  template <int phase_index>
+  static constexpr bool completes_dh = phase_index + 1 == Cell::phases && !Cell::projects;
+
+  // dL/dh, complete, where h before its clip was within the bound: dL/d(W_hr operand).
+  void unclip(const Part& part, Index t, Index n) const {
+    const Index Pp = padded<T>(P);
+    const Range own = outputs(part);
+    const V bound = splat(projection_clip);
+    for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
+      T* const to = da_row(t, r) + slots * padded<T>(H);
+      const T* from_y = dy.data ? dy.data + t * dy.step + row_of(rows, r) * dy.row : nullptr;
+      for (Index j = own.first * kLanes<T>; j < own.last * kLanes<T>; j += kLanes<T>) {
+        const V dy_j = from_y ? load_n(from_y + j, P - j) : V{};
+        V dh = fma(load(room.dh + r * Pp + j), splat(room.scale[r]), dy_j);
+        if (gradient.trace.dh) store(room.whole + r * Pp + j, dh);
+        if (d.projected)
+          dh = where_within<T>(load(d.projected + (rows_before(rows, t) + r) * Pp + j), bound, dh);
+        store(to + j, dh);
+      }
+      if (!part.team.worked(own.size())) return;
+    }
+  }
+
+  // The projection's product back: to dL/d operand.
+  void unproject(const Part& part, Index t, Index n) const {
+    const Index Hp = padded<T>(H);
+    for (Index i = 0; i < n; ++i) {
+      at.a[i] = da_row(t, part.rows.first + i) + slots * Hp;
+      at.to[i] = room.d_operand + (part.rows.first + i) * Hp;
+    }
+    product<1>(*part.team.watch, n, at.a, Depth{1, P, 1, {0}},
+               static_cast<const T*>(room.projection), part.blocks, false,
+               Target<T>{at.to, nullptr, true, false, Hp}, [](Index, int) {});
+  }
+
   // Units that memory is asked for before they are needed.
   static constexpr Index units_ahead = 256;
 
   // The cell's derivative of phase P on the registers, the step clip included.
-  template <int P>
+  template <int phase_index>
   void pointwise(const Part& part, Index t, Index n) const {
     const Index first = part.rows.first, last = first + n;
     const Range blocks = part.blocks;
@@ -241,36 +332,39 @@ struct Backward {
     const StepClip<V> limits{-bound, bound};
     const Index ahead = ceil_div(units_ahead, H);
     for (Index r = first; r < last; ++r) {
-      const BackwardRow<T> row = row_at<P>(t, r);
+      const BackwardRow<T> row = row_at<phase_index>(t, r);
       Index block = blocks.first;
       for (; block + 1 < blocks.last; block += 2) {
         fetch(row, ahead, block);
         fetch(row, ahead, block + 1);
-        units<P, 2>(row, H, block, limits);
+        units<phase_index, 2>(cell, row, H, block, limits);
       }
       if (block < blocks.last) {
         fetch(row, ahead, block);
-        units<P, 1>(row, H, block, limits);
+        units<phase_index, 1>(cell, row, H, block, limits);
       }
       constexpr Index vector_operations = 32;  // of a cell's derivative, about
       if (!part.team.worked(blocks.size() * vector_operations)) return;
     }
   }
 
-  template <int P>
+  template <int phase_index>
   BackwardRow<T> row_at(Index t, Index r) const {
     const Index Hp = padded<T>(H), caller = row_of(rows, r), row = rows_before(rows, t) + r;
     BackwardRow<T> at{};
     at.saved = d.saved + row * Cell::saved * Hp;
     if constexpr (Cell::reads_h_before) at.h_before = h_before(t, r);
     if constexpr (Cell::reads_h) at.h = y.data + t * y.step + caller * y.row;
-    if constexpr (Cell::has_c) {
-      at.c = d.cells + row * Hp;
-      at.c_before = c_before(t, r);
-      at.dc = room.dc + r * Hp;
+    for (int k = 0; k < Cell::carried; ++k) {
+      at.c[k] = carried_row(k, t, r);
+      at.c_before[k] = c_before(k, t, r);
+      at.dc[k] = room.dc + (k * rows.B + r) * Hp;
     }
-    at.dh = room.dh + r * Hp;
-    if constexpr (P + 1 == Cell::phases) {
+    if constexpr (Cell::projects)
+      at.projected = projected_row(t, r);
+    else
+      at.dh = room.dh + r * Hp;
+    if constexpr (completes_dh<phase_index>) {
       if (dy.data) at.dy = dy.data + t * dy.step + caller * dy.row;
       if (gradient.trace.dh) at.whole = room.whole + r * Hp;
       at.scale = room.scale[r];
@@ -288,17 +382,18 @@ struct Backward {
     const Index j = block * kLanes<T>, Hp = padded<T>(H);
     for (int s = 0; s < Cell::saved; ++s)
       __builtin_prefetch(row.saved + (ahead * Cell::saved + s) * Hp + j);
-    if constexpr (Cell::has_c) __builtin_prefetch(row.c_before + ahead * Hp + j);
+    for (int k = 0; k < Cell::carried; ++k)
+      __builtin_prefetch(row.c_before[k] + ahead * Cell::carried * Hp + j);
     if (row.dy) __builtin_prefetch(row.dy + ahead * dy.row + j);
   }
 
   // N vectors of units of a row.
-  template <int P, int N>
-  __attribute__((always_inline)) static inline void units(const BackwardRow<T>& row, Index H,
+  template <int phase_index, int N>
+  __attribute__((always_inline)) static inline void units(const Cell& cell,
+                                                          const BackwardRow<T>& row, Index H,
                                                           Index block, const StepClip<V>& limits) {
     using U = Units<T, N>;
-    constexpr Phase ph = Cell::phase[P];
-    constexpr bool last = P + 1 == Cell::phases;
+    constexpr Phase ph = Cell::phase[phase_index];
     const Index Hp = padded<T>(H), j = block * kLanes<T>;
     const auto at = [j](auto* from) {
       return [from, j](int i) { return from + j + i * kLanes<T>; };
@@ -308,25 +403,28 @@ struct Backward {
     for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_each<T, U>(at(row.saved + s * Hp));
     if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(at(row.h_before), left);
     if constexpr (Cell::reads_h) u.h = load_each<T, U>(at(row.h), left);
-    if constexpr (Cell::has_c) {
-      u.c = load_each<T, U>(at(row.c));
-      u.c_before = load_each<T, U>(at(row.c_before), left);
-      u.dc = load_each<T, U>(at(row.dc));
+    for (int k = 0; k < Cell::carried; ++k) {
+      u.c[k] = load_each<T, U>(at(row.c[k]));
+      u.c_before[k] = load_each<T, U>(at(row.c_before[k]), left);
+      u.dc[k] = load_each<T, U>(at(row.dc[k]));
     }
-    if constexpr (last) {
+    if constexpr (completes_dh<phase_index>) {
       U from_y{};
       if (row.dy) from_y = load_each<T, U>(at(row.dy), left);
       u.dh = scaled_sum(load_each<T, U>(at(row.dh)), splat(row.scale), from_y);
       if (row.whole) store_each<T>(at(row.whole), u.dh);
     } else {
       u.dh = load_each<T, U>(at(row.d_operand));
-      u.direct = load_each<T, U>(at(row.dh));
+      if constexpr (!Cell::projects) u.direct = load_each<T, U>(at(row.dh));
     }
-    Cell::template backward<P>(u, limits);
+    cell.template backward<phase_index>(u, limits);
     for (int s = 0; s < slots; ++s)
       if (ph.slots >> s & 1u) store_each<T>(at(row.da + s * Hp), u.da[s]);
-    store_each<T>(at(row.dh), u.direct);
-    if constexpr (Cell::has_c) store_each<T>(at(row.dc), u.dc);
+    if constexpr (Cell::projects)
+      store_each<T>(at(row.projected), u.operand);
+    else
+      store_each<T>(at(row.dh), u.direct);
+    for (int k = 0; k < Cell::carried; ++k) store_each<T>(at(row.dc[k]), u.dc[k]);
   }
   static V scaled_sum(V dh, V scale, V from_y) { return fma(dh, scale, from_y); }
   static Pair<V> scaled_sum(Pair<V> dh, V scale, Pair<V> from_y) {
@@ -334,30 +432,34 @@ struct Backward {
   }
 
   // The recurrent product of phase P back in time: to dL/dh', or to dL/d operand.
-  template <int P>
+  template <int phase_index>
   void recurrent(const Part& part, Index t, Index n, bool backwards) const {
-    constexpr Phase ph = Cell::phase[P];
+    constexpr Phase ph = Cell::phase[phase_index];
     const Index Hp = padded<T>(H);
     Depth depth{ph.count, H, 1, {}};
     for (int g = 0; g < ph.count; ++g) depth.start[g] = Cell::recurrent_slot[ph.first + g] * Hp;
-    T* const to = P == 0 ? room.dh : room.d_operand;
+    constexpr bool to_h = phase_index == 0;
+    T* const to = to_h ? room.dh : room.d_operand;
+    const Index width = padded<T>(P);  // of `to`: a cell of two phases has P = H
     for (Index i = 0; i < n; ++i) {
       at.a[i] = da_row(t, part.rows.first + i);
-      at.to[i] = to + (part.rows.first + i) * Hp;
+      at.to[i] = to + (part.rows.first + i) * width;
     }
-    product<1>(*part.team.watch, n, at.a, depth, static_cast<const T*>(room.columns(P, H)),
-               part.blocks, backwards, Target<T>{at.to, nullptr, P > 0, false, Hp},
-               [](Index, int) {});
+    product<1>(*part.team.watch, n, at.a, depth,
+               static_cast<const T*>(room.columns(phase_index, H, P)), outputs(part), backwards,
+               Target<T>{at.to, nullptr, !to_h || Cell::projects, false, width}, [](Index, int) {});
   }
 
   // Nothing goes back over a reset.
   void reset(const Part& part, Index t, Index n) const {
     for (Index r = part.rows.first; rows.resets && r < part.rows.first + n; ++r) {
       if (!is_reset(rows, t, r, reverse)) continue;
-      for (Index j = part.blocks.first * kLanes<T>; j < part.blocks.last * kLanes<T>; ++j) {
-        room.dh[r * padded<T>(H) + j] = T(0);
-        if constexpr (Cell::has_c) room.dc[r * padded<T>(H) + j] = T(0);
-      }
+      const auto clear = [](T* row, Range blocks) {
+        for (Index j = blocks.first * kLanes<T>; j < blocks.last * kLanes<T>; ++j) row[j] = T(0);
+      };
+      clear(room.dh + r * padded<T>(P), outputs(part));
+      for (int k = 0; k < Cell::carried; ++k)
+        clear(room.dc + (k * rows.B + r) * padded<T>(H), part.blocks);
     }
   }
 
@@ -367,17 +469,18 @@ struct Backward {
     if (!part.team.wait()) return false;
     const Range mine = part.team.share_of(n);
     for (Index r = part.rows.first + mine.first; r < part.rows.first + mine.last; ++r) {
-      const double norm = norm_of(room.dh + r * padded<T>(H));
+      const double norm = norm_of(room.dh + r * padded<T>(P), P);
       room.scale[r] = norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
       if (gradient.trace.dh) trace(t, r, norm);
       if (!part.team.worked(H)) break;
     }
     return part.team.wait();
   }
-  double norm_of(const T* row) const {
+  double norm_of(const T* row, Index width) const {
     alignas(kLineBytes) double lanes[kSquareLanes<T>] = {};
     double squares = 0;
-    for (Index j = 0; j < H; j += kLanes<T>) add_squares<T>(lanes, j, load_n(row + j, H - j));
+    for (Index j = 0; j < width; j += kLanes<T>)
+      add_squares<T>(lanes, j, load_n(row + j, width - j));
     for (const double lane : lanes) squares += lane;
     return __builtin_sqrt(squares);
   }
@@ -385,10 +488,10 @@ struct Backward {
   void trace(Index t, Index r, double norm_before) const {
     const Trace& to = gradient.trace;
     const Index Hp = padded<T>(H), place = t * rows.B + row_of(rows, r);
-    const double norm = norm_of(room.whole + r * Hp);
+    const double norm = norm_of(room.whole + r * padded<T>(P), P);
     to.dh[place] = norm;
     to.dh_before[place] = norm_before;
-    if constexpr (Cell::has_c) to.dc_before[place] = norm_of(room.dc + r * Hp);
+    if constexpr (Cell::carried > 0) to.dc_before[place] = norm_of(room.dc + r * Hp, H);
     to.scale[place] = static_cast<double>(room.scale[r]);
     Index clipped = 0;
     const T bound = static_cast<T>(clip.step_value);
@@ -417,13 +520,17 @@ struct Backward {
   // Brings the chunk's operands into panels, its rows in the order in which they are summed.
   void gather(const Team& all) const {
     const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
-    const Index da_columns = slots * padded<T>(H);
+    const Index da_columns = room.da_row_size(H, P);
     into_panels(all, all.share_of(da_columns / kLine<T>), kLine<T>, da_columns, room.da_lines,
                 [&](Index t, Index r) { return da_row(t, r); });
     into_panels(all, inputs, kLanes<T>, I, room.x,
                 [&](Index t, Index r) { return x.data + t * x.step + row_of(rows, r) * x.row; });
-    into_panels(all, hidden, kLanes<T>, H, room.h,
-                [&](Index t, Index r) { return h_before(t, r); });
+    if constexpr (!Cell::elementwise)
+      into_panels(all, all.share_of(blocks_of<T>(P)), kLanes<T>, P, room.h,
+                  [&](Index t, Index r) { return h_before(t, r); });
+    if constexpr (Cell::projects)
+      into_panels(all, hidden, kLanes<T>, H, room.operand,
+                  [&](Index t, Index r) { return projected_row(t, r); });
     if (Cell::phases > 1 || flow_penalty != 0.0) change_h(all, hidden);
   }
 
@@ -473,18 +580,25 @@ struct Backward {
 
   // Adds the chunk's part to all of this direction's parameter gradients.
   void parameters(const Team& all, bool first, bool last) const {
-    const Range units = all.share_of(G * H);
-    double* squares = room.squares;
-    matrix(all, units, Cell::input_slot, 0, G, room.x, I, gradient.w_ih, squares, first, last);
-    squares += G * H * kSquareLanes<T>;
-    for (int p = 0; p < Cell::phases; ++p)
-      matrix(all, units, Cell::recurrent_slot, Cell::phase[p].first, Cell::phase[p].count,
-             p == 0 ? room.h : room.operand, H, gradient.w_hh, squares, first, last);
-    squares += G * H * kSquareLanes<T>;
-    const Range gates = all.share_of(G);
-    bias(all, gates, Cell::input_slot, gradient.b_ih, squares, first, last);
-    bias(all, gates, Cell::recurrent_slot, gradient.b_hh, squares + G * kSquareLanes<T>, first,
-         last);
+    const Range units = all.share_of(G * H), gates = all.share_of(G);
+    const auto add = [&](Role role, Range mine, MatrixRows rows_of_dw, const T* operand,
+                         Index columns) {
+      matrix(all, mine, rows_of_dw, operand, columns, gradient.parameters[role],
+             room.squares_of(role, H, P), first, last);
+    };
+    add(input_matrix, units, {Cell::input_slot, 0, G, H}, room.x, I);
+    for (int p = 0; p < Cell::phases && !Cell::elementwise; ++p)
+      add(recurrent_matrix, units,
+          {Cell::recurrent_slot, Cell::phase[p].first, Cell::phase[p].count, H},
+          p == 0 ? room.h : room.operand, P);
+    if constexpr (Cell::projects) {
+      static constexpr int behind_all[] = {slots};
+      add(projection_matrix, all.share_of(P), {behind_all, 0, 1, P}, room.operand, H);
+    }
+    static constexpr Role biases[] = {input_bias, recurrent_bias};
+    for (const Role role : biases)
+      bias(all, gates, role == input_bias ? Cell::input_slot : Cell::recurrent_slot,
+           gradient.parameters[role], room.squares_of(role, H, P), first, last);
   }
 
   // dL/da of all the chunk's rows in one slot, from `unit` on: a cache line of units a row.
@@ -496,18 +610,24 @@ struct Backward {
   // Units whose dL/da of a chunk stay in the second-level cache while columns pass by.
   static constexpr Index units_at_once = 128;
 
+  // The rows of a matrix's gradient that one product adds to: those of gates [gate, gate + count),
+  // `width` each, with dL/da in the slots of these gates.
+  struct MatrixRows {
+    const int* slot;
+    Index gate, count, width;
+  };
+
   // dW[unit, column] += sum over the chunk's rows of da[row, unit] operand[row, column], for the
-  // rows of dW in `units` that belong to gates [gate, gate + count).
-  void matrix(const Team& all, Range units, const int* slot, Index gate, Index count,
-              const T* operand, Index columns, T* out, double* squares, bool first,
-              bool last) const {
+  // rows of dW in `units`.
+  void matrix(const Team& all, Range units, const MatrixRows& of, const T* operand, Index columns,
+              T* out, double* squares, bool first, bool last) const {
     const Index n = chunk_rows();
-    const Index end = least(units.last, (gate + count) * H);
+    const Index end = least(units.last, (of.gate + of.count) * of.width);
     Index size;
-    for (Index from = most(units.first, gate * H); from < end; from += size) {
+    for (Index from = most(units.first, of.gate * of.width); from < end; from += size) {
       size = least(units_at_once, end - from);
       for (Index i = 0; i < size; ++i) {
-        at.a[i] = da_column(slot[(from + i) / H], (from + i) % H);
+        at.a[i] = da_column(of.slot[(from + i) / of.width], (from + i) % of.width);
         at.to[i] = out + (from + i) * columns;
       }
       product<1>(*all.watch, size, at.a, Depth{1, n, kLine<T>, {0}}, operand,

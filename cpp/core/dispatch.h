@@ -13,10 +13,10 @@ struct Probe {
   double work, sum;
 };
 
-// What one instruction set offers for one element type. Room is memory of the caller's, aligned to
-// a cache line, of as many bytes as the function next to it says.
+// What one instruction set offers for one cell and element type. Room is memory of the caller's,
+// aligned to a cache line, of as many bytes as the function next to it says.
 template <class T>
-struct TypedKernels {
+struct CellKernels {
   Index (*forward_room)(const ForwardCall<T>&);
   void (*forward)(const ForwardCall<T>&, void* room);
   Index (*backward_room)(const BackwardCall<T>&);
@@ -27,9 +27,16 @@ struct TypedKernels {
   void (*backward_members)(const BackwardCall<T>* calls, Index n, int threads, void* rooms,
                            GradientNorm* norms);
   // A direction's weights in panels, for Direction::packed.
-  Index (*packed_bytes)(Kind, Index I, Index H);
-  void (*pack)(Kind, const Direction<T>&, Index I, Index H, int threads, const Interrupt&,
+  Index (*packed_bytes)(Index I, Index H, Index P);
+  void (*pack)(const Direction<T>&, Index I, Index H, Index P, int threads, const Interrupt&,
                void* out);
+};
+
+// What one instruction set offers for one element type.
+template <class T>
+struct TypedKernels {
+  const CellKernels<T>* cells[kKindCount];  // by kind
+  const CellKernels<T>& of(Kind kind) const { return *cells[static_cast<int>(kind)]; }
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss

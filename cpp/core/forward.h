@@ -1,7 +1,7 @@
 // Forward through time for one direction of one layer: the only forward time loop there is.
 #pragma once
 
-#include "cells/unit.h"
+#include "cells/contract.h"
 #include "gemm.h"
 #include "pack.h"
 #include "work.h"
@@ -17,36 +17,43 @@ constexpr bool stands_alone(int gate) {
 // Weights of one direction in panels.
 template <class Cell, class T>
 struct ForwardWeights {
-  T* input;      // [blocks, I, G, lanes]
-  T* recurrent;  // phases one behind the other: [blocks, H, gates of the phase, lanes]
-  T* bias;       // [G, padded H] what the input's product starts from
-  T* bias_hh;    // [G, padded H] what a gate whose recurrent part stands alone starts from
+  T* input;       // [blocks of H, I, G, lanes]
+  T* recurrent;   // phases one behind the other: [blocks of H, P, gates of the phase, lanes]
+  T* projection;  // [blocks of P, H, lanes]
+  T* bias;        // [G, padded H] what the input's product starts from
+  T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
 
-  void take(Arena& arena, Index I, Index H) {
+  void take(Arena& arena, Index I, Index H, Index P) {
     const Index width = blocks_of<T>(H) * kLanes<T> * Cell::gates;
     input = arena.take<T>(width * I);
-    recurrent = arena.take<T>(width * H);
+    recurrent = arena.take<T>(Cell::elementwise ? 0 : width * P);
+    projection = arena.take<T>(Cell::projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
     bias = arena.take<T>(Cell::gates * padded<T>(H));
     bias_hh = arena.take<T>(Cell::gates * padded<T>(H));
   }
-  T* panels(int phase, Index H) const {
-    return recurrent + blocks_of<T>(H) * kLanes<T> * Cell::phase[phase].first * H;
+  T* panels(int phase, Index H, Index P) const {
+    return recurrent + blocks_of<T>(H) * kLanes<T> * Cell::phase[phase].first * P;
   }
-  void pack(const Direction<T>& d, Index I, Index H, const Team& team) const {
+  void pack(const Direction<T>& d, Index I, Index H, Index P, const Team& team) const {
     const Range blocks = team.share_of(blocks_of<T>(H));
-    pack_gates<Cell::gates>(*team.watch, d.w_ih, 0, H, I, blocks, input);
-    pack_gates<Cell::phase[0].count>(*team.watch, d.w_hh, 0, H, H, blocks, panels(0, H));
+    Watch& watch = *team.watch;
+    pack_gates<Cell::gates>(watch, d.parameters[input_matrix], 0, H, I, blocks, input);
+    const T* const w_hh = d.parameters[recurrent_matrix];
+    if constexpr (!Cell::elementwise)
+      pack_gates<Cell::phase[0].count>(watch, w_hh, 0, H, P, blocks, panels(0, H, P));
     if constexpr (Cell::phases > 1)
-      pack_gates<Cell::phase[1].count>(*team.watch, d.w_hh, Cell::phase[1].first, H, H, blocks,
-                                       panels(1, H));
+      pack_gates<Cell::phase[1].count>(watch, w_hh, Cell::phase[1].first, H, P, blocks,
+                                       panels(1, H, P));
+    if constexpr (Cell::projects)
+      pack_gates<1>(watch, d.parameters[projection_matrix], 0, P, H, team.share_of(blocks_of<T>(P)),
+                    projection);
     if (team.index != 0) return;
-    pack_bias(d.b_hh, static_cast<const T*>(nullptr), Cell::gates, H, bias_hh);
-    for (int g = 0; g < Cell::gates; ++g) {
-      const bool alone = stands_alone<Cell>(g);
-      const T* b_ih = d.b_ih ? d.b_ih + g * H : nullptr;
-      const T* b_hh = d.b_hh && !alone ? d.b_hh + g * H : nullptr;
-      pack_bias(b_ih, b_hh, 1, H, bias + g * padded<T>(H));
-    }
+    const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
+    pack_bias(b_hh, static_cast<const T*>(nullptr), Cell::gates, H, bias_hh);
+    for (int g = 0; g < Cell::gates; ++g)
+      pack_bias(b_ih ? b_ih + g * H : nullptr,
+                b_hh && !stands_alone<Cell>(g) ? b_hh + g * H : nullptr, 1, H,
+                bias + g * padded<T>(H));
   }
 };
 
@@ -61,21 +68,22 @@ struct ForwardRoom {
   // they bring to the cache.
   static constexpr Index z_bytes = 256 * 1024, z_rows = 128;
   ForwardWeights<Cell, T> weights;
-  T* h[2];          // [B, padded H] the state, before and after, in turns
-  T* c;             // [B, padded H]
-  T* operand;       // [B, padded H] phase 1's operand
+  T* h[2];          // [B, padded P] h, before and after, in turns
+  T* c;             // [states but h, B, padded H]
+  T* operand;       // [B, padded H] of phase 1, or of the projection
   T* z;             // [chunk, B, slots, padded H], unless kept on the tape
   Index chunk = 0;  // steps
 
   // most_steps: of a chunk.
-  void take(Arena& arena, const Schedule& s, Index I, Index H, bool packed, Index most_steps) {
+  void take(Arena& arena, const Schedule& s, Index I, Index H, Index P, bool packed,
+            Index most_steps) {
     const Index row = padded<T>(H) * kRowSlots<Cell>;
     const Index rows = most(z_rows, z_bytes / (row * static_cast<Index>(sizeof(T))));
     chunk = most(1, least(least(s.T, most_steps), rows / most(1, s.B)));
-    if (!packed) weights.take(arena, I, H);
-    for (T*& half : h) half = arena.take<T>(s.B * padded<T>(H));
-    c = arena.take<T>(Cell::has_c ? s.B * padded<T>(H) : 0);
-    operand = arena.take<T>(Cell::phases > 1 ? s.B * padded<T>(H) : 0);
+    if (!packed) weights.take(arena, I, H, P);
+    for (T*& half : h) half = arena.take<T>(s.B * padded<T>(P));
+    c = arena.take<T>(Cell::carried * s.B * padded<T>(H));
+    operand = arena.take<T>(kHasOperand<Cell> ? s.B * padded<T>(H) : 0);
     z = arena.take<T>(chunk * s.B * row);
   }
 };
@@ -88,37 +96,44 @@ struct ForwardPointers {
   T** z_now;          // [B] of the step at hand
   const T** h[2];     // [B]
   const T** operand;  // [B]
-  T* zeros;           // [padded H] the state before a row's reset
-  void take(Arena& arena, Index chunk, Index B, Index H) {
+  T** projected;      // [B] where the projection of the step at hand goes
+  T* zeros;           // [padded P] the state before a row's reset
+  void take(Arena& arena, Index chunk, Index B, Index P) {
     x = arena.take<const T*>(chunk * B);
     z = arena.take<T*>(chunk * B);
     z_now = arena.take<T*>(B);
     for (const T**& half : h) half = arena.take<const T*>(B);
     operand = arena.take<const T*>(B);
-    zeros = arena.take<T>(padded<T>(H));
+    projected = arena.take<T*>(B);
+    zeros = arena.take<T>(padded<T>(P));
   }
 };
 
 // Where the values of a step lie: what the cell's stores might change, as far as the compiler
 // knows, in locals.
-template <class T>
+template <class Cell, class T>
 struct Step {
+  Cell cell;
   T* const* z;        // [B]
   const T* h_before;  // [B, padded H] as are those below
   T *h, *c, *operand;
-  T* cells;  // null: not kept, as c and operand where the cell has none
+  T* carried;  // [B, states but h, padded H]; null: not kept, as c and operand where there are none
   T* y;
   Index y_row;
   const Index* order;  // of y's rows; null: as they come
   Index H, Hp;
+  Index state;  // from one of the carried states to the next in c
   bool keeps;
 };
 
 template <class Cell, class T>
 struct Forward {
   using V = Vec<T>;
+  using Step = RNNKERN_ISA::Step<Cell, T>;
+  const Cell& cell_;
+  T projection_clip;
   const Schedule& rows;
-  Index H, I;
+  Index H, P, I;
   Sequence<const T> x;
   Sequence<T> y;
   const Direction<T>& d;
@@ -138,11 +153,16 @@ struct Forward {
     return room.z + ((t - first_step) * rows.B + r) * kRowSlots<Cell> * padded<T>(H);
   }
 
+  // This thread's blocks of h: of units where h is as wide as the gates.
+  Range outputs() const {
+    return Cell::projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
+  }
+
   // Whoever is to leave early goes on to where all threads meet.
   void run() {
     begin();
     if (!part.team.wait()) return;
-    if (rows.T == 1 && Cell::phases == 1) {
+    if (rows.T == 1 && Cell::phases == 1 && !Cell::projects) {
       only_step();
       return;
     }
@@ -177,33 +197,34 @@ struct Forward {
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) finish(r);
   }
 
-  // Copies the initial state to where the loop wants it, for this thread's units.
+  // Copies the initial states to where the loop wants them, for this thread's units.
   void begin() {
-    const Index from = part.blocks.first * kLanes<T>;
-    const Index to = least(H, part.blocks.last * kLanes<T>);
-    const Index Hp = padded<T>(H), started = rows.T > 0 ? alive_at(rows, 0) : 0;
-    const auto start = [&](const T* given, T* state, T* last, Index r) {
-      const Index caller = row_of(rows, r) * H;
-      for (Index j = from; j < to; j += kLanes<T>) {
-        const V v = given ? load_n(given + caller + j, to - j) : V{};
-        store(state + r * Hp + j, v);
-        if (r >= started) store_n(last + caller + j, v, to - j);  // no step will
+    const Range own = outputs();
+    const Index Hp = padded<T>(H), Pp = padded<T>(P), started = rows.T > 0 ? alive_at(rows, 0) : 0;
+    const auto start = [&](int state, Index width, Range blocks, T* to, Index r) {
+      const Index caller = row_of(rows, r) * width, end = least(width, blocks.last * kLanes<T>);
+      for (Index j = blocks.first * kLanes<T>; j < end; j += kLanes<T>) {
+        const V v = d.first[state] ? load_n(d.first[state] + caller + j, end - j) : V{};
+        store(to + r * padded<T>(width) + j, v);
+        if (r >= started) store_n(d.last[state] + caller + j, v, end - j);  // no step will
       }
     };
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
-      start(d.h0, room.h[0], d.h_last, r);
-      if (rows.count) start(d.h0, room.h[1], d.h_last, r);  // back in time, rows join at any step
-      if constexpr (Cell::has_c) start(d.c0, room.c, d.c_last, r);
-      for (int half = 0; half < 2; ++half) at.h[half][r] = room.h[half] + r * Hp;
-      if constexpr (Cell::phases > 1) at.operand[r] = room.operand + r * Hp;
+      start(0, P, own, room.h[0], r);
+      if (rows.count) start(0, P, own, room.h[1], r);  // back in time, rows join at any step
+      for (int k = 0; k < Cell::carried; ++k)
+        start(1 + k, H, part.blocks, room.c + k * rows.B * Hp, r);
+      for (int half = 0; half < 2; ++half) at.h[half][r] = room.h[half] + r * Pp;
+      if constexpr (kHasOperand<Cell>) at.operand[r] = room.operand + r * Hp;
     }
     if (rows.resets)
-      for (Index j = 0; j < Hp; ++j) at.zeros[j] = T(0);
+      for (Index j = 0; j < Pp; ++j) at.zeros[j] = T(0);
     if (!rows.count) return;
+    const Index from = own.first * kLanes<T>, to = least(P, own.last * kLanes<T>);
     for (Index t = 0; t < rows.T; ++t)  // outputs behind a row's end
       for (Index r = part.rows.first + alive(t); r < part.rows.last; ++r) {
         for (Index j = from; j < to; ++j) y.data[t * y.step + row_of(rows, r) * y.row + j] = T(0);
-        if (!part.team.worked(part.blocks.size())) return;
+        if (!part.team.worked(own.size())) return;
       }
   }
 
@@ -242,10 +263,14 @@ struct Forward {
     if (n == 0) return true;
     reset(t, n);
     phase<0>(t, n, part.blocks);
-    if (!part.team.wait()) return false;
+    if (!meet()) return false;
     if constexpr (Cell::phases > 1) {
       phase<1>(t, n, part.blocks);
-      if (!part.team.wait()) return false;
+      if (!meet()) return false;
+    }
+    if constexpr (Cell::projects) {
+      project(t, n);
+      if (!meet()) return false;
     }
     now ^= 1;
     const Index after = reverse ? (t == 0 ? 0 : n) : (t + 1 == rows.T ? 0 : alive(t + 1));
@@ -253,85 +278,121 @@ struct Forward {
     return true;
   }
 
+  // The team meets where a product is to read what all of its threads have written. False: leave.
+  bool meet() const { return Cell::elementwise ? !part.team.stopped() : part.team.wait(); }
+
   // Rows whose state before step t is zero: the product reads it elsewhere, for other threads'
   // units of h' are not this thread's to write.
   void reset(Index t, Index n) const {
     if (!rows.resets) return;
-    const Index Hp = padded<T>(H);
+    const Index Hp = padded<T>(H), Pp = padded<T>(P);
+    const auto clear = [](T* row, Range blocks) {
+      for (Index j = blocks.first * kLanes<T>; j < blocks.last * kLanes<T>; ++j) row[j] = T(0);
+    };
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
       const bool resets = is_reset(rows, t, r, reverse);
-      at.h[now][r] = resets ? at.zeros : room.h[now] + r * Hp;
+      at.h[now][r] = resets ? at.zeros : room.h[now] + r * Pp;
       if (!resets) continue;
-      for (Index j = part.blocks.first * kLanes<T>; j < part.blocks.last * kLanes<T>; ++j) {
-        room.h[now][r * Hp + j] = T(0);
-        if constexpr (Cell::has_c) room.c[r * Hp + j] = T(0);
-      }
+      clear(room.h[now] + r * Pp, outputs());
+      for (int k = 0; k < Cell::carried; ++k) clear(room.c + (k * rows.B + r) * Hp, part.blocks);
     }
   }
 
-  // Hands out the state of a row at its own last step.
+  // Hands out the states of a row at its own last step.
   void finish(Index r) const {
-    const Index to = least(H, part.blocks.last * kLanes<T>), caller = row_of(rows, r) * H;
-    for (Index j = part.blocks.first * kLanes<T>; j < to; j += kLanes<T>) {
-      const Index at_j = r * padded<T>(H) + j;
-      store_n(d.h_last + caller + j, load(room.h[now] + at_j), to - j);
-      if constexpr (Cell::has_c) store_n(d.c_last + caller + j, load(room.c + at_j), to - j);
-    }
+    const auto hand_out = [&](int state, Index width, Range blocks, const T* from) {
+      const Index to = least(width, blocks.last * kLanes<T>), caller = row_of(rows, r) * width;
+      for (Index j = blocks.first * kLanes<T>; j < to; j += kLanes<T>)
+        store_n(d.last[state] + caller + j, load(from + r * padded<T>(width) + j), to - j);
+    };
+    hand_out(0, P, outputs(), room.h[now]);
+    for (int k = 0; k < Cell::carried; ++k)
+      hand_out(1 + k, H, part.blocks, room.c + k * rows.B * padded<T>(H));
+  }
+
+  // The projection of the cell's outputs, and what follows from it: its clip, h and y.
+  void project(Index t, Index n) const {
+    const Index first = part.rows.first, Pp = padded<T>(P);
+    const V bound = splat(projection_clip);
+    for (Index i = 0; i < n; ++i) at.projected[i] = room.h[now ^ 1] + (first + i) * Pp;
+    product<1>(*part.team.watch, n, at.operand + first, Depth{1, H, 1, {0}},
+               static_cast<const T*>(room.weights.projection), outputs(), false,
+               Target<T>{at.projected, nullptr, true, false, Pp}, [&](Index block, int np) {
+                 for (Index i = 0; i < n; ++i)
+                   for (Index j = block * kLanes<T>; j < (block + np) * kLanes<T>; j += kLanes<T>) {
+                     V h = load(at.projected[i] + j);
+                     if (d.projected)
+                       store(d.projected + (rows_before(rows, t) + first + i) * Pp + j, h);
+                     store(at.projected[i] + j, h = limit(h, -bound, bound));
+                     store_n(y.data + t * y.step + row_of(rows, first + i) * y.row + j, h, P - j);
+                   }
+               });
   }
 
   // The recurrent product of one phase's gates, and the cell's maths on what it leaves in cache.
-  template <int P>
+  template <int phase_index>
   void phase(Index t, Index n, Range blocks) const {
-    constexpr Phase ph = Cell::phase[P];
+    constexpr Phase ph = Cell::phase[phase_index];
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
     for (Index i = 0; i < n; ++i) at.z_now[i] = z_row(t, first + i);
-    const Step<T> s{at.z_now,
-                    room.h[now] + skipped,
-                    room.h[now ^ 1] + skipped,
-                    Cell::has_c ? room.c + skipped : nullptr,
-                    Cell::phases > 1 ? room.operand + skipped : nullptr,
-                    d.cells ? d.cells + rows_before(rows, t) * Hp + skipped : nullptr,
-                    y.data + t * y.step + (rows.order ? 0 : first * y.row),
-                    y.row,
-                    rows.order ? rows.order + first : nullptr,
-                    H,
-                    Hp,
-                    keeps()};
+    const Step s{
+        cell_,
+        at.z_now,
+        room.h[now] + skipped,
+        room.h[now ^ 1] + skipped,
+        Cell::carried ? room.c + skipped : nullptr,
+        kHasOperand<Cell> ? room.operand + skipped : nullptr,
+        d.carried ? d.carried + (rows_before(rows, t) + first) * Cell::carried * Hp : nullptr,
+        y.data + t * y.step + (rows.order ? 0 : first * y.row),
+        y.row,
+        rows.order ? rows.order + first : nullptr,
+        H,
+        Hp,
+        rows.B * Hp,
+        keeps()};
+    if constexpr (Cell::elementwise) {
+      for (Index b = blocks.first; b < blocks.last; b += 2)
+        rows_of<phase_index>(s, n, b, static_cast<int>(least(2, blocks.last - b)));
+      constexpr Index vector_operations = 32;  // of a cell's maths, about
+      part.team.worked(n * blocks.size() * vector_operations);
+      return;
+    }
     Target<T> target{at.z_now, nullptr, false, false, Hp};
     for (int g = 0; g < ph.count; ++g) target.slot[g] = Cell::recurrent_slot[ph.first + g] * Hp;
-    const T* const* const a = (P == 0 ? at.h[now] : at.operand) + first;
-    const T* const panels = room.weights.panels(P, H);
-    const Depth depth{1, H, 1, {0}};
+    const T* const* const a = (phase_index == 0 ? at.h[now] : at.operand) + first;
+    const T* const panels = room.weights.panels(phase_index, H, P);
+    const Depth depth{1, P, 1, {0}};
     const bool backwards = from_end != (now == 1);
     constexpr int widest = panels_at_once<ph.count>(1, 0);
     if (n == 1)
       one_row_product<ph.count>(
           *part.team.watch, a, depth, panels, blocks, backwards, target,
           [&](const TileCall<T>& call, Index block, int np)
-              __attribute__((always_inline)) { one_row<P, widest>(s, call, block, np); });
+              __attribute__((always_inline)) { one_row<phase_index, widest>(s, call, block, np); });
     else
       product<ph.count>(*part.team.watch, n, a, depth, panels, blocks, backwards, target,
-                        [&](Index block, int np)
-                            __attribute__((always_inline)) { rows_of<P>(s, n, block, np); });
+                        [&](Index block, int np) __attribute__((always_inline)) {
+                          rows_of<phase_index>(s, n, block, np);
+                        });
   }
 
   // The cell's maths for n rows and some blocks, on sums that stand in the rows of z.
-  template <int P>
-  __attribute__((always_inline)) static inline void rows_of(const Step<T>& s, Index n, Index block,
+  template <int phase_index>
+  __attribute__((always_inline)) static inline void rows_of(const Step& s, Index n, Index block,
                                                             int np) {
     Index i = 0;
     if (np == 1)
-      for (; i + 1 < n; i += 2) stored<P, 2>(s, {i, i + 1}, {block, block});
+      for (; i + 1 < n; i += 2) stored<phase_index, 2>(s, {i, i + 1}, {block, block});
     for (; i < n; ++i) {
       int p = 0;
-      for (; p + 1 < np; p += 2) stored<P, 2>(s, {i, i}, {block + p, block + p + 1});
-      if (p < np) stored<P, 1>(s, {i}, {block + p});
+      for (; p + 1 < np; p += 2) stored<phase_index, 2>(s, {i, i}, {block + p, block + p + 1});
+      if (p < np) stored<phase_index, 1>(s, {i}, {block + p});
     }
   }
-  template <int P, int N>
-  __attribute__((always_inline)) static inline void stored(const Step<T>& s, const Index (&row)[N],
+  template <int phase_index, int N>
+  __attribute__((always_inline)) static inline void stored(const Step& s, const Index (&row)[N],
                                                            const Index (&block)[N]) {
-    cell<P, N>(s, row, block, [&](int g) {
+    cell<phase_index, N>(s, row, block, [&](int g) {
       return load_each<T, Units<T, N>>([&](int i) {
         return s.z[row[i]] + Cell::recurrent_slot[g] * s.Hp + block[i] * kLanes<T>;
       });
@@ -339,20 +400,20 @@ struct Forward {
   }
 
   // A tile of one row, and the cell's maths on its sums while they are in registers.
-  template <int P, int NP>
-  __attribute__((always_inline)) static inline void one_row(const Step<T>& s,
-                                                            const TileCall<T>& call, Index block,
-                                                            int np) {
-    constexpr int G = Cell::phase[P].count;
+  template <int phase_index, int NP>
+  __attribute__((always_inline)) static inline void one_row(const Step& s, const TileCall<T>& call,
+                                                            Index block, int np) {
+    constexpr int G = Cell::phase[phase_index].count;
     if (np == NP)
-      in_registers<P, NP>(s, call, block);
+      in_registers<phase_index, NP>(s, call, block);
     else if constexpr (NP > G / kPanel<G>)
-      one_row<P, NP / 2>(s, call, block, np);
+      one_row<phase_index, NP / 2>(s, call, block, np);
   }
-  template <int P, int NP>
-  __attribute__((noinline)) static void in_registers(const Step<T>& s, const TileCall<T>& call,
+  template <int phase_index, int NP>
+  __attribute__((noinline)) static void in_registers(const Step& s, const TileCall<T>& call,
                                                      Index block) {
-    constexpr int first = Cell::phase[P].first, G = Cell::phase[P].count, NV = kPanel<G>;
+    constexpr int first = Cell::phase[phase_index].first, G = Cell::phase[phase_index].count,
+                  NV = kPanel<G>;
     Vec<T> sum[1][NP][NV];
     multiply(call, Places<T, G, NP>(call), sum);
     const auto argument = [&](int b, int g) {
@@ -360,21 +421,22 @@ struct Forward {
     };
     constexpr int blocks = NP * NV / G;
     if constexpr (blocks == 1)
-      cell<P, 1>(s, {0}, {block}, [&](int g) { return argument(0, g); });
+      cell<phase_index, 1>(s, {0}, {block}, [&](int g) { return argument(0, g); });
     else
 #pragma GCC unroll 4
       for (int b = 0; b < blocks; b += 2)
-        cell<P, 2>(s, {0, 0}, {block + b, block + b + 1},
-                   [&](int g) { return Units<T, 2>{argument(b, g), argument(b + 1, g)}; });
+        cell<phase_index, 2>(s, {0, 0}, {block + b, block + b + 1}, [&](int g) {
+          return Units<T, 2>{argument(b, g), argument(b + 1, g)};
+        });
   }
 
   // N vectors of units, each of one row (of this part) at a step. argument(g): of gate g.
-  template <int P, int N, class Argument>
-  __attribute__((always_inline)) static inline void cell(const Step<T>& s, const Index (&row)[N],
+  template <int phase_index, int N, class Argument>
+  __attribute__((always_inline)) static inline void cell(const Step& s, const Index (&row)[N],
                                                          const Index (&block)[N],
                                                          const Argument& argument) {
     using U = Units<T, N>;
-    constexpr Phase ph = Cell::phase[P];
+    constexpr Phase ph = Cell::phase[phase_index];
     T* z[N];
     Index at_h[N];  // in an array of [B, padded H]
     for (int i = 0; i < N; ++i) {
@@ -389,12 +451,13 @@ struct Forward {
     for (int k = 0; k < Cell::saved; ++k)
       if (ph.reads >> k & 1u) u.saved[k] = load_each<T, U>(slot(k));
     if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(s.h_before));
-    if constexpr (Cell::has_c) u.c_before = load_each<T, U>(of(s.c));
-    Cell::template forward<P>(u);
+    for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_each<T, U>(of(s.c + k * s.state));
+    s.cell.template forward<phase_index>(u);
     for (int k = 0; k < Cell::saved; ++k)
       if (ph.keeps >> k & 1u || (s.keeps && ph.writes >> k & 1u))
         store_each<T>(slot(k), u.saved[k]);
-    if constexpr (P + 1 < Cell::phases) {
+    constexpr bool last = phase_index + 1 == Cell::phases;
+    if constexpr (!last || Cell::projects) {
       store_each<T>(of(s.operand), u.operand);
     } else {
       store_each<T>(of(s.h), u.h);
@@ -402,10 +465,14 @@ struct Forward {
         return s.y + (s.order ? s.order[row[i]] : row[i]) * s.y_row + block[i] * kLanes<T>;
       };
       store_each<T>(out, u.h, [&](int i) { return s.H - block[i] * kLanes<T>; });
-      if constexpr (Cell::has_c) {
-        store_each<T>(of(s.c), u.c);
-        if (s.cells) store_each<T>(of(s.cells), u.c);
-      }
+    }
+    for (int k = 0; last && k < Cell::carried; ++k) {
+      store_each<T>(of(s.c + k * s.state), u.c[k]);
+      if (!s.carried) continue;
+      const auto kept = [&](int i) {
+        return s.carried + (row[i] * Cell::carried + k) * s.Hp + block[i] * kLanes<T>;
+      };
+      store_each<T>(kept, u.c[k]);
     }
   }
 };

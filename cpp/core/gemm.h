@@ -126,7 +126,7 @@ RNNKERN_INLINE void multiply(const TileCall<T>& c, const Places<T, G, NP>& place
 }
 
 template <class T, int G, int MR, int NP>
-__attribute__((noinline)) static void tile(const TileCall<T>& c) {
+__attribute__((noinline)) void tile(const TileCall<T>& c) {
   constexpr int NV = kPanel<G>;
   // In locals: what the rows' stores might change, as far as the compiler knows.
   const Places<T, G, NP> place(c);
@@ -167,8 +167,8 @@ using TileFunction = void (*)(const TileCall<T>&);
 
 // A tile of one vector a block whose C is not to be written in whole vectors: by way of a buffer.
 template <class T>
-static void through_buffer(TileFunction<T> tile, const TileCall<T>& call, const Target<T>& c,
-                           int mr, int np) {
+void through_buffer(TileFunction<T> tile, const TileCall<T>& call, const Target<T>& c, int mr,
+                    int np) {
   alignas(RNNKERN_VECTOR_BYTES) T buffer[kMostRows][kMostPanels * kLanes<T>];
   T* rows[kMostRows];
   const Index width = least(np * kLanes<T>, c.columns - call.column);

@@ -13,7 +13,7 @@ inline constexpr Index blocks_of(Index n) {
 // Blocks of W^T for forward: block, then panel, then k, then gate of the panel, then unit.
 // w: [.., K], rows gate * H + unit, gates [gate, gate + G).
 template <int G, class T>
-static void pack_gates(Watch& watch, const T* w, int gate, Index H, Index K, Range blocks, T* out) {
+void pack_gates(Watch& watch, const T* w, int gate, Index H, Index K, Range blocks, T* out) {
   constexpr Index lanes = kLanes<T>, NV = kPanel<G>;
   for (Index block = blocks.first; block < blocks.last; ++block)
     for (Index first = 0; first < G; first += NV) {
@@ -35,8 +35,7 @@ static void pack_gates(Watch& watch, const T* w, int gate, Index H, Index K, Ran
 // Column blocks of a row-major matrix: block, then row, then column in the block.
 // row(k) points at row k of `columns` elements; out: [blocks, rows, lanes].
 template <class T, class Row>
-static void pack_columns(Watch& watch, const Row& row, Index rows, Index columns, Range blocks,
-                         T* out) {
+void pack_columns(Watch& watch, const Row& row, Index rows, Index columns, Range blocks, T* out) {
   constexpr Index lanes = kLanes<T>;
   for (Index block = blocks.first; block < blocks.last; ++block) {
     const Index left = columns - block * lanes;
@@ -51,7 +50,7 @@ static void pack_columns(Watch& watch, const Row& row, Index rows, Index columns
 
 // The sum of the gates' two biases, or one of them; [gates, padded H]. null stands for zeros.
 template <class T>
-static void pack_bias(const T* b, const T* b_too, int gates, Index H, T* out) {
+void pack_bias(const T* b, const T* b_too, int gates, Index H, T* out) {
   for (Index g = 0; g < gates; ++g)
     for (Index j = 0; j < padded<T>(H); ++j) {
       const bool inside = j < H;

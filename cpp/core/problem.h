@@ -1,6 +1,7 @@
 // The dimension letters and the plain records that every part of the core shares.
 //
 //   T steps   B rows of the batch   I inputs   H hidden units   L layers   D directions   G gates
+//   P outputs of a direction: the width of h. P is H, or less in a cell that projects.
 //
 // Nothing here depends on an instruction set, and nothing here emits code: records, constants and
 // a declaration only, so that a file compiled for one instruction set can't lend a function to
@@ -10,25 +11,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cells/kinds.h"
+
 namespace rnnkern {
 
 using Index = std::ptrdiff_t;
-
-enum class Kind : int { rnn_tanh, rnn_relu, lstm, gru, gru_reset_before };
-
-struct KindInfo {
-  const char* name;
-  int gates;   // G: rows of a weight matrix are G * H
-  int states;  // 1: h; 2: h and c
-  int saved;   // vectors of H that forward keeps for backward, a step and row, c and y apart
-};
-
-// The table of kinds, in the order of Kind: the bindings and the tests read it too.
-inline constexpr KindInfo kKinds[] = {
-    {"rnn_tanh", 1, 1, 0}, {"rnn_relu", 1, 1, 0},         {"lstm", 4, 2, 4},
-    {"gru", 3, 1, 4},      {"gru_reset_before", 3, 1, 3},
-};
-inline constexpr int kKindCount = static_cast<int>(sizeof(kKinds) / sizeof(kKinds[0]));
 
 // Rows of inner buffers are padded to whole cache lines, for every instruction set alike, so that
 // what one instruction set has saved another can read.
@@ -56,19 +43,16 @@ struct Schedule {
 // Steps [from, from + steps) of a schedule, rows in the same order (schedule.cpp).
 Schedule steps_of(const Schedule& s, Index from, Index steps);
 
-// One direction of one layer. Arrays are C-contiguous unless they say otherwise.
+// One direction of one layer. Arrays are C-contiguous unless they say otherwise. The widths of
+// parameters and states are those of the table of kinds.
 template <class T>
 struct Direction {
-  const T* w_ih;    // [G*H, I]
-  const T* w_hh;    // [G*H, H]
-  const T* b_ih;    // [G*H], null without bias
-  const T* b_hh;    // [G*H], null without bias
-  const T* h0;      // [B, H], null for zeros
-  const T* c0;      // [B, H], null for zeros
-  T* h_last;        // [B, H] the state at each row's own last step
-  T* c_last;        // [B, H], LSTM only
-  T* saved;         // [alive rows, saved, padded H], kept for backward; null when nothing is kept
-  T* cells;         // [alive rows, padded H], kept for backward; null when nothing is kept
+  const T* parameters[kRoles];  // null where the cell has none, or the layer no bias
+  const T* first[kMostStates];  // [B, width] the states before the first step; null for zeros
+  T* last[kMostStates];         // [B, width] the states at each row's own last step
+  T* saved;                     // [alive rows, saved, padded H], for backward; null: not kept
+  T* carried;       // [alive rows, states but h, padded H], for backward; null: not kept
+  T* projected;     // [alive rows, padded P] h before its clip; null: there is no clip
   const T* packed;  // weights in panels, made before (streams); null: pack in this call
 };
 
@@ -76,8 +60,8 @@ template <class T>
 struct Layer {
   Index inputs;         // I of this layer
   Sequence<const T> x;  // (T, B, inputs)
-  Sequence<T> y;        // (T, B, D*H) h of every step
-  // (T, B, D*H) what the layer hands on: y itself, or in a residual layer above the first y + x,
+  Sequence<T> y;        // (T, B, D*P) h of every step
+  // (T, B, D*P) what the layer hands on: y itself, or in a residual layer above the first y + x,
   // which may be written over y where nothing is kept.
   Sequence<T> out;
   Direction<T> direction[2];
@@ -100,12 +84,13 @@ struct Interrupt {
 template <class T>
 struct ForwardCall {
   Kind kind;
+  CellConstants constants;
   bool residual;  // layers above the first hand on y + x
-  Index L, D, H;
+  Index L, D, H, P;
   Schedule rows;
   Layer<T>* layers;  // [L]
   Dropout dropout;
-  T* dropped;   // [T, B, D*H] room for a layer's input after dropout; null without dropout
+  T* dropped;   // [T, B, D*P] room for a layer's input after dropout; null without dropout
   int threads;  // at most this many
   Interrupt interrupt;
   // Go over the weights from the end first: who calls step by step does so in turns, and finds in
@@ -130,23 +115,18 @@ struct Trace {
 
 template <class T>
 struct DirectionGradient {
-  T* w_ih;     // [G*H, I]
-  T* w_hh;     // [G*H, H]
-  T* b_ih;     // [G*H], null without bias
-  T* b_hh;     // [G*H], null without bias
-  const T* h;  // [B, H] dL/dh_last, null for zeros
-  const T* c;  // [B, H] dL/dc_last, null for zeros
-  T* h0;       // [B, H], may be h
-  T* c0;       // [B, H], may be c; LSTM only
+  T* parameters[kRoles];       // null where the direction has none
+  const T* last[kMostStates];  // [B, width] dL/d(last states), null for zeros
+  T* first[kMostStates];       // [B, width] dL/d(first states), may be `last`
   Trace trace;
-  // [B] step_norm's factor of h and h0, on the way from one call of a backward to the next, and of
-  // h0's where the call is not the last; null in a backward of one call.
+  // [B] step_norm's factor of dL/dh, on the way from one call of a backward to the next: read where
+  // the call goes on, written where it is to be continued; null in a backward of one call.
   T* scale;
 };
 
 template <class T>
 struct LayerGradient {
-  Sequence<const T> dy;  // (T, B, D*H); null data for zeros
+  Sequence<const T> dy;  // (T, B, D*P); null data for zeros
   Sequence<T> dx;        // (T, B, inputs)
   DirectionGradient<T> direction[2];
 };
@@ -154,13 +134,14 @@ struct LayerGradient {
 template <class T>
 struct BackwardCall {
   Kind kind;
+  CellConstants constants;
   bool residual;  // layers above the first hand on y + x
-  Index L, D, H;
+  Index L, D, H, P;
   Schedule rows;
   const Layer<T>* layers;       // [L] as forward left them
   LayerGradient<T>* gradients;  // [L]
   Dropout dropout;
-  T* dropped;  // [T, B, D*H], as in ForwardCall
+  T* dropped;  // [T, B, D*P], as in ForwardCall
   Clip clip;
   // The weight of Omega, the regulariser of Pascanu et al. 2013 (arXiv 1211.5063, eq. 9), whose
   // immediate gradient (eq. 10) is added to dW_hh; needs traces, and a cell of one phase without c.

@@ -36,8 +36,8 @@ inline std::uint64_t mix(std::uint64_t seed, std::uint64_t step) {
 
 // to = from * mask / (1 - p) on the rows alive, for the input of layer `layer`; in place or not.
 template <class T>
-static void apply_dropout(const Dropout& dropout, Index layer, const Schedule& rows, Index channels,
-                          Sequence<const T> from, Sequence<T> to, const Team& team) {
+void apply_dropout(const Dropout& dropout, Index layer, const Schedule& rows, Index channels,
+                   Sequence<const T> from, Sequence<T> to, const Team& team) {
   const std::uint64_t key = mix(dropout.seed, dropout.step);
   const auto dropped = static_cast<std::uint64_t>(dropout.p * 4294967296.0);  // of 2^32 words
   const T scale = static_cast<T>(1.0 / (1.0 - dropout.p));

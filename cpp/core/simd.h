@@ -66,6 +66,7 @@ inline constexpr Index least(Index a, Index b) { return a < b ? a : b; }
 inline constexpr Index most(Index a, Index b) { return a > b ? a : b; }
 
 #define RNNKERN_INLINE static inline __attribute__((always_inline))
+#define RNNKERN_MEMBER inline __attribute__((always_inline))
 
 template <class T>
 RNNKERN_INLINE Vec<T> load(const T* p) {
@@ -342,6 +343,18 @@ RNNKERN_INLINE bool all_zero(Vec<T> v) {
 template <class V>
 RNNKERN_INLINE V limit(V x, V low, V high) {
   return smaller(high, larger(low, x));
+}
+
+// `kept` where v lies in [-bound, bound] or is nan, zero elsewhere.
+template <class T>
+RNNKERN_INLINE Vec<T> where_within(Vec<T> v, Vec<T> bound, Vec<T> kept) {
+  const Vec<T> not_above = v > bound ? Vec<T>{} : kept;
+  return v < -bound ? Vec<T>{} : not_above;
+}
+template <class T>
+RNNKERN_INLINE Pair<Vec<T>> where_within(Pair<Vec<T>> v, Vec<T> bound, Pair<Vec<T>> kept) {
+  return {where_within<T>(v.first, bound, kept.first),
+          where_within<T>(v.second, bound, kept.second)};
 }
 
 // Constants of e^r = 1 + r + r^2 p(r) on |r| <= ln(2)/2, p but for its first term by the Remez

@@ -19,16 +19,20 @@ inline int capped(int threads, double most) {
   return most < static_cast<double>(threads) ? (most < 1 ? 1 : static_cast<int>(most)) : threads;
 }
 inline double as_double(Index n) { return static_cast<double>(n); }
-// Flops of a step's products, for each of their inputs; and of a whole forward.
+// Flops of the products of a step that need the step before; and of a whole forward.
 template <class Cell, class Call>
-inline double flops_of_step(const Call& call) {
-  return 2.0 * as_double(Cell::gates * call.H) * as_double(call.rows.B * call.D);
+inline double recurrent_flops_of_step(const Call& call) {
+  const Index rows = Cell::elementwise ? 0 : Cell::gates * call.H;
+  const Index projection = Cell::projects ? call.P * call.H : 0;
+  return 2.0 * as_double(rows * call.P + projection) * as_double(call.rows.B * call.D);
 }
 template <class Cell, class Call>
 inline double work_of(const Call& call) {
-  const Index H = call.H, I = call.layers[0].inputs;
-  const Index inputs = I + H + (call.L - 1) * (call.D * H + H);
-  return flops_of_step<Cell>(call) * as_double(call.rows.T) * as_double(inputs);
+  const Index inputs = call.layers[0].inputs + (call.L - 1) * call.D * call.P;  // of all layers
+  const double input_flops =
+      2.0 * as_double(Cell::gates * call.H) * as_double(call.rows.B * call.D) * as_double(inputs);
+  return as_double(call.rows.T) *
+         (input_flops + as_double(call.L) * recurrent_flops_of_step<Cell>(call));
 }
 template <class Cell, class T>
 inline double work_to_share(const BackwardCall<T>& call) {
@@ -43,9 +47,8 @@ inline double work_to_share(const ForwardCall<T>& call) {
 template <class Cell, class Call>
 inline int worthwhile(int threads, const Call& call) {
   int n = capped(threads, work_to_share<Cell>(call) / Worth::flops_of_a_thread);
-  if (call.rows.B * call.D < 4 * n)
-    n = capped(n,
-               flops_of_step<Cell>(call) * as_double(call.H) / Worth::flops_of_a_thread_and_step);
+  if (!Cell::elementwise && call.rows.B * call.D < 4 * n)
+    n = capped(n, recurrent_flops_of_step<Cell>(call) / Worth::flops_of_a_thread_and_step);
   return n;
 }
 
@@ -81,7 +84,7 @@ inline Sequence<const T> read_only(const Sequence<T>& s) {
   return {s.data, s.step, s.row};
 }
 
-inline Index most_inputs(Index I, Index L, Index D, Index H) { return L > 1 ? most(I, D * H) : I; }
+inline Index most_inputs(Index I, Index L, Index C) { return L > 1 ? most(I, C) : I; }
 
 // The barriers of a call: all threads', and one for each direction.
 struct Barriers {
@@ -98,8 +101,8 @@ struct Barriers {
 
 // to = a + b on the rows alive; zeros behind a row's end.
 template <class T>
-static void add_sequences(const Schedule& rows, Index channels, Sequence<const T> a,
-                          Sequence<const T> b, Sequence<T> to, const Team& team) {
+void add_sequences(const Schedule& rows, Index channels, Sequence<const T> a, Sequence<const T> b,
+                   Sequence<T> to, const Team& team) {
   const Range steps = team.share_of(rows.T);
   for (Index t = steps.first; t < steps.last; ++t)
     for (Index r = 0; r < rows.B; ++r) {
@@ -120,6 +123,7 @@ static void add_sequences(const Schedule& rows, Index channels, Sequence<const T
 template <class Cell, class T>
 struct ForwardStack {
   const ForwardCall<T>& call;
+  Cell cell;
   Line line;
   int threads;
   Barriers barriers;
@@ -127,8 +131,9 @@ struct ForwardStack {
   ForwardRoom<Cell, T>* rooms;  // of each direction; in a line, of each thread
   ForwardPointers<T>* at;
 
-  ForwardStack(const ForwardCall<T>& c, Arena& arena) : call(c), line(line_of<Cell>(c)) {
-    const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
+  ForwardStack(const Cell& of, const ForwardCall<T>& c, Arena& arena)
+      : call(c), cell(of), line(line_of<Cell>(c)) {
+    const Index I = most_inputs(call.layers[0].inputs, call.L, call.D * call.P);
     const bool packed = call.layers[0].direction[0].packed != nullptr;
     threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
     barriers.take(arena);
@@ -137,13 +142,13 @@ struct ForwardStack {
     rooms = arena.take<ForwardRoom<Cell, T>>(count);
     ForwardRoom<Cell, T> room;
     for (Index i = 0; i < count; ++i) {
-      room.take(arena, call.rows, I, call.H, packed, line.chunk);
+      room.take(arena, call.rows, I, call.H, call.P, packed, line.chunk);
       if (arena.base) rooms[i] = room;
     }
     at = arena.take<ForwardPointers<T>>(threads);
     for (int i = 0; i < threads; ++i) {
       ForwardPointers<T> pointers;
-      pointers.take(arena, room.chunk, call.rows.B, call.H);
+      pointers.take(arena, room.chunk, call.rows.B, call.P);
       if (arena.base) at[i] = pointers;
     }
   }
@@ -205,18 +210,18 @@ struct ForwardStack {
 
   bool drops(Index l) const { return l > 0 && call.dropout.p > 0; }
   Sequence<T> dropped() const {
-    const Index C = call.D * call.H;
+    const Index C = call.D * call.P;
     return {call.dropped, call.rows.B * C, C};
   }
   void drop_input(Index l, Index from, Index steps, const Team& team) const {
     if (!drops(l)) return;
     apply_dropout(from_step(call.dropout, from), l, steps_of(call.rows, from, steps),
-                  call.D * call.H, from_step(call.layers[l].x, from), from_step(dropped(), from),
+                  call.D * call.P, from_step(call.layers[l].x, from), from_step(dropped(), from),
                   team);
   }
   void add_input(Index l, Index from, Index steps, const Team& team) const {
     const Layer<T>& layer = call.layers[l];
-    add_sequences<T>(steps_of(call.rows, from, steps), call.D * call.H, from_step(layer.x, from),
+    add_sequences<T>(steps_of(call.rows, from, steps), call.D * call.P, from_step(layer.x, from),
                      from_step(read_only(layer.y), from), from_step(layer.out, from), team);
   }
   // A room with a layer's weights, packed now or before.
@@ -225,18 +230,21 @@ struct ForwardStack {
     const Layer<T>& layer = call.layers[l];
     if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
       Arena kept{reinterpret_cast<char*>(packed)};
-      room.weights.take(kept, layer.inputs, call.H);
+      room.weights.take(kept, layer.inputs, call.H, call.P);
     } else {
-      room.weights.pack(layer.direction[d], layer.inputs, call.H, team);
+      room.weights.pack(layer.direction[d], layer.inputs, call.H, call.P, team);
     }
     return room;
   }
   Forward<Cell, T> loop(Index l, Index d, const ForwardRoom<Cell, T>& room,
                         const ForwardPointers<T>& pointers, const Part& part) const {
     const Layer<T>& layer = call.layers[l];
-    const Sequence<T> y{layer.y.data + d * call.H, layer.y.step, layer.y.row};
-    return {call.rows,
+    const Sequence<T> y{layer.y.data + d * call.P, layer.y.step, layer.y.row};
+    return {cell,
+            static_cast<T>(call.constants.projection_clip),
+            call.rows,
             call.H,
+            call.P,
             layer.inputs,
             drops(l) ? read_only(dropped()) : layer.x,
             y,
@@ -254,6 +262,7 @@ struct ForwardStack {
 template <class Cell, class T>
 struct BackwardStack {
   const BackwardCall<T>& call;
+  Cell cell;
   Line line;
   int threads;
   Barriers barriers;
@@ -261,22 +270,24 @@ struct BackwardStack {
   BackwardRoom<Cell, T>* rooms;  // of each direction; in a line, of each thread
   Index room_count;
   BackwardPointers<T>* at;
-  double* squares;  // [L, D, 4, square lanes]: of dW_ih, dW_hh, db_ih, db_hh
+  double* squares;  // [L, D, roles, square lanes]
   GradientNorm* result;
 
-  BackwardStack(const BackwardCall<T>& c, Arena& arena) : call(c), line(line_of<Cell>(c)) {
-    const Index I = most_inputs(call.layers[0].inputs, call.L, call.D, call.H);
+  BackwardStack(const Cell& of, const BackwardCall<T>& c, Arena& arena)
+      : call(c), cell(of), line(line_of<Cell>(c)) {
+    const Index I = most_inputs(call.layers[0].inputs, call.L, call.D * call.P);
     threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
     room_count = line.threads > 1 ? threads : call.D;
     barriers.take(arena);
     progress = arena.take<Progress>(call.L);
     rooms = arena.take<BackwardRoom<Cell, T>>(room_count);
     result = arena.take<GradientNorm>(1);
-    squares = arena.take<double>(call.L * call.D * 4 * kSquareLanes<T>);
+    squares = arena.take<double>(call.L * call.D * kRoles * kSquareLanes<T>);
     BackwardRoom<Cell, T> room;
     for (Index i = 0; i < room_count; ++i) {
-      room.take(arena, call.rows, I, call.H, call.gradients[0].direction[0].trace.dh != nullptr,
-                call.flow_penalty != 0.0, line.chunk);
+      room.take(arena, call.rows, I, call.H, call.P,
+                call.gradients[0].direction[0].trace.dh != nullptr, call.flow_penalty != 0.0,
+                line.chunk);
       if (arena.base) rooms[i] = room;
     }
     at = arena.take<BackwardPointers<T>>(threads);
@@ -326,7 +337,7 @@ struct BackwardStack {
     const Schedule& rows = call.rows;
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
-    const Index C = call.D * call.H;
+    const Index C = call.D * call.P;
     const bool drops = l > 0 && call.dropout.p > 0;
     const Sequence<T> dropped{call.dropped, rows.B * C, C};
     const Sequence<const T> x = drops ? read_only(dropped) : layer.x;
@@ -349,11 +360,14 @@ struct BackwardStack {
     if (!in_line) drop_input(0, rows.T);
     using Loop = Backward<Cell, T>;
     const auto loop = [&](Index d) {
-      const Index column = d * call.H;
+      const Index column = d * call.P;
       const Sequence<const T> y{layer.y.data + column, layer.y.step, layer.y.row};
       const T* dy = gradient.dy.data ? gradient.dy.data + column : nullptr;
-      return Loop{rows,
+      return Loop{cell,
+                  static_cast<T>(call.constants.projection_clip),
+                  rows,
                   call.H,
+                  call.P,
                   layer.inputs,
                   x,
                   y,
@@ -378,7 +392,8 @@ struct BackwardStack {
     for (Index d = 0; d < call.D; ++d) {
       loops[d].pack(all);
       if (mine(d)) loops[d].begin(part, call.goes_on);
-      const Range part_of_squares = all.share_of(room[d].square_rows(call.H) * kSquareLanes<T>);
+      const Range part_of_squares =
+          all.share_of(room[d].all_square_rows(call.H, call.P) * kSquareLanes<T>);
       for (Index i = part_of_squares.first; i < part_of_squares.last; ++i) room[d].squares[i] = 0;
     }
     if (!all.wait()) return false;
@@ -433,20 +448,20 @@ struct BackwardStack {
   }
 
   void gather_squares(Index l, Index d, const BackwardRoom<Cell, T>& room) const {
-    constexpr Index G = Cell::gates, lanes = kSquareLanes<T>;
-    const Index rows_of[4] = {G * call.H, G * call.H, G, G};
+    constexpr Index lanes = kSquareLanes<T>;
     const double* from = room.squares;
-    for (Index parameter = 0; parameter < 4; ++parameter) {
-      double* sum = squares + ((l * call.D + d) * 4 + parameter) * lanes;
+    for (int r = 0; r < kRoles; ++r) {
+      double* sum = squares + ((l * call.D + d) * kRoles + r) * lanes;
       for (Index i = 0; i < lanes; ++i) sum[i] = 0;
-      for (Index row = 0; row < rows_of[parameter]; ++row, from += lanes)
+      const Index count = room.square_rows(static_cast<Role>(r), call.H, call.P);
+      for (Index row = 0; row < count; ++row, from += lanes)
         for (Index i = 0; i < lanes; ++i) sum[i] += from[i];
     }
   }
 
   GradientNorm norm() const {
     double sum = 0;
-    for (Index i = 0; i < call.L * call.D * 4 * kSquareLanes<T>; ++i) sum += squares[i];
+    for (Index i = 0; i < call.L * call.D * kRoles * kSquareLanes<T>; ++i) sum += squares[i];
     const double norm = __builtin_sqrt(sum);
     bool finite = true;
     for (Index i = 0; i < room_count; ++i) finite = finite && *rooms[i].finite;
@@ -460,10 +475,10 @@ struct BackwardStack {
     for (Index l = 0; l < call.L; ++l)
       for (Index d = 0; d < call.D; ++d) {
         const DirectionGradient<T>& g = call.gradients[l].direction[d];
-        const Index GH = Cell::gates * call.H;
-        multiply(g.w_ih, GH * call.layers[l].inputs, all);
-        multiply(g.w_hh, GH * call.H, all);
-        if (g.b_ih) multiply(g.b_ih, GH, all), multiply(g.b_hh, GH, all);
+        const Index extents[] = {Cell::gates * call.H, call.H, call.P, call.layers[l].inputs, 1};
+        for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p)
+          if (T* const values = g.parameters[p->role])
+            multiply(values, extents[int(p->rows)] * extents[int(p->columns)], all);
       }
   }
   void multiply(T* values, Index n, const Team& all) const {

@@ -26,7 +26,7 @@ RNNKERN_INLINE bool go_on(Watch& watch, Index work) {
 // Runs body(watch, thread, threads) on up to `threads` threads, the calling thread being the first.
 // One thread does not enter OpenMP at all.
 template <class Body>
-static void parallel(int threads, const Interrupt& interrupt, const Body& body) {
+void parallel(int threads, const Interrupt& interrupt, const Body& body) {
   Stop stop{interrupt, 0, 0};
   const auto one = [&](int thread, int count) {
     Watch watch{&stop, thread == 0, enter_float_environment(), kWorkBetweenLooks, 0, 0};
@@ -57,8 +57,9 @@ struct Team {
   // False for all of the team or for none: leave.
   bool wait() const {
     if (size > 1) return rnnkern::wait(*barrier, size, *watch);
-    return __atomic_load_n(&watch->stop->asked, __ATOMIC_RELAXED) == 0;
+    return !stopped();
   }
+  bool stopped() const { return __atomic_load_n(&watch->stop->asked, __ATOMIC_RELAXED) != 0; }
   // Whether to go on, after so many vector operations. Whoever leaves goes to the next `wait`.
   bool worked(Index work) const { return go_on(*watch, work); }
   Range share_of(Index n) const { return share(n, index, size); }

@@ -44,10 +44,13 @@ void* room(Index bytes) { return std::aligned_alloc(64, static_cast<std::size_t>
 template <class T>
 void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H, bool ragged,
          const Clip& clip) {
-  const TypedKernels<T>& use = kernels.of<T>();
+  const CellKernels<T>& use = kernels.of<T>().of(kind);
   const KindInfo& info = kKinds[static_cast<int>(kind)];
   const Index G = info.gates, line = 64 / static_cast<Index>(sizeof(T));
-  const Index Hp = (H + line - 1) / line * line, D = 2, C = D * H;
+  bool has[kRoles] = {};
+  for (const ParameterInfo* p = info.parameters; p->name; ++p) has[p->role] = true;
+  const auto padded = [&](Index n) { return (n + line - 1) / line * line; };
+  const Index P = has[projection_matrix] ? (H + 1) / 2 : H, D = 2, C = D * P;
   Numbers numbers;
   std::vector<Index> lengths;
   for (Index b = 0; b < B; ++b) lengths.push_back(ragged ? (b * 7 + 3) % (T_ + 1) : T_);
@@ -55,8 +58,8 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   const Index alive = schedule.alive_rows();
 
   struct Arrays {
-    std::vector<T> w_ih, w_hh, b_ih, b_hh, h0, c0, h_last, c_last, saved, cells;
-    std::vector<T> dw_ih, dw_hh, db_ih, db_hh, dh, dc, dh0, dc0;
+    std::vector<T> parameters[kRoles], first[2], last[2], saved, carried, projected;
+    std::vector<T> d_parameters[kRoles], d_last[2], d_first[2];
   };
   const auto x = numbers.operator()<T>(T_ * B * I), dy = numbers.operator()<T>(T_ * B * C);
   std::vector<T> y(static_cast<std::size_t>(T_ * B * C)), dx(static_cast<std::size_t>(T_ * B * I));
@@ -68,34 +71,36 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
     const auto make = [&](std::vector<T>& v, Index n) {
       return (v = numbers.operator()<T>(n)).data();
     };
-    layer.direction[d] = {make(a.w_ih, G * H * I),
-                          make(a.w_hh, G * H * H),
-                          make(a.b_ih, G * H),
-                          make(a.b_hh, G * H),
-                          make(a.h0, B * H),
-                          make(a.c0, B * H),
-                          make(a.h_last, B * H),
-                          make(a.c_last, B * H),
-                          make(a.saved, alive * info.saved * Hp),
-                          make(a.cells, alive * Hp),
-                          nullptr};
-    gradient.direction[d] = {make(a.dw_ih, G * H * I),
-                             make(a.dw_hh, G * H * H),
-                             make(a.db_ih, G * H),
-                             make(a.db_hh, G * H),
-                             make(a.dh, B * H),
-                             make(a.dc, B * H),
-                             make(a.dh0, B * H),
-                             make(a.dc0, B * H),
-                             {},
-                             nullptr};
+    // The numbers are drawn for every cell alike, whether it has such an array or not.
+    Direction<T>& to = layer.direction[d];
+    DirectionGradient<T>& back = gradient.direction[d];
+    const Index sizes[kRoles] = {G * H * I, G * H * P, G * H, G * H,
+                                 has[projection_matrix] ? P * H : 0};
+    const Index widths[] = {P, H};
+    const auto given = [&](int role, const T* values) { return has[role] ? values : nullptr; };
+    for (int r = 0; r < kRoles; ++r) to.parameters[r] = given(r, make(a.parameters[r], sizes[r]));
+    for (int i = 0; i < 2; ++i) to.first[i] = make(a.first[i], B * widths[i]);
+    for (int i = 0; i < 2; ++i) to.last[i] = make(a.last[i], B * widths[i]);
+    to.saved = make(a.saved, alive * info.saved * padded(H));
+    to.carried = make(a.carried, alive * padded(H));
+    if (has[projection_matrix]) to.projected = make(a.projected, alive * padded(P));
+    for (int r = 0; r < kRoles; ++r)
+      back.parameters[r] = const_cast<T*>(given(r, make(a.d_parameters[r], sizes[r])));
+    for (int i = 0; i < 2; ++i) back.last[i] = make(a.d_last[i], B * widths[i]);
+    for (int i = 0; i < 2; ++i) back.first[i] = make(a.d_first[i], B * widths[i]);
   }
-  const ForwardCall<T> forward{kind, false, 1, D, H, schedule.view(), &layer, {}, nullptr, 1, {}};
+  ForwardCall<T> forward{};
+  forward.kind = kind, forward.constants = {std::isinf(clip.norm) ? INFINITY : 0.4, 0.3};
+  forward.L = 1, forward.D = D, forward.H = H, forward.P = P;
+  forward.rows = schedule.view(), forward.layers = &layer, forward.threads = 1;
   void* forward_room = room(use.forward_room(forward));
   use.forward(forward, forward_room);
   std::free(forward_room);
-  const BackwardCall<T> backward{kind, false,   1,    D, H,     schedule.view(), &layer, &gradient,
-                                 {},   nullptr, clip, 0, false, false,           1,      {}};
+  BackwardCall<T> backward{};
+  backward.kind = kind, backward.constants = forward.constants;
+  backward.L = 1, backward.D = D, backward.H = H, backward.P = P;
+  backward.rows = schedule.view(), backward.layers = &layer, backward.gradients = &gradient;
+  backward.clip = clip, backward.threads = 1;
   void* backward_room = room(use.backward_room(backward));
   const GradientNorm norm = use.backward(backward, backward_room);
   std::free(backward_room);
@@ -103,9 +108,9 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   Hash hash;
   hash.add(y), hash.add(dx), hash.add(std::vector<double>{norm.norm, norm.scale});
   for (const Arrays& a : arrays) {
-    hash.add(a.h_last), hash.add(a.c_last);
-    for (const auto* part : {&a.dw_ih, &a.dw_hh, &a.db_ih, &a.db_hh, &a.dh0, &a.dc0})
-      hash.add(*part);
+    for (const auto& state : a.last) hash.add(state);
+    for (const auto& parameter : a.d_parameters) hash.add(parameter);
+    for (const auto& state : a.d_first) hash.add(state);
   }
   std::printf("%-17s f%d T%-2d B%-2d I%-2d H%-3d %s %s %016llx\n", info.name,
               static_cast<int>(sizeof(T) * 8), static_cast<int>(T_), static_cast<int>(B),

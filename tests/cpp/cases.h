@@ -59,7 +59,8 @@ struct Problem {
   Kind kind;
   bool is_double;
   bool large;
-  Index T, B, I, H, L, D;
+  Index T, B, I, H, P, L, D;
+  CellConstants constants;
   bool residual;
   bool ragged;
   std::vector<Index> lengths;
@@ -87,6 +88,9 @@ struct Problem {
     L = 1 + (draw.one_in(2) ? draw.below(3) : 0);
     D = 1 + draw.below(2);
     shape(draw);
+    P = has(projection_matrix) ? 1 + draw.below(H) : H;
+    constants.cell_clip = draw.one_in(2) ? bound(draw) : INFINITY;
+    constants.projection_clip = draw.one_in(2) ? bound(draw) : INFINITY;
     residual = L > 1 && draw.one_in(3);
     ragged = draw.one_in(2);
     for (Index b = 0; ragged && b < B; ++b)
@@ -107,7 +111,7 @@ struct Problem {
     clip.value = strength(draw), clip.norm = strength(draw);
     trace = draw.one_in(4);
     const bool penalized =
-        kKinds[static_cast<int>(kind)].states == 1 && kind != Kind::gru_reset_before;
+        !info().states[1].name && has(recurrent_matrix) && kind != Kind::gru_reset_before;
     flow_penalty = trace && penalized && draw.one_in(2) ? 0.5 : 0;
     threads = static_cast<int>(1 + draw.below(8));
     values = draw.one_in(4) ? static_cast<Values>(draw.below(6)) : Values::plain;
@@ -118,6 +122,17 @@ struct Problem {
     seed = draw.word();
   }
 
+  const KindInfo& info() const { return kKinds[static_cast<int>(kind)]; }
+  bool has(Role role) const {
+    for (const ParameterInfo* p = info().parameters; p->name; ++p)
+      if (p->role == role) return true;
+    return false;
+  }
+  Index extent(Extent of, Index inputs) const {
+    return twin::extent_of(of, info().gates, H, P, inputs);
+  }
+  static double bound(Draw& draw) { return std::pow(10.0, draw.byte() / 64.0 - 3); }
+
   // Mostly small. Now and then long (several chunks), wide (threads share units) or broad (threads
   // share rows).
   void shape(Draw& draw) {
@@ -127,8 +142,7 @@ struct Problem {
     if (large && odd < 12) {
       // Chunks of steps are 512 rows (backward), 128 rows or 256 KiB of gates (forward).
       L = 1, B = 1 + draw.below(24), H = 1 + draw.below(4), I = 1 + draw.below(4);
-      const KindInfo& info = kKinds[static_cast<int>(kind)];
-      const Index row = kLineBytes * std::max(info.gates, info.saved);
+      const Index row = kLineBytes * std::max(info().gates, info().saved);
       const Index chunk = (odd < 4 ? 512 : std::max<Index>(128, (Index{256} << 10) / row)) / B;
       T = chunk * (1 + draw.below(2)) + (draw.one_in(2) ? draw.below(3) - 1 : -draw.below(chunk));
     } else if (large && odd < 32) {
@@ -190,14 +204,16 @@ struct Problem {
     char line[400];
     std::snprintf(
         line, sizeof line,
-        "%s f%d T=%td B=%td I=%td H=%td L=%td D=%td residual=%d bias=%d state=%d dy=%d dstate=%d "
+        "%s f%d T=%td B=%td I=%td H=%td P=%td cell_clip=%g projection_clip=%g L=%td D=%td "
+        "residual=%d bias=%d state=%d dy=%d dstate=%d "
         "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
         "trace=%d flow_penalty=%g resets=%zu "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
-        kKinds[static_cast<int>(kind)].name, is_double ? 64 : 32, T, B, I, H, L, D, residual, bias,
-        state, dy, dstate, keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value,
-        clip.step_norm, clip.value, clip.norm, trace, flow_penalty, resets.size(), threads,
-        static_cast<int>(values), layout[0], layout[1], layout[2], layout[3]);
+        info().name, is_double ? 64 : 32, T, B, I, H, P, constants.cell_clip,
+        constants.projection_clip, L, D, residual, bias, state, dy, dstate, keep, in_place, packed,
+        reuse, from_end, dropout.p, clip.step_value, clip.step_norm, clip.value, clip.norm, trace,
+        flow_penalty, resets.size(), threads, static_cast<int>(values), layout[0], layout[1],
+        layout[2], layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";
@@ -231,7 +247,7 @@ template <class T>
 class Inputs {
  public:
   explicit Inputs(const Problem& problem) : p(problem), state_(problem.seed) {
-    const Index G = kKinds[static_cast<int>(p.kind)].gates, H = p.H, C = p.D * H;
+    const Index C = p.D * p.P;
     const Strides x_lies = p.strides(0, p.I, true), dy_lies = p.strides(2, C, true);
     x = {make(x_lies.size, 1) + x_lies.origin, x_lies.step, x_lies.row};
     dy = {nullptr, dy_lies.step, dy_lies.row};
@@ -241,11 +257,15 @@ class Inputs {
       for (Index d = 0; d < p.D; ++d) {
         const Index I = l ? C : p.I;
         Direction<T> at{};
-        at.w_ih = make(G * H * I, scale), at.w_hh = make(G * H * H, scale);
-        if (p.bias) at.b_ih = make(G * H, scale), at.b_hh = make(G * H, scale);
-        if (p.state) at.h0 = make(p.B * H, 1), at.c0 = make(p.B * H, 1);
         DirectionGradient<T> gradient{};
-        if (p.dstate) gradient.h = make(p.B * H, 1), gradient.c = make(p.B * H, 1);
+        for (const ParameterInfo* of = p.info().parameters; of->name; ++of)
+          if (p.bias || !is_bias(of->role))
+            at.parameters[of->role] = make(p.extent(of->rows, I) * p.extent(of->columns, I), scale);
+        for (int s = 0; p.info().states[s].name; ++s) {
+          const Index n = p.B * p.extent(p.info().states[s].width, I);
+          if (p.state) at.first[s] = make(n, 1);
+          if (p.dstate) gradient.last[s] = make(n, 1);
+        }
         directions.push_back(at), gradients.push_back(gradient);
       }
   }
@@ -302,8 +322,8 @@ class Outputs {
   // as_bindings: with the problem's `in_place` and `reuse`.
   Outputs(const Inputs<T>& inputs, Schedule rows, Index alive, bool as_bindings)
       : p(inputs.p), schedule(rows), alive_rows(alive), as_bindings_(as_bindings) {
-    const KindInfo& info = kKinds[static_cast<int>(p.kind)];
-    const Index G = info.gates, H = p.H, C = p.D * H, Hp = twin::padded<T>(H);
+    const KindInfo& info = p.info();
+    const Index H = p.H, C = p.D * p.P;
     layers.resize(p.L), gradients.resize(layers.size());
     for (Index l = 0; l < p.L; ++l) {
       Layer<T>& layer = layers[l];
@@ -332,30 +352,34 @@ class Outputs {
         Direction<T>& at = layer.direction[d];
         at = inputs.directions[i];
         const auto make = [&](const char* name, Index n) { return array(name, l, d, n); };
-        const auto state = [&](const char* name, const T*& before) {
-          T* const after = make(name, p.B * H);
-          if (!as_bindings_ || !p.in_place) return after;
-          std::copy_n(before, p.B * H, after);
-          before = after;
-          return after;
-        };
-        at.h_last = state("h_last", at.h0);
-        if (info.states == 2) at.c_last = state("c_last", at.c0);
+        const auto width = [&](int state) { return p.extent(info.states[state].width, 0); };
+        int carried = -1;
+        for (int s = 0; info.states[s].name; ++s, ++carried) {
+          at.last[s] = make(info.states[s].name, p.B * width(s));
+          if (!as_bindings_ || !p.in_place) continue;
+          std::copy_n(at.first[s], p.B * width(s), at.last[s]);
+          at.first[s] = at.last[s];
+        }
         if (!p.keep) continue;
-        const auto tape = [&](const char* name, Index vectors) {
-          T* const data = make(name, alive_rows * vectors * Hp);
-          arrays.back().row = Hp, arrays.back().used = H;
-          fill_with_nan(data, alive_rows * vectors * Hp * static_cast<Index>(sizeof(T)));
+        const auto tape = [&](const char* name, Index vectors, Index used) {
+          const Index row = twin::padded<T>(used), n = alive_rows * vectors * row;
+          T* const data = make(name, n);
+          arrays.back().row = row, arrays.back().used = used;
+          fill_with_nan(data, n * static_cast<Index>(sizeof(T)));
           return data;
         };
-        if (info.saved) at.saved = tape("saved", info.saved);
-        if (info.states == 2) at.cells = tape("cells", 1);
+        if (info.saved) at.saved = tape("saved", info.saved, H);
+        if (carried) at.carried = tape("carried", carried, H);
+        if (p.has(projection_matrix) && p.constants.projection_clip < INFINITY)
+          at.projected = tape("projected", 1, p.P);
         DirectionGradient<T>& g = gradient.direction[d];
         g = inputs.gradients[i];
-        g.w_ih = make("dw_ih", G * H * layer.inputs), g.w_hh = make("dw_hh", G * H * H);
-        if (p.bias) g.b_ih = make("db_ih", G * H), g.b_hh = make("db_hh", G * H);
-        g.h0 = make("dh0", p.B * H);
-        if (info.states == 2) g.c0 = make("dc0", p.B * H);
+        for (const ParameterInfo* of = info.parameters; of->name; ++of)
+          if (p.bias || !is_bias(of->role))
+            g.parameters[of->role] = make(
+                of->name, p.extent(of->rows, layer.inputs) * p.extent(of->columns, layer.inputs));
+        for (int s = 0; info.states[s].name; ++s)
+          g.first[s] = make(info.states[s].name, p.B * width(s));
         if (p.trace) {
           const auto norms = [&](const char* name) { return trace(name, l, d); };
           g.trace = {norms("trace.dh"), norms("trace.dh_before"), norms("trace.dc_before"),
@@ -370,14 +394,13 @@ class Outputs {
   }
 
   ForwardCall<T> forward_call(Interrupt interrupt = {}) {
-    return {p.kind,        p.residual, p.L,     p.D,       p.H,       schedule,
-            layers.data(), p.dropout,  dropped, p.threads, interrupt, p.from_end};
+    return {p.kind,   p.constants,   p.residual, p.L,     p.D,       p.H,       p.P,
+            schedule, layers.data(), p.dropout,  dropped, p.threads, interrupt, p.from_end};
   }
   BackwardCall<T> backward_call(Interrupt interrupt = {}) {
-    return {p.kind,    p.residual, p.L,           p.D,
-            p.H,       schedule,   layers.data(), gradients.data(),
-            p.dropout, dropped,    p.clip,        p.flow_penalty,
-            false,     false,      p.threads,     interrupt};
+    return {p.kind,   p.constants,   p.residual,       p.L,       p.D,     p.H,    p.P,
+            schedule, layers.data(), gradients.data(), p.dropout, dropped, p.clip, p.flow_penalty,
+            false,    false,         p.threads,        interrupt};
   }
 
   const Problem& p;
@@ -411,7 +434,7 @@ class Outputs {
   }
   // Between the layers. Where two are used in turns, the others stay untouched.
   Sequence<T> middle(const char* name, Index layer, int which) {
-    const Index C = p.D * p.H;
+    const Index C = p.D * p.P;
     T* data = array(name, layer, 0, p.T * p.B * C);
     const bool in_turns = p.reuse && (which == 1 || !p.keep);
     arrays.back().compared = !in_turns;
@@ -508,20 +531,20 @@ std::string run(const Problem& p) {
   const auto pick = [&](Index i) -> const TypedKernels<T>& {
     return sets[i % sets.size()]->of<T>();
   };
-  const TypedKernels<T>& kernels = pick(p.forward_set);
+  const CellKernels<T>& kernels = pick(p.forward_set).of(p.kind);
   std::vector<Room> packed;
   for (Layer<T>& layer : ours.layers) {
     if (!p.packed) break;
     Direction<T>& d = layer.direction[0];
-    packed.push_back(nan_room_of(kernels.packed_bytes(p.kind, layer.inputs, p.H)));
-    kernels.pack(p.kind, d, layer.inputs, p.H, 1, {}, packed.back().get());
-    d.w_ih = d.w_hh = d.b_ih = d.b_hh = nullptr;
+    packed.push_back(nan_room_of(kernels.packed_bytes(layer.inputs, p.H, p.P)));
+    kernels.pack(d, layer.inputs, p.H, p.P, p.threads, {}, packed.back().get());
+    for (const T*& parameter : d.parameters) parameter = nullptr;
     d.packed = static_cast<const T*>(packed.back().get());
   }
   const ForwardCall<T> forward = ours.forward_call();
   kernels.forward(forward, nan_room_of(kernels.forward_room(forward)).get());
   if (p.keep) {
-    const TypedKernels<T>& back = pick(p.backward_set);
+    const CellKernels<T>& back = pick(p.backward_set).of(p.kind);
     const BackwardCall<T> backward = ours.backward_call();
     ours.norm = back.backward(backward, nan_room_of(back.backward_room(backward)).get());
   }

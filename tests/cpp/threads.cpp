@@ -33,7 +33,10 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
   p.kind = kind, p.L = 2, p.D = D, p.I = 13, p.state = p.dstate = p.keep = true;
   p.B = units_shared ? 2 : 4 * kThreads + 3;
   p.H = units_shared ? (G == 1 ? 325 : 165) : 23;
-  p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + 2 * p.H + D * p.H));
+  p.P = p.has(projection_matrix) ? p.H - 3 : p.H;
+  p.constants = {0.7, 0.3};
+  const Index recurrent = p.has(recurrent_matrix) ? 2 * p.P : 0;
+  p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + recurrent + D * p.P));
   p.clip = {0.5, 0.4, 0.3, 0.2};
   p.dropout.p = 0.25;
   p.ragged = !units_shared;
@@ -45,7 +48,7 @@ bool never(void*) { return false; }
 
 // Under memcheck room must stay what it is: undefined.
 template <class T>
-void run_kernels(const TypedKernels<T>& kernels, Outputs<T>& out, int threads) {
+void run_kernels(const CellKernels<T>& kernels, Outputs<T>& out, int threads) {
   ForwardCall<T> forward = out.forward_call({never, nullptr});
   forward.threads = threads;
   set_threads(0);  // nothing is learned yet: all of them take part
@@ -58,7 +61,7 @@ void run_kernels(const TypedKernels<T>& kernels, Outputs<T>& out, int threads) {
 
 template <class T>
 void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
-  const TypedKernels<T>& kernels = set.of<T>();
+  const CellKernels<T>& kernels = set.of<T>().of(kind);
   const Problem p = large_problem(kind, D, units_shared);
   const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
   const Inputs<T> inputs(p);
@@ -99,7 +102,7 @@ void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
 // Streams share what they packed, which is the same on one thread and on several.
 template <class T>
 void packed_weights(const Kernels& set, Kind kind) {
-  const TypedKernels<T>& kernels = set.of<T>();
+  const CellKernels<T>& kernels = set.of<T>().of(kind);
   Problem p = large_problem(kind, 1, true);
   p.keep = false, p.L = 1, p.T = 8, p.threads = 2;
   p.I = 1300;  // weights enough for several threads
@@ -107,15 +110,15 @@ void packed_weights(const Kernels& set, Kind kind) {
   const Direction<T>& weights = inputs.directions[0];
   std::vector<Room> packed;
   for (const int threads : {1, kThreads}) {
-    packed.push_back(room_of(kernels.packed_bytes(kind, p.I, p.H)));
+    packed.push_back(room_of(kernels.packed_bytes(p.I, p.H, p.P)));
     set_threads(0);
-    kernels.pack(kind, weights, p.I, p.H, threads, {}, packed.back().get());
+    kernels.pack(weights, p.I, p.H, p.P, threads, {}, packed.back().get());
   }
   std::vector<Outputs<T>> each;
   for (std::size_t i = 0; i < 4; ++i) {
     each.emplace_back(inputs, RowSchedule(p.T, p.B).view(), p.T * p.B, false);
     Direction<T>& d = each.back().layers[0].direction[0];
-    d.w_ih = d.w_hh = d.b_ih = d.b_hh = nullptr;
+    for (const T*& parameter : d.parameters) parameter = nullptr;
     d.packed = static_cast<const T*>(packed[i % 2].get());
   }
   std::vector<std::thread> callers;
@@ -192,7 +195,7 @@ void modules(const Kernels& set) {
 // wants it to end when first asked: it is not asked twice.
 template <class T>
 void early_end(const Kernels& set, bool units_shared) {
-  const TypedKernels<T>& kernels = set.of<T>();
+  const CellKernels<T>& kernels = set.of<T>().of(Kind::gru_reset_before);
   Problem p = large_problem(Kind::gru_reset_before, 1, units_shared);
   p.L = 1, p.I = p.H, p.dropout.p = 0;
   const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);

@@ -79,14 +79,31 @@ T* at(const Sequence<T>& s, Index t, Index b) {
   return s.data + t * s.step + b * s.row;
 }
 
-// Row b of a [B, H] state; null stands for zeros.
+// Row b of a [B, width] state; null stands for zeros.
 template <class T>
-void set_state(std::vector<T>& to, const T* from, Index b, Index H) {
+void set_state(std::vector<T>& to, const T* from, Index b, Index width) {
   if (from) {
-    to.assign(from + b * H, from + (b + 1) * H);
+    to.assign(from + b * width, from + (b + 1) * width);
   } else {
-    to.assign(H, T(0));
+    to.assign(width, T(0));
   }
+}
+
+// The extent of a shape in a direction of these sizes.
+inline Index extent_of(Extent extent, int gates, Index H, Index P, Index I) {
+  switch (extent) {
+    case Extent::gates:
+      return gates * H;
+    case Extent::hidden:
+      return H;
+    case Extent::outputs:
+      return P;
+    case Extent::inputs:
+      return I;
+    case Extent::one:
+      break;
+  }
+  return 1;
 }
 
 // ---- forward -----------------------------------------------------------------------------------
@@ -95,13 +112,15 @@ void set_state(std::vector<T>& to, const T* from, Index b, Index H) {
 template <class Cell, class T>
 struct ForwardTwin {
   static constexpr Index G = Cell::gates;
+  const Cell& cell;
+  T projection_clip;
   const Rows& rows;
-  Index H, I;
+  Index H, P, I;
   Sequence<const T> x;
   Sequence<T> y;  // this direction's columns
   const Direction<T>& d;
   bool reverse;
-  std::vector<T> a, saved, h, c, operand;
+  std::vector<T> a, saved, h, c[kMostCarried], operand;
 
   void run() {
     a.resize(G * H), saved.resize(Cell::saved * H);
@@ -110,59 +129,78 @@ struct ForwardTwin {
   }
 
   void row(Index rank, Index b) {
-    set_state(h, d.h0, b, H), set_state(c, d.c0, b, H);
+    set_state(h, d.first[0], b, P);
+    for (int k = 0; k < Cell::carried; ++k) set_state(c[k], d.first[1 + k], b, H);
     const Index length = rows.length[b];
     for (Index i = 0; i < length; ++i) step(reverse ? length - 1 - i : i, rank, b);
-    std::copy_n(h.data(), H, d.h_last + b * H);
-    if (Cell::has_c) std::copy_n(c.data(), H, d.c_last + b * H);
-    for (Index t = length; t < rows.T; ++t) std::fill_n(at(y, t, b), H, T(0));
+    std::copy_n(h.data(), P, d.last[0] + b * P);
+    for (int k = 0; k < Cell::carried; ++k) std::copy_n(c[k].data(), H, d.last[1 + k] + b * H);
+    for (Index t = length; t < rows.T; ++t) std::fill_n(at(y, t, b), P, T(0));
   }
 
   void step(Index t, Index rank, Index b) {
-    if (rows.is_reset(t, b, reverse)) h.assign(H, T(0)), c.assign(H, T(0));
+    if (rows.is_reset(t, b, reverse)) {
+      h.assign(P, T(0));
+      for (std::vector<T>& state : c) state.assign(H, T(0));
+    }
     // A gate whose recurrent part stands alone starts the input's part from b_ih, its own from
     // b_hh.
     const auto alone = [](Index g) { return Cell::recurrent_slot[g] != Cell::input_slot[g]; };
+    const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
     for (Index i = 0; i < G * H; ++i)
-      a[i] = !d.b_ih ? T(0) : alone(i / H) ? d.b_ih[i] : d.b_ih[i] + d.b_hh[i];
-    add_product(a.data(), G * H, at(x, t, b), I, d.w_ih, I, 1);
+      a[i] = !b_ih ? T(0) : alone(i / H) || !b_hh ? b_ih[i] : b_ih[i] + b_hh[i];
+    add_product(a.data(), G * H, at(x, t, b), I, d.parameters[input_matrix], I, 1);
     for (Index g = 0; g < G; ++g) {
       if (!alone(g)) continue;
       std::copy_n(&a[g * H], H, &saved[g * H]);
-      for (Index j = 0; j < H; ++j) a[g * H + j] = d.b_hh ? d.b_hh[g * H + j] : T(0);
+      for (Index j = 0; j < H; ++j) a[g * H + j] = b_hh ? b_hh[g * H + j] : T(0);
     }
     phase<0>(h);
     if constexpr (Cell::phases > 1) phase<1>(operand);
-
-    std::copy_n(h.data(), H, at(y, t, b));
     const Index place = rows.before[t] + rank, Hp = padded<T>(H);
+    if constexpr (Cell::projects) project(place);
+
+    std::copy_n(h.data(), P, at(y, t, b));
     for (Index s = 0; d.saved && s < Cell::saved; ++s)
       std::copy_n(&saved[s * H], H, d.saved + (place * Cell::saved + s) * Hp);
-    if (d.cells) std::copy_n(c.data(), H, d.cells + place * Hp);
+    for (Index k = 0; d.carried && k < Cell::carried; ++k)
+      std::copy_n(c[k].data(), H, d.carried + (place * Cell::carried + k) * Hp);
   }
 
-  template <int P>
+  // h = W_hr operand, one chain over the units for each output; then the clip.
+  void project(Index place) {
+    h.assign(P, T(0));
+    add_product(h.data(), P, operand.data(), H, d.parameters[projection_matrix], H, Index{1});
+    if (d.projected) std::copy_n(h.data(), P, d.projected + place * padded<T>(P));
+    for (T& value : h)
+      value = value < -projection_clip  ? -projection_clip
+              : value > projection_clip ? projection_clip
+                                        : value;
+  }
+
+  template <int phase_index>
   void phase(const std::vector<T>& recurrent) {
-    constexpr Phase ph = Cell::phase[P];
-    add_product(&a[ph.first * H], ph.count * H, recurrent.data(), H, d.w_hh + ph.first * H * H, H,
-                Index{1});
+    constexpr Phase ph = Cell::phase[phase_index];
+    if constexpr (!Cell::elementwise)
+      add_product(&a[ph.first * H], ph.count * H, recurrent.data(), P,
+                  d.parameters[recurrent_matrix] + ph.first * H * P, P, Index{1});
     for (Index j = 0; j < H; j += kLanes<T>) {
       const Index n = H - j;
       ForwardUnit<Vec<T>> u;
       for (int g = ph.first; g < ph.first + ph.count; ++g) u.a[g] = load_n(&a[g * H + j], n);
       for (int s = 0; s < Cell::saved; ++s)
         if (ph.reads >> s & 1u) u.saved[s] = load_n(&saved[s * H + j], n);
-      u.h_before = load_n(&h[j], n);
-      u.c_before = load_n(&c[j], n);
-      Cell::template forward<P>(u);
+      if constexpr (Cell::reads_h_before) u.h_before = load_n(&h[j], n);
+      for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_n(&c[k][j], n);
+      cell.template forward<phase_index>(u);
       for (int s = 0; s < Cell::saved; ++s)
         if (ph.writes >> s & 1u) store_n(&saved[s * H + j], u.saved[s], n);
-      if constexpr (P + 1 < Cell::phases) {
+      constexpr bool last = phase_index + 1 == Cell::phases;
+      if constexpr (!last || Cell::projects)
         store_n(&operand[j], u.operand, n);
-      } else {
+      else
         store_n(&h[j], u.h, n);
-        if constexpr (Cell::has_c) store_n(&c[j], u.c, n);
-      }
+      for (int k = 0; last && k < Cell::carried; ++k) store_n(&c[k][j], u.c[k], n);
     }
   }
 };
@@ -195,17 +233,20 @@ Sequence<const T> input_of(const Layer<T>& layer, Index l, const Dropout& dropou
 }
 
 template <class Cell, class T>
-void forward_twin(const ForwardCall<T>& call, const Rows& rows) {
+void forward_twin(const Cell& cell, const ForwardCall<T>& call, const Rows& rows) {
   for (Index l = 0; l < call.L; ++l) {
     const Layer<T>& layer = call.layers[l];
     std::vector<T> room;
     const Sequence<const T> x = input_of(layer, l, call.dropout, rows, room);
     for (Index d = 0; d < call.D; ++d)
-      ForwardTwin<Cell, T>{rows,
+      ForwardTwin<Cell, T>{cell,
+                           static_cast<T>(call.constants.projection_clip),
+                           rows,
                            call.H,
+                           call.P,
                            layer.inputs,
                            x,
-                           columns_from(layer.y, d * call.H),
+                           columns_from(layer.y, d * call.P),
                            layer.direction[d],
                            d == 1,
                            {},
@@ -214,7 +255,7 @@ void forward_twin(const ForwardCall<T>& call, const Rows& rows) {
                            {},
                            {}}
           .run();
-    const Index C = call.D * call.H;
+    const Index C = call.D * call.P;
     for (Index t = 0; call.residual && l > 0 && t < rows.T; ++t)
       for (Index b = 0; b < rows.B; ++b)
         for (Index c = 0; c < C; ++c)
@@ -240,15 +281,17 @@ struct Squares {
 
 template <class T>
 struct ParameterSquares {
-  Squares<T> w_ih, w_hh, b_ih, b_hh;
+  Squares<T> of[kRoles];
 };
 
 // One direction of one layer.
 template <class Cell, class T>
 struct BackwardTwin {
   static constexpr Index G = Cell::gates, slots = Cell::slots;
+  const Cell& cell;
+  T projection_clip;
   const Rows& rows;
-  Index H, I;
+  Index H, P, I;
   Sequence<const T> x, y, dy;  // y and dy: this direction's columns
   Sequence<T> dx;
   bool adds_dx;  // to what is there: both directions add to zeros
@@ -257,14 +300,17 @@ struct BackwardTwin {
   const Clip& clip;
   double flow_penalty;
   bool reverse;
-  std::vector<T> da;    // [alive rows, slots, H]
-  std::vector<T> flow;  // [alive rows, H] what flow_penalty adds to h' in dW_hh
-  std::vector<T> dh, dc, direct, d_operand, zeros, whole;
+  std::vector<T> da;           // [alive rows, slots, H]
+  std::vector<T> flow;         // [alive rows, P] what flow_penalty adds to h' in dW_hh
+  std::vector<T> d_projected;  // [alive rows, P] dL/d(W_hr operand)
+  std::vector<T> operands;     // [alive rows, H] of the projection
+  std::vector<T> dh, dc[kMostCarried], direct, d_operand, zeros, whole;
 
   void run() {
     da.resize(rows.before.back() * slots * H);
-    flow.resize(rows.before.back() * H), whole.resize(H);
-    direct.resize(H), zeros.resize(H);
+    flow.resize(rows.before.back() * P), whole.resize(P);
+    d_projected.resize(rows.before.back() * P), operands.resize(rows.before.back() * H);
+    direct.resize(H), zeros.resize(std::max(H, P));
     for (Index rank = 0; rank < rows.B; ++rank) row(rank, rows.order[rank]);
     sums_over_steps();
   }
@@ -276,25 +322,26 @@ struct BackwardTwin {
   const T* saved_of(Index t, Index rank, Index s) const {
     return d.saved + ((rows.before[t] + rank) * Cell::saved + s) * padded<T>(H);
   }
-  const T* cells_of(Index t, Index rank) const {
-    return d.cells + (rows.before[t] + rank) * padded<T>(H);
+  const T* carried_of(Index k, Index t, Index rank) const {
+    return d.carried + ((rows.before[t] + rank) * Cell::carried + k) * padded<T>(H);
   }
   bool is_first(Index t, Index b) const { return t == (reverse ? rows.length[b] - 1 : 0); }
   Index before(Index t) const { return reverse ? t + 1 : t - 1; }
   const T* h_before(Index t, Index b) const {
     if (rows.is_reset(t, b, reverse)) return zeros.data();
     if (!is_first(t, b)) return at(y, before(t), b);
-    return d.h0 ? d.h0 + b * H : zeros.data();
+    return d.first[0] ? d.first[0] + b * P : zeros.data();
   }
-  const T* c_before(Index t, Index rank, Index b) const {
+  const T* c_before(Index k, Index t, Index rank, Index b) const {
     if (rows.is_reset(t, b, reverse)) return zeros.data();
-    if (!is_first(t, b)) return cells_of(before(t), rank);
-    return d.c0 ? d.c0 + b * H : zeros.data();
+    if (!is_first(t, b)) return carried_of(k, before(t), rank);
+    return d.first[1 + k] ? d.first[1 + k] + b * H : zeros.data();
   }
 
   // ---- through time ----
   void row(Index rank, Index b) {
-    set_state(dh, gradient.h, b, H), set_state(dc, gradient.c, b, H);
+    set_state(dh, gradient.last[0], b, P);
+    for (int k = 0; k < Cell::carried; ++k) set_state(dc[k], gradient.last[1 + k], b, H);
     T scale = T(1);  // step_norm's factor of dh, applied when dh is used
     const Index length = rows.length[b];
     for (Index i = 0; i < length; ++i) {
@@ -304,34 +351,54 @@ struct BackwardTwin {
         d_operand.assign(H, T(0));
         add_recurrent<1>(t, rank, d_operand);
       }
+      if constexpr (Cell::projects) unproject(t, rank, b, scale);
       pointwise<0>(t, rank, b, scale);
       dh = direct;
-      add_recurrent<0>(t, rank, dh);
-      if (rows.is_reset(t, b, reverse)) dh.assign(H, T(0)), dc.assign(H, T(0));
+      if (Cell::projects) dh.assign(P, T(0));
+      if constexpr (!Cell::elementwise) add_recurrent<0>(t, rank, dh);
+      if (rows.is_reset(t, b, reverse)) {
+        dh.assign(P, T(0));
+        for (std::vector<T>& state : dc) state.assign(H, T(0));
+      }
       scale = norm_of(dh) > clip.step_norm ? static_cast<T>(clip.step_norm / norm_of(dh)) : T(1);
       if (gradient.trace.dh) trace(t, rank, b, scale);
     }
-    for (Index j = 0; j < H; ++j) gradient.h0[b * H + j] = dh[j] * scale;
-    if (Cell::has_c) std::copy_n(dc.data(), H, gradient.c0 + b * H);
+    for (Index j = 0; j < P; ++j) gradient.first[0][b * P + j] = dh[j] * scale;
+    for (int k = 0; k < Cell::carried; ++k)
+      std::copy_n(dc[k].data(), H, gradient.first[1 + k] + b * H);
   }
 
-  template <int P>
+  // dL/dh, complete; where h before its clip was within the bound it goes on, through W_hr.
+  void unproject(Index t, Index rank, Index b, T scale) {
+    const Index place = rows.before[t] + rank;
+    for (Index j = 0; j < P; ++j) {
+      whole[j] = multiply_add(dh[j], scale, dy.data ? at(dy, t, b)[j] : T(0));
+      const T h = d.projected ? d.projected[place * padded<T>(P) + j] : T(0);
+      const bool outside = h < -projection_clip || h > projection_clip;
+      d_projected[place * P + j] = outside ? T(0) : whole[j];
+    }
+    d_operand.assign(H, T(0));
+    add_product(d_operand.data(), H, &d_projected[place * P], P, d.parameters[projection_matrix],
+                Index{1}, H);
+  }
+
+  template <int phase_index>
   void pointwise(Index t, Index rank, Index b, T scale) {
-    constexpr Phase ph = Cell::phase[P];
+    constexpr Phase ph = Cell::phase[phase_index];
     const Vec<T> bound = splat(static_cast<T>(clip.step_value));
     const StepClip<Vec<T>> limits{-bound, bound};
     for (Index j = 0; j < H; j += kLanes<T>) {
       const Index n = H - j;
       BackwardUnit<Vec<T>> u;
       for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_n(saved_of(t, rank, s) + j, n);
-      u.h_before = load_n(h_before(t, b) + j, n);
-      u.h = load_n(at(y, t, b) + j, n);
-      if constexpr (Cell::has_c) {
-        u.c = load_n(cells_of(t, rank) + j, n);
-        u.c_before = load_n(c_before(t, rank, b) + j, n);
-        u.dc = load_n(&dc[j], n);
+      if constexpr (Cell::reads_h_before) u.h_before = load_n(h_before(t, b) + j, n);
+      if constexpr (Cell::reads_h) u.h = load_n(at(y, t, b) + j, n);
+      for (int k = 0; k < Cell::carried; ++k) {
+        u.c[k] = load_n(carried_of(k, t, rank) + j, n);
+        u.c_before[k] = load_n(c_before(k, t, rank, b) + j, n);
+        u.dc[k] = load_n(&dc[k][j], n);
       }
-      if constexpr (P + 1 == Cell::phases) {
+      if constexpr (phase_index + 1 == Cell::phases && !Cell::projects) {
         const Vec<T> from_y = dy.data ? load_n(at(dy, t, b) + j, n) : Vec<T>{};
         u.dh = fma(load_n(&dh[j], n), splat(scale), from_y);
         store_n(&whole[j], u.dh, n);
@@ -339,25 +406,28 @@ struct BackwardTwin {
         u.dh = load_n(&d_operand[j], n);
         u.direct = load_n(&direct[j], n);
       }
-      Cell::template backward<P>(u, limits);
+      cell.template backward<phase_index>(u, limits);
       for (int s = 0; s < slots; ++s)
         if (ph.slots >> s & 1u) store_n(da_of(t, rank, s) + j, u.da[s], n);
       store_n(&direct[j], u.direct, n);
-      if constexpr (Cell::has_c) store_n(&dc[j], u.dc, n);
+      if constexpr (Cell::projects)
+        store_n(&operands[(rows.before[t] + rank) * H + j], u.operand, n);
+      for (int k = 0; k < Cell::carried; ++k) store_n(&dc[k][j], u.dc[k], n);
     }
   }
 
   // One chain over the phase's gates and, within a gate, its units.
-  template <int P>
+  template <int phase_index>
   void add_recurrent(Index t, Index rank, std::vector<T>& to) {
-    for (Index g = Cell::phase[P].first; g < Cell::phase[P].first + Cell::phase[P].count; ++g)
-      add_product(to.data(), H, da_of(t, rank, Cell::recurrent_slot[g]), H, d.w_hh + g * H * H,
-                  Index{1}, H);
+    constexpr Phase ph = Cell::phase[phase_index];
+    for (Index g = ph.first; g < ph.first + ph.count; ++g)
+      add_product(to.data(), P, da_of(t, rank, Cell::recurrent_slot[g]), H,
+                  d.parameters[recurrent_matrix] + g * H * P, Index{1}, P);
   }
 
   double norm_of(const std::vector<T>& row) const {
     Squares<T> squares;
-    for (Index j = 0; j < H; ++j) squares.add(row[j], j);
+    for (std::size_t j = 0; j < row.size(); ++j) squares.add(row[j], static_cast<Index>(j));
     double sum = 0;
     for (const double lane : squares.lane) sum += lane;
     return std::sqrt(sum);
@@ -367,7 +437,7 @@ struct BackwardTwin {
     const Index place = t * rows.B + b;
     const double v = norm_of(whole), u = norm_of(dh);
     gradient.trace.dh[place] = v, gradient.trace.dh_before[place] = u;
-    if (Cell::has_c) gradient.trace.dc_before[place] = norm_of(dc);
+    if (Cell::carried > 0) gradient.trace.dc_before[place] = norm_of(dc[0]);
     gradient.trace.scale[place] = static_cast<double>(scale);
     Index limited = 0;
     for (Index g = 0; g < G && !std::isinf(static_cast<T>(clip.step_value)); ++g)
@@ -378,29 +448,33 @@ struct BackwardTwin {
 
     const double weight = 2 * flow_penalty / static_cast<double>(rows.B);
     const double factor = u > 0 && v > 0 ? weight * (u / v - 1) / u / v : 0;
-    for (Index j = 0; flow_penalty > 0 && j < H; ++j)
-      flow[(rows.before[t] + rank) * H + j] = static_cast<T>(factor * static_cast<double>(dh[j]));
+    for (Index j = 0; flow_penalty > 0 && j < P; ++j)
+      flow[(rows.before[t] + rank) * P + j] = static_cast<T>(factor * static_cast<double>(dh[j]));
   }
 
   // ---- over the steps ----
   // Parameter gradients: one chain over backward's steps and the schedule's rows. dx: one chain
   // over the gates and, within a gate, its units.
   void sums_over_steps() {
-    std::fill_n(gradient.w_ih, G * H * I, T(0)), std::fill_n(gradient.w_hh, G * H * H, T(0));
-    if (gradient.b_ih)
-      std::fill_n(gradient.b_ih, G * H, T(0)), std::fill_n(gradient.b_hh, G * H, T(0));
-    std::vector<T> operand(H), dx_row(I);
+    for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p)
+      if (T* const values = gradient.parameters[p->role])
+        std::fill_n(values, rows_of(*p) * columns_of(*p), T(0));
+    T *const dw_ih = gradient.parameters[input_matrix],
+             *const dw_hh = gradient.parameters[recurrent_matrix],
+             *const dw_hr = gradient.parameters[projection_matrix];
+    T *const db_ih = gradient.parameters[input_bias], *const db_hh =
+                                                          gradient.parameters[recurrent_bias];
+    std::vector<T> operand(std::max(H, P)), dx_row(I);
     for (Index i = 0; i < rows.T; ++i) {
       const Index t = reverse ? i : rows.T - 1 - i;
       for (Index rank = 0; rank < rows.alive(t); ++rank) {
-        const Index b = rows.order[rank];
+        const Index b = rows.order[rank], place = rows.before[t] + rank;
         dx_row.assign(I, T(0));
         for (Index g = 0; g < G; ++g) {
           const T* da_x = da_of(t, rank, Cell::input_slot[g]);
           const T* da_h = da_of(t, rank, Cell::recurrent_slot[g]);
-          std::copy_n(h_before(t, b), H, operand.data());
-          for (Index j = 0; flow_penalty > 0 && j < H; ++j)
-            operand[j] += flow[(rows.before[t] + rank) * H + j];
+          std::copy_n(h_before(t, b), P, operand.data());
+          for (Index j = 0; flow_penalty > 0 && j < P; ++j) operand[j] += flow[place * P + j];
           if constexpr (Cell::phases > 1) {
             if (g >= Cell::phase[1].first)
               for (Index j = 0; j < H; j += kLanes<T>)
@@ -409,14 +483,17 @@ struct BackwardTwin {
                                       load_n(&operand[j], H - j)),
                         H - j);
           }
-          add_product(dx_row.data(), I, da_x, H, d.w_ih + g * H * I, Index{1}, I);
+          add_product(dx_row.data(), I, da_x, H, d.parameters[input_matrix] + g * H * I, Index{1},
+                      I);
           for (Index j = 0; j < H; ++j) {
-            add_product(gradient.w_ih + (g * H + j) * I, I, da_x + j, 1, at(x, t, b), 1, 0);
-            add_product(gradient.w_hh + (g * H + j) * H, H, da_h + j, 1, operand.data(), 1, 0);
-            if (gradient.b_ih) gradient.b_ih[g * H + j] += da_x[j];
-            if (gradient.b_hh) gradient.b_hh[g * H + j] += da_h[j];
+            add_product(dw_ih + (g * H + j) * I, I, da_x + j, 1, at(x, t, b), 1, 0);
+            if (dw_hh) add_product(dw_hh + (g * H + j) * P, P, da_h + j, 1, operand.data(), 1, 0);
+            if (db_ih) db_ih[g * H + j] += da_x[j];
+            if (db_hh) db_hh[g * H + j] += da_h[j];
           }
         }
+        for (Index p = 0; dw_hr && p < P; ++p)
+          add_product(dw_hr + p * H, H, &d_projected[place * P + p], 1, &operands[place * H], 1, 0);
         for (Index k = 0; k < I; ++k) {
           T& to = at(dx, t, b)[k];
           to = adds_dx ? to + dx_row[k] : dx_row[k];
@@ -425,11 +502,20 @@ struct BackwardTwin {
     }
   }
 
-  // `value`, and what the joint norm is made of: squares by column, row by row.
+  Index rows_of(const ParameterInfo& p) const { return extent_of(p.rows, Cell::gates, H, P, I); }
+  Index columns_of(const ParameterInfo& p) const {
+    return extent_of(p.columns, Cell::gates, H, P, I);
+  }
+
+  // `value`, and what the joint norm is made of: squares by column, row by row. A bias counts as a
+  // row for each gate.
   ParameterSquares<T> settle(bool& finite) const {
     const T bound = static_cast<T>(clip.value);
-    const auto settled = [&](T* values, Index count, Index columns) {
-      Squares<T> all;
+    ParameterSquares<T> squares;
+    for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p) {
+      T* const values = gradient.parameters[p->role];
+      const Index count = is_bias(p->role) ? G : rows_of(*p);
+      const Index columns = is_bias(p->role) ? H : columns_of(*p);
       for (Index r = 0; values && r < count; ++r) {
         Squares<T> row;
         for (Index c = 0; c < columns; ++c) {
@@ -438,17 +524,15 @@ struct BackwardTwin {
           value = value < -bound ? -bound : value > bound ? bound : value;
           row.add(value, c);
         }
-        all.add(row);
+        squares.of[p->role].add(row);
       }
-      return all;
-    };
-    return {settled(gradient.w_ih, G * H, I), settled(gradient.w_hh, G * H, H),
-            settled(gradient.b_ih, G, H), settled(gradient.b_hh, G, H)};
+    }
+    return squares;
   }
 };
 
 template <class Cell, class T>
-GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
+GradientNorm backward_twin(const Cell& cell, const BackwardCall<T>& call, const Rows& rows) {
   std::vector<ParameterSquares<T>> squares(call.L * call.D);
   GradientNorm result{0, 1, true};
   for (Index l = call.L - 1; l >= 0; --l) {
@@ -460,12 +544,15 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
     for (Index t = 0; t < rows.T; ++t)
       for (Index b = 0; b < rows.B; ++b) std::fill_n(at(gradient.dx, t, b), layer.inputs, T(0));
     for (Index d = 0; d < call.D; ++d) {
-      BackwardTwin<Cell, T> twin{rows,
+      BackwardTwin<Cell, T> twin{cell,
+                                 static_cast<T>(call.constants.projection_clip),
+                                 rows,
                                  call.H,
+                                 call.P,
                                  layer.inputs,
                                  x,
-                                 columns_from(y, d * call.H),
-                                 columns_from(gradient.dy, d * call.H),
+                                 columns_from(y, d * call.P),
+                                 columns_from(gradient.dy, d * call.P),
                                  gradient.dx,
                                  call.D == 2,
                                  layer.direction[d],
@@ -473,6 +560,8 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
                                  call.clip,
                                  call.flow_penalty,
                                  d == 1,
+                                 {},
+                                 {},
                                  {},
                                  {},
                                  {},
@@ -495,8 +584,8 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
 
   double sum = 0;
   for (const ParameterSquares<T>& s : squares)
-    for (const Squares<T>* of : {&s.w_ih, &s.w_hh, &s.b_ih, &s.b_hh})
-      for (const double lane : of->lane) sum += lane;
+    for (const Squares<T>& of : s.of)
+      for (const double lane : of.lane) sum += lane;
   result.norm = std::sqrt(sum);
   result.finite = result.finite && std::isfinite(result.norm);
   if (result.finite) result.scale = std::min(1.0, call.clip.norm / (result.norm + 1e-6));
@@ -504,12 +593,14 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
   for (Index l = 0; l < call.L; ++l)
     for (Index d = 0; d < call.D; ++d) {
       const DirectionGradient<T>& g = call.gradients[l].direction[d];
-      const Index GH = Cell::gates * call.H, I = call.layers[l].inputs;
-      const auto scale = [&](T* values, Index n) {
-        for (Index i = 0; values && i < n; ++i)
+      for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p) {
+        const auto extent = [&](Extent of) {
+          return extent_of(of, Cell::gates, call.H, call.P, call.layers[l].inputs);
+        };
+        T* const values = g.parameters[p->role];
+        for (Index i = 0; values && i < extent(p->rows) * extent(p->columns); ++i)
           values[i] = static_cast<T>(static_cast<double>(values[i]) * result.scale);
-      };
-      scale(g.w_ih, GH * I), scale(g.w_hh, GH * call.H), scale(g.b_ih, GH), scale(g.b_hh, GH);
+      }
     }
   return result;
 }
@@ -521,13 +612,14 @@ GradientNorm backward_twin(const BackwardCall<T>& call, const Rows& rows) {
 template <class T>
 void forward(const ForwardCall<T>& call, const Index* lengths) {
   const Rows rows(call.rows, lengths);
-  with_cell<T>(call.kind, [&](auto cell) { forward_twin<decltype(cell)>(call, rows); });
+  with_cell<T>(call.kind, call.constants,
+               [&](const auto& cell) { forward_twin(cell, call, rows); });
 }
 template <class T>
 GradientNorm backward(const BackwardCall<T>& call, const Index* lengths) {
   const Rows rows(call.rows, lengths);
-  return with_cell<T>(call.kind,
-                      [&](auto cell) { return backward_twin<decltype(cell)>(call, rows); });
+  return with_cell<T>(call.kind, call.constants,
+                      [&](const auto& cell) { return backward_twin(cell, call, rows); });
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -2,23 +2,23 @@
 // The two variants of that paper differ in where the reset gate acts.
 #pragma once
 
-#include "unit.h"
+#include "contract.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
 // v1 of the paper (cuDNN, PyTorch): n = tanh(W_in x + b_in + r q) with q = W_hn h' + b_hn.
 template <class T>
-struct Gru {
-  static constexpr int gates = 3, saved = 4, slots = 4;
-  static constexpr bool has_c = false, reads_h_before = true, reads_h = false;
-  static constexpr int phases = 1;
+struct Gru : CellOf<Kind::gru> {
+  static constexpr int slots = 4, phases = 1;
+  static constexpr bool reads_h_before = true, reads_h = false;
   static constexpr Phase phase[] = {{0, 3, 0b100, 0b1111, 0, 0b1111}};
   // Forward: slot 2 is the input's part of n's argument, slot 3 is q. Backward: slot 2 is dL/da_n,
   // what the input's product sees; slot 3 is r times it, what W_hn h' sees.
   static constexpr int input_slot[] = {0, 1, 2}, recurrent_slot[] = {0, 1, 3};
+  explicit Gru(const CellConstants&) {}
 
   template <int, class V>
-  RNNKERN_INLINE void forward(ForwardUnit<V>& u) {
+  RNNKERN_MEMBER void forward(ForwardUnit<V>& u) const {
     const V r = sigmoid<T>(u.a[0]);
     const V z = sigmoid<T>(u.a[1]);
     const V q = u.a[2];
@@ -28,7 +28,7 @@ struct Gru {
   }
 
   template <int, class V>
-  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) {
+  RNNKERN_MEMBER void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) const {
     const V r = u.saved[0], z = u.saved[1], n = u.saved[2], q = u.saved[3];
     u.da[2] = clip(u.dh * (T(1) - z) * (T(1) - n * n));
     u.da[3] = u.da[2] * r;
@@ -40,15 +40,15 @@ struct Gru {
 
 // v3 of the paper (ONNX's default): n = tanh(W_in x + b_in + W_hn (r h') + b_hn), in two phases.
 template <class T>
-struct GruResetBefore {
-  static constexpr int gates = 3, saved = 3, slots = 3;
-  static constexpr bool has_c = false, reads_h_before = true, reads_h = false;
-  static constexpr int phases = 2;
+struct GruResetBefore : CellOf<Kind::gru_reset_before> {
+  static constexpr int slots = 3, phases = 2;
+  static constexpr bool reads_h_before = true, reads_h = false;
   static constexpr Phase phase[] = {{0, 2, 0, 0b011, 0b010, 0b001}, {2, 1, 0b010, 0b100, 0, 0b110}};
   static constexpr int input_slot[] = {0, 1, 2}, recurrent_slot[] = {0, 1, 2};
+  explicit GruResetBefore(const CellConstants&) {}
 
   template <int phase_index, class V>
-  RNNKERN_INLINE void forward(ForwardUnit<V>& u) {
+  RNNKERN_MEMBER void forward(ForwardUnit<V>& u) const {
     if constexpr (phase_index == 0) {
       u.saved[0] = sigmoid<T>(u.a[0]);
       u.saved[1] = sigmoid<T>(u.a[1]);
@@ -62,7 +62,7 @@ struct GruResetBefore {
   }
 
   template <int phase_index, class V>
-  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) {
+  RNNKERN_MEMBER void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) const {
     const V r = u.saved[0], z = u.saved[1], n = u.saved[2];
     if constexpr (phase_index == 1) {
       u.da[2] = clip(u.dh * (T(1) - z) * (T(1) - n * n));

@@ -1,7 +1,7 @@
 // Vanilla RNN. Elman 1990, Cognitive Science 14(2): h = act(W_ih x + b_ih + W_hh h' + b_hh).
 #pragma once
 
-#include "unit.h"
+#include "contract.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -29,29 +29,29 @@ struct Relu {
   }
 };
 
-template <class T, template <class> class Act>
-struct Rnn {
-  static constexpr int gates = 1, saved = 0, slots = 1;
-  static constexpr bool has_c = false, reads_h_before = false, reads_h = true;
-  static constexpr int phases = 1;
+template <class T, Kind kind, template <class> class Act>
+struct Rnn : CellOf<kind> {
+  static constexpr int slots = 1, phases = 1;
+  static constexpr bool reads_h_before = false, reads_h = true;
   static constexpr Phase phase[] = {{0, 1, 0, 0, 0, 0b1}};
   static constexpr int input_slot[] = {0}, recurrent_slot[] = {0};
+  explicit Rnn(const CellConstants&) {}
 
   template <int, class V>
-  RNNKERN_INLINE void forward(ForwardUnit<V>& u) {
+  RNNKERN_MEMBER void forward(ForwardUnit<V>& u) const {
     u.h = Act<T>::value(u.a[0]);
   }
 
   template <int, class V>
-  RNNKERN_INLINE void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) {
+  RNNKERN_MEMBER void backward(BackwardUnit<V>& u, const StepClip<Vec<T>>& clip) const {
     u.da[0] = clip(u.dh * Act<T>::slope(u.h));
     u.direct = V{};
   }
 };
 
 template <class T>
-using RnnTanh = Rnn<T, Tanh>;
+using RnnTanh = Rnn<T, Kind::rnn_tanh, Tanh>;
 template <class T>
-using RnnRelu = Rnn<T, Relu>;
+using RnnRelu = Rnn<T, Kind::rnn_relu, Relu>;
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,91 @@
+// What a cell is: the registers that its pointwise maths works on, and what the core asks of it.
+//
+// A cell is a value with pointwise functions on one or two vectors (V) of hidden units, each of one
+// row at one step. It knows nothing of products, threads, strides or instruction sets. Its sizes,
+// states and parameters are its row in the table of kinds (kinds.h); its formulas' source stands in
+// its own file and in the reference.
+//
+// Phases. Most cells have one: all recurrent products act on h'. A cell whose later gates multiply
+// something computed from earlier gates (the reset-before GRU's r h') has two: phase 0 ends in
+// `operand`, which phase 1's product takes; backward goes through the phases in reverse. A cell of
+// an elementwise recurrence has one phase and no recurrent product.
+//
+// Projection. A cell with a projection matrix writes its H outputs to `operand` in its last phase;
+// the core multiplies them, clips the product and makes it h (P wide). Backward gets dL/d operand
+// as `dh` and writes the operand again, for the gradient of the matrix.
+#pragma once
+
+#include "../simd.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+inline constexpr int kMostGates = 4;
+inline constexpr int kMostSaved = 4;
+
+// One phase of a cell: gates [first, first + count) get their recurrent product in it.
+struct Phase {
+  int first, count;
+  unsigned reads;   // bit s: saved[s] is read
+  unsigned writes;  // bit s: saved[s] is written, for backward
+  unsigned keeps;   // bit s: saved[s] is written for a later phase of forward, too
+  unsigned slots;   // bit s: backward writes da[s]
+};
+
+template <class V>
+struct ForwardUnit {
+  V a[kMostGates];           // in: the gates' arguments
+  V saved[kMostSaved];       // in and out, as the phase says
+  V h_before;                // in, where the cell reads it
+  V c_before[kMostCarried];  // in: the carried states
+  V h;                       // out of the last phase of a cell that does not project
+  V c[kMostCarried];         // out of the last phase
+  V operand;                 // out: of phase 0 of two, or of a cell that projects
+};
+
+template <class V>
+struct BackwardUnit {
+  V saved[kMostSaved];       // in: as forward left them
+  V h_before, h;             // in, where the cell reads them
+  V c_before[kMostCarried];  // in
+  V c[kMostCarried];         // in
+  V dh;                      // in: dL/dh, complete; dL/d operand where there is an operand
+  V dc[kMostCarried];        // in: dL/dc; out: dL/dc'
+  V da[kMostGates];          // out: gradient slots of the phase
+  V direct;   // out of the last phase, in and out of phase 0: dL/dh' that takes no product
+  V operand;  // out, of a cell that projects: as in forward
+};
+
+// step_value: the clip of dL/da, on registers.
+template <class V>
+struct StepClip {
+  V low, high;
+  template <class U>
+  U operator()(U da) const {
+    return each(da, [this](V v) { return limit(v, low, high); });
+  }
+};
+
+// What the table of kinds says of a cell, for the core.
+template <Kind kind>
+struct CellOf {
+  static constexpr const KindInfo& info = kKinds[static_cast<int>(kind)];
+  static constexpr int gates = info.gates, saved = info.saved;
+  static constexpr bool elementwise = info.elementwise;
+  static constexpr int carried = [] {
+    int n = 0;
+    while (info.states[1 + n].name) ++n;
+    return n;
+  }();
+  static constexpr bool has(Role role) {
+    for (const ParameterInfo* p = info.parameters; p->name; ++p)
+      if (p->role == role) return true;
+    return false;
+  }
+  static constexpr bool projects = has(projection_matrix);
+};
+
+// Whether one of a cell's products takes something else than x and h'.
+template <class Cell>
+inline constexpr bool kHasOperand = Cell::phases > 1 || Cell::projects;
+
+}  // namespace rnnkern::RNNKERN_ISA

@@ -1,0 +1,86 @@
+// The table of kinds: each cell's sizes, states and parameters, one row a cell.
+//
+// The kernels, the bindings, the naive reference, the fuzzer and the build read this table. Nothing
+// else names a parameter or counts states. Records and constants only: no code (see problem.h).
+#pragma once
+
+namespace rnnkern {
+
+// What the extents of shapes are made of: G*H, H, P, I and 1.
+enum class Extent : int { gates, hidden, outputs, inputs, one };  // the order of stack.h's tables
+
+// What a parameter does in a cell. Records of parameters are arrays indexed by role.
+enum Role : int {
+  input_matrix,       // its product with x gives the input's part of the gates' arguments
+  recurrent_matrix,   // its product with h' gives the recurrent part
+  input_bias,         // added to the input's part
+  recurrent_bias,     // added to the recurrent part
+  projection_matrix,  // its product with the cell's H outputs gives h
+  kRoles
+};
+inline constexpr bool is_bias(Role role) { return role == input_bias || role == recurrent_bias; }
+
+struct ParameterInfo {
+  const char* name;  // before "_l0", "_l0_reverse"; null: the end of a list
+  Role role;
+  Extent rows, columns;  // columns of extent one: a vector
+};
+
+struct StateInfo {
+  const char* name;  // null: the end of a list
+  Extent width;
+};
+
+// States besides h: elementwise, H wide, carried from step to step.
+inline constexpr int kMostCarried = 1;
+inline constexpr int kMostStates = 1 + kMostCarried;
+
+struct KindInfo {
+  const char* name;
+  int gates;         // G: the input matrix has G*H rows
+  int saved;         // vectors of H that forward saves for backward, a step and row
+  bool elementwise;  // the recurrence takes no product: threads share units without barriers
+  StateInfo states[kMostStates + 1];  // h first
+  ParameterInfo parameters[kRoles + 1];
+};
+
+inline constexpr ParameterInfo kWeightIh{"weight_ih", input_matrix, Extent::gates, Extent::inputs};
+inline constexpr ParameterInfo kWeightHh{"weight_hh", recurrent_matrix, Extent::gates,
+                                         Extent::outputs};
+inline constexpr ParameterInfo kBiasIh{"bias_ih", input_bias, Extent::gates, Extent::one};
+inline constexpr ParameterInfo kBiasHh{"bias_hh", recurrent_bias, Extent::gates, Extent::one};
+inline constexpr ParameterInfo kWeightHr{"weight_hr", projection_matrix, Extent::outputs,
+                                         Extent::hidden};
+inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
+
+// clang-format off
+// ROW(kind, the cell's struct, the rest of KindInfo). The build compiles each row on its own.
+#define RNNKERN_KINDS(ROW)                                                                         \
+  ROW(rnn_tanh, RnnTanh, 1, 0, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})              \
+  ROW(rnn_relu, RnnRelu, 1, 0, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})              \
+  ROW(lstm, Lstm, 4, 4, false, {kH, kC}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})                 \
+  ROW(gru, Gru, 3, 4, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})                       \
+  ROW(gru_reset_before, GruResetBefore, 3, 3, false, {kH},                                         \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh})                                                    \
+  ROW(lstm_clipped, LstmClipped, 4, 4, false, {kH, kC}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})  \
+  ROW(lstm_projected, LstmProjected, 4, 4, false, {kH, kC},                                        \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr})                                         \
+  ROW(min_gru, MinGru, 2, 2, true, {kH}, {kWeightIh, kBiasIh})
+// clang-format on
+
+#define RNNKERN_NAME(kind, Cell, ...) kind,
+enum class Kind : int { RNNKERN_KINDS(RNNKERN_NAME) };
+#undef RNNKERN_NAME
+
+#define RNNKERN_INFO(kind, Cell, ...) {#kind, __VA_ARGS__},
+inline constexpr KindInfo kKinds[] = {RNNKERN_KINDS(RNNKERN_INFO)};
+#undef RNNKERN_INFO
+inline constexpr int kKindCount = static_cast<int>(sizeof(kKinds) / sizeof(kKinds[0]));
+
+// What a cell can be told besides its parameters; infinity: off.
+struct CellConstants {
+  double cell_clip;        // bound of the elements of c
+  double projection_clip;  // bound of the elements of h, after the projection
+};
+
+}  // namespace rnnkern
