@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "memory.h"
+#include "../core/memory.h"
 
 namespace rnnkern {
 

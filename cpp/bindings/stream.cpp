@@ -17,54 +17,41 @@ class Stream {
   virtual ~Stream() = default;
   virtual py::object run(py::handle x, py::handle out, bool one_step) = 0;
   virtual py::tuple state() const = 0;
-  virtual void set_state(const py::object& h, const py::object& c) = 0;
+  virtual void set_state(const py::tuple& state) = 0;
   virtual void reset(const py::object& rows) = 0;
 };
 
 template <class T>
 class StreamOf final : public Stream {
  public:
-  StreamOf(const Sizes& sizes, const Parameters<T>& weights, Index B)
+  StreamOf(const Sizes& sizes, const ParameterArrays<const T>& parameters, Index B)
       : sizes_(sizes),
         B_(B),
         kernels_(rnnkern::kernels()),
-        use_(kernels_.of<T>()),
-        call_{sizes.kind, sizes.residual,
-              sizes.L,    1,
-              sizes.H,    {0, B, nullptr, nullptr, nullptr},
-              nullptr,    {},
-              nullptr,    0,
-              {}},
-        flops_of_step_(2.0 * static_cast<double>(sizes.L * sizes.gates()) * static_cast<double>(B) *
-                       static_cast<double>(sizes.H) * static_cast<double>(sizes.I + sizes.H)) {
+        use_(kernels_.of<T>().of(sizes.kind)),
+        flops_of_step_(flops_of_step(sizes) * static_cast<double>(B)) {
     product_of({B, sizes.H, 8 * static_cast<Index>(sizeof(T))});
-    const Index state = B * sizes.H;
+    call_.kind = sizes.kind, call_.constants = sizes.constants, call_.residual = sizes.residual;
+    call_.L = sizes.L, call_.D = 1, call_.H = sizes.H, call_.P = sizes.P;
+    call_.rows = {0, B, nullptr, nullptr, nullptr};
     for (Index l = 0; l < sizes.L; ++l) {
-      packed_.push_back(block<char>(use_.packed_bytes(sizes.kind, sizes.inputs(l), sizes.H)));
-      for (States& states : states_) {
-        states.h.push_back(block<T>(state));
-        states.c.push_back(block<T>(sizes.has_c() ? state : 0));
-      }
-      Direction<T> d{};
+      packed_.push_back(block<char>(use_.packed_bytes(sizes.inputs(l), sizes.H, sizes.P)));
+      for (States& states : states_)
+        for (Index k = 0; k < sizes.states(); ++k)
+          states.of[k].push_back(block<T>(B * sizes.width(k)));
       for (int now = 0; now < 2; ++now) {
-        const States &before = states_[now], &after = states_[1 - now];
-        d = {};
+        Layer<T> layer{};
+        layer.inputs = sizes.inputs(l);
+        Direction<T>& d = layer.direction[0];
         d.packed = reinterpret_cast<const T*>(packed_.back().get());
-        d.h0 = before.h.back().get(), d.h_last = after.h.back().get();
-        if (sizes.has_c()) d.c0 = before.c.back().get(), d.c_last = after.c.back().get();
-        layers_[now].push_back({sizes.inputs(l), {}, {}, {}, {d, {}}});
+        for (Index k = 0; k < sizes.states(); ++k) {
+          d.first[k] = states_[now].of[k].back().get();
+          d.last[k] = states_[1 - now].of[k].back().get();
+        }
+        layers_[now].push_back(layer);
       }
     }
-    unlocked([&](const Interrupt& interrupt) {
-      ThrottledPoll poll(interrupt);
-      for (std::size_t l = 0; l < packed_.size() && poll.go_on(); ++l) {
-        const Index layer = static_cast<Index>(l);
-        Direction<T> d{};
-        weights.fill(d, layer, 0, 0);
-        use_.pack(sizes.kind, d, sizes.inputs(layer), sizes.H, threads(), poll.interrupt(),
-                  packed_[l].get());
-      }
-    });
+    pack(parameters);
     zero(0, B);
     // Room for small blocks is there from the start: who must not wait for memory need not warm up.
     constexpr Index rows_at_once = 128;
@@ -107,28 +94,29 @@ class StreamOf final : public Stream {
 
   py::tuple state() const override {
     const Busy busy(in_use_);
-    const auto copy = [&](const std::vector<Block<T>>& parts) -> py::object {
-      py::array_t<T> out(std::vector<py::ssize_t>{sizes_.L, B_, sizes_.H});
+    py::tuple all(static_cast<std::size_t>(sizes_.states()));
+    for (Index k = 0; k < sizes_.states(); ++k) {
+      const Index n = B_ * sizes_.width(k);
+      py::array_t<T> out(std::vector<py::ssize_t>{sizes_.L, B_, sizes_.width(k)});
+      const auto& parts = states_[now_].of[k];
       for (std::size_t l = 0; l < parts.size(); ++l)
-        std::copy_n(parts[l].get(), B_ * sizes_.H,
-                    out.mutable_data() + static_cast<Index>(l) * B_ * sizes_.H);
-      return out;
-    };
-    const States& states = states_[now_];
-    return py::make_tuple(copy(states.h), sizes_.has_c() ? copy(states.c) : py::none());
+        std::copy_n(parts[l].get(), n, out.mutable_data() + static_cast<Index>(l) * n);
+      all[static_cast<std::size_t>(k)] = std::move(out);
+    }
+    return all;
   }
 
-  void set_state(const py::object& h, const py::object& c) override {
-    const Shape shape{sizes_.L, B_, sizes_.H};
-    const auto new_h = flat<T>(sizes_.has_c() ? "state[0]" : "state", h, shape);
-    py::array_t<T, py::array::c_style> new_c;
-    if (sizes_.has_c()) new_c = flat<T>("state[1]", c, shape);
+  void set_state(const py::tuple& given) override {
+    py::array_t<T, py::array::c_style> arrays[kMostStates];
+    for (Index k = 0; k < sizes_.states(); ++k)
+      arrays[k] = flat<T>(state_name("state", sizes_, k), given[static_cast<std::size_t>(k)],
+                          {sizes_.L, B_, sizes_.width(k)});
     const Busy busy(in_use_);
-    const States& states = states_[now_];
-    for (std::size_t l = 0; l < states.h.size(); ++l) {
-      const Index n = B_ * sizes_.H, from = static_cast<Index>(l) * n;
-      std::copy_n(new_h.data() + from, n, states.h[l].get());
-      if (sizes_.has_c()) std::copy_n(new_c.data() + from, n, states.c[l].get());
+    for (Index k = 0; k < sizes_.states(); ++k) {
+      const Index n = B_ * sizes_.width(k);
+      const auto& parts = states_[now_].of[k];
+      for (std::size_t l = 0; l < parts.size(); ++l)
+        std::copy_n(arrays[k].data() + static_cast<Index>(l) * n, n, parts[l].get());
     }
   }
 
@@ -154,7 +142,7 @@ class StreamOf final : public Stream {
     prepare(steps, small ? 1 : threads());
     layers_[now_].front().x = x;
     Layer<T>& last = layers_[now_].back();
-    last.y = last.out = {to, B_ * sizes_.H, sizes_.H};
+    last.y = last.out = {to, B_ * sizes_.P, sizes_.P};
     if (small) {
       call_.interrupt = {};
       use_.forward(call_, room_.get());
@@ -184,12 +172,36 @@ class StreamOf final : public Stream {
     std::atomic<bool>& flag_;
   };
 
+  static double flops_of_step(const Sizes& s) {
+    const auto times = [](Index a, Index b) {
+      return static_cast<double>(a) * static_cast<double>(b);
+    };
+    const Index rows = s.info().gates * s.H;
+    double sum = s.has(projection_matrix) ? times(s.L * s.P, s.H) : 0;
+    for (Index l = 0; l < s.L; ++l)
+      sum += times(rows, s.inputs(l)) + (s.has(recurrent_matrix) ? times(rows, s.P) : 0);
+    return 2 * sum;
+  }
+
+  void pack(const ParameterArrays<const T>& parameters) const {
+    unlocked([&](const Interrupt& interrupt) {
+      ThrottledPoll poll(interrupt);
+      const std::vector<Parameter> all = parameters_of(sizes_);
+      for (Index l = 0; l < sizes_.L && poll.go_on(); ++l) {
+        Direction<T> d{};
+        for (std::size_t i = 0; i < all.size(); ++i)
+          if (all[i].layer == l) d.parameters[all[i].role] = parameters[i];
+        use_.pack(d, sizes_.inputs(l), sizes_.H, sizes_.P, threads(), poll.interrupt(),
+                  packed_[static_cast<std::size_t>(l)].get());
+      }
+    });
+  }
+
   // So many rows of the current state.
   void zero(Index first, Index rows) {
-    const Index from = first * sizes_.H, n = rows * sizes_.H;
-    for (const auto& part : states_[now_].h) std::fill_n(part.get() + from, n, T(0));
-    if (!sizes_.has_c()) return;
-    for (const auto& part : states_[now_].c) std::fill_n(part.get() + from, n, T(0));
+    for (Index k = 0; k < sizes_.states(); ++k)
+      for (const auto& part : states_[now_].of[k])
+        std::fill_n(part.get() + first * sizes_.width(k), rows * sizes_.width(k), T(0));
   }
 
   py::array input(py::handle x, bool one_step) const {
@@ -202,14 +214,14 @@ class StreamOf final : public Stream {
 
   // Where the last layer's outputs go: the caller's array, or a new one.
   py::array output(py::handle out, bool one_step, Index steps) const {
-    const Index H = sizes_.H;
-    if (out.is_none()) return one_step ? fresh(dtype_, {B_, H}) : fresh(dtype_, {steps, B_, H});
+    const Index P = sizes_.P;
+    if (out.is_none()) return one_step ? fresh(dtype_, {B_, P}) : fresh(dtype_, {steps, B_, P});
     constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-    if (one_step ? plain(out, dtype_, {B_, H}, writeable)
-                 : plain(out, dtype_, {steps, B_, H}, writeable))
+    if (one_step ? plain(out, dtype_, {B_, P}, writeable)
+                 : plain(out, dtype_, {steps, B_, P}, writeable))
       return py::reinterpret_borrow<py::array>(out);
     py::array y = typed<T>("out", out);
-    writable<T>("out", y, one_step ? Shape{B_, H} : Shape{steps, B_, H});
+    writable<T>("out", y, one_step ? Shape{B_, P} : Shape{steps, B_, P});
     return y;
   }
 
@@ -217,14 +229,14 @@ class StreamOf final : public Stream {
   void prepare(Index steps, int threads) {
     if (steps == prepared_steps_ && threads == call_.threads) return;
     prepared_steps_ = 0;  // until all is there
-    const Index H = sizes_.H, between = sizes_.L > 1 ? product_of({steps, B_, H}) : 0;
+    const Index P = sizes_.P, between = sizes_.L > 1 ? product_of({steps, B_, P}) : 0;
     for (std::size_t l = 1; l < packed_.size(); ++l) {
       const std::size_t turn = l % 2;
       if (l <= 2) grow(middle_[turn], middle_size_[turn], between);
       T* const at = middle_[turn].get();
       for (std::vector<Layer<T>>& layers : layers_) {
-        layers[l - 1].y = layers[l - 1].out = {at, B_ * H, H};
-        layers[l].x = {at, B_ * H, H};
+        layers[l - 1].y = layers[l - 1].out = {at, B_ * P, P};
+        layers[l].x = {at, B_ * P, P};
       }
     }
     call_.rows.T = steps;
@@ -243,16 +255,16 @@ class StreamOf final : public Stream {
   Sizes sizes_;
   Index B_;
   const Kernels& kernels_;  // those that packed the weights, whatever is in use later
-  const TypedKernels<T>& use_;
+  const CellKernels<T>& use_;
   const py::dtype dtype_ = py::dtype::of<T>();
   std::vector<Block<char>> packed_;
   struct States {
-    std::vector<Block<T>> h, c;  // [L][B, H]; c of no elements without a cell state
+    std::vector<Block<T>> of[kMostStates];  // [L][B, width] each
   };
   States states_[2];
   int now_ = 0;                      // the one that is current
   std::vector<Layer<T>> layers_[2];  // [L] from the state of that number to the other
-  ForwardCall<T> call_;              // as the last call was
+  ForwardCall<T> call_{};            // as the last call was
   Index prepared_steps_ = 0;
   double flops_of_step_;
   Block<char> room_;
@@ -306,13 +318,13 @@ Parameters
 ----------
 x : ndarray, shape (B, I)
     The step's input, of the layer's dtype.
-out : ndarray, shape (B, H), optional
+out : ndarray, shape (B, P), optional
     Where to put the output: C-contiguous, writable, not overlapping `x`. With it, the step
     allocates nothing.
 
 Returns
 -------
-ndarray, shape (B, H)
+ndarray, shape (B, P)
     The last layer's output; `out` if it was given.
 
 Raises
@@ -337,12 +349,12 @@ Parameters
 ----------
 x : ndarray, shape (T, B, I)
     The inputs, of the layer's dtype; T may be 0.
-out : ndarray, shape (T, B, H), optional
+out : ndarray, shape (T, B, P), optional
     As in `step`.
 
 Returns
 -------
-ndarray, shape (T, B, H)
+ndarray, shape (T, B, P)
 
 Raises
 ------
@@ -369,21 +381,21 @@ PyMethodDef method(const char* name, const char* doc) {
 void bind_stream(py::module_& m) {
   auto stream = py::class_<Stream>(m, "Stream")
                     .def(py::init([](py::handle layer, const py::dict& params, Index batch_size) {
-                           const Net& net = constructed<Net>("net", layer);
+                           const auto& stack = constructed<LayerStack>("layer_stack", layer);
                            if (batch_size < 1)
                              bad_value("batch_size", "at least 1", std::to_string(batch_size));
-                           const Sizes& sizes = net.sizes();
-                           const std::vector<Parameter>& all = net.parameters();
+                           const Sizes& sizes = stack.sizes();
                            if (sizes.D != 1)
                              bad_value("stream", "a layer of one direction", "a bidirectional one");
                            const auto make = [&](auto zero) {
                              using T = decltype(zero);
-                             return std::unique_ptr<Stream>(new StreamOf<T>(
-                                 sizes, Parameters<T>(sizes, all, params), batch_size));
+                             const PinnedParameters<T> parameters(stack.parameters(), params);
+                             return std::unique_ptr<Stream>(
+                                 new StreamOf<T>(sizes, parameters.data(), batch_size));
                            };
-                           return sizes.is_double ? make(0.0) : make(0.0f);
+                           return stack.is_double() ? make(0.0) : make(0.0f);
                          }),
-                         py::arg("net"), py::arg("params"), py::arg("batch_size"));
+                         py::arg("layer_stack"), py::arg("params"), py::arg("batch_size"));
   refuse_pickling(stream);
   auto* const stream_type = reinterpret_cast<PyTypeObject*>(stream.ptr());
   static PyMethodDef methods[] = {method<true>("step", step_doc), method<false>("run", run_doc)};
@@ -391,8 +403,7 @@ void bind_stream(py::module_& m) {
     stream.attr(one.ml_name) =
         py::reinterpret_steal<py::object>(PyDescr_NewMethod(stream_type, &one));
   m.def("stream_state", method_of(&Stream::state), py::arg("stream"));
-  m.def("set_stream_state", method_of(&Stream::set_state), py::arg("stream"), py::arg("h"),
-        py::arg("c"));
+  m.def("set_stream_state", method_of(&Stream::set_state), py::arg("stream"), py::arg("state"));
   m.def("reset_stream", method_of(&Stream::reset), py::arg("stream"), py::arg("rows"));
 }
 

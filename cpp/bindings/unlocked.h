@@ -51,6 +51,7 @@ class ReleasedLock {
  private:
   static bool asked(void* context) {
     auto& self = *static_cast<ReleasedLock*>(context);
+    if (self.raised_) return true;
     take_lock(self.state_);
     self.state_ = nullptr;
     self.raised_ = PyErr_CheckSignals() != 0;  // the error waits in the thread's state

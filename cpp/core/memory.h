@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "../core/problem.h"
+#include "problem.h"
 
 namespace rnnkern {
 

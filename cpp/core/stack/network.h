@@ -1,0 +1,166 @@
+// A stack of layers on whole sequences: the records that its calls write to, the segments between
+// checkpoints, the members of an ensemble. The kernels of an instruction set compute single calls;
+// this file decides which calls there are. It knows neither Python nor instruction sets.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "memory.h"
+#include "runtime.h"
+#include "schedule.h"
+
+namespace rnnkern {
+
+// A row of n elements as the kernels pad it: whole cache lines.
+template <class T>
+Index padded_row(Index n) {
+  const Index line = kLineBytes / static_cast<Index>(sizeof(T));
+  return (n + line - 1) / line * line;
+}
+
+struct Sizes {
+  Kind kind;
+  CellConstants constants;
+  Index I, H, P, L, D;
+  bool bias, residual;
+  Index members;  // of an ensemble; 0: a layer alone
+
+  const KindInfo& info() const { return kKinds[static_cast<int>(kind)]; }
+  bool has(Role role) const;
+  Index states() const;  // h and the carried ones
+  Index carried() const { return states() - 1; }
+  Index inputs(Index layer) const { return layer == 0 ? I : channels(); }
+  Index channels() const { return D * P; }  // of a layer's outputs
+  Index extent(Extent of, Index layer) const;
+  Index width(Index state) const { return extent(info().states[state].width, 0); }
+  // Whether the tape needs h before its clip.
+  bool clips_projection() const;
+  Index count() const { return members ? members : 1; }
+};
+
+// One parameter of one layer and direction.
+struct Parameter {
+  std::string name;
+  Role role;
+  Index layer, direction;
+  std::vector<Index> shape;  // of one member
+  Index size;                // of one member
+};
+// Layer by layer, direction by direction, in the order of the table of kinds.
+std::vector<Parameter> parameters_of(const Sizes& sizes);
+
+// A (T, B, C) array of each member; a stride of 0 shares one among all.
+template <class T>
+struct MemberSequence {
+  Sequence<T> first;  // the first member's; null data: none
+  Index stride;       // elements from one member to the next
+  Sequence<T> of(Index member) const {
+    return {first.data ? first.data + member * stride : nullptr, first.step, first.row};
+  }
+};
+
+// The states of all layers and members, [L * D, members, B, width] each; null: none, or zeros.
+template <class T>
+struct States {
+  T* part[kMostStates] = {};
+};
+
+// Parameters, or their gradients, in the order of parameters_of, [members, shape] each.
+template <class T>
+using ParameterArrays = std::vector<T*>;
+
+// Where the layers of a call write, over some steps.
+template <class T>
+struct Record {
+  std::vector<Sequence<T>> h, out;                  // [L] (T, B, D*P) each: Layer's y and out
+  std::vector<Block<T>> saved, carried, projected;  // [L * D] as Direction says; empty: not kept
+
+  // alive: rows alive at all of the steps. keep: for backward; otherwise two buffers in turns stand
+  // between the layers.
+  Record(const Sizes& s, Index steps, Index B, Index alive, bool keep);
+  // Where the last layer's output goes.
+  void set_y(const Sequence<T>& y);
+
+ private:
+  bool own_last_h_;
+  std::vector<Block<T>> blocks_;
+};
+
+// What forward hands to backward, and what both know of the sequences.
+template <class T>
+struct TapeRecord {
+  Sizes sizes{};
+  Index B = 0;
+  RowSchedule rows;
+  std::vector<unsigned char> resets;  // [T, B], empty for none
+  std::vector<Dropout> dropouts;      // member by member
+  MemberSequence<const T> x{};
+  // All that backward needs, member by member; or, with a segment of so many steps, the states
+  // before each.
+  std::vector<Record<T>> records;
+  Index segment = 0;
+  Block<T> states[kMostStates];  // [segments, L * D, E, B, width], the first the initial states;
+                                 // null: zeros
+
+  Schedule schedule() const {
+    Schedule s = rows.view();
+    if (!resets.empty()) s.resets = resets.data();
+    return s;
+  }
+  Index state_size(Index state) const {
+    return sizes.L * sizes.D * sizes.count() * B * sizes.width(state);
+  }
+  bool drops() const { return dropouts[0].p > 0 && sizes.L > 1; }
+};
+
+// A forward over whole sequences. The constructor allocates all that the call needs; `run` computes
+// and throws nothing.
+template <class T>
+class ForwardRun {
+ public:
+  // keep: fill the tape for a backward.
+  ForwardRun(TapeRecord<T>& tape, const ParameterArrays<const T>& parameters,
+             const MemberSequence<T>& y, const States<const T>& first, const States<T>& last,
+             bool keep);
+  ~ForwardRun();
+  void run(const Interrupt& interrupt);
+  void finish();  // after a run that was not interrupted: moves what is kept to the tape
+
+ private:
+  struct Plan;
+  std::unique_ptr<Plan> plan_;
+};
+
+// What backward reads and writes besides the tape.
+template <class T>
+struct BackwardArguments {
+  ParameterArrays<const T> parameters;
+  ParameterArrays<T> gradients;
+  MemberSequence<const T> dy;
+  MemberSequence<T> dx;
+  States<const T> last;  // dL/d(last states)
+  States<T> first;       // dL/d(first states)
+  // What `Trace` points to, [E, L * D, T, B] each, with T steps of `trace_steps`.
+  Trace trace;
+  Index trace_steps;
+  Clip clip;
+  double flow_penalty;
+};
+
+template <class T>
+class BackwardRun {
+ public:
+  BackwardRun(const TapeRecord<T>& tape, const BackwardArguments<T>& arguments);
+  ~BackwardRun();
+  void run(const Interrupt& interrupt);
+  const std::vector<GradientNorm>& norms() const;  // member by member
+
+ private:
+  struct Plan;
+  std::unique_ptr<Plan> plan_;
+};
+
+}  // namespace rnnkern
