@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
 import inspect
+import pkgutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -657,22 +659,29 @@ def test_step_clips_against_torch_hooks(cell, reverse, clip):
     )
 
 
-# --------------------------------------------------------------------------------- the module
+# -------------------------------------------------------------------------------- the package
 
 
-def test_the_module_stands_alone():
-    names = set()
-    for node in ast.walk(ast.parse(inspect.getsource(reference))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            names.add(node.module)
-    assert not [name for name in names if name.split(".")[0] == "rnnkern"]
+MODULES = {
+    name: importlib.import_module(f"rnnkern.reference.{name}")
+    for _, name, _ in pkgutil.iter_modules(reference.__path__)
+}
 
 
-def test_the_examples_run():
-    results = doctest.testmod(reference)
+def test_the_package_imports_only_its_own_modules_of_rnnkern():
+    for name, module in {"__init__": reference, **MODULES}.items():
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.ImportFrom) and node.level > 0:
+                assert (node.level, node.module in MODULES) == (1, True), name
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] != "rnnkern", name
+            elif isinstance(node, ast.Import):
+                assert "rnnkern" not in [alias.name.split(".")[0] for alias in node.names], name
+
+
+@pytest.mark.parametrize("name", ["layers", "losses", "optim"])
+def test_the_examples_run(name):
+    results = doctest.testmod(MODULES[name])
     assert results.attempted > 0
     assert results.failed == 0
 

@@ -1,0 +1,52 @@
+"""The formulas of rnnkern, in float64 NumPy, written to be read.
+
+Forward, backpropagation through time, the clips, the loss and the optimizers: what the compiled
+kernels compute is defined here, and tested against here. The module imports nothing of the package.
+
+Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, L layers,
+D directions, G gates (RNN 1, GRU 3, LSTM 4). All quantities are dimensionless.
+
+In the formulas ``a`` is the argument of a gate's nonlinearity, ``h_prev`` and ``c_prev`` are the
+state one step before, and ``dv`` is the gradient of the loss with respect to ``v``.
+"""
+
+from __future__ import annotations
+
+from .cells import CELLS, Cell
+from .layers import (
+    Config,
+    Gradients,
+    Tape,
+    Trace,
+    backward,
+    clip_factor,
+    forward,
+    joint_norm,
+    parameter_shapes,
+)
+from .losses import cross_entropy
+from .optim import adam, adamw, penalized, rmsprop, sgd
+from .types import ClipLike, Step, Weights
+
+__all__ = [
+    "CELLS",
+    "Cell",
+    "ClipLike",
+    "Config",
+    "Gradients",
+    "Step",
+    "Tape",
+    "Trace",
+    "Weights",
+    "adam",
+    "adamw",
+    "backward",
+    "clip_factor",
+    "cross_entropy",
+    "forward",
+    "joint_norm",
+    "parameter_shapes",
+    "penalized",
+    "rmsprop",
+    "sgd",
+]

@@ -1,0 +1,474 @@
+"""Layers and directions over a batch of sequences: forward, backward, and the clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .cells import CELLS, clip_value
+from .types import Array, ClipLike, State, Step, Weights
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is computed: the cell and the sizes.
+
+    Parameters
+    ----------
+    cell : str
+        A key of `CELLS`.
+    input_size : int
+        I.
+    hidden_size : int
+        H.
+    num_layers : int
+        L.
+    bidirectional : bool
+        D = 2 instead of 1.
+    bias : bool
+        Whether there are ``bias_ih`` and ``bias_hh``.
+    residual : bool
+        Whether each layer above the first adds its input, before dropout, to its output.
+
+    Raises
+    ------
+    ValueError
+        When `cell` is not a key of `CELLS`.
+
+    Examples
+    --------
+    >>> Config("lstm", input_size=3, hidden_size=2, bidirectional=True).directions
+    2
+    """
+
+    cell: str
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    bias: bool = True
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cell not in CELLS:
+            raise ValueError(f"cell: expected one of {list(CELLS)}, got {self.cell!r}")
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return 2 if self.bidirectional else 1
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What `forward` saves for `backward`."""
+
+    x_shape: tuple[int, int, int]  # (T, B, I)
+    masks: list[Array] | None  # L-1 arrays [T, B, D*H]
+    steps: list[list[Step]]  # [L*D][T], layer-major, then direction; in the order they were run
+
+
+class Trace(NamedTuple):
+    """What `backward` saw on its way: [L*D, T, B] each; norms are L2."""
+
+    dh: Array  # norm of dL/dh_t, complete
+    dh_before: Array  # norm of what step t hands back to h_prev, before `step_norm`
+    dc_before: Array  # the same for c_prev; zeros for other cells than the LSTM
+    scale: Array  # the factor that `step_norm` applied
+    clipped: Array  # share of the elements of da that `step_value` limited
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What `backward` returns."""
+
+    params: dict[str, Array]  # PyTorch's names, order and shapes
+    x: Array  # [T, B, I]
+    state: Array | tuple[Array, Array]  # as the state: h [L*D, B, H], for LSTM (h, c)
+    norm: float  # joint L2 norm of params, after the value clip, before the norm clip
+    finite: bool  # whether all of params was finite, before the value clip
+    scale: float  # the factor that the norm clip applied, 1.0 if none
+    trace: Trace
+    flow_penalty: float  # Omega, without its weight; 0 if it was not asked for
+
+
+@dataclass(frozen=True)
+class _NoClip:
+    step_value: None = None
+    step_norm: None = None
+    value: None = None
+    norm: None = None
+
+
+def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter, in PyTorch's names and order.
+
+    Parameters
+    ----------
+    config : Config
+        The cell and the sizes.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        ``weight_ih_l{k}{_reverse}`` (G*H, I or D*H), ``weight_hh`` (G*H, H), ``bias_ih`` and
+        ``bias_hh`` (G*H,), direction by direction, layer by layer.
+
+    Examples
+    --------
+    >>> parameter_shapes(Config("gru", input_size=5, hidden_size=2, bias=False))
+    {'weight_ih_l0': (6, 5), 'weight_hh_l0': (6, 2)}
+    """
+    H, GH = config.hidden_size, CELLS[config.cell].gates * config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(config.num_layers):
+        inputs = config.input_size if layer == 0 else config.directions * H
+        for suffix in _suffixes(config, layer):
+            shapes["weight_ih" + suffix] = (GH, inputs)
+            shapes["weight_hh" + suffix] = (GH, H)
+            if config.bias:
+                shapes["bias_ih" + suffix] = (GH,)
+                shapes["bias_hh" + suffix] = (GH,)
+    return shapes
+
+
+def forward(
+    config: Config,
+    params: Mapping[str, npt.ArrayLike],
+    x: npt.ArrayLike,
+    state: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    lengths: npt.ArrayLike | None = None,
+    masks: Sequence[npt.ArrayLike] | None = None,
+    resets: npt.ArrayLike | None = None,
+) -> tuple[Array, Array | tuple[Array, Array], Tape]:
+    """Run the layers over a batch of sequences.
+
+    A row is run on its own steps t < length only, so that what lies behind them cannot matter.
+
+    Parameters
+    ----------
+    config : Config
+        The cell and the sizes.
+    params : mapping of str to array
+        As `parameter_shapes` says.
+    x : array (T, B, I)
+        The inputs.
+    state : array (L*D, B, H), for LSTM the pair (h, c) of them, optional
+        The initial state, layer-major, then direction; None is zeros.
+    lengths : array of int (B,), optional
+        Steps of each row, 0 <= length <= T, in any order; None is T for each.
+    masks : sequence of L-1 arrays (T, B, D*H), optional
+        Dropout masks: factors, 0 or 1 / (1 - p), on what layer l hands to layer l + 1.
+    resets : array of bool (T, B), optional
+        Where a new sequence begins in a row: the steps before it and those from it on do not see
+        each other's state, which starts from zeros there, in both directions.
+
+    Returns
+    -------
+    y : array (T, B, D*H)
+        The last layer's h, forward then reverse (with `residual`, plus its input, above the first
+        layer); zero behind a row's end.
+    state : array (L*D, B, H), for LSTM the pair (h, c) of them
+        The state after each row's own last step.
+    tape : Tape
+        For `backward`.
+
+    Raises
+    ------
+    ValueError
+        When an argument's shape, names or range are not those above.
+
+    Examples
+    --------
+    >>> config = Config("rnn_relu", input_size=1, hidden_size=1, bias=False)
+    >>> params = {"weight_ih_l0": [[1.0]], "weight_hh_l0": [[2.0]]}
+    >>> y, h, tape = forward(config, params, np.ones((3, 1, 1)))
+    >>> y.ravel(), h.ravel()
+    (array([1., 3., 7.]), array([7.]))
+    """
+    cell, H, D = CELLS[config.cell], config.hidden_size, config.directions
+    x = np.asarray(x)
+    if x.ndim != 3:
+        raise ValueError(f"x: expected shape (T, B, {config.input_size}), got {x.shape}")
+    T, B, _ = x.shape
+    x = _checked("x", x, (T, B, config.input_size))
+    ends = _checked_lengths(lengths, T, B)
+    starts = np.zeros((T + 1, B), dtype=bool)
+    if resets is not None:
+        starts[:T] = _checked("resets", resets, (T, B)).astype(bool)
+    factors = None if masks is None else _checked_masks(config, masks, T, B)
+    weights = _weights(config, params)
+    states = _states(config, "state", state, B)
+    steps: list[list[Step]] = []
+
+    y = x
+    for layer in range(config.num_layers):
+        below = y
+        x = y * factors[layer - 1] if factors is not None and layer > 0 else y
+        y = np.zeros((T, B, D * H))
+        for d in range(D):
+            k = layer * D + d
+            steps.append([])
+            for t in reversed(range(T)) if d == 1 else range(T):
+                rows = t < ends
+                # The reverse direction comes from step t + 1, which may begin another sequence.
+                cut = starts[t] if d == 0 else starts[t + 1] & (t + 1 < ends)
+                kept = ~cut[rows]
+                prev = tuple(np.where(kept[:, None], s[k, rows], 0.0) for s in states)
+                new, gates = cell.forward_step(x[t, rows], prev, weights[k])
+                y[t, rows, d * H : (d + 1) * H] = new[0]
+                for s, s_new in zip(states, new, strict=True):
+                    s[k, rows] = s_new
+                steps[k].append(Step(t, rows, kept, x[t, rows], prev, gates, new))
+        if config.residual and layer > 0:
+            y = y + below * (np.arange(T)[:, None] < ends)[:, :, None]
+    return y, _as_given(states), Tape((T, B, config.input_size), factors, steps)
+
+
+def backward(
+    config: Config,
+    params: Mapping[str, npt.ArrayLike],
+    tape: Tape,
+    dy: npt.ArrayLike | None = None,
+    dstate: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    clip: ClipLike | None = None,
+    flow_penalty: float = 0.0,
+) -> Gradients:
+    """Backpropagate through time, with the clips.
+
+    Parameters
+    ----------
+    config, params
+        As they were given to `forward`.
+    tape : Tape
+        From `forward`.
+    dy : array (T, B, D*H), optional
+        The gradient of the loss with respect to y; None is zeros.
+    dstate : array (L*D, B, H), for LSTM the pair (h, c) of them, optional
+        The gradient of the loss with respect to the final state; None is zeros.
+    clip : ClipLike, optional
+        What to clip; None is nothing.
+    flow_penalty : float
+        The weight w of Omega = 1/B sum (|u| / |v| - 1)^2, Pascanu et al. 2013, arXiv 1211.5063
+        eq. 9, over layers, directions, steps and rows where neither is zero: v = dL/dh, complete,
+        and u what the step hands back to h_prev, before `step_norm`. W_hh gets w times Omega's
+        immediate derivative, v and da held fixed (eq. 10).
+
+    Returns
+    -------
+    Gradients
+        Zero for x behind a row's end; a row of length 0 hands its dstate through.
+
+    Raises
+    ------
+    ValueError
+        When an argument's shape or names are not those above.
+
+    Examples
+    --------
+    >>> config = Config("rnn_relu", input_size=1, hidden_size=1, bias=False)
+    >>> params = {"weight_ih_l0": [[1.0]], "weight_hh_l0": [[2.0]]}
+    >>> y, h, tape = forward(config, params, np.ones((3, 1, 1)))
+    >>> grads = backward(config, params, tape, dstate=np.ones((1, 1, 1)))
+    >>> grads.x.ravel(), grads.state.item(), grads.params["weight_ih_l0"].item()
+    (array([4., 2., 1.]), 8.0, 7.0)
+    """
+    cell, H, D = CELLS[config.cell], config.hidden_size, config.directions
+    T, B, _ = tape.x_shape
+    clip = _NoClip() if clip is None else clip
+    weights = _weights(config, params)
+    d_weights = [Weights(*(np.zeros_like(v) for v in w)) for w in weights]
+    d_states = _states(config, "dstate", dstate, B)
+
+    trace = Trace(*(np.zeros((len(tape.steps), T, B)) for _ in Trace._fields))
+    trace.scale[:] = 1.0
+    omega = 0.0
+    d_out = np.zeros((T, B, D * H)) if dy is None else _checked("dy", dy, (T, B, D * H))
+    for layer in reversed(range(config.num_layers)):
+        dx = np.zeros((T, B, weights[layer * D].W_ih.shape[1]))
+        for d in range(D):
+            k = layer * D + d
+            for step in reversed(tape.steps[k]):
+                t, rows = step.t, step.rows
+                dh, *dc = (s[k, rows] for s in d_states)
+                dh = dh + d_out[t, rows, d * H : (d + 1) * H]
+                back = cell.backward_step((dh, *dc), step, weights[k], clip.step_value)
+                u, *dc_prev = (np.where(step.kept[:, None], d, 0.0) for d in back.prev)
+                factors = _row_factors(u, clip.step_norm)
+                for s, s_prev in zip(d_states, (u * factors[:, None], *dc_prev), strict=True):
+                    s[k, rows] = s_prev
+                dx[t, rows] += back.x
+                d_w = back.weights
+                if flow_penalty:
+                    terms, factor = _flow(dh, u, B)
+                    omega += float(terms.sum())
+                    extra = flow_penalty * back.da_h.T @ (factor * u)
+                    d_w = d_w._replace(W_hh=d_w.W_hh + extra)
+                d_weights[k] = Weights(*(a + b for a, b in zip(d_weights[k], d_w, strict=True)))
+
+                limited = np.abs(back.da) >= (clip.step_value or np.inf)
+                for to, seen in (
+                    (trace.dh, _row_norms(dh)),
+                    (trace.dh_before, _row_norms(u)),
+                    (trace.dc_before, _row_norms(dc_prev[0]) if dc_prev else 0.0),
+                    (trace.scale, factors),
+                    (trace.clipped, limited.mean(axis=1)),
+                ):
+                    to[k, t, rows] = seen
+        if tape.masks is not None and layer > 0:
+            dx = dx * tape.masks[layer - 1]
+        if config.residual and layer > 0:
+            dx = dx + d_out * _alive(tape.steps[layer * D], T, B)
+        d_out = dx
+
+    grads = _named(config, d_weights)
+    finite = all(bool(np.isfinite(g).all()) for g in grads.values())
+    grads = {name: clip_value(g, clip.value) for name, g in grads.items()}
+    norm = joint_norm(grads.values())
+    scale = 1.0 if clip.norm is None else clip_factor(norm, clip.norm)
+    grads = {name: scale * g for name, g in grads.items()}
+    state = _as_given(d_states)
+    return Gradients(grads, d_out, state, norm, finite, scale, trace, omega)
+
+
+def joint_norm(arrays: Iterable[npt.ArrayLike]) -> float:
+    """Return the L2 norm of all elements of all arrays.
+
+    Parameters
+    ----------
+    arrays : iterable of array
+        Of any shapes.
+
+    Returns
+    -------
+    float
+        0.0 for none; not finite if an element is not.
+
+    Examples
+    --------
+    >>> joint_norm([[3.0], [[4.0, 12.0]]])
+    13.0
+    """
+    return float(np.sqrt(sum(np.sum(np.asarray(a, dtype=np.float64) ** 2) for a in arrays)))
+
+
+def clip_factor(norm: float, c: float) -> float:
+    """Return the factor that brings a norm to at most c.
+
+    Pascanu et al. 2013, arXiv 1211.5063 algorithm 1, with PyTorch's constant in the divisor.
+
+    Parameters
+    ----------
+    norm : float
+        The norm before.
+    c : float
+        The bound, > 0.
+
+    Returns
+    -------
+    float
+        min(1, c / (norm + 1e-6)); 1 for a norm that is not finite, which no factor can mend.
+
+    Examples
+    --------
+    >>> clip_factor(0.5, 1.0), round(clip_factor(4.0, 1.0), 6)
+    (1.0, 0.25)
+    """
+    return min(1.0, c / (norm + 1e-6)) if np.isfinite(norm) else 1.0
+
+
+def _row_norms(d: Array) -> Array:
+    norms: Array = np.linalg.norm(d, axis=1)
+    return norms
+
+
+def _row_factors(d: Array, c: float | None) -> Array:
+    if c is None:
+        return np.ones(len(d))
+    factors: Array = c / np.maximum(_row_norms(d), c)  # min(1, c / norm), safe at norm 0
+    return factors
+
+
+def _flow(v: Array, u: Array, B: int) -> tuple[Array, Array]:
+    """Omega's terms (n,) of a step, and the factors (n, 1) of da_h^T u in its derivative."""
+    norm_v, norm_u = _row_norms(v), _row_norms(u)
+    flows = (norm_v > 0) & (norm_u > 0)
+    growth = np.divide(norm_u, norm_v, out=np.ones_like(norm_v), where=flows)
+    factor = np.zeros_like(norm_v)
+    factor[flows] = 2 / B * (growth[flows] - 1) / norm_u[flows] / norm_v[flows]
+    return (growth - 1) ** 2 / B, factor[:, None]
+
+
+def _alive(steps: list[Step], T: int, B: int) -> Array:
+    alive = np.zeros((T, B, 1))
+    for step in steps:
+        alive[step.t, step.rows] = 1.0
+    return alive
+
+
+def _suffixes(config: Config, layer: int) -> list[str]:
+    return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: config.directions]]
+
+
+def _weights(config: Config, params: Mapping[str, npt.ArrayLike]) -> list[Weights]:
+    shapes = parameter_shapes(config)
+    if set(params) != set(shapes):
+        raise ValueError(f"params: expected the names {list(shapes)}, got {list(params)}")
+    arrays = {name: _checked(name, params[name], shape) for name, shape in shapes.items()}
+    no_bias = np.zeros(CELLS[config.cell].gates * config.hidden_size)
+    return [
+        Weights(
+            arrays["weight_ih" + suffix],
+            arrays["weight_hh" + suffix],
+            arrays.get("bias_ih" + suffix, no_bias),
+            arrays.get("bias_hh" + suffix, no_bias),
+        )
+        for layer in range(config.num_layers)
+        for suffix in _suffixes(config, layer)
+    ]
+
+
+def _named(config: Config, weights: list[Weights]) -> dict[str, Array]:
+    used = [array for w in weights for array in (w if config.bias else w[:2])]
+    return dict(zip(parameter_shapes(config), used, strict=True))
+
+
+def _states(config: Config, name: str, state: Any, B: int) -> State:
+    shape = (config.num_layers * config.directions, B, config.hidden_size)
+    if CELLS[config.cell].states == 1:
+        return (np.zeros(shape) if state is None else _checked(name, state, shape),)
+    if state is None:
+        return np.zeros(shape), np.zeros(shape)
+    if not (isinstance(state, tuple) and len(state) == 2):
+        raise ValueError(f"{name}: expected the pair (h, c), got {type(state).__name__}")
+    h, c = state
+    return _checked(f"{name} h", h, shape), _checked(f"{name} c", c, shape)
+
+
+def _as_given(states: State) -> Array | tuple[Array, Array]:
+    return states[0] if len(states) == 1 else (states[0], states[1])
+
+
+def _checked(name: str, array: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
+    own = np.array(array, dtype=np.float64)  # a copy: the tape must not see later writes
+    if own.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {own.shape}")
+    return own
+
+
+def _checked_lengths(lengths: npt.ArrayLike | None, T: int, B: int) -> npt.NDArray[Any]:
+    ends = np.full(B, T) if lengths is None else np.asarray(lengths)
+    if ends.shape != (B,) or np.any((ends < 0) | (ends > T) | (ends != np.floor(ends))):
+        raise ValueError(f"lengths: expected {B} integers from 0 to {T}, got {ends}")
+    return ends
+
+
+def _checked_masks(config: Config, masks: Sequence[Any], T: int, B: int) -> list[Array]:
+    shape = (T, B, config.directions * config.hidden_size)
+    if len(masks) != config.num_layers - 1:
+        raise ValueError(f"masks: expected {config.num_layers - 1} arrays, got {len(masks)}")
+    return [_checked(f"masks[{i}]", mask, shape) for i, mask in enumerate(masks)]
