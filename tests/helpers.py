@@ -122,6 +122,8 @@ class Reference:
 def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
     """Run the reference on a layer's parameters."""
     unbatched = problem.x.ndim == 2
+    cell = reference.CELLS[layer._kind]
+    options = (*cell.options, *(("proj_size",) if cell.projects else ()))
     config = reference.Config(
         layer._kind,
         layer.input_size,
@@ -130,6 +132,7 @@ def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
         layer.bidirectional,
         layer.bias,
         layer.residual,
+        **{name: getattr(layer, name) for name in options},
     )
     params = {name: p.astype(np.float64) for name, p in layer.params.items()}
 

@@ -20,7 +20,31 @@ from rnnkern.reference import CELLS, Config, backward, forward, parameter_shapes
 SAME_FORMULA = {"rtol": 1e-10, "atol": 1e-12}
 
 LENGTHS = [3, 0, 2]  # unsorted, with a full row, an empty row and a padded one
-T, B, I, H = 3, 3, 3, 2
+T, B, I, P = 3, 3, 3, 2
+
+# Every cell without options, and with finite forward clips where it has them.
+CASES = {
+    **{cell: {"cell": cell} for cell in CELLS},
+    "lstm_clipped finite": {"cell": "lstm_clipped", "cell_clip": 0.6},
+    "lstm_projected finite": {"cell": "lstm_projected", "cell_clip": 0.6, "proj_clip": 0.2},
+}
+
+
+def config_of(
+    case, inputs=I, outputs=P, num_layers=1, bidirectional=False, bias=True, residual=False
+):
+    """Configure a case so that h is `outputs` wide: H is outputs, one more with a projection."""
+    projects = CELLS[CASES[case]["cell"]].projects
+    return Config(
+        input_size=inputs,
+        hidden_size=outputs + projects,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        bias=bias,
+        residual=residual,
+        proj_size=outputs * projects,
+        **CASES[case],
+    )
 
 
 @dataclass(frozen=True)
@@ -34,26 +58,32 @@ class Clip:
 class Problem:
     """Random arguments for one configuration."""
 
-    def __init__(self, config, *, steps=T, rows=B, lengths=None, dropout=False, seed=0):
+    def __init__(
+        self, config, *, steps=T, rows=B, lengths=None, dropout=False, resets=None, seed=0
+    ):
         draw = np.random.default_rng(seed).normal
-        shape = (config.num_layers * config.directions, rows, config.hidden_size)
-        width = config.directions * config.hidden_size
-        states = CELLS[config.cell].states
+        width = config.directions * config.output_size
+        widths = {"P": config.output_size, "H": config.hidden_size}
+        shapes = [
+            (config.num_layers * config.directions, rows, widths[state.width])
+            for state in CELLS[config.cell].states
+        ]
         self.config = config
         self.lengths = None if lengths is None else np.array(lengths)
+        self.resets = resets
         self.params = {k: draw(size=s) for k, s in parameter_shapes(config).items()}
         self.x = draw(size=(steps, rows, config.input_size))
         self.dy = draw(size=(steps, rows, width))
-        self.states = [draw(size=shape) for _ in range(states)]
-        self.dstates = [draw(size=shape) for _ in range(states)]
+        self.states = [draw(size=shape) for shape in shapes]
+        self.dstates = [draw(size=shape) for shape in shapes]
         self.masks = None
         if dropout:
             masks = draw(size=(config.num_layers - 1, steps, rows, width)) > 0
             self.masks = list(2.0 * masks)
 
     def forward(self):
-        state = joined(self.states)
-        return forward(self.config, self.params, self.x, state, self.lengths, self.masks)
+        state, options = joined(self.states), (self.lengths, self.masks, self.resets)
+        return forward(self.config, self.params, self.x, state, *options)
 
     def backward(self, clip=None):
         *_, tape = self.forward()
@@ -63,6 +93,13 @@ class Problem:
         y, state, _ = self.forward()
         pairs = zip([y, *split(state)], [self.dy, *self.dstates], strict=True)
         return sum(np.sum(a * da) for a, da in pairs)
+
+    def limited(self, option):
+        """Which elements a forward clip limits, over layers, directions and steps."""
+        *_, tape = self.forward()
+        state = {"cell_clip": 1, "proj_clip": 0}[option]
+        values = [step.new[state].ravel() for steps in tape.steps for step in steps]
+        return np.abs(np.concatenate(values)) == getattr(self.config, option)
 
     def row(self, b):
         """The same problem, with this row alone and its padding cut off."""
@@ -99,7 +136,13 @@ def assert_same_gradients(grads, params, x, states):
             assert_same(actual, expected, "state")
 
 
-every_cell = pytest.mark.parametrize("cell", CELLS)
+def assert_equal(actual, expected):
+    """Compare two states, bit by bit."""
+    for one, other in zip(split(actual), split(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+every_case = pytest.mark.parametrize("case", CASES)
 every_shape = pytest.mark.parametrize(
     ("layers", "bidirectional"), [(1, False), (1, True), (2, False), (2, True)]
 )
@@ -125,13 +168,7 @@ def difference_quotients(loss, array):
     return quotients
 
 
-@every_cell
-@every_shape
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_gradients_are_the_central_differences(cell, layers, bidirectional, bias, lengths):
-    config = Config(cell, I, H, layers, bidirectional, bias)
-    problem = Problem(config, lengths=lengths, dropout=layers > 1)
+def assert_gradients_are_differences(problem):
     grads = problem.backward()
     named = {**problem.params, "x": problem.x, **dict(zip("hc", problem.states, strict=False))}
     analytic = {**grads.params, "x": grads.x, **dict(zip("hc", split(grads.state), strict=False))}
@@ -148,49 +185,159 @@ def test_gradients_are_the_central_differences(cell, layers, bidirectional, bias
         )
 
 
+@every_case
+@every_shape
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_gradients_are_the_central_differences(case, layers, bidirectional, bias, lengths):
+    config = config_of(case, I, P, layers, bidirectional, bias)
+    problem = Problem(config, lengths=lengths, dropout=layers > 1)
+    for option in CASES[case].keys() - {"cell"}:
+        limited = problem.limited(option)
+        assert np.any(limited), f"{option} limits no element"
+        assert not np.all(limited), f"{option} limits every element"
+    assert_gradients_are_differences(problem)
+
+
+@every_case
+def test_gradients_with_resets_and_residual_layers_are_the_central_differences(case):
+    resets = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]])  # one in padding, one at the first step
+    config = config_of(case, I, P, 2, bidirectional=True, residual=True)
+    problem = Problem(config, lengths=LENGTHS, resets=resets)
+    assert_gradients_are_differences(problem)
+
+
+@every_case
+def test_reset_separates_the_steps_before_it_from_the_steps_after_it(case):
+    whole, cut = Problem(config_of(case, I, P, 2, bidirectional=True)), 2
+    whole.resets = np.zeros((T, B), dtype=bool)
+    whole.resets[cut] = True
+    y, final, _ = whole.forward()
+    grads = whole.backward()
+    sums = {name: np.zeros_like(p) for name, p in whole.params.items()}
+    # Direction `first` has its initial state in the part, direction `last` its final state.
+    for part, first, last in ((slice(cut), 0, 1), (slice(cut, T), 1, 0)):
+        half = Problem(whole.config)
+        half.params, half.x, half.dy = whole.params, whole.x[part], whole.dy[part]
+        for s, ds in zip(half.states, half.dstates, strict=True):
+            s[last::2], ds[first::2] = 0.0, 0.0
+        y_half, final_half, _ = half.forward()
+        grads_half = half.backward()
+        assert_same(y[part], y_half, "y")
+        assert_same(grads.x[part], grads_half.x, "dx")
+        for s, s_half in zip(split(final), split(final_half), strict=True):
+            assert_same(s[last::2], s_half[last::2], "final state")
+        for d, d_half in zip(split(grads.state), split(grads_half.state), strict=True):
+            assert_same(d[first::2], d_half[first::2], "gradient of the initial state")
+        for name in sums:
+            sums[name] += grads_half.params[name]
+    for name, total in sums.items():
+        assert_same(grads.params[name], total, name)
+
+
+@every_case
+def test_residual_layer_adds_its_input_before_dropout_to_its_output(case):
+    both = Problem(config_of(case, I, P, 2, residual=True), lengths=LENGTHS, dropout=True)
+    y, *_ = both.forward()
+
+    def layer(k, inputs):
+        params = {n[:-1] + "0": p for n, p in both.params.items() if n.endswith(f"_l{k}")}
+        state = joined([s[k : k + 1] for s in both.states])
+        config = config_of(case, inputs.shape[-1], P)
+        return forward(config, params, inputs, state, both.lengths)[0]
+
+    below = layer(0, both.x)
+    assert_same(y, layer(1, below * both.masks[0]) + below, "y")
+
+
 def sigmoid(a):
     return 1 / (1 + np.exp(-a))
 
 
-@every_cell
-def test_one_scalar_step_is_the_equation(cell):
-    gates = CELLS[cell].gates
-    w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates).reshape(4, gates)
-    x, h, c = 0.7, -0.4, 0.9
-    if cell == "rnn_tanh":
-        expected = [np.tanh(w[0] * x + b[0] + u[0] * h + d[0])]
-    elif cell == "rnn_relu":
+def lstm_step(config, a, c, W_hr):
+    """One step of each LSTM, from the gates' arguments."""
+    i, f, o = sigmoid(a[0]), sigmoid(a[1]), sigmoid(a[3])
+    c_new = f * c + i * np.tanh(a[2])
+    if config.cell_clip is not None:
+        assert np.any(np.abs(c_new) > config.cell_clip)
+        c_new = np.minimum(np.maximum(c_new, -config.cell_clip), config.cell_clip)
+    h_new = o * np.tanh(c_new)
+    if W_hr is not None:
+        h_new = np.array([W_hr[0] * h_new[0] + W_hr[1] * h_new[1]])
+    if config.proj_clip is not None:
+        assert np.any(np.abs(h_new) > config.proj_clip)
+        h_new = np.minimum(np.maximum(h_new, -config.proj_clip), config.proj_clip)
+    return [h_new, c_new]
+
+
+@every_case
+def test_one_step_of_one_output_is_the_equation(case):
+    config = config_of(case, 1, 1)
+    cell, gates, units = config.cell, CELLS[config.cell].gates, config.hidden_size
+    w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates * units).reshape(4, gates, units)
+    x, h, c = 0.7, -0.4, np.array([0.9, -0.5])[:units]
+    W_hr = np.array([1.1, 0.8]) if CELLS[cell].projects else None
+    if cell == "rnn_relu":
         b = b + 1  # on the side where relu passes something
-        expected = [w[0] * x + b[0] + u[0] * h + d[0]]
-        assert expected[0] > 0
-    elif cell == "lstm":
-        i, f, o = (sigmoid(w[k] * x + b[k] + u[k] * h + d[k]) for k in (0, 1, 3))
-        c_new = f * c + i * np.tanh(w[2] * x + b[2] + u[2] * h + d[2])
-        expected = [o * np.tanh(c_new), c_new]
-    else:
+    if cell == "min_gru":
+        z, v = (w[k] * x + b[k] for k in (0, 1))
+        g = v + 0.5 if v >= 0 else sigmoid(v)
+        expected = [(1 - sigmoid(z)) * h + sigmoid(z) * g]
+    elif cell.startswith("gru"):
         r, z = (sigmoid(w[k] * x + b[k] + u[k] * h + d[k]) for k in (0, 1))
         if cell == "gru":
             n = np.tanh(w[2] * x + b[2] + r * (u[2] * h + d[2]))
         else:
             n = np.tanh(w[2] * x + b[2] + u[2] * (r * h) + d[2])
         expected = [(1 - z) * n + z * h]
-    params = dict(zip(parameter_shapes(Config(cell, 1, 1)), (w, u, b, d), strict=True))
-    params = {k: v[:, None] if k.startswith("weight") else v for k, v in params.items()}
-    state = joined([np.full((1, 1, 1), s) for s in (h, c)[: len(expected)]])
-    y, final, _ = forward(Config(cell, 1, 1), params, np.full((1, 1, 1), x), state)
-    assert_same(y.item(), expected[0], "y")
-    assert_same([s.item() for s in split(final)], expected, "final state")
+    else:
+        a = w * x + b + u * h + d
+        if cell == "rnn_tanh":
+            expected = [np.tanh(a[0])]
+        elif cell == "rnn_relu":
+            expected = [a[0]]
+            assert np.all(a > 0)
+        else:
+            expected = lstm_step(config, a, c, W_hr)
+    given = {"weight_ih": w, "weight_hh": u, "bias_ih": b, "bias_hh": d, "weight_hr": W_hr}
+    shapes = parameter_shapes(config)
+    params = {name: given[name.removesuffix("_l0")].reshape(s) for name, s in shapes.items()}
+    state = joined([np.reshape(s, (1, 1, -1)) for s in (h, c)[: len(expected)]])
+    y, final, _ = forward(config, params, np.full((1, 1, 1), x), state)
+    assert_same(y.ravel(), expected[0], "y")
+    for s, s_expected in zip(split(final), expected, strict=True):
+        assert_same(s.ravel(), s_expected, "final state")
 
 
-def test_saturated_gates_stay_finite_without_a_warning():
-    problem = Problem(Config("lstm", I, H))
+@pytest.mark.parametrize(("w_v", "g"), [(-2.0, sigmoid(-2.0)), (0.0, 0.5), (2.0, 2.5)])
+def test_min_gru_candidate_on_each_side_of_zero(w_v, g):
+    params = {"weight_ih_l0": [[0.3], [w_v]]}
+    y, _, _ = forward(Config("min_gru", 1, 1, bias=False), params, [[[1.0]]], [[[0.2]]])
+    assert_same(y.item(), (1 - sigmoid(0.3)) * 0.2 + sigmoid(0.3) * g, "h")
+
+
+@pytest.mark.parametrize("bound", [None, np.inf])
+def test_lstm_clipped_without_a_bound_is_the_lstm(bound):
+    one = Problem(Config("lstm", I, P, 2, bidirectional=True), lengths=LENGTHS)
+    other = Problem(
+        Config("lstm_clipped", I, P, 2, bidirectional=True, cell_clip=bound), lengths=LENGTHS
+    )
+    np.testing.assert_array_equal(one.forward()[0], other.forward()[0])
+    np.testing.assert_array_equal(flat(one.backward()), flat(other.backward()))
+
+
+@every_case
+def test_saturated_gates_stay_finite_without_a_warning(case):
+    problem = Problem(config_of(case))
     problem.x *= 1e4
     grads = problem.backward()
     assert grads.finite
     assert np.isfinite(grads.x).all()
 
 
-@every_cell
+@pytest.mark.parametrize(
+    "cell", ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "lstm_clipped"]
+)
 def test_parameter_shapes(cell):
     G = CELLS[cell].gates
     assert list(parameter_shapes(Config(cell, 5, 3, 2, bidirectional=True)).items()) == [
@@ -213,16 +360,50 @@ def test_parameter_shapes(cell):
     ]
 
 
-@every_cell
-def test_none_stands_for_zeros(cell):
-    config = Config(cell, I, H, 2, bidirectional=True)
+def test_parameter_shapes_with_a_projection():
+    config = Config("lstm_projected", 5, 3, 2, bidirectional=True, bias=False, proj_size=2)
+    assert list(parameter_shapes(config).items()) == [
+        ("weight_ih_l0", (12, 5)),
+        ("weight_hh_l0", (12, 2)),
+        ("weight_hr_l0", (2, 3)),
+        ("weight_ih_l0_reverse", (12, 5)),
+        ("weight_hh_l0_reverse", (12, 2)),
+        ("weight_hr_l0_reverse", (2, 3)),
+        ("weight_ih_l1", (12, 4)),
+        ("weight_hh_l1", (12, 2)),
+        ("weight_hr_l1", (2, 3)),
+        ("weight_ih_l1_reverse", (12, 4)),
+        ("weight_hh_l1_reverse", (12, 2)),
+        ("weight_hr_l1_reverse", (2, 3)),
+    ]
+    with_bias = parameter_shapes(Config("lstm_projected", 5, 3, proj_size=2))
+    assert list(with_bias.items()) == [
+        ("weight_ih_l0", (12, 5)),
+        ("weight_hh_l0", (12, 2)),
+        ("bias_ih_l0", (12,)),
+        ("bias_hh_l0", (12,)),
+        ("weight_hr_l0", (2, 3)),
+    ]
+
+
+def test_parameter_shapes_without_a_recurrent_product():
+    assert list(parameter_shapes(Config("min_gru", 5, 3, 2)).items()) == [
+        ("weight_ih_l0", (6, 5)),
+        ("bias_ih_l0", (6,)),
+        ("weight_ih_l1", (6, 3)),
+        ("bias_ih_l1", (6,)),
+    ]
+
+
+@every_case
+def test_none_stands_for_zeros(case):
+    config = config_of(case, I, P, 2, bidirectional=True)
     given = Problem(config)
-    zeros = np.zeros_like(given.states[0])
-    zero_state = joined([zeros] * len(given.states))
+    zero_state = joined([np.zeros_like(s) for s in given.states])
     y, final, tape = forward(config, given.params, given.x)
     y_zero, final_zero, _ = forward(config, given.params, given.x, zero_state, [T] * B)
     np.testing.assert_array_equal(y, y_zero)
-    np.testing.assert_array_equal(final, final_zero)
+    assert_equal(final, final_zero)
     grads = backward(config, given.params, tape, given.dy)
     with_zeros = backward(config, given.params, tape, given.dy, zero_state, Clip())
     np.testing.assert_array_equal(grads.x, with_zeros.x)
@@ -231,21 +412,21 @@ def test_none_stands_for_zeros(cell):
     np.testing.assert_array_equal(grads.x, with_zeros.x)
 
 
-@every_cell
+@every_case
 @pytest.mark.parametrize(("steps", "rows"), [(0, 3), (3, 0), (0, 0)])
-def test_empty_problems(cell, steps, rows):
-    problem = Problem(Config(cell, I, H, 2, bidirectional=True), steps=steps, rows=rows)
+def test_empty_problems(case, steps, rows):
+    problem = Problem(config_of(case, I, P, 2, bidirectional=True), steps=steps, rows=rows)
     y, final, _ = problem.forward()
     grads = problem.backward()
-    assert y.shape == (steps, rows, 2 * H)
+    assert y.shape == (steps, rows, 2 * P)
     assert grads.x.shape == (steps, rows, I)
-    np.testing.assert_array_equal(split(final), problem.states)
-    np.testing.assert_array_equal(split(grads.state), problem.dstates)
+    assert_equal(final, joined(problem.states))
+    assert_equal(grads.state, joined(problem.dstates))
     assert (grads.norm, grads.finite, grads.scale) == (0.0, True, 1.0)
 
 
 def test_the_tape_is_a_value():
-    problem = Problem(Config("lstm", I, H, 2), dropout=True)
+    problem = Problem(Config("lstm", I, P, 2), dropout=True)
     before = problem.backward()
     *_, tape = problem.forward()
     for array in (problem.x, *problem.states, *problem.masks):
@@ -257,11 +438,11 @@ def test_the_tape_is_a_value():
 # ----------------------------------------------------------------------------------- lengths
 
 
-@every_cell
+@every_case
 @every_shape
 @pytest.mark.parametrize("clip", [None, Clip(step_value=0.05), Clip(step_norm=0.2)])
-def test_each_row_is_as_if_alone(cell, layers, bidirectional, clip):
-    config = Config(cell, I, H, layers, bidirectional)
+def test_each_row_is_as_if_alone(case, layers, bidirectional, clip):
+    config = config_of(case, I, P, layers, bidirectional)
     problem = Problem(config, lengths=LENGTHS, dropout=layers > 1)
     y, final, _ = problem.forward()
     grads = problem.backward(clip)
@@ -283,9 +464,9 @@ def test_each_row_is_as_if_alone(cell, layers, bidirectional, clip):
         assert_same(grads.params[name], total, name)
 
 
-@every_cell
-def test_a_row_of_length_0_hands_its_state_and_its_gradient_through(cell):
-    problem = Problem(Config(cell, I, H, 2, bidirectional=True), lengths=LENGTHS)
+@every_case
+def test_a_row_of_length_0_hands_its_state_and_its_gradient_through(case):
+    problem = Problem(config_of(case, I, P, 2, bidirectional=True), lengths=LENGTHS)
     _, final, _ = problem.forward()
     grads = problem.backward(Clip(step_value=1e-3, step_norm=1e-3))
     for s, initial in zip(split(final), problem.states, strict=True):
@@ -294,9 +475,9 @@ def test_a_row_of_length_0_hands_its_state_and_its_gradient_through(cell):
         np.testing.assert_array_equal(d[:, 1], given[:, 1])
 
 
-@every_cell
-def test_nan_in_padding_changes_nothing(cell):
-    config = Config(cell, I, H, 2, bidirectional=True)
+@every_case
+def test_nan_in_padding_changes_nothing(case):
+    config = config_of(case, I, P, 2, bidirectional=True)
     clean, dirty = (Problem(config, lengths=LENGTHS, dropout=True) for _ in range(2))
     for b, end in enumerate(LENGTHS):
         for array in (dirty.x, dirty.dy, *dirty.masks):
@@ -310,7 +491,7 @@ def test_nan_in_padding_changes_nothing(cell):
     np.testing.assert_array_equal(grads.x, grads_clean.x)
     for s, s_clean in zip(split(final), split(final_clean), strict=True):
         np.testing.assert_array_equal(s[:, live], s_clean[:, live])
-    np.testing.assert_array_equal(grads.state, grads_clean.state)
+    assert_equal(grads.state, grads_clean.state)
     for name, g in grads_clean.params.items():
         np.testing.assert_array_equal(grads.params[name], g, err_msg=name)
 
@@ -325,19 +506,19 @@ def flat(grads):
     return np.concatenate([a.ravel() for a in arrays])
 
 
-@every_cell
+@every_case
 @pytest.mark.parametrize("name", CLIPS)
-def test_a_clip_acts_when_its_bound_is_small_and_only_then(cell, name):
-    problem = Problem(Config(cell, I, H, 2, bidirectional=True), lengths=LENGTHS)
+def test_a_clip_acts_when_its_bound_is_small_and_only_then(case, name):
+    problem = Problem(config_of(case, I, P, 2, bidirectional=True), lengths=LENGTHS)
     free = flat(problem.backward())
     np.testing.assert_array_equal(flat(problem.backward(Clip(**{name: 1e6}))), free)
     change = np.max(np.abs(flat(problem.backward(Clip(**{name: 0.01}))) - free))
     assert change > 0.01, f"{name} is accepted and not applied"
 
 
-@every_cell
-def test_value_and_norm_are_applied_to_the_finished_parameter_gradients(cell):
-    problem = Problem(Config(cell, I, H, 2, bidirectional=True))
+@every_case
+def test_value_and_norm_are_applied_to_the_finished_parameter_gradients(case):
+    problem = Problem(config_of(case, I, P, 2, bidirectional=True))
     free = problem.backward()
     c = 0.3
     clipped = {k: np.minimum(np.maximum(g, -c), c) for k, g in free.params.items()}
@@ -387,13 +568,14 @@ def test_step_clips_in_a_scalar_rnn_written_out():
     assert_same([*da, du, dh0], [1.5, 1.5, 1.5 * h1 + 1.5 * h0, 2.0], "both")
 
 
-@every_cell
-def test_step_value_bounds_each_argument_of_a_single_step(cell):
+@every_case
+def test_step_value_bounds_each_argument_of_a_single_step(case):
     # With one step and one row, the gradient of bias_ih is da itself. Every da of the RNNs, of
-    # the LSTM, and z and n of the GRUs is reached from dh alone, and clips by itself; r is
-    # reached through n, so it starts from the clipped da_n.
-    n_units = 20  # enough for some to exceed the bound in every gate, and some not
-    problem = Problem(Config(cell, I, n_units), steps=1, rows=1)
+    # the LSTMs and of minGRU, and z and n of the GRUs is reached from dh alone, and clips by
+    # itself; r is reached through n, so it starts from the clipped da_n.
+    config = config_of(case, I, 20)  # enough to exceed the bound in every gate, and some not
+    cell, n_units = config.cell, config.hidden_size
+    problem = Problem(config, steps=1, rows=1)
     free, c = problem.backward(), 0.02
     grads = problem.backward(Clip(step_value=c))
     da_free, da = (g.params["bias_ih_l0"].reshape(-1, n_units) for g in (free, grads))
@@ -420,17 +602,18 @@ def test_step_value_bounds_each_argument_of_a_single_step(cell):
         assert_same(dq, da[2] * r, "the factor r comes after the clip")
 
 
-@every_cell
-def test_step_norm_bounds_what_a_single_step_hands_to_the_initial_h(cell):
-    problem = Problem(Config(cell, I, H, bidirectional=True), steps=1)
-    free, c = problem.backward(), 0.5
-    grads = problem.backward(Clip(step_norm=c))
+@every_case
+def test_step_norm_bounds_what_a_single_step_hands_to_the_initial_h(case):
+    problem = Problem(config_of(case, I, P, bidirectional=True), steps=1)
+    free = problem.backward()
     dh_free, *dc_free = split(free.state)
-    dh, *dc = split(grads.state)
     expected = dh_free.copy()
-    norms = [np.hypot(*row) for row in expected.reshape(-1, H)]
+    norms = [np.hypot(*row) for row in expected.reshape(-1, P)]
+    c = np.median(norms)
+    grads = problem.backward(Clip(step_norm=c))
+    dh, *dc = split(grads.state)
     assert min(norms) < c < max(norms), "a row on either side of the bound"
-    for row, norm in zip(expected.reshape(-1, H), norms, strict=True):
+    for row, norm in zip(expected.reshape(-1, P), norms, strict=True):
         if norm > c:
             row *= c / norm
     assert_same(dh, expected, "dh")
@@ -439,7 +622,7 @@ def test_step_norm_bounds_what_a_single_step_hands_to_the_initial_h(cell):
 
 
 def test_step_norm_leaves_a_zero_gradient_alone():
-    problem = Problem(Config("gru", I, H))
+    problem = Problem(Config("gru", I, P))
     problem.dy[:] = 0.0
     problem.dstates[0][:] = 0.0
     assert not np.any(flat(problem.backward(Clip(step_norm=1.0))))
@@ -547,6 +730,7 @@ TORCH_CELLS = {
     "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
     "lstm": ("LSTM", {}),
     "gru": ("GRU", {}),
+    "lstm_projected": ("LSTM", {"proj_size": 6}),
 }
 
 
@@ -556,12 +740,18 @@ TORCH_CELLS = {
 @pytest.mark.parametrize("lengths", [None, [5, 1, 3, 7]])
 def test_forward_and_backward_against_torch(cell, layers, bidirectional, bias, lengths):
     torch = pytest.importorskip("torch")
-    config = Config(cell, 5, 6, layers, bidirectional, bias)
+    config = config_of(cell, 5, 6, layers, bidirectional, bias)
     problem = Problem(config, steps=7, rows=4, lengths=lengths)
 
     class_name, options = TORCH_CELLS[cell]
     module = getattr(torch.nn, class_name)(
-        5, 6, layers, bias=bias, bidirectional=bidirectional, dtype=torch.float64, **options
+        config.input_size,
+        config.hidden_size,
+        layers,
+        bias=bias,
+        bidirectional=bidirectional,
+        dtype=torch.float64,
+        **options,
     )
     assert parameter_shapes(config) == {k: tuple(p.shape) for k, p in module.named_parameters()}
     module.load_state_dict({k: torch.tensor(p) for k, p in problem.params.items()})
@@ -589,8 +779,9 @@ def test_forward_and_backward_against_torch(cell, layers, bidirectional, bias, l
     )
 
 
-def hooked_step(torch, cell, x, state, w, clip):
+def hooked_step(torch, config, x, state, w, clip):
     """One row's step in torch, with the step clips as hooks where the definition has them."""
+    cell, gates = config.cell, CELLS[config.cell].gates
 
     def clipped(a):  # the identity; on the way back, each element of da to [-c, c]
         a.register_hook(lambda d: d.clamp(-clip.step_value, clip.step_value))
@@ -601,11 +792,16 @@ def hooked_step(torch, cell, x, state, w, clip):
         h.register_hook(lambda d: d * min(1.0, clip.step_norm / float(d.norm())))
         return h
 
-    W_ih, W_hh, b_ih, b_hh = w
+    def limited(v, bound):
+        return v if bound is None else v.clamp(-bound, bound)
+
     h_prev = handed_back(state[0])
-    from_x = (W_ih @ x + b_ih).reshape(CELLS[cell].gates, -1)
-    W_h = W_hh.reshape(CELLS[cell].gates, -1, W_hh.shape[1])
-    b_h = b_hh.reshape(CELLS[cell].gates, -1)
+    from_x = (w["weight_ih"] @ x + w["bias_ih"]).reshape(gates, -1)
+    if cell == "min_gru":
+        z, v = torch.sigmoid(clipped(from_x[0])), clipped(from_x[1])
+        return [(1 - z) * h_prev + z * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))]
+    W_h = w["weight_hh"].reshape(gates, -1, len(h_prev))
+    b_h = w["bias_hh"].reshape(gates, -1)
 
     def a(k):
         return clipped(from_x[k] + W_h[k] @ h_prev + b_h[k])
@@ -614,9 +810,13 @@ def hooked_step(torch, cell, x, state, w, clip):
         return [torch.tanh(a(0))]
     if cell == "rnn_relu":
         return [torch.relu(a(0))]
-    if cell == "lstm":
+    if cell.startswith("lstm"):
         c = torch.sigmoid(a(1)) * state[1] + torch.sigmoid(a(0)) * torch.tanh(a(2))
-        return [torch.sigmoid(a(3)) * torch.tanh(c), c]
+        c = limited(c, config.cell_clip)
+        h = torch.sigmoid(a(3)) * torch.tanh(c)
+        if "weight_hr" in w:
+            h = limited(w["weight_hr"] @ h, config.proj_clip)
+        return [h, c]
     r, z = torch.sigmoid(a(0)), torch.sigmoid(a(1))
     if cell == "gru":
         n = torch.tanh(clipped(from_x[2] + r * (W_h[2] @ h_prev + b_h[2])))
@@ -625,26 +825,27 @@ def hooked_step(torch, cell, x, state, w, clip):
     return [(1 - z) * n + z * h_prev]
 
 
-@every_cell
+@every_case
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
     "clip", [Clip(0.05, 1e6), Clip(1e6, 0.3), Clip(0.05, 0.1)], ids=["value", "norm", "both"]
 )
-def test_step_clips_against_torch_hooks(cell, reverse, clip):
+def test_step_clips_against_torch_hooks(case, reverse, clip):
     torch = pytest.importorskip("torch")
-    config = Config(cell, 5, 6, bidirectional=reverse)
+    config = config_of(case, 5, 6, bidirectional=reverse)
     problem = Problem(config, steps=7, rows=2, lengths=[7, 3])
+    for option in CASES[case].keys() - {"cell"}:
+        assert 0 < problem.limited(option).mean() < 1
     params = {k: torch.tensor(p, requires_grad=True) for k, p in problem.params.items()}
     x = torch.tensor(problem.x, requires_grad=True)
     states = [torch.tensor(s, requires_grad=True) for s in problem.states]
     loss = torch.zeros((), dtype=torch.float64)
-    tensors = list(params.values())
-    for d in range(config.directions):
-        w = tensors[4 * d : 4 * d + 4]
+    for d, suffix in enumerate(("_l0", "_l0_reverse")[: config.directions]):
+        w = {p.name: params[p.name + suffix] for p in CELLS[config.cell].parameters}
         for b, end in enumerate(problem.lengths):
             state = [s[d, b] for s in states]
             for t in reversed(range(end)) if d == 1 else range(end):
-                state = hooked_step(torch, cell, x[t, b], state, w, clip)
+                state = hooked_step(torch, config, x[t, b], state, w, clip)
                 loss = loss + state[0] @ torch.tensor(problem.dy[t, b, d * 6 : (d + 1) * 6])
             for s, ds in zip(state, problem.dstates, strict=True):
                 loss = loss + s @ torch.tensor(ds[d, b])
@@ -691,7 +892,7 @@ def test_the_examples_run(name):
     [
         ({"x": np.zeros((3, 3, 2))}, r"x: expected shape \(3, 3, 3\), got \(3, 3, 2\)"),
         ({"x": np.zeros((3, 3))}, r"x: expected shape \(T, B, 3\), got \(3, 3\)"),
-        ({"states": [np.zeros((2, 3, 2))]}, r"state: expected the pair \(h, c\), got ndarray"),
+        ({"states": [np.zeros((2, 3, 2))]}, r"state: expected a tuple \(h, c\), got ndarray"),
         ({"states": [np.zeros((1, 3, 2))] * 2}, r"state h: expected shape \(2, 3, 2\), got"),
         ({"lengths": [1, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1 2\]"),
         ({"lengths": [1, 5, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1 5 2\]"),
@@ -704,7 +905,7 @@ def test_the_examples_run(name):
     ],
 )
 def test_errors_name_the_argument(change, message):
-    problem = Problem(Config("lstm", I, H, 2))
+    problem = Problem(Config("lstm", I, P, 2))
     for name, value in change.items():
         setattr(problem, name, value)
     with pytest.raises(ValueError, match=message):
@@ -714,3 +915,48 @@ def test_errors_name_the_argument(change, message):
 def test_an_unknown_cell_is_named():
     with pytest.raises(ValueError, match=r"cell: expected one of .*'gru'.*, got 'sru'"):
         Config("sru", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "lstm", "proj_size": 1}, "proj_size: expected 0 for lstm, got 1"),
+        (
+            {"proj_size": 0},
+            "proj_size: expected an integer >= 1 and < hidden_size = 4 for .*, got 0",
+        ),
+        ({"proj_size": 4}, "proj_size: expected .* < hidden_size = 4 for lstm_projected, got 4"),
+        ({"proj_size": -1}, "proj_size: expected an integer >= 1 .*, got -1"),
+        ({"cell": "lstm", "cell_clip": 3.0}, "cell_clip: expected None for lstm, got 3.0"),
+        ({"cell": "min_gru", "proj_clip": 3.0}, "proj_clip: expected None for min_gru, got 3.0"),
+        (
+            {"cell": "lstm_clipped", "proj_clip": 3.0},
+            "proj_clip: expected None for lstm_clipped, got 3.0",
+        ),
+        *(
+            ({name: bad}, f"{name}: expected None or a number > 0 for lstm_projected, got {bad}")
+            for name in ("cell_clip", "proj_clip")
+            for bad in (0.0, -1.0, np.nan)
+        ),
+    ],
+)
+def test_options_out_of_range_are_named(options, message):
+    given = {"cell": "lstm_projected", **options}
+    if given["cell"] == "lstm_projected":
+        given = {"proj_size": 2, **given}
+    with pytest.raises(ValueError, match=message):
+        Config(input_size=3, hidden_size=4, **given)
+
+
+@every_case
+def test_flow_penalty_is_refused_where_it_is_not_defined(case):
+    problem = Problem(config_of(case), steps=0)
+    *_, tape = problem.forward()
+    if case in ("rnn_tanh", "rnn_relu", "gru"):
+        backward(problem.config, problem.params, tape, flow_penalty=0.5)
+        return
+    backward(problem.config, problem.params, tape, flow_penalty=0.0)
+    with pytest.raises(
+        ValueError, match=rf"flow_penalty: expected 0 for {CASES[case]['cell']}, got 0.5"
+    ):
+        backward(problem.config, problem.params, tape, flow_penalty=0.5)

@@ -3,8 +3,9 @@
 Forward, backpropagation through time, the clips, the loss and the optimizers: what the compiled
 kernels compute is defined here, and tested against here. The module imports nothing of the package.
 
-Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, L layers,
-D directions, G gates (RNN 1, GRU 3, LSTM 4). All quantities are dimensionless.
+Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, P outputs (the
+width of h; H without a projection), L layers, D directions, G gates (RNN 1, minGRU 2, GRU 3,
+LSTM 4). All quantities are dimensionless.
 
 In the formulas ``a`` is the argument of a gate's nonlinearity, ``h_prev`` and ``c_prev`` are the
 state one step before, and ``dv`` is the gradient of the loss with respect to ``v``.
@@ -26,7 +27,7 @@ from .layers import (
 )
 from .losses import cross_entropy
 from .optim import adam, adamw, penalized, rmsprop, sgd
-from .types import ClipLike, Step, Weights
+from .types import ClipLike, Parameter, StateInfo, Step
 
 __all__ = [
     "CELLS",
@@ -34,10 +35,11 @@ __all__ = [
     "ClipLike",
     "Config",
     "Gradients",
+    "Parameter",
+    "StateInfo",
     "Step",
     "Tape",
     "Trace",
-    "Weights",
     "adam",
     "adamw",
     "backward",

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .types import Array, State, Step, StepBack, Weights
+from .types import Array, Parameter, State, StateInfo, Step, StepBack, Weights
 
 # --------------------------------------------------------------------------------- pointwise
 
@@ -27,27 +27,55 @@ def clip_value(d: Array, c: float | None) -> Array:
     return d if c is None else np.clip(d, -c, c)
 
 
-def _affine(x: Array, W: Array, b: Array) -> Array:
-    a: Array = x @ W.T + b
+def _clip_value_backward(d: Array, before: Array, c: float | None) -> Array:
+    """Return the gradient of `before` from d, the gradient of clip_value(before, c)."""
+    return d if c is None else np.where(np.abs(before) > c, 0.0, d)
+
+
+# ---------------------------------------------------------------------------------- products
+
+
+def _affine(x: Array, w: Weights, of: str) -> Array:
+    """Return W x + b for each row, with the weight and the bias of "ih" or "hh"."""
+    a: Array = x @ w["weight_" + of].T + w["bias_" + of]
     return a
 
 
-def _affine_backward(da: Array, x: Array, W: Array) -> tuple[Array, Array, Array]:
-    return da @ W, da.T @ x, da.sum(axis=0)  # dx, dW, db
+def _affine_backward(da: Array, x: Array, w: Weights, of: str) -> tuple[Array, Weights]:
+    """Return dx and {dW, db}."""
+    dw = {"weight_" + of: da.T @ x, "bias_" + of: da.sum(axis=0)}
+    return da @ w["weight_" + of], dw
 
 
 # ------------------------------------------------------------------------------------- cells
 
 
+@dataclass(frozen=True)
 class Cell(ABC):
-    """One step of a recurrence: its equations, and their derivatives."""
+    """One step of a recurrence: its tables, its equations, and their derivatives.
+
+    The tables of parameters and states are in the order in which they are given and returned.
+    """
 
     gates: ClassVar[int]
-    states: ClassVar[int]
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("weight_ih", "input_matrix", ("G*H", "I")),
+        Parameter("weight_hh", "recurrent_matrix", ("G*H", "P")),
+        Parameter("bias_ih", "input_bias", ("G*H",)),
+        Parameter("bias_hh", "recurrent_bias", ("G*H",)),
+    )
+    states: ClassVar[tuple[StateInfo, ...]] = (StateInfo("h", "P"),)
+    options: ClassVar[tuple[str, ...]] = ()  # fields that `Config` sets; None is off
+    has_flow_penalty: ClassVar[bool] = False
+
+    @property
+    def projects(self) -> bool:
+        """Whether h is P wide; otherwise P is H."""
+        return any(p.role == "projection_matrix" for p in self.parameters)
 
     @abstractmethod
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
-        """Return the new state and the gates (n, G*H), from x (n, I) and state (n, H) each."""
+        """Return the new state and the gates (n, G*H), from x (n, I) and the state before."""
 
     @abstractmethod
     def backward_step(
@@ -65,13 +93,13 @@ class _RNN(Cell):
     """Elman 1990, Finding structure in time."""
 
     gates = 1
-    states = 1
+    has_flow_penalty = True
     act: Callable[[Array], Array]
     slope: Callable[[Array], Array]  # act'(a), as a function of h = act(a)
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
-        h = self.act(_affine(x, w.W_ih, w.b_ih) + _affine(h_prev, w.W_hh, w.b_hh))
+        h = self.act(_affine(x, w, "ih") + _affine(h_prev, w, "hh"))
         return (h,), h
 
     def backward_step(
@@ -79,24 +107,26 @@ class _RNN(Cell):
     ) -> StepBack:
         (dh,), (h_prev,), (h,) = d_state, step.prev, step.new
         da = clip_value(dh * self.slope(h), step_value)
-        dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
-        dh_prev, dW_hh, db_hh = _affine_backward(da, h_prev, w.W_hh)
-        return StepBack(dx, (dh_prev,), Weights(dW_ih, dW_hh, db_ih, db_hh), da, da)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da, da)
 
 
+@dataclass(frozen=True)
 class _LSTM(Cell):
     """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000."""
 
     gates = 4
-    states = 2
+    states = (StateInfo("h", "P"), StateInfo("c", "H"))
+    cell_clip: float | None = None
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         h_prev, c_prev = state
-        a = _affine(x, w.W_ih, w.b_ih) + _affine(h_prev, w.W_hh, w.b_hh)
+        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
         i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
-        c = f * c_prev + i * g
-        h = o * np.tanh(c)
+        c = clip_value(f * c_prev + i * g, self.cell_clip)
+        h = self._output(o * np.tanh(c), w)
         return (h, c), np.hstack([i, f, g, o])
 
     def backward_step(
@@ -105,27 +135,59 @@ class _LSTM(Cell):
         (dh, dc_next), (h_prev, c_prev), (_, c) = d_state, step.prev, step.new
         i, f, g, o = np.split(step.gates, 4, axis=1)
         tanh_c = np.tanh(c)
-        dc = dc_next + dh * o * (1 - tanh_c**2)
+        dm, dw_hr = self._output_backward(dh, o * tanh_c, w)
+        dc = dc_next + dm * o * (1 - tanh_c**2)
+        dc = _clip_value_backward(dc, f * c_prev + i * g, self.cell_clip)
         da_i = dc * g * i * (1 - i)
         da_f = dc * c_prev * f * (1 - f)
         da_g = dc * i * (1 - g**2)
-        da_o = dh * tanh_c * o * (1 - o)
+        da_o = dm * tanh_c * o * (1 - o)
         da = clip_value(np.hstack([da_i, da_f, da_g, da_o]), step_value)
-        dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
-        dh_prev, dW_hh, db_hh = _affine_backward(da, h_prev, w.W_hh)
-        return StepBack(dx, (dh_prev, dc * f), Weights(dW_ih, dW_hh, db_ih, db_hh), da, da)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        return StepBack(dx, (dh_prev, dc * f), dw_ih | dw_hh | dw_hr, da)
+
+    def _output(self, m: Array, w: Weights) -> Array:
+        """Return h (n, P) from m = o tanh(c) (n, H)."""
+        return m
+
+    def _output_backward(self, dh: Array, m: Array, w: Weights) -> tuple[Array, Weights]:
+        """Return dm, and the gradients of the parameters that only `_output` uses."""
+        return dh, {}
+
+
+class _ClippedLSTM(_LSTM):
+    """The LSTM with c in [-cell_clip, cell_clip], before its tanh and as carried."""
+
+    options = ("cell_clip",)
+
+
+@dataclass(frozen=True)
+class _ProjectedLSTM(_LSTM):
+    """Sak et al. 2014, arXiv 1402.1128: h = W_hr (o tanh(c)), in [-proj_clip, proj_clip]."""
+
+    parameters = (*_LSTM.parameters, Parameter("weight_hr", "projection_matrix", ("P", "H")))
+    options = ("cell_clip", "proj_clip")
+    proj_clip: float | None = None
+
+    def _output(self, m: Array, w: Weights) -> Array:
+        return clip_value(m @ w["weight_hr"].T, self.proj_clip)
+
+    def _output_backward(self, dh: Array, m: Array, w: Weights) -> tuple[Array, Weights]:
+        dh = _clip_value_backward(dh, m @ w["weight_hr"].T, self.proj_clip)
+        return dh @ w["weight_hr"], {"weight_hr": dh.T @ m}
 
 
 class _GRUResetAfter(Cell):
     """Cho et al. 2014, arXiv 1406.1078v1: r acts on the product W_hn h_prev + b_hn, here q."""
 
     gates = 3
-    states = 1
+    has_flow_penalty = True
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
-        x_r, x_z, x_n = np.split(_affine(x, w.W_ih, w.b_ih), 3, axis=1)
-        h_r, h_z, q = np.split(_affine(h_prev, w.W_hh, w.b_hh), 3, axis=1)
+        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
+        h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
         r = _sigmoid(x_r + h_r)
         z = _sigmoid(x_z + h_z)
         n = np.tanh(x_n + r * q)
@@ -137,31 +199,29 @@ class _GRUResetAfter(Cell):
     ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
         r, z, n = np.split(step.gates, 3, axis=1)
-        _, _, q = np.split(_affine(h_prev, w.W_hh, w.b_hh), 3, axis=1)
+        _, _, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
         da_n = clip_value(dh * (1 - z) * (1 - n**2), step_value)
         da_z = clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
         da_r = clip_value(da_n * q * r * (1 - r), step_value)
         da = np.hstack([da_r, da_z, da_n])
         da_h = np.hstack([da_r, da_z, da_n * r])
-        dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
-        dh_prev, dW_hh, db_hh = _affine_backward(da_h, h_prev, w.W_hh)
-        weights = Weights(dW_ih, dW_hh, db_ih, db_hh)
-        return StepBack(dx, (dh_prev + dh * z,), weights, da, da_h)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da_h, h_prev, w, "hh")
+        return StepBack(dx, (dh_prev + dh * z,), dw_ih | dw_hh, da, da_h)
 
 
 class _GRUResetBefore(Cell):
     """Cho et al. 2014, arXiv 1406.1078v3: r acts on the state, W_hn (r h_prev) + b_hn."""
 
     gates = 3
-    states = 1
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
-        (W_hr, W_hz, W_hn), (b_hr, b_hz, b_hn) = np.split(w.W_hh, 3), np.split(w.b_hh, 3)
-        x_r, x_z, x_n = np.split(_affine(x, w.W_ih, w.b_ih), 3, axis=1)
-        r = _sigmoid(x_r + _affine(h_prev, W_hr, b_hr))
-        z = _sigmoid(x_z + _affine(h_prev, W_hz, b_hz))
-        n = np.tanh(x_n + _affine(r * h_prev, W_hn, b_hn))
+        w_r, w_z, w_n = self._recurrent_weights(w)
+        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
+        r = _sigmoid(x_r + _affine(h_prev, w_r, "hh"))
+        z = _sigmoid(x_z + _affine(h_prev, w_z, "hh"))
+        n = np.tanh(x_n + _affine(r * h_prev, w_n, "hh"))
         h = (1 - z) * n + z * h_prev
         return (h,), np.hstack([r, z, n])
 
@@ -170,18 +230,54 @@ class _GRUResetBefore(Cell):
     ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
         r, z, n = np.split(step.gates, 3, axis=1)
-        W_hr, W_hz, W_hn = np.split(w.W_hh, 3)
+        w_r, w_z, w_n = self._recurrent_weights(w)
         da_n = clip_value(dh * (1 - z) * (1 - n**2), step_value)
         da_z = clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
-        drh, dW_hn, db_hn = _affine_backward(da_n, r * h_prev, W_hn)
+        drh, dw_n = _affine_backward(da_n, r * h_prev, w_n, "hh")
         da_r = clip_value(drh * h_prev * r * (1 - r), step_value)
-        dh_r, dW_hr, db_hr = _affine_backward(da_r, h_prev, W_hr)
-        dh_z, dW_hz, db_hz = _affine_backward(da_z, h_prev, W_hz)
+        dh_r, dw_r = _affine_backward(da_r, h_prev, w_r, "hh")
+        dh_z, dw_z = _affine_backward(da_z, h_prev, w_z, "hh")
         da = np.hstack([da_r, da_z, da_n])
-        dx, dW_ih, db_ih = _affine_backward(da, step.x, w.W_ih)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
         dh_prev = dh * z + drh * r + dh_r + dh_z
-        dW_hh, db_hh = np.vstack([dW_hr, dW_hz, dW_hn]), np.hstack([db_hr, db_hz, db_hn])
-        return StepBack(dx, (dh_prev,), Weights(dW_ih, dW_hh, db_ih, db_hh), da, da)
+        dw_hh = {name: np.concatenate([dw_r[name], dw_z[name], dw_n[name]]) for name in dw_r}
+        return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
+
+    @staticmethod
+    def _recurrent_weights(w: Weights) -> list[Weights]:
+        """Return W_hh and b_hh of each gate."""
+        by_gate = zip(np.split(w["weight_hh"], 3), np.split(w["bias_hh"], 3), strict=True)
+        return [{"weight_hh": W, "bias_hh": b} for W, b in by_gate]
+
+
+class _MinGRU(Cell):
+    """Feng et al. 2024, arXiv 2410.01201: the gate z and the candidate g depend on x alone."""
+
+    gates = 2
+    parameters = (
+        Parameter("weight_ih", "input_matrix", ("G*H", "I")),
+        Parameter("bias_ih", "input_bias", ("G*H",)),
+    )
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,) = state
+        a_z, a_v = np.split(_affine(x, w, "ih"), 2, axis=1)
+        z = _sigmoid(a_z)
+        g = np.where(a_v >= 0, a_v + 0.5, _sigmoid(a_v))
+        h = (1 - z) * h_prev + z * g
+        return (h,), np.hstack([z, g])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,) = d_state, step.prev
+        z, g = np.split(step.gates, 2, axis=1)
+        _, a_v = np.split(_affine(step.x, w, "ih"), 2, axis=1)
+        da_z = dh * (g - h_prev) * z * (1 - z)
+        da_v = dh * z * np.where(a_v >= 0, 1.0, g * (1 - g))
+        da = clip_value(np.hstack([da_z, da_v]), step_value)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        return StepBack(dx, (dh * (1 - z),), dw_ih, da)
 
 
 CELLS: dict[str, Cell] = {
@@ -190,4 +286,7 @@ CELLS: dict[str, Cell] = {
     "lstm": _LSTM(),
     "gru": _GRUResetAfter(),
     "gru_reset_before": _GRUResetBefore(),
+    "lstm_clipped": _ClippedLSTM(),
+    "lstm_projected": _ProjectedLSTM(),
+    "min_gru": _MinGRU(),
 }

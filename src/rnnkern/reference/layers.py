@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .cells import CELLS, clip_value
-from .types import Array, ClipLike, State, Step, Weights
+from .cells import CELLS, Cell, clip_value
+from .types import Array, ClipLike, Parameter, State, Step, Weights
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is computed: the cell and the sizes.
+    """What is computed: the cell, its options and the sizes.
 
     Parameters
     ----------
@@ -30,18 +30,26 @@ class Config:
     bidirectional : bool
         D = 2 instead of 1.
     bias : bool
-        Whether there are ``bias_ih`` and ``bias_hh``.
+        Whether there are biases.
     residual : bool
         Whether each layer above the first adds its input, before dropout, to its output.
+    proj_size : int
+        P, 1 to H - 1, of a cell with a projection; otherwise 0, and P is H.
+    cell_clip : float, optional
+        Bound of the elements of c, > 0, of a cell that has this option; None for none.
+    proj_clip : float, optional
+        Bound of the elements of h, > 0, of a cell with a projection; None for none.
 
     Raises
     ------
     ValueError
-        When `cell` is not a key of `CELLS`.
+        When `cell` is not a key of `CELLS`, or an option is out of range or not one of the cell's.
 
     Examples
     --------
     >>> Config("lstm", input_size=3, hidden_size=2, bidirectional=True).directions
+    2
+    >>> Config("lstm_projected", input_size=3, hidden_size=4, proj_size=2).output_size
     2
     """
 
@@ -52,15 +60,32 @@ class Config:
     bidirectional: bool = False
     bias: bool = True
     residual: bool = False
+    proj_size: int = 0
+    cell_clip: float | None = None
+    proj_clip: float | None = None
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
             raise ValueError(f"cell: expected one of {list(CELLS)}, got {self.cell!r}")
+        cell, H = CELLS[self.cell], self.hidden_size
+        if self.proj_size not in (range(1, H) if cell.projects else (0,)):
+            size = f"an integer >= 1 and < hidden_size = {H}" if cell.projects else "0"
+            raise ValueError(f"proj_size: expected {size} for {self.cell}, got {self.proj_size!r}")
+        for name in ("cell_clip", "proj_clip"):
+            bound = getattr(self, name)
+            if bound is not None and not (name in cell.options and bound > 0):
+                expected = "None or a number > 0" if name in cell.options else "None"
+                raise ValueError(f"{name}: expected {expected} for {self.cell}, got {bound!r}")
 
     @property
     def directions(self) -> int:
         """D."""
         return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """P, the width of h."""
+        return self.proj_size or self.hidden_size
 
 
 @dataclass(frozen=True)
@@ -68,7 +93,7 @@ class Tape:
     """What `forward` saves for `backward`."""
 
     x_shape: tuple[int, int, int]  # (T, B, I)
-    masks: list[Array] | None  # L-1 arrays [T, B, D*H]
+    masks: list[Array] | None  # L-1 arrays [T, B, D*P]
     steps: list[list[Step]]  # [L*D][T], layer-major, then direction; in the order they were run
 
 
@@ -77,7 +102,7 @@ class Trace(NamedTuple):
 
     dh: Array  # norm of dL/dh_t, complete
     dh_before: Array  # norm of what step t hands back to h_prev, before `step_norm`
-    dc_before: Array  # the same for c_prev; zeros for other cells than the LSTM
+    dc_before: Array  # the same for c_prev; zeros for a cell without c
     scale: Array  # the factor that `step_norm` applied
     clipped: Array  # share of the elements of da that `step_value` limited
 
@@ -88,7 +113,7 @@ class Gradients:
 
     params: dict[str, Array]  # PyTorch's names, order and shapes
     x: Array  # [T, B, I]
-    state: Array | tuple[Array, Array]  # as the state: h [L*D, B, H], for LSTM (h, c)
+    state: Array | State  # as the state: h [L*D, B, P], for LSTM (h, c [L*D, B, H])
     norm: float  # joint L2 norm of params, after the value clip, before the norm clip
     finite: bool  # whether all of params was finite, before the value clip
     scale: float  # the factor that the norm clip applied, 1.0 if none
@@ -115,36 +140,28 @@ def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     Returns
     -------
     dict of str to tuple of int
-        ``weight_ih_l{k}{_reverse}`` (G*H, I or D*H), ``weight_hh`` (G*H, H), ``bias_ih`` and
-        ``bias_hh`` (G*H,), direction by direction, layer by layer.
+        ``{name}_l{k}{_reverse}`` for each row of the cell's table, without the biases if there are
+        none: direction by direction, layer by layer.
 
     Examples
     --------
     >>> parameter_shapes(Config("gru", input_size=5, hidden_size=2, bias=False))
     {'weight_ih_l0': (6, 5), 'weight_hh_l0': (6, 2)}
     """
-    H, GH = config.hidden_size, CELLS[config.cell].gates * config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(config.num_layers):
-        inputs = config.input_size if layer == 0 else config.directions * H
-        for suffix in _suffixes(config, layer):
-            shapes["weight_ih" + suffix] = (GH, inputs)
-            shapes["weight_hh" + suffix] = (GH, H)
-            if config.bias:
-                shapes["bias_ih" + suffix] = (GH,)
-                shapes["bias_hh" + suffix] = (GH,)
-    return shapes
+    return {
+        name: shape for _, p, name, shape in _each_parameter(config) if config.bias or not p.is_bias
+    }
 
 
 def forward(
     config: Config,
     params: Mapping[str, npt.ArrayLike],
     x: npt.ArrayLike,
-    state: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    state: npt.ArrayLike | tuple[npt.ArrayLike, ...] | None = None,
     lengths: npt.ArrayLike | None = None,
     masks: Sequence[npt.ArrayLike] | None = None,
     resets: npt.ArrayLike | None = None,
-) -> tuple[Array, Array | tuple[Array, Array], Tape]:
+) -> tuple[Array, Array | State, Tape]:
     """Run the layers over a batch of sequences.
 
     A row is run on its own steps t < length only, so that what lies behind them cannot matter.
@@ -157,11 +174,11 @@ def forward(
         As `parameter_shapes` says.
     x : array (T, B, I)
         The inputs.
-    state : array (L*D, B, H), for LSTM the pair (h, c) of them, optional
+    state : array (L*D, B, P), for LSTM the tuple (h, c), c (L*D, B, H), optional
         The initial state, layer-major, then direction; None is zeros.
     lengths : array of int (B,), optional
         Steps of each row, 0 <= length <= T, in any order; None is T for each.
-    masks : sequence of L-1 arrays (T, B, D*H), optional
+    masks : sequence of L-1 arrays (T, B, D*P), optional
         Dropout masks: factors, 0 or 1 / (1 - p), on what layer l hands to layer l + 1.
     resets : array of bool (T, B), optional
         Where a new sequence begins in a row: the steps before it and those from it on do not see
@@ -169,10 +186,10 @@ def forward(
 
     Returns
     -------
-    y : array (T, B, D*H)
+    y : array (T, B, D*P)
         The last layer's h, forward then reverse (with `residual`, plus its input, above the first
         layer); zero behind a row's end.
-    state : array (L*D, B, H), for LSTM the pair (h, c) of them
+    state : array (L*D, B, P), for LSTM the tuple (h, c), c (L*D, B, H)
         The state after each row's own last step.
     tape : Tape
         For `backward`.
@@ -190,7 +207,7 @@ def forward(
     >>> y.ravel(), h.ravel()
     (array([1., 3., 7.]), array([7.]))
     """
-    cell, H, D = CELLS[config.cell], config.hidden_size, config.directions
+    cell, P, D = _cell(config), config.output_size, config.directions
     x = np.asarray(x)
     if x.ndim != 3:
         raise ValueError(f"x: expected shape (T, B, {config.input_size}), got {x.shape}")
@@ -209,7 +226,7 @@ def forward(
     for layer in range(config.num_layers):
         below = y
         x = y * factors[layer - 1] if factors is not None and layer > 0 else y
-        y = np.zeros((T, B, D * H))
+        y = np.zeros((T, B, D * P))
         for d in range(D):
             k = layer * D + d
             steps.append([])
@@ -220,7 +237,7 @@ def forward(
                 kept = ~cut[rows]
                 prev = tuple(np.where(kept[:, None], s[k, rows], 0.0) for s in states)
                 new, gates = cell.forward_step(x[t, rows], prev, weights[k])
-                y[t, rows, d * H : (d + 1) * H] = new[0]
+                y[t, rows, d * P : (d + 1) * P] = new[0]
                 for s, s_new in zip(states, new, strict=True):
                     s[k, rows] = s_new
                 steps[k].append(Step(t, rows, kept, x[t, rows], prev, gates, new))
@@ -234,7 +251,7 @@ def backward(
     params: Mapping[str, npt.ArrayLike],
     tape: Tape,
     dy: npt.ArrayLike | None = None,
-    dstate: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    dstate: npt.ArrayLike | tuple[npt.ArrayLike, ...] | None = None,
     clip: ClipLike | None = None,
     flow_penalty: float = 0.0,
 ) -> Gradients:
@@ -246,9 +263,9 @@ def backward(
         As they were given to `forward`.
     tape : Tape
         From `forward`.
-    dy : array (T, B, D*H), optional
+    dy : array (T, B, D*P), optional
         The gradient of the loss with respect to y; None is zeros.
-    dstate : array (L*D, B, H), for LSTM the pair (h, c) of them, optional
+    dstate : array (L*D, B, P), for LSTM the tuple (h, c), c (L*D, B, H), optional
         The gradient of the loss with respect to the final state; None is zeros.
     clip : ClipLike, optional
         What to clip; None is nothing.
@@ -256,7 +273,8 @@ def backward(
         The weight w of Omega = 1/B sum (|u| / |v| - 1)^2, Pascanu et al. 2013, arXiv 1211.5063
         eq. 9, over layers, directions, steps and rows where neither is zero: v = dL/dh, complete,
         and u what the step hands back to h_prev, before `step_norm`. W_hh gets w times Omega's
-        immediate derivative, v and da held fixed (eq. 10).
+        immediate derivative, v and da held fixed (eq. 10). Defined for the RNNs and the
+        reset-after GRU.
 
     Returns
     -------
@@ -266,7 +284,8 @@ def backward(
     Raises
     ------
     ValueError
-        When an argument's shape or names are not those above.
+        When an argument's shape or names are not those above, or `flow_penalty` is not 0 where it
+        is not defined.
 
     Examples
     --------
@@ -277,38 +296,40 @@ def backward(
     >>> grads.x.ravel(), grads.state.item(), grads.params["weight_ih_l0"].item()
     (array([4., 2., 1.]), 8.0, 7.0)
     """
-    cell, H, D = CELLS[config.cell], config.hidden_size, config.directions
+    cell, P, D = _cell(config), config.output_size, config.directions
+    if flow_penalty and not cell.has_flow_penalty:
+        raise ValueError(f"flow_penalty: expected 0 for {config.cell}, got {flow_penalty!r}")
     T, B, _ = tape.x_shape
     clip = _NoClip() if clip is None else clip
     weights = _weights(config, params)
-    d_weights = [Weights(*(np.zeros_like(v) for v in w)) for w in weights]
+    d_weights = [{name: np.zeros_like(v) for name, v in w.items()} for w in weights]
     d_states = _states(config, "dstate", dstate, B)
 
     trace = Trace(*(np.zeros((len(tape.steps), T, B)) for _ in Trace._fields))
     trace.scale[:] = 1.0
     omega = 0.0
-    d_out = np.zeros((T, B, D * H)) if dy is None else _checked("dy", dy, (T, B, D * H))
+    d_out = np.zeros((T, B, D * P)) if dy is None else _checked("dy", dy, (T, B, D * P))
     for layer in reversed(range(config.num_layers)):
-        dx = np.zeros((T, B, weights[layer * D].W_ih.shape[1]))
+        dx = np.zeros((T, B, _sizes(config, layer)["I"]))
         for d in range(D):
             k = layer * D + d
             for step in reversed(tape.steps[k]):
                 t, rows = step.t, step.rows
                 dh, *dc = (s[k, rows] for s in d_states)
-                dh = dh + d_out[t, rows, d * H : (d + 1) * H]
+                dh = dh + d_out[t, rows, d * P : (d + 1) * P]
                 back = cell.backward_step((dh, *dc), step, weights[k], clip.step_value)
                 u, *dc_prev = (np.where(step.kept[:, None], d, 0.0) for d in back.prev)
                 factors = _row_factors(u, clip.step_norm)
                 for s, s_prev in zip(d_states, (u * factors[:, None], *dc_prev), strict=True):
                     s[k, rows] = s_prev
                 dx[t, rows] += back.x
-                d_w = back.weights
+                for name, d_w in back.weights.items():
+                    d_weights[k][name] += d_w
                 if flow_penalty:
+                    assert back.da_h is not None
                     terms, factor = _flow(dh, u, B)
                     omega += float(terms.sum())
-                    extra = flow_penalty * back.da_h.T @ (factor * u)
-                    d_w = d_w._replace(W_hh=d_w.W_hh + extra)
-                d_weights[k] = Weights(*(a + b for a, b in zip(d_weights[k], d_w, strict=True)))
+                    d_weights[k]["weight_hh"] += flow_penalty * back.da_h.T @ (factor * u)
 
                 limited = np.abs(back.da) >= (clip.step_value or np.inf)
                 for to, seen in (
@@ -410,47 +431,64 @@ def _alive(steps: list[Step], T: int, B: int) -> Array:
     return alive
 
 
-def _suffixes(config: Config, layer: int) -> list[str]:
-    return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: config.directions]]
+def _cell(config: Config) -> Cell:
+    """The cell, with the values of its options."""
+    cell = CELLS[config.cell]
+    return replace(cell, **{name: getattr(config, name) for name in cell.options})
+
+
+def _sizes(config: Config, layer: int) -> dict[str, int]:
+    """What the letters of the cell's tables stand for in a layer."""
+    H, P = config.hidden_size, config.output_size
+    I = config.input_size if layer == 0 else config.directions * P
+    return {"G*H": CELLS[config.cell].gates * H, "H": H, "P": P, "I": I}
+
+
+def _each_parameter(config: Config) -> Iterator[tuple[int, Parameter, str, tuple[int, ...]]]:
+    """Each k = layer * D + direction, table row, name and shape; biases included."""
+    for layer in range(config.num_layers):
+        sizes = _sizes(config, layer)
+        for d, suffix in enumerate(("", "_reverse")[: config.directions]):
+            for p in CELLS[config.cell].parameters:
+                shape = tuple(sizes[letter] for letter in p.shape)
+                yield layer * config.directions + d, p, f"{p.name}_l{layer}{suffix}", shape
 
 
 def _weights(config: Config, params: Mapping[str, npt.ArrayLike]) -> list[Weights]:
     shapes = parameter_shapes(config)
     if set(params) != set(shapes):
         raise ValueError(f"params: expected the names {list(shapes)}, got {list(params)}")
-    arrays = {name: _checked(name, params[name], shape) for name, shape in shapes.items()}
-    no_bias = np.zeros(CELLS[config.cell].gates * config.hidden_size)
-    return [
-        Weights(
-            arrays["weight_ih" + suffix],
-            arrays["weight_hh" + suffix],
-            arrays.get("bias_ih" + suffix, no_bias),
-            arrays.get("bias_hh" + suffix, no_bias),
-        )
-        for layer in range(config.num_layers)
-        for suffix in _suffixes(config, layer)
-    ]
+    weights: list[Weights] = [{} for _ in range(config.num_layers * config.directions)]
+    for k, p, name, shape in _each_parameter(config):
+        given = name in shapes
+        weights[k][p.name] = _checked(name, params[name], shape) if given else np.zeros(shape)
+    return weights
 
 
 def _named(config: Config, weights: list[Weights]) -> dict[str, Array]:
-    used = [array for w in weights for array in (w if config.bias else w[:2])]
-    return dict(zip(parameter_shapes(config), used, strict=True))
+    shapes = parameter_shapes(config)
+    return {name: weights[k][p.name] for k, p, name, _ in _each_parameter(config) if name in shapes}
 
 
 def _states(config: Config, name: str, state: Any, B: int) -> State:
-    shape = (config.num_layers * config.directions, B, config.hidden_size)
-    if CELLS[config.cell].states == 1:
-        return (np.zeros(shape) if state is None else _checked(name, state, shape),)
+    table, sizes = CELLS[config.cell].states, _sizes(config, 0)
+    k = config.num_layers * config.directions
+    shapes = [(k, B, sizes[s.width]) for s in table]
     if state is None:
-        return np.zeros(shape), np.zeros(shape)
-    if not (isinstance(state, tuple) and len(state) == 2):
-        raise ValueError(f"{name}: expected the pair (h, c), got {type(state).__name__}")
-    h, c = state
-    return _checked(f"{name} h", h, shape), _checked(f"{name} c", c, shape)
+        return tuple(np.zeros(shape) for shape in shapes)
+    if len(table) == 1:
+        return (_checked(name, state, shapes[0]),)
+    if not (isinstance(state, tuple) and len(state) == len(table)):
+        got = f"{len(state)} arrays" if isinstance(state, tuple) else type(state).__name__
+        raise ValueError(
+            f"{name}: expected a tuple ({', '.join(s.name for s in table)}), got {got}"
+        )
+    each = zip(table, state, shapes, strict=True)
+    return tuple(_checked(f"{name} {s.name}", array, shape) for s, array, shape in each)
 
 
-def _as_given(states: State) -> Array | tuple[Array, Array]:
-    return states[0] if len(states) == 1 else (states[0], states[1])
+def _as_given(states: State) -> Array | State:
+    return states[0] if len(states) == 1 else states
 
 
 def _checked(name: str, array: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -468,7 +506,7 @@ def _checked_lengths(lengths: npt.ArrayLike | None, T: int, B: int) -> npt.NDArr
 
 
 def _checked_masks(config: Config, masks: Sequence[Any], T: int, B: int) -> list[Array]:
-    shape = (T, B, config.directions * config.hidden_size)
+    shape = (T, B, config.directions * config.output_size)
     if len(masks) != config.num_layers - 1:
         raise ValueError(f"masks: expected {config.num_layers - 1} arrays, got {len(masks)}")
     return [_checked(f"masks[{i}]", mask, shape) for i, mask in enumerate(masks)]

@@ -8,16 +8,30 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-State = tuple[Array, ...]  # (h,), for LSTM (h, c)
+State = tuple[Array, ...]  # one array for each row of the cell's table: (h,), for LSTM (h, c)
+# The parameters of one layer and direction, or their gradients, by the names of the cell's table.
+# Biases are zeros in a layer without bias.
+Weights = dict[str, Array]
 
 
-class Weights(NamedTuple):
-    """The parameters of one layer and direction, or their gradients."""
+class Parameter(NamedTuple):
+    """One row of a cell's table of parameters."""
 
-    W_ih: Array  # [G*H, I], above the first layer [G*H, D*H]; gate blocks one below the other
-    W_hh: Array  # [G*H, H]
-    b_ih: Array  # [G*H], zeros in a layer without bias
-    b_hh: Array  # [G*H]
+    name: str  # PyTorch's, before "_l0" or "_l0_reverse"
+    role: str  # input_matrix, recurrent_matrix, input_bias, recurrent_bias or projection_matrix
+    shape: tuple[str, ...]  # letters: "G*H", "H", "P" or "I"; above the first layer I is D*P
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether a layer without bias lacks it."""
+        return self.role.endswith("_bias")
+
+
+class StateInfo(NamedTuple):
+    """One row of a cell's table of states."""
+
+    name: str
+    width: str  # "P" or "H"
 
 
 class Step(NamedTuple):
@@ -26,20 +40,20 @@ class Step(NamedTuple):
     t: int
     rows: npt.NDArray[np.bool_]  # [B], True where t < length
     kept: npt.NDArray[np.bool_]  # [n], False where the state before was reset to zero
-    x: Array  # [n, I] or [n, D*H]
-    prev: State  # each [n, H]
-    gates: Array  # [n, G*H], after the nonlinearity, in PyTorch's order
-    new: State  # each [n, H]
+    x: Array  # [n, I], above the first layer [n, D*P]
+    prev: State  # h [n, P], c [n, H]
+    gates: Array  # [n, G*H], after the nonlinearity, in the order of the parameters' rows
+    new: State  # as prev
 
 
 class StepBack(NamedTuple):
     """The gradients of one step of one layer and direction."""
 
-    x: Array  # [n, I] or [n, D*H]
-    prev: State  # each [n, H]
+    x: Array  # [n, I] or [n, D*P]
+    prev: State  # h [n, P], c [n, H]
     weights: Weights
     da: Array  # [n, G*H], of the gates' arguments, clipped
-    da_h: Array  # [n, G*H], of W_hh h_prev + b_hh
+    da_h: Array | None = None  # [n, G*H], of W_hh h_prev + b_hh, if `Cell.has_flow_penalty`
 
 
 class ClipLike(Protocol):
