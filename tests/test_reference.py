@@ -880,7 +880,7 @@ def test_the_package_imports_only_its_own_modules_of_rnnkern():
                 assert "rnnkern" not in [alias.name.split(".")[0] for alias in node.names], name
 
 
-@pytest.mark.parametrize("name", ["layers", "losses", "optim"])
+@pytest.mark.parametrize("name", MODULES)
 def test_the_examples_run(name):
     results = doctest.testmod(MODULES[name])
     assert results.attempted > 0

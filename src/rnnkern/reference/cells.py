@@ -55,6 +55,13 @@ class Cell(ABC):
     """One step of a recurrence: its tables, its equations, and their derivatives.
 
     The tables of parameters and states are in the order in which they are given and returned.
+
+    Examples
+    --------
+    >>> for parameter in CELLS["min_gru"].parameters:
+    ...     print(parameter.name, parameter.shape)
+    weight_ih ('G*H', 'I')
+    bias_ih ('G*H',)
     """
 
     gates: ClassVar[int]

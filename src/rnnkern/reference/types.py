@@ -15,7 +15,13 @@ Weights = dict[str, Array]
 
 
 class Parameter(NamedTuple):
-    """One row of a cell's table of parameters."""
+    """One row of a cell's table of parameters.
+
+    Examples
+    --------
+    >>> Parameter("bias_ih", "input_bias", ("G*H",)).is_bias
+    True
+    """
 
     name: str  # PyTorch's, before "_l0" or "_l0_reverse"
     role: str  # input_matrix, recurrent_matrix, input_bias, recurrent_bias or projection_matrix
