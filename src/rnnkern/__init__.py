@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import runtime
 from .clip import Clip
-from .layers import GRU, LSTM, RNN, Gradients, Trace
+from .layers import GRU, LSTM, RNN, Gradients, MinGRU, Trace
 from .runtime import (
     force_isa,
     get_num_threads,
@@ -30,6 +30,7 @@ __all__ = [
     "Embedding",
     "Gradients",
     "Linear",
+    "MinGRU",
     "ModuleGradients",
     "RMSprop",
     "Step",

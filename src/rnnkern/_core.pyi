@@ -28,53 +28,49 @@ class Tape:
     @property
     def hiddens(self) -> list[Array]: ...
 
-class Net:
+class LayerStack:
     def __init__(
         self,
         kind: str,
         input_size: int,
         hidden_size: int,
+        outputs: int,
         num_layers: int,
         bias: bool,
         bidirectional: bool,
         residual: bool,
         is_double: bool,
         members: int,
+        cell_clip: float,
+        projection_clip: float,
     ) -> None: ...
     def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
+    def state_names(self) -> tuple[str, ...]: ...
     def forward(
         self,
         params: dict[str, Array],
         x: Array,
-        h0: Array | None,
-        c0: Array | None,
+        state: tuple[Array | None, ...] | None,
         lengths: Array | None,
         resets: Array | None,
         batch_first: bool,
         keep: bool,
         segment: int,
-        dropout: float,
-        seeds: list[int],
-        step: int,
-    ) -> tuple[Array, Array, Array | None, Tape]: ...
+        dropout: tuple[float, list[int], int],
+    ) -> tuple[Array, tuple[Array, ...], Tape | None]: ...
     def backward(
         self,
         params: dict[str, Array],
         tape: Tape,
         dy: Array | None,
-        dh: Array | None,
-        dc: Array | None,
-        step_value: float,
-        step_norm: float,
-        value: float,
-        norm: float,
+        dstate: tuple[Array | None, ...] | None,
+        clip: tuple[float, float, float, float],
         trace: bool,
         flow_penalty: float,
     ) -> tuple[
         dict[str, Array],
         Array,
-        Array,
-        Array | None,
+        tuple[Array, ...],
         Any,
         Any,
         Any,
@@ -82,12 +78,12 @@ class Net:
     ]: ...
 
 class Stream:
-    def __init__(self, net: Net, params: dict[str, Array], batch_size: int) -> None: ...
+    def __init__(self, layer_stack: LayerStack, params: dict[str, Array], batch_size: int) -> None: ...
     def step(self, x: Array, out: Array | None = None) -> Array: ...
     def run(self, x: Array, out: Array | None = None) -> Array: ...
 
-def stream_state(stream: Stream) -> tuple[Array, Array | None]: ...
-def set_stream_state(stream: Stream, h: Array, c: Array | None) -> None: ...
+def stream_state(stream: Stream) -> tuple[Array, ...]: ...
+def set_stream_state(stream: Stream, state: tuple[Array, ...]) -> None: ...
 def reset_stream(stream: Stream, rows: Any | None) -> None: ...
 def sums_of_squares(values: Array, parts: int) -> list[float]: ...
 def optimizer_step(

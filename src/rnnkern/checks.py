@@ -104,3 +104,20 @@ def _shown(value: Any) -> str:
         return repr(value)
     except ValueError:
         return f"{type(value).__name__} of too many digits to show"
+
+
+def size(name: str, value: Any) -> int:
+    """`value` as an int of at least 1: a size of an array."""
+    return integer(name, value, "an integer of at least 1", 1, 2**62)
+
+
+def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """`dtype` as one of the two that the core computes in."""
+    try:
+        wanted = None if dtype is None else np.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError):  # the last for text such as "(2,"
+        wanted = None
+    got = repr(dtype) if wanted is None else str(wanted)
+    if wanted is None or wanted not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype: expected float32 or float64, got {got}")
+    return wanted

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
-from .checks import flag, integer
-from .layers import _dtype, _size
+from .checks import flag, float_dtype, integer, size
 
 __all__ = ["Embedding", "Linear", "ModuleGradients", "cross_entropy"]
 
@@ -173,10 +172,10 @@ class Linear:
         dtype: DTypeLike = np.float32,
         seed: int | None = None,
     ) -> None:
-        self._in_features = _size("in_features", in_features)
-        self._out_features = _size("out_features", out_features)
+        self._in_features = size("in_features", in_features)
+        self._out_features = size("out_features", out_features)
         self._bias = flag("bias", bias)
-        self._dtype = _dtype(dtype)
+        self._dtype = float_dtype(dtype)
         generator = _generator(seed)
         bound = 1.0 / math.sqrt(self.in_features)
         self._shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
@@ -341,13 +340,13 @@ class Embedding:
         dtype: DTypeLike = np.float32,
         seed: int | None = None,
     ) -> None:
-        n = self._num_embeddings = _size("num_embeddings", num_embeddings)
-        self._embedding_dim = _size("embedding_dim", embedding_dim)
+        n = self._num_embeddings = size("num_embeddings", num_embeddings)
+        self._embedding_dim = size("embedding_dim", embedding_dim)
         if padding_idx is not None:
             expected = f"an integer from 0 to {n - 1}"
             padding_idx = integer("padding_idx", padding_idx, expected, 0, n - 1)
         self._padding_idx = padding_idx
-        self._dtype = _dtype(dtype)
+        self._dtype = float_dtype(dtype)
         self._shapes = {"weight": (n, self.embedding_dim)}
         weight = _generator(seed).standard_normal((n, self.embedding_dim)).astype(self.dtype)
         if padding_idx is not None:

@@ -44,8 +44,9 @@ class Stream(_core.Stream):
     True
     """
 
-    def __init__(self, net: _core.Net, params: dict[str, Array], batch_size: int) -> None:
-        super().__init__(net, params, batch_size)
+    def __init__(self, stack: _core.LayerStack, params: dict[str, Array], batch_size: int) -> None:
+        super().__init__(stack, params, batch_size)
+        self._state_names = stack.state_names()
 
     def reset(self, rows: ArrayLike | None = None) -> None:
         """Set the state, or that of some rows, to zeros.
@@ -73,28 +74,32 @@ class Stream(_core.Stream):
         _core.reset_stream(self, rows)
 
     @property
-    def state(self) -> Array | tuple[Array, Array]:
-        h, c = _core.stream_state(self)
-        return h if c is None else (h, c)
+    def state(self) -> Any:
+        return join_state(_core.stream_state(self))
 
     @state.setter
-    def state(self, value: Array | tuple[Array, Array]) -> None:
-        has_c = _core.stream_state(self)[1] is not None
-        h, c = split_state("state", value, has_c)
-        if h is None or (has_c and c is None):
+    def state(self, value: Array | tuple[Array, ...]) -> None:
+        parts = split_state("state", value, self._state_names)
+        if parts is None or any(part is None for part in parts):
             raise TypeError("state: expected arrays, got None (use reset for zeros)")
-        _core.set_stream_state(self, h, c)
+        _core.set_stream_state(self, parts)
 
 
-def split_state(name: str, state: Any, has_c: bool) -> tuple[Any, Any]:
-    """(h, c) of a state as callers give it; both None for None, c None without a cell state."""
+def join_state(parts: tuple[Array, ...]) -> Any:
+    """A state as callers get it: one array, or the tuple of several."""
+    return parts[0] if len(parts) == 1 else parts
+
+
+def split_state(name: str, state: Any, names: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """A state as the core takes it: a tuple, by the names of its parts; None for zeros."""
     if state is None:
-        return None, None
-    if not has_c:
+        return None
+    if len(names) == 1:
         if isinstance(state, tuple):
             raise TypeError(f"{name}: expected one array (h), got a tuple of {len(state)}")
-        return state, None
-    if isinstance(state, np.ndarray) or not isinstance(state, (tuple, list)) or len(state) != 2:
+        return (state,)
+    if not isinstance(state, (tuple, list)) or len(state) != len(names):
         got = f"{len(state)} arrays" if isinstance(state, (tuple, list)) else type(state).__name__
-        raise TypeError(f"{name}: expected a pair (h, c), got {got}")
-    return state[0], state[1]
+        many = "a pair" if len(names) == 2 else f"{len(names)} arrays"
+        raise TypeError(f"{name}: expected {many} ({', '.join(names)}), got {got}")
+    return tuple(state)

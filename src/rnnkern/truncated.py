@@ -127,7 +127,7 @@ class Window:
             return h[:, 0] if len(self._shape) == 2 else h
 
         hiddens = last(self._tape.hiddens)
-        return (hiddens, last(self._tape.cells)) if self._layer._has_c else hiddens
+        return (hiddens, last(self._tape.cells)) if len(self._layer._state_names) == 2 else hiddens
 
     def _end(self, over: str) -> None:
         """Free what backward would need."""

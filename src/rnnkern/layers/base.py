@@ -1,103 +1,31 @@
-"""RNN, LSTM and GRU: parameters, checks, defaults, docstrings. The maths is in the core."""
+"""What all layers have in common: checks, defaults and calls. The maths is in the core."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from . import _core
-from .checks import array, choice, fixed, flag, integer, number
-from .clip import Clip
-from .stream import Stream, split_state
+from .. import _core
+from ..checks import array, choice, fixed, flag, float_dtype, integer, number, size
+from ..clip import Clip
+from ..stream import Stream, join_state, split_state
+from .initialize import INITIALIZERS, initial
+from .results import Array, Gradients, State, Trace, omega
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["GRU", "LSTM", "RNN", "Gradients", "Trace"]
-
-Array = NDArray[Any]
-State = Array | tuple[Array, Array]
-
 PENALIZED = ("rnn_tanh", "rnn_relu", "gru")  # kinds that flow_penalty is defined for
-INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
 NO_CLIP = Clip()
 
 
-class Trace(NamedTuple):
-    """What a backward pass saw on its way: float64 arrays (L*D, T, B), layer-major, then direction.
-
-    An ensemble's are (L*D, T, E, B). Behind a row's end norms and shares are 0, and `scale` is 1.
-
-    Attributes
-    ----------
-    dh : ndarray
-        L2 norm of dL/dh_t, complete: what came back through time plus dL/dy_t.
-    dh_before : ndarray
-        L2 norm of what step t hands back to the state before it, before `Clip.step_norm`. The
-        quotient ``dh_before / dh`` is the growth of one step.
-    dc_before : ndarray or None
-        The same for an LSTM's cell state.
-    scale : ndarray
-        The factor that `Clip.step_norm` applied to what step t hands back; 1.0 if none.
-    clipped : ndarray
-        The share of the elements of dL/da_t that `Clip.step_value` limited, 0 to 1.
-    """
-
-    dh: Array
-    dh_before: Array
-    dc_before: Array | None
-    scale: Array
-    clipped: Array
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """What a backward pass returns.
-
-    Attributes
-    ----------
-    params : dict of str to ndarray
-        dL/dp for each of the layer's parameters, under its name, clipped as asked for.
-    x : ndarray
-        dL/dx, shaped like the forward's x, but member by member, (T, E, B, I), for any ensemble;
-        zero at padding.
-    state : ndarray or tuple of ndarray
-        dL/d(initial state), shaped like a state.
-    norm : float, or ndarray (E,) for an ensemble
-        The joint L2 norm of `params` after `Clip.value` and before `Clip.norm`. Optimizers use it
-        instead of measuring again, so hand them the dict ``params`` if you change its arrays.
-    scale : float, or ndarray (E,)
-        The factor that `Clip.norm` applied; 1.0 if none.
-    finite : bool, or ndarray (E,)
-        Whether every element of `params` was finite before `Clip.value` (and, for float64, small
-        enough for its square to be finite).
-    trace : Trace or None
-        What the pass saw on its way, if it was asked for.
-    flow_penalty : float, or ndarray (E,)
-        The value of Omega, if it was asked for, without its weight; 0.0 otherwise.
-    """
-
-    params: dict[str, Array]
-    x: Array
-    state: State
-    norm: Any
-    scale: Any
-    finite: Any
-    trace: Trace | None = None
-    flow_penalty: Any = 0.0
-
-
 class _Layer:
-    """What RNN, LSTM and GRU have in common."""
-
-    _kind: str
-    _has_c = False
+    """What all layers have in common."""
 
     # The constructor checks these together and passes them to the core, so they are read-only.
     input_size: Final[int] = fixed("input_size", "I, elements of a step's input.")
@@ -112,10 +40,14 @@ class _Layer:
 
     def __init__(
         self,
+        kind: str,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
         *,
+        outputs: int | None = None,
+        cell_clip: float | None = None,
+        proj_clip: float | None = None,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -126,9 +58,15 @@ class _Layer:
         seed: int | None = None,
         init: str = "uniform",
     ) -> None:
-        self._input_size = _size("input_size", input_size)
-        self._hidden_size = _size("hidden_size", hidden_size)
-        self._num_layers = _size("num_layers", num_layers)
+        if "_stack" in vars(self):  # a second call would change what the core relies on
+            name = type(self).__name__
+            raise TypeError(f"{name}: expected a new object, got one that is constructed already")
+        self._kind = kind
+        self._input_size = size("input_size", input_size)
+        self._hidden_size = size("hidden_size", hidden_size)
+        self._outputs = self._hidden_size if outputs is None else outputs
+        self._cell_clip, self._proj_clip = cell_clip, proj_clip
+        self._num_layers = size("num_layers", num_layers)
         self._bias = flag("bias", bias)
         self._batch_first = flag("batch_first", batch_first)
         self._bidirectional = flag("bidirectional", bidirectional)
@@ -137,20 +75,21 @@ class _Layer:
             raise ValueError(
                 "residual: expected False with num_layers=1 (it joins layers), got True"
             )
-        self._ensemble = None if ensemble is None else _size("ensemble", ensemble)
+        self._ensemble = None if ensemble is None else size("ensemble", ensemble)
         if self._ensemble and self._batch_first:
             raise ValueError("batch_first: expected False with an ensemble, got True")
         self.dropout = dropout
-        self._dtype = _dtype(dtype)
+        self._dtype = float_dtype(dtype)
         init = choice("init", init, INITIALIZERS)
         if seed is not None:
             seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
-        self._net = self._new_net(self._ensemble or 0)
+        stack = self._new_stack(self._ensemble or 0)
+        self._state_names = stack.state_names()
         self.dropout_step = 0
         members = self._ensemble or 1
         self._params = {  # all memory first: what is too large fails before anything is drawn
             name: np.empty((members, *shape), self._dtype)
-            for name, shape in self._net.parameter_shapes()
+            for name, shape in stack.parameter_shapes()
         }
         self._dropout_seeds = []
         for member in range(members):
@@ -158,27 +97,31 @@ class _Layer:
             self._dropout_seeds.append(int(generator.integers(2**63)))
             for name, values in self._params.items():
                 shape = values.shape[1:]
-                values[member] = _initial(init, name, shape, self._hidden_size, generator)
+                values[member] = initial(init, name, shape, self._hidden_size, generator)
         if self._ensemble is None:
             self._params = {name: values[0] for name, values in self._params.items()}
+        self._stack = stack
 
-    def _new_net(self, members: int) -> _core.Net:
-        return _core.Net(
-            self._kind,
-            self._input_size,
-            self._hidden_size,
-            self._num_layers,
-            self._bias,
-            self._bidirectional,
-            self._residual,
-            self._dtype == np.dtype(np.float64),
-            members,
+    def _new_stack(self, members: int) -> _core.LayerStack:
+        return _core.LayerStack(
+            kind=self._kind,
+            input_size=self._input_size,
+            hidden_size=self._hidden_size,
+            outputs=self._outputs,
+            num_layers=self._num_layers,
+            bias=self._bias,
+            bidirectional=self._bidirectional,
+            residual=self._residual,
+            is_double=self._dtype == np.dtype(np.float64),
+            members=members,
+            cell_clip=math.inf if self._cell_clip is None else self._cell_clip,
+            projection_clip=math.inf if self._proj_clip is None else self._proj_clip,
         )
 
     def _checked_params(self) -> Iterator[tuple[str, Array]]:
         """The parameters, checked as the core checks them in each call."""
         members = () if self._ensemble is None else (self._ensemble,)
-        for name, shape in self._net.parameter_shapes():
+        for name, shape in self._stack.parameter_shapes():
             values = self._params.get(name)
             yield name, array(f"params[{name!r}]", values, self._dtype, (*members, *shape))
 
@@ -267,22 +210,18 @@ class _Layer:
         >>> y.shape, state.shape
         ((7, 2, 5), (1, 2, 5))
         """
-        h0, c0 = split_state("state", state, self._has_c)
-        y, h, c, _ = self._net.forward(
+        y, last, _ = self._stack.forward(
             self._params,
             x,
-            h0,
-            c0,
+            split_state("state", state, self._state_names),
             lengths,
             resets,
             self._batch_first,
-            False,
+            False,  # keeps nothing
             0,
-            0.0,
-            self._dropout_seeds,
-            0,
+            (0.0, self._dropout_seeds, 0),
         )
-        return y, h if c is None else (h, c)
+        return y, join_state(last)
 
     def forward(
         self,
@@ -339,23 +278,20 @@ class _Layer:
         >>> tape.gates[0].shape  # steps, rows, (i, f, g, o), units
         (7, 2, 4, 5)
         """
-        h0, c0 = split_state("state", state, self._has_c)
-        y, h, c, tape = self._net.forward(
+        y, last, tape = self._stack.forward(
             self._params,
             x,
-            h0,
-            c0,
+            split_state("state", state, self._state_names),
             lengths,
             resets,
             self._batch_first,
-            True,
+            True,  # keeps what backward needs
             self._segment(checkpoint, x),
-            self._dropout,
-            self._dropout_seeds,
-            self._dropout_step,
+            (self._dropout, self._dropout_seeds, self._dropout_step),
         )
+        assert tape is not None
         self.dropout_step += 1
-        return y, h if c is None else (h, c), tape
+        return y, join_state(last), tape
 
     def _segment(self, checkpoint: int | str | None, x: Array) -> int:
         """Steps between kept states; 0: everything is kept."""
@@ -435,19 +371,16 @@ class _Layer:
         trace = flag("trace", trace)
         weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
         if weight > 0 and self._kind not in PENALIZED:
-            name = "a reset-before GRU" if self._kind.startswith("gru") else "an LSTM"
             raise ValueError(
-                f"flow_penalty: expected 0 for {name} (it is defined for RNN and the reset-after "
-                f"GRU), got {weight!r}"
+                f"flow_penalty: expected 0 for {self._kind} (it is defined for RNN and the "
+                f"reset-after GRU), got {weight!r}"
             )
-        dh, dc = split_state("dstate", dstate, self._has_c)
-        params, dx, dh0, dc0, norm, scale, finite, traced = self._net.backward(
+        params, dx, first, norm, scale, finite, traced = self._stack.backward(
             self._params,
             tape,
             dy,
-            dh,
-            dc,
-            *(clip or NO_CLIP).bounds(),
+            split_state("dstate", dstate, self._state_names),
+            (clip or NO_CLIP).bounds(),
             trace or weight > 0,
             weight,
         )
@@ -457,12 +390,12 @@ class _Layer:
         return Gradients(
             params,
             dx,
-            dh0 if dc0 is None else (dh0, dc0),
+            join_state(first),
             norm,
             scale,
             finite,
             seen if trace else None,
-            _omega(seen) if seen and weight > 0 else 0.0,
+            omega(seen) if seen and weight > 0 else 0.0,
         )
 
     def stream(self, batch_size: int = 1) -> Stream:
@@ -495,7 +428,7 @@ class _Layer:
             raise ValueError(
                 "stream: expected a layer alone, got an ensemble (use member(e).stream())"
             )
-        return Stream(self._net, self._params, _size("batch_size", batch_size))
+        return Stream(self._stack, self._params, size("batch_size", batch_size))
 
     def member(self, index: int) -> Self:
         """One member of an ensemble, as a layer alone.
@@ -530,258 +463,7 @@ class _Layer:
         index = integer("index", index, expected, 0, self._ensemble - 1)
         one = copy.copy(self)
         one._ensemble = None
-        one._net = self._new_net(0)
+        one._stack = self._new_stack(0)
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one
-
-
-class RNN(_Layer):
-    """Vanilla RNN: h = act(W_ih x + b_ih + W_hh h' + b_hh) [1]_.
-
-    Parameters
-    ----------
-    input_size, hidden_size : int
-        I and H, at least 1.
-    num_layers : int
-        L, at least 1; each layer takes the outputs of the one below.
-    nonlinearity : {"tanh", "relu"}
-        act.
-    bias : bool
-        Whether there are biases.
-    batch_first : bool
-        Whether sequences are (B, T, C) instead of (T, B, C). States are not affected.
-    dropout : float
-        From 0 to below 1; acts between layers, in `forward` only.
-    bidirectional : bool
-        Whether each layer also runs backward in time, its outputs beside the forward ones.
-    residual : bool
-        Whether each layer above the first hands on its h plus its input (before dropout), both of
-        D*H channels [5]_. Needs two layers.
-    ensemble : int, optional
-        E: that many layers of the same sizes, side by side in each call, on as many threads as
-        there are. Parameters are (E, ...); each member is trained on its own, on its part of x
-        (T, E, B, I) or on one x (T, B, I) for all, with lengths and resets for all. Member e has
-        the bits of a layer alone whose seed is ``seed + e``. Not with ``batch_first``.
-    dtype : {float32, float64}
-        Of parameters, inputs and outputs. Nothing is cast.
-    seed : int, optional
-        Of the initial parameters and of dropout; from the system if not given.
-    init : {"uniform", "xavier", "orthogonal", "identity"}
-        How parameters start. ``uniform``: all from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
-        ``xavier``: each gate's matrices from U(-b, b), b = sqrt(6 / (rows + columns)) [2]_.
-        ``orthogonal``: input matrices as xavier, each gate's recurrent matrix orthogonal [3]_.
-        ``identity``: input matrices from N(0, 0.001), recurrent matrices the identity, for
-        ``nonlinearity="relu"`` [4]_. Biases are zero in all but uniform.
-
-    Attributes
-    ----------
-    params : dict of str to ndarray
-        ``weight_ih_l{k}{_reverse}`` (G*H, inputs), ``weight_hh_l{k}{_reverse}`` (G*H, H),
-        ``bias_ih_l{k}{_reverse}`` and ``bias_hh_l{k}{_reverse}`` (G*H,): PyTorch's names, order
-        and gate order. Writable; the next call sees what is written.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is not what it must be; the message names it.
-
-    References
-    ----------
-    .. [1] J. Elman, "Finding structure in time", Cognitive Science 14(2), 1990.
-    .. [2] X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward
-       neural networks", AISTATS 2010, eq. 16.
-    .. [3] A. Saxe, J. McClelland and S. Ganguli, "Exact solutions to the nonlinear dynamics of
-       learning in deep linear neural networks", 2013, arXiv:1312.6120.
-    .. [4] Q. Le, N. Jaitly and G. Hinton, "A simple way to initialize recurrent networks of
-       rectified linear units", 2015, arXiv:1504.00941.
-    .. [5] Y. Wu et al., "Google's neural machine translation system", 2016, arXiv:1609.08144,
-       section 3.1.
-
-    Examples
-    --------
-    >>> import numpy as np, rnnkern as rk
-    >>> rnn = rk.RNN(3, 5, nonlinearity="relu", init="identity", seed=0)
-    >>> y, h = rnn(np.ones((7, 2, 3), np.float32))
-    >>> y.shape
-    (7, 2, 5)
-    """
-
-    nonlinearity: Final[str] = fixed("nonlinearity", "The name of act.")
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        nonlinearity: str = "tanh",
-        **options: Any,
-    ) -> None:
-        _refuse_second_construction(self)
-        self._nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        self._kind = f"rnn_{self._nonlinearity}"
-        super().__init__(input_size, hidden_size, num_layers, **options)
-
-
-class LSTM(_Layer):
-    """LSTM: i, f, o = sigmoid(.), g = tanh(.); c = f c' + i g; h = o tanh(c) [1]_ [2]_.
-
-    Gates stand in the order i, f, g, o. A state is the pair (h, c).
-
-    Parameters
-    ----------
-    input_size, hidden_size, num_layers : int
-        As in `RNN`.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
-    init
-        As in `RNN`.
-    forget_bias : float, optional
-        What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
-        `init` says if not given. Needs ``bias=True``.
-
-    References
-    ----------
-    .. [1] S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9(8),
-       1997.
-    .. [2] F. Gers, J. Schmidhuber and F. Cummins, "Learning to forget: continual prediction with
-       LSTM", Neural Computation 12(10), 2000.
-    .. [3] R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical exploration of recurrent
-       network architectures", ICML 2015.
-
-    Examples
-    --------
-    >>> import numpy as np, rnnkern as rk
-    >>> lstm = rk.LSTM(3, 5, num_layers=2, bidirectional=True, forget_bias=1.0, seed=0)
-    >>> y, (h, c) = lstm(np.ones((7, 2, 3), np.float32), lengths=np.array([7, 4]))
-    >>> y.shape, c.shape
-    ((7, 2, 10), (4, 2, 5))
-    """
-
-    _kind = "lstm"
-    _has_c = True
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        forget_bias: float | None = None,
-        **options: Any,
-    ) -> None:
-        _refuse_second_construction(self)
-        super().__init__(input_size, hidden_size, num_layers, **options)
-        if forget_bias is None:
-            return
-        largest = float(np.finfo(self.dtype).max)
-        forget_bias = number(
-            "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
-        )
-        if not self.bias:
-            raise ValueError("forget_bias: expected None with bias=False, got a number")
-        forget = slice(self.hidden_size, 2 * self.hidden_size)
-        for name, values in self.params.items():
-            if name.startswith("bias"):
-                values[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0
-
-
-class GRU(_Layer):
-    """GRU: r, z = sigmoid(.); h = (1 - z) n + z h' [1]_.
-
-    Gates stand in the order r, z, n.
-
-    Parameters
-    ----------
-    input_size, hidden_size, num_layers : int
-        As in `RNN`.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
-    init
-        As in `RNN`.
-    reset_after : bool
-        True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
-        of [1]_; ONNX's default): n = tanh(W_in x + b_in + W_hn (r h') + b_hn).
-
-    References
-    ----------
-    .. [1] K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
-       statistical machine translation", 2014, arXiv:1406.1078.
-
-    Examples
-    --------
-    >>> import numpy as np, rnnkern as rk
-    >>> y, h = rk.GRU(3, 5, batch_first=True, seed=0)(np.ones((2, 7, 3), np.float32))
-    >>> y.shape, h.shape
-    ((2, 7, 5), (1, 2, 5))
-    """
-
-    reset_after: Final[bool] = fixed("reset_after", "Whether r acts after the product with W_hn.")
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        reset_after: bool = True,
-        **options: Any,
-    ) -> None:
-        _refuse_second_construction(self)
-        self._reset_after = flag("reset_after", reset_after)
-        self._kind = "gru" if reset_after else "gru_reset_before"
-        super().__init__(input_size, hidden_size, num_layers, **options)
-
-
-def _refuse_second_construction(layer: _Layer) -> None:
-    """A second call of the constructor would change what the core and the parameters rely on."""
-    if "_net" in vars(layer):
-        name = type(layer).__name__
-        raise TypeError(f"{name}: expected a new object, got one that is constructed already")
-
-
-def _omega(trace: Trace) -> Any:
-    """Omega of Pascanu et al. 2013, eq. 9, from the norms of a trace; (E,) for an ensemble."""
-    v, u = trace.dh, trace.dh_before
-    with np.errstate(all="ignore"):  # infinity and nan are results, whatever the caller traps
-        growth = np.divide(u, v, out=np.ones_like(u), where=(v != 0) & (u != 0))
-        omega = np.sum((growth - 1.0) ** 2, axis=(0, 1, -1)) / max(1, v.shape[-1])
-    return omega if v.ndim == 4 else float(omega)
-
-
-def _size(name: str, value: Any) -> int:
-    return integer(name, value, "an integer of at least 1", 1, 2**62)
-
-
-def _dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    try:
-        wanted = None if dtype is None else np.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError):  # the last for text such as "(2,"
-        wanted = None
-    got = repr(dtype) if wanted is None else str(wanted)
-    if wanted is None or wanted not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"dtype: expected float32 or float64, got {got}")
-    return wanted
-
-
-def _initial(
-    init: str, name: str, shape: tuple[int, ...], hidden: int, generator: np.random.Generator
-) -> Array:
-    """One parameter's first values, float64."""
-    if init == "uniform":
-        bound = 1.0 / math.sqrt(hidden)
-        return generator.uniform(-bound, bound, shape)
-    if len(shape) == 1:
-        return np.zeros(shape)
-    gates = shape[0] // hidden
-    recurrent = name.startswith("weight_hh")
-    if init == "identity":
-        if recurrent:
-            return np.tile(np.eye(hidden), (gates, 1))
-        return generator.normal(0, 1e-3, shape)
-    if init == "orthogonal" and recurrent:
-        # Q of a Gaussian matrix; the signs of R's diagonal make it uniform over all rotations.
-        q, r = np.linalg.qr(generator.normal(size=(gates, hidden, hidden)))
-        signs: Array = np.sign(np.diagonal(r, axis1=1, axis2=2))
-        return np.reshape(q * signs[:, None, :], shape)
-    bound = math.sqrt(6.0 / (hidden + shape[1]))
-    return generator.uniform(-bound, bound, shape)

@@ -1,0 +1,56 @@
+"""The GRU."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ..checks import fixed, flag
+from .base import _Layer
+
+__all__ = ["GRU"]
+
+
+class GRU(_Layer):
+    """GRU: r, z = sigmoid(.); h = (1 - z) n + z h' [1]_.
+
+    Gates stand in the order r, z, n.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        As in `RNN`.
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    init
+        As in `RNN`.
+    reset_after : bool
+        True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
+        of [1]_; ONNX's default): n = tanh(W_in x + b_in + W_hn (r h') + b_hn).
+
+    References
+    ----------
+    .. [1] K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
+       statistical machine translation", 2014, arXiv:1406.1078.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> y, h = rk.GRU(3, 5, batch_first=True, seed=0)(np.ones((2, 7, 3), np.float32))
+    >>> y.shape, h.shape
+    ((2, 7, 5), (1, 2, 5))
+    """
+
+    reset_after: Final[bool] = fixed("reset_after", "Whether r acts after the product with W_hn.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        **options: Any,
+    ) -> None:
+        reset_after = flag("reset_after", reset_after)
+        kind = "gru" if reset_after else "gru_reset_before"
+        super().__init__(kind, input_size, hidden_size, num_layers, **options)
+        self._reset_after = reset_after

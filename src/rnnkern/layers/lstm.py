@@ -1,0 +1,117 @@
+"""The LSTM, with and without projection and clips of its states."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from ..checks import fixed, integer, number, size
+from .base import _Layer
+
+__all__ = ["LSTM"]
+
+
+class LSTM(_Layer):
+    """LSTM: i, f, o = sigmoid(.), g = tanh(.); c = f c' + i g; h = o tanh(c) [1]_ [2]_.
+
+    Gates stand in the order i, f, g, o. A state is the pair (h, c). With `proj_size`,
+    h = W_hr (o tanh(c)) [4]_ has P channels: so have the outputs, and W_hh is (4H, P).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        As in `RNN`.
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    init
+        As in `RNN`.
+    forget_bias : float, optional
+        What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
+        `init` says if not given. Needs ``bias=True``.
+    proj_size : int, optional
+        P, from 1 to below H: the width of h after a projection ``weight_hr_l{k}{_reverse}``
+        (P, H), as PyTorch's ``proj_size``. None or 0: no projection, and P = H.
+    cell_clip : float, optional
+        Limits each element of c to ``[-cell_clip, cell_clip]``, before its tanh and as carried
+        (TFLite, ELMo). Its gradient passes where c was within the bound.
+    proj_clip : float, optional
+        The same for h, after the projection. Needs `proj_size`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    References
+    ----------
+    .. [1] S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9(8),
+       1997.
+    .. [2] F. Gers, J. Schmidhuber and F. Cummins, "Learning to forget: continual prediction with
+       LSTM", Neural Computation 12(10), 2000.
+    .. [3] R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical exploration of recurrent
+       network architectures", ICML 2015.
+    .. [4] H. Sak, A. Senior and F. Beaufays, "Long short-term memory based recurrent neural network
+       architectures for large vocabulary speech recognition", 2014, arXiv:1402.1128.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> lstm = rk.LSTM(3, 5, num_layers=2, bidirectional=True, forget_bias=1.0, seed=0)
+    >>> y, (h, c) = lstm(np.ones((7, 2, 3), np.float32), lengths=np.array([7, 4]))
+    >>> y.shape, c.shape
+    ((7, 2, 10), (4, 2, 5))
+    >>> y, (h, c) = rk.LSTM(3, 8, proj_size=2, seed=0)(np.ones((7, 2, 3), np.float32))
+    >>> y.shape, h.shape, c.shape
+    ((7, 2, 2), (1, 2, 2), (1, 2, 8))
+    """
+
+    proj_size: Final[int] = fixed("proj_size", "P of the projection; 0 if there is none.")
+    cell_clip: Final[float | None] = fixed("cell_clip", "Bound of the elements of c, or None.")
+    proj_clip: Final[float | None] = fixed("proj_clip", "Bound of the elements of h, or None.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        forget_bias: float | None = None,
+        proj_size: int | None = None,
+        cell_clip: float | None = None,
+        proj_clip: float | None = None,
+        **options: Any,
+    ) -> None:
+        hidden = size("hidden_size", hidden_size)
+        proj = 0 if proj_size is None else proj_size
+        expected = f"an integer from 0 to {hidden - 1}, below hidden_size"
+        proj = integer("proj_size", proj, expected, 0, hidden - 1)
+        if cell_clip is not None:
+            cell_clip = number("cell_clip", cell_clip, "a number > 0", lambda x: x > 0)
+        if proj_clip is not None:
+            proj_clip = number("proj_clip", proj_clip, "a number > 0", lambda x: x > 0)
+            if not proj:
+                raise ValueError(f"proj_clip: expected None without proj_size, got {proj_clip}")
+        self._proj_size = proj
+        kind = "lstm_projected" if proj else "lstm" if cell_clip is None else "lstm_clipped"
+        super().__init__(
+            kind,
+            hidden_size=hidden,
+            input_size=input_size,
+            num_layers=num_layers,
+            outputs=proj or hidden,
+            cell_clip=cell_clip,
+            proj_clip=proj_clip,
+            **options,
+        )
+        if forget_bias is None:
+            return
+        largest = float(np.finfo(self.dtype).max)
+        forget_bias = number(
+            "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
+        )
+        if not self.bias:
+            raise ValueError("forget_bias: expected None with bias=False, got a number")
+        forget = slice(self.hidden_size, 2 * self.hidden_size)
+        for name, values in self.params.items():
+            if name.startswith("bias"):
+                values[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0

@@ -1,0 +1,56 @@
+"""The minGRU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import _Layer
+
+__all__ = ["MinGRU"]
+
+
+class MinGRU(_Layer):
+    """minGRU: z = sigmoid(W_z x + b_z), v = g(W_v x + b_v); h = (1 - z) h' + z v [1]_.
+
+    The gate and the candidate see x alone, not h'. So the products of all time steps are computed
+    together, and what remains of the recurrence is elementwise: it is faster than a `GRU`, above
+    all with few rows, and has no recurrent matrix. g(a) is a + 1/2 where a >= 0, and sigmoid(a)
+    elsewhere: candidates are positive, and so are states that start at or above zero.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        As in `RNN`.
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    init
+        As in `RNN`; ``identity`` and ``orthogonal`` differ from ``xavier`` for recurrent matrices
+        only, of which there are none.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight_ih_l{k}{_reverse}`` (2H, inputs) and ``bias_ih_l{k}{_reverse}`` (2H,), rows z then
+        v. Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    References
+    ----------
+    .. [1] L. Feng, F. Tung, M. Ahmed, Y. Bengio and H. Hajimirsadeghi, "Were RNNs all we needed?",
+       2024, arXiv:2410.01201.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> y, h = rk.MinGRU(3, 5, num_layers=2, seed=0)(np.ones((7, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((7, 2, 5), (2, 2, 5))
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any
+    ) -> None:
+        super().__init__("min_gru", input_size, hidden_size, num_layers, **options)

@@ -1,0 +1,98 @@
+"""The vanilla RNN."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ..checks import choice, fixed
+from .base import _Layer
+
+__all__ = ["RNN"]
+
+
+class RNN(_Layer):
+    """Vanilla RNN: h = act(W_ih x + b_ih + W_hh h' + b_hh) [1]_.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H, at least 1.
+    num_layers : int
+        L, at least 1; each layer takes the outputs of the one below.
+    nonlinearity : {"tanh", "relu"}
+        act.
+    bias : bool
+        Whether there are biases.
+    batch_first : bool
+        Whether sequences are (B, T, C) instead of (T, B, C). States are not affected.
+    dropout : float
+        From 0 to below 1; acts between layers, in `forward` only.
+    bidirectional : bool
+        Whether each layer also runs backward in time, its outputs beside the forward ones.
+    residual : bool
+        Whether each layer above the first hands on its h plus its input (before dropout), both of
+        D*H channels [5]_. Needs two layers.
+    ensemble : int, optional
+        E: that many layers of the same sizes, side by side in each call, on as many threads as
+        there are. Parameters are (E, ...); each member is trained on its own, on its part of x
+        (T, E, B, I) or on one x (T, B, I) for all, with lengths and resets for all. Member e has
+        the bits of a layer alone whose seed is ``seed + e``. Not with ``batch_first``.
+    dtype : {float32, float64}
+        Of parameters, inputs and outputs. Nothing is cast.
+    seed : int, optional
+        Of the initial parameters and of dropout; from the system if not given.
+    init : {"uniform", "xavier", "orthogonal", "identity"}
+        How parameters start. ``uniform``: all from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
+        ``xavier``: each gate's matrices from U(-b, b), b = sqrt(6 / (rows + columns)) [2]_.
+        ``orthogonal``: input matrices as xavier, each gate's recurrent matrix orthogonal [3]_.
+        ``identity``: input matrices from N(0, 0.001), recurrent matrices the identity, for
+        ``nonlinearity="relu"`` [4]_. Biases are zero in all but uniform.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight_ih_l{k}{_reverse}`` (G*H, inputs), ``weight_hh_l{k}{_reverse}`` (G*H, H),
+        ``bias_ih_l{k}{_reverse}`` and ``bias_hh_l{k}{_reverse}`` (G*H,): PyTorch's names, order
+        and gate order. Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    References
+    ----------
+    .. [1] J. Elman, "Finding structure in time", Cognitive Science 14(2), 1990.
+    .. [2] X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward
+       neural networks", AISTATS 2010, eq. 16.
+    .. [3] A. Saxe, J. McClelland and S. Ganguli, "Exact solutions to the nonlinear dynamics of
+       learning in deep linear neural networks", 2013, arXiv:1312.6120.
+    .. [4] Q. Le, N. Jaitly and G. Hinton, "A simple way to initialize recurrent networks of
+       rectified linear units", 2015, arXiv:1504.00941.
+    .. [5] Y. Wu et al., "Google's neural machine translation system", 2016, arXiv:1609.08144,
+       section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> rnn = rk.RNN(3, 5, nonlinearity="relu", init="identity", seed=0)
+    >>> y, h = rnn(np.ones((7, 2, 3), np.float32))
+    >>> y.shape
+    (7, 2, 5)
+    """
+
+    nonlinearity: Final[str] = fixed("nonlinearity", "The name of act.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        **options: Any,
+    ) -> None:
+        nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        kind = f"rnn_{nonlinearity}"
+        super().__init__(kind, input_size, hidden_size, num_layers, **options)
+        self._nonlinearity = nonlinearity
