@@ -13,12 +13,24 @@ from rnnkern import reference
 
 # The reference's table: a cell that is added there is tested, or fails for want of a maker here.
 KINDS = tuple(reference.CELLS)
+
+
+def _projected(I, H, *sizes, **options):
+    """An LSTM whose projection is narrower than H by a third; one unit has nothing to project."""
+    projection = {"proj_size": 2 * H // 3, **CLIPS} if H > 1 else {"cell_clip": CLIPS["cell_clip"]}
+    return rk.LSTM(I, H, *sizes, **{**projection, **options})
+
+
+CLIPS = {"cell_clip": 0.4, "proj_clip": 0.1}  # within the range of the tests' values
 MAKERS = {
     "rnn_tanh": rk.RNN,
     "rnn_relu": partial(rk.RNN, nonlinearity="relu"),
     "lstm": rk.LSTM,
     "gru": rk.GRU,
     "gru_reset_before": partial(rk.GRU, reset_after=False),
+    "lstm_clipped": partial(rk.LSTM, cell_clip=CLIPS["cell_clip"]),
+    "lstm_projected": _projected,
+    "min_gru": rk.MinGRU,
 }
 DTYPES = (np.float32, np.float64)
 
@@ -81,7 +93,7 @@ class Problem:
 def random_problem(layer, T, B=None, *, state=True, lengths=None, resets=None, seed=0):
     """Draw a problem; B None is one unbatched row, lengths "random" draws from 0 to T."""
     rng = np.random.default_rng(seed)
-    H, D = layer.hidden_size, 1 + layer.bidirectional
+    H, P, D = layer.hidden_size, layer.output_size, 1 + layer.bidirectional
 
     def draw(*shape):
         return rng.normal(size=shape).astype(layer.dtype)
@@ -93,8 +105,8 @@ def random_problem(layer, T, B=None, *, state=True, lengths=None, resets=None, s
 
     def states():
         rows = () if B is None else (B,)
-        h = draw(layer.num_layers * D, *rows, H)
-        return (h, draw(*h.shape)) if isinstance(layer, rk.LSTM) else h
+        h = draw(layer.num_layers * D, *rows, P)
+        return (h, draw(*h.shape[:-1], H)) if isinstance(layer, rk.LSTM) else h
 
     shape = (T,) if B is None else (B, T) if layer.batch_first else (T, B)
     if isinstance(lengths, str):
@@ -103,7 +115,7 @@ def random_problem(layer, T, B=None, *, state=True, lengths=None, resets=None, s
         x=sequence(layer.input_size),
         state=states() if state else None,
         lengths=lengths,
-        dy=sequence(D * H),
+        dy=sequence(D * P),
         dstate=states() if state else None,
         resets=None if resets is None else rng.random(shape) < resets,
     )

@@ -1001,7 +1001,7 @@ def test_child_process_does_not_keep_the_lock(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source", sorted(Path(rk.__file__).parent.glob("*.py")), ids=lambda p: p.stem
+    "source", sorted(Path(rk.__file__).parent.rglob("*.py")), ids=lambda p: p.stem
 )
 def test_nothing_is_unpickled_or_evaluated(source):
     tree = ast.parse(source.read_text())

@@ -120,22 +120,23 @@ def test_flow_penalty_s_gradient_is_its_definition_s(kind):
     cell = rk.reference.CELLS[kind]
     reference = reference_of(layer, problem)
     terms, (dh,) = [], (np.array(problem.dstate[0]),)
-    weights = rk.reference.Weights(*(layer.params[name] for name in layer.params))
+    weights = {p.name: layer.params[f"{p.name}_l0"] for p in cell.parameters}
+    W_hh = weights["weight_hh"]
     for step in reversed(reference.tape.steps[0]):
         v = dh + problem.dy[step.t]
         back = cell.backward_step((v,), step, weights, None)
         (dh,) = back.prev
-        terms.append((v, back.da_h, dh - back.da_h @ weights.W_hh))
+        terms.append((v, back.da_h, dh - back.da_h @ W_hh))
 
     *_, tape = problem.forward(layer)
     with_it = problem.backward(layer, tape, flow_penalty=1.0)
-    assert with_it.flow_penalty == pytest.approx(omega(weights.W_hh, terms, B), rel=1e-10)
+    assert with_it.flow_penalty == pytest.approx(omega(W_hh, terms, B), rel=1e-10)
     got = with_it.params["weight_hh_l0"] - problem.backward(layer, tape).params["weight_hh_l0"]
     # 2^-17 balances truncation, about 1e-11 of the third derivative, against rounding, about
     # 1e-11 of Omega, here some 10; a term's third derivative is of the size of 1 / |u|^2.
     eps = 2.0**-17
     for index in np.ndindex(got.shape):
-        W = weights.W_hh.copy()
+        W = W_hh.copy()
         W[index] += eps
         above = omega(W, terms, B)
         W[index] -= 2 * eps

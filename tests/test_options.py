@@ -179,7 +179,7 @@ def test_a_call_option_changes_the_result(kind, option):
 
 
 @pytest.mark.parametrize(
-    ("kind", "array"), [(kind, i) for kind in KINDS for i in range(CELLS[kind].states)]
+    ("kind", "array"), [(kind, i) for kind in KINDS for i in range(len(CELLS[kind].states))]
 )
 def test_each_array_of_a_state_counts_in_its_row(kind, array):
     layer = make_layer(kind, 3, 5)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["array", "choice", "fixed", "flag", "integer", "number"]
+__all__ = ["array", "choice", "fixed", "flag", "float_dtype", "integer", "number", "size"]
 
 # Types that are no real numbers, although some of their values convert to float.
 NO_NUMBERS = (

@@ -30,6 +30,7 @@ class _Layer:
     # The constructor checks these together and passes them to the core, so they are read-only.
     input_size: Final[int] = fixed("input_size", "I, elements of a step's input.")
     hidden_size: Final[int] = fixed("hidden_size", "H, units of each layer.")
+    output_size: Final[int] = fixed("output_size", "P, channels of h: H without a projection.")
     num_layers: Final[int] = fixed("num_layers", "L.")
     bias: Final[bool] = fixed("bias", "Whether there are biases.")
     batch_first: Final[bool] = fixed("batch_first", "Whether sequences are (B, T, C).")
@@ -45,7 +46,7 @@ class _Layer:
         hidden_size: int,
         num_layers: int = 1,
         *,
-        outputs: int | None = None,
+        output_size: int | None = None,
         cell_clip: float | None = None,
         proj_clip: float | None = None,
         bias: bool = True,
@@ -64,7 +65,7 @@ class _Layer:
         self._kind = kind
         self._input_size = size("input_size", input_size)
         self._hidden_size = size("hidden_size", hidden_size)
-        self._outputs = self._hidden_size if outputs is None else outputs
+        self._output_size = self._hidden_size if output_size is None else output_size
         self._cell_clip, self._proj_clip = cell_clip, proj_clip
         self._num_layers = size("num_layers", num_layers)
         self._bias = flag("bias", bias)
@@ -107,7 +108,7 @@ class _Layer:
             kind=self._kind,
             input_size=self._input_size,
             hidden_size=self._hidden_size,
-            outputs=self._outputs,
+            outputs=self._output_size,
             num_layers=self._num_layers,
             bias=self._bias,
             bidirectional=self._bidirectional,

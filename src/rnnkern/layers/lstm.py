@@ -98,7 +98,7 @@ class LSTM(_Layer):
             hidden_size=hidden,
             input_size=input_size,
             num_layers=num_layers,
-            outputs=proj or hidden,
+            output_size=proj or hidden,
             cell_clip=cell_clip,
             proj_clip=proj_clip,
             **options,
