@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "../core/memory.h"
+#include "../core/threads/memory.h"
 
 namespace rnnkern {
 
@@ -55,8 +55,8 @@ bool contiguous(const py::array& a);  // C order and aligned
 // Whether `value` is an array with this very dtype object, of this shape (-1: any size),
 // C-contiguous and aligned, and has these flags too. A look at its header, for calls that are
 // small: what is not plain may still be right.
-inline bool plain(py::handle value, const py::dtype& dtype, const Index* shape, std::size_t axes,
-                  int flags = 0) {
+inline bool is_plain_ndarray(py::handle value, const py::dtype& dtype, const Index* shape,
+                             std::size_t axes, int flags = 0) {
   if (!py::detail::npy_api::get().PyArray_Check_(value.ptr())) return false;
   const auto* a = py::detail::array_proxy(value.ptr());
   flags |= py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
@@ -66,13 +66,13 @@ inline bool plain(py::handle value, const py::dtype& dtype, const Index* shape, 
     if (shape[i] != -1 && a->dimensions[i] != shape[i]) return false;
   return true;
 }
-inline bool plain(py::handle value, const py::dtype& dtype, std::initializer_list<Index> shape,
-                  int flags = 0) {
-  return plain(value, dtype, shape.begin(), shape.size(), flags);
+inline bool is_plain_ndarray(py::handle value, const py::dtype& dtype,
+                             std::initializer_list<Index> shape, int flags = 0) {
+  return is_plain_ndarray(value, dtype, shape.begin(), shape.size(), flags);
 }
 
 // A new C-contiguous array. pybind11 would work out the strides, which NumPy knows to do.
-inline py::array fresh(py::dtype dtype, const Index* shape, std::size_t axes) {
+inline py::array new_ndarray(py::dtype dtype, const Index* shape, std::size_t axes) {
   const auto& numpy = py::detail::npy_api::get();
   PyObject* a =
       numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(),
@@ -80,11 +80,12 @@ inline py::array fresh(py::dtype dtype, const Index* shape, std::size_t axes) {
   if (!a) throw py::error_already_set();
   return py::reinterpret_steal<py::array>(a);
 }
-inline py::array fresh(py::dtype dtype, std::initializer_list<Index> shape) {
-  return fresh(std::move(dtype), shape.begin(), shape.size());
+inline py::array new_ndarray(py::dtype dtype, std::initializer_list<Index> shape) {
+  return new_ndarray(std::move(dtype), shape.begin(), shape.size());
 }
 
-// The product of sizes; OutOfMemory where it can't be addressed (with room to spare for padding).
+// The product of sizes; OutOfMemory where it can't be addressed (with workspace to spare for
+// padding).
 Index product_of(std::initializer_list<Index> sizes);
 
 // A new C-contiguous array for a result. A large one stands in a block, which a base object holds.
@@ -92,9 +93,9 @@ template <class T>
 py::array_t<T> result(const std::vector<Index>& shape) {
   Index n = 1;
   for (const Index size : shape) n = product_of({n, size});
-  if (static_cast<std::size_t>(n) * sizeof(T) < kFewestBytesThatWait)
+  if (static_cast<std::size_t>(n) * sizeof(T) < kFewestCachedBytes)
     return py::reinterpret_steal<py::array_t<T>>(
-        fresh(py::dtype::of<T>(), shape.data(), shape.size()).release());
+        new_ndarray(py::dtype::of<T>(), shape.data(), shape.size()).release());
   auto held = std::make_unique<Block<T>>(block<T>(n));
   const py::capsule base(held.get(), [](void* p) { delete static_cast<Block<T>*>(p); });
   return py::array_t<T>(shape, held.release()->get(), base);
@@ -102,8 +103,8 @@ py::array_t<T> result(const std::vector<Index>& shape) {
 
 // C-contiguous and aligned: the array itself where it is so already, else a copy.
 template <class T>
-py::array_t<T, py::array::c_style> flat(const std::string& name, py::handle value,
-                                        const Shape& expected) {
+py::array_t<T, py::array::c_style> as_contiguous(const std::string& name, py::handle value,
+                                                 const Shape& expected) {
   py::array a = typed<T>(name, value);
   check_shape(name, a, expected);
   if (contiguous(a)) return py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(a);
@@ -122,7 +123,7 @@ py::array channels_last(const std::string& name, py::handle value, const Shape& 
   bool fits = aligned(a) && a.strides(a.ndim() - 1) == static_cast<py::ssize_t>(sizeof(T));
   for (py::ssize_t i = 0; i < a.ndim(); ++i)
     fits = fits && a.strides(i) % static_cast<py::ssize_t>(sizeof(T)) == 0;
-  return fits || a.size() == 0 ? a : flat<T>(name, value, expected);
+  return fits || a.size() == 0 ? a : as_contiguous<T>(name, value, expected);
 }
 
 // An array's memory as it was when it was validated. The caller may give the array object another

@@ -22,12 +22,13 @@ PinnedParameters<T>::PinnedParameters(const std::vector<NamedParameter>& all,
     // meanwhile.
     py::object given;
     if (params.contains(parameter.name)) given = params[parameter.name];
-    if (given && plain(given, dtype, parameter.shape.data(), parameter.shape.size())) {
+    if (given && is_plain_ndarray(given, dtype, parameter.shape.data(), parameter.shape.size())) {
       owners_.push_back(py::reinterpret_borrow<py::array_t<T>>(given));
     } else {
       const std::string name = "params['" + std::string(parameter.name) + "']";
       if (!given) bad_value(name, "an array", "nothing");
-      owners_.push_back(flat<T>(name, given, {parameter.shape.begin(), parameter.shape.end()}));
+      owners_.push_back(
+          as_contiguous<T>(name, given, {parameter.shape.begin(), parameter.shape.end()}));
     }
     data_.push_back(owners_.back().data());
   }
@@ -113,7 +114,8 @@ class GivenStates {
     for (Index k = 0; k < s.states(); ++k) {
       const py::object part = parts[static_cast<std::size_t>(k)];
       if (part.is_none()) continue;
-      owners_[k] = flat<T>(state_name(name, s, k), part, axes.state(s.L * s.D, s.width(k)));
+      owners_[k] =
+          as_contiguous<T>(state_name(name, s, k), part, axes.state(s.L * s.D, s.width(k)));
       states_.part[k] = owners_[k].data();
     }
   }
@@ -159,7 +161,7 @@ class Traces {
   }
   // Sets what backward does not write: the places behind the rows' ends.
   void set_padding(const Schedule& rows, const Interrupt& interrupt) const {
-    constexpr Index at_once = kWorkBetweenLooks;
+    constexpr Index at_once = kWorkBetweenPolls;
     ThrottledPoll poll(interrupt);
     for (int i = 0; i < kNorms && rows.count; ++i)
       for (Index j = 0; data_[i] && j < size_ && poll.go_on(at_once); j += at_once)
@@ -329,7 +331,8 @@ py::tuple LayerStack::run_backward(const py::dict& params, const py::object& tap
                                    const py::object& dy_given, const py::object& dstate,
                                    const Clip& clip, bool trace, double flow_penalty) const {
   const Sizes& s = sizes_;
-  const auto* tape = dynamic_cast<const TapeOf<T>*>(&constructed<Tape>("tape", tape_given, "a tape of this layer's forward"));
+  const auto* tape = dynamic_cast<const TapeOf<T>*>(
+      &constructed<Tape>("tape", tape_given, "a tape of this layer's forward"));
   if (!tape || tape->layer_id != id_)
     bad_value("tape", "a tape of this layer's forward", "one of another layer");
   const PinnedParameters<T> parameters(parameters_, params);

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "../core/dispatch.h"
-#include "../core/runtime.h"
+#include "../core/threads/runtime.h"
 #include "layer.h"
 #include "unlocked.h"
 
@@ -108,7 +108,7 @@ py::tuple cross_entropy_of(const py::array& logits_given, const py::object& targ
   const py::array_t<double> weights = row_weights(targets, ids, mask, ignored);
   const std::string also = ignored ? " or ignore_index " + std::to_string(*ignored) : "";
   check_ids("targets", targets, ids, V, weights.data(), also);
-  const auto logits = flat<T>("logits", logits_given, shape);
+  const auto logits = as_contiguous<T>("logits", logits_given, shape);
   const py::array gradient = out.is_none() ? empty_like<T>(logits) : typed<T>("out", out);
   T* const written = writable<T>("out", gradient, shape);
   if (written != logits.data()) refuse_overlap("out", gradient, "logits", logits);
@@ -152,7 +152,7 @@ template <class T>
 void add_rows_of(const Ids& ids, const py::object& dy_given, const py::array& table) {
   Shape shape = shape_like(ids);
   shape.emplace_back(table.shape(1));
-  const auto dy = flat<T>("dy", dy_given, shape);
+  const auto dy = as_contiguous<T>("dy", dy_given, shape);
   T* const sums = writable<T>("table", table, shape_like(table));
   unlocked([&](const Interrupt&) {
     kernels().of<T>().add_rows(

@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "../core/dispatch.h"
-#include "../core/runtime.h"
+#include "../core/threads/runtime.h"
 #include "layer.h"
 #include "unlocked.h"
 
@@ -26,7 +26,7 @@ Shape shape_like(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndi
 
 template <class T>
 std::vector<double> sums_of(const py::array& values, Index parts) {
-  const auto a = flat<T>("values", values, shape_like(values));
+  const auto a = as_contiguous<T>("values", values, shape_like(values));
   const T* const data = a.data();
   const Index n = a.size() / parts;
   std::vector<double> sums;
@@ -58,7 +58,7 @@ OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
   const auto written = [&](const char* name, const std::optional<py::array>& a) {
     return a ? writable<T>(name, typed<T>(name, *a), shape) : nullptr;
   };
-  const auto g = flat<T>("gradient", gradient, shape);
+  const auto g = as_contiguous<T>("gradient", gradient, shape);
   kept.push_back(g);
   return {rule,
           parameter.size(),

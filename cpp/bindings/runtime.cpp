@@ -1,7 +1,7 @@
 // Threads, instruction sets, what was built, and the activations for tests.
 #include <pybind11/stl.h>
 
-#include "../core/runtime.h"
+#include "../core/threads/runtime.h"
 #include "layer.h"
 #include "unlocked.h"
 
@@ -24,7 +24,7 @@ void use_set(const std::string& name) {
 
 template <class T>
 py::array activation(const std::string& name, py::handle x) {
-  const auto in = flat<T>("x", x, {"n"});
+  const auto in = as_contiguous<T>("x", x, {"n"});
   py::array_t<T> out(in.size());
   const TypedKernels<T>& k = kernels().of<T>();
   (name == "sigmoid" ? k.sigmoid : k.tanh)(in.data(), out.mutable_data(), in.size());
@@ -62,7 +62,7 @@ void bind_runtime(py::module_& m) {
   m.def("chosen_num_threads", &chosen_threads);
   m.def("is_forked_child", [] { return forks() > 0; });
   m.def("set_num_threads", &set_threads, py::arg("n"));
-  m.def("release_memory", &release_waiting);
+  m.def("release_memory", &release_cached);
   m.def(
       "activation",
       [](const std::string& name, const py::array& x) {
@@ -80,7 +80,7 @@ void bind_runtime(py::module_& m) {
   m.def(
       "probe_read",
       [](const py::array& values, Index passes, Index threads) {
-        const auto in = flat<float>("values", values, {"n"});
+        const auto in = as_contiguous<float>("values", values, {"n"});
         const float* const data = in.data();
         const Index n = in.size();
         return probed(passes, "passes", threads,

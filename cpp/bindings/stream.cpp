@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "../core/runtime.h"
+#include "../core/threads/runtime.h"
 #include "layer.h"
 #include "unlocked.h"
 
@@ -109,8 +109,9 @@ class StreamOf final : public Stream {
   void set_state(const py::tuple& given) override {
     py::array_t<T, py::array::c_style> arrays[kMostStates];
     for (Index k = 0; k < sizes_.states(); ++k)
-      arrays[k] = flat<T>(state_name("state", sizes_, k), given[static_cast<std::size_t>(k)],
-                          {sizes_.L, B_, sizes_.width(k)});
+      arrays[k] =
+          as_contiguous<T>(state_name("state", sizes_, k), given[static_cast<std::size_t>(k)],
+                           {sizes_.L, B_, sizes_.width(k)});
     const Busy busy(in_use_);
     for (Index k = 0; k < sizes_.states(); ++k) {
       const Index n = B_ * sizes_.width(k);
@@ -207,7 +208,7 @@ class StreamOf final : public Stream {
   py::array input(py::handle x, bool one_step) const {
     constexpr Index any = -1;
     const Index I = sizes_.I;
-    if (one_step ? plain(x, dtype_, {B_, I}) : plain(x, dtype_, {any, B_, I}))
+    if (one_step ? is_plain_ndarray(x, dtype_, {B_, I}) : is_plain_ndarray(x, dtype_, {any, B_, I}))
       return py::reinterpret_borrow<py::array>(x);
     return channels_last<T>("x", x, one_step ? Shape{B_, I} : Shape{"T", B_, I});
   }
@@ -215,10 +216,11 @@ class StreamOf final : public Stream {
   // Where the last layer's outputs go: the caller's array, or a new one.
   py::array output(py::handle out, bool one_step, Index steps) const {
     const Index P = sizes_.P;
-    if (out.is_none()) return one_step ? fresh(dtype_, {B_, P}) : fresh(dtype_, {steps, B_, P});
+    if (out.is_none())
+      return one_step ? new_ndarray(dtype_, {B_, P}) : new_ndarray(dtype_, {steps, B_, P});
     constexpr int writeable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-    if (one_step ? plain(out, dtype_, {B_, P}, writeable)
-                 : plain(out, dtype_, {steps, B_, P}, writeable))
+    if (one_step ? is_plain_ndarray(out, dtype_, {B_, P}, writeable)
+                 : is_plain_ndarray(out, dtype_, {steps, B_, P}, writeable))
       return py::reinterpret_borrow<py::array>(out);
     py::array y = typed<T>("out", out);
     writable<T>("out", y, one_step ? Shape{B_, P} : Shape{steps, B_, P});
@@ -241,14 +243,14 @@ class StreamOf final : public Stream {
     }
     call_.rows.T = steps;
     call_.threads = threads;
-    grow(room_, room_size_, use_.forward_room(call_));
+    grow(room_, room_size_, use_.forward_workspace(call_));
     prepared_steps_ = steps;
   }
 
   template <class E>
-  static void grow(Block<E>& room, Index& size, Index wanted) {
-    if (wanted <= size && room) return;
-    room = block<E>(wanted);
+  static void grow(Block<E>& workspace, Index& size, Index wanted) {
+    if (wanted <= size && workspace) return;
+    workspace = block<E>(wanted);
     size = wanted;
   }
 

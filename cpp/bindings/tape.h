@@ -143,7 +143,7 @@ struct TapeOf final : Tape {
           for (const Record<T>& member : members) {
             const Sequence<T>& from = member.h[static_cast<std::size_t>(l)];
             for (Index b = 0; b < axes.B; ++b, to += C) {
-              std::copy_n(from.data + t * from.step + b * from.row, C, to);
+              std::copy_n(from.data + t * from.time_stride + b * from.row_stride, C, to);
               if (!poll.go_on(C)) return;
             }
           }

@@ -8,7 +8,7 @@
 #include <csetjmp>
 #include <stdexcept>
 
-#include "../core/runtime.h"
+#include "../core/threads/runtime.h"
 
 namespace rnnkern {
 

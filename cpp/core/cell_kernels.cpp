@@ -3,7 +3,7 @@
 // parallel. As in kernels.cpp, no C++ standard library in here.
 #include "cells/all.h"
 #include "dispatch.h"
-#include "stack.h"
+#include "stack/stack.h"
 
 namespace rnnkern::RNNKERN_ISA {
 namespace {
@@ -24,53 +24,53 @@ struct Functions {
   using Forwards = ForwardStack<Cell, T>;
   using Backwards = BackwardStack<Cell, T>;
 
-  static Index forward_room(const ForwardCall<T>& call) {
+  static Index forward_workspace(const ForwardCall<T>& call) {
     Arena arena{nullptr};
     laid_out<Forwards>(Cell(call.constants), call, arena);
     return arena.used;
   }
-  static void forward(const ForwardCall<T>& call, void* room) {
-    Arena arena{static_cast<char*>(room)};
+  static void forward(const ForwardCall<T>& call, void* workspace) {
+    Arena arena{static_cast<char*>(workspace)};
     laid_out<Forwards>(Cell(call.constants), call, arena).run();
   }
-  static Index backward_room(const BackwardCall<T>& call) {
+  static Index backward_workspace(const BackwardCall<T>& call) {
     Arena arena{nullptr};
     laid_out<Backwards>(Cell(call.constants), call, arena);
     return arena.used;
   }
-  static GradientNorm backward(const BackwardCall<T>& call, void* room) {
-    Arena arena{static_cast<char*>(room)};
+  static GradientNorm backward(const BackwardCall<T>& call, void* workspace) {
+    Arena arena{static_cast<char*>(workspace)};
     return laid_out<Backwards>(Cell(call.constants), call, arena).run();
   }
-  static void forward_members(const ForwardCall<T>* calls, Index n, int threads, void* rooms) {
-    members<Forwards>(calls, n, threads, rooms, forward_room(*calls),
+  static void forward_members(const ForwardCall<T>* calls, Index n, int threads, void* workspaces) {
+    members<Forwards>(calls, n, threads, workspaces, forward_workspace(*calls),
                       [](const Forwards&, Index) {});
   }
-  static void backward_members(const BackwardCall<T>* calls, Index n, int threads, void* rooms,
+  static void backward_members(const BackwardCall<T>* calls, Index n, int threads, void* workspaces,
                                GradientNorm* norms) {
-    members<Backwards>(calls, n, threads, rooms, backward_room(*calls),
+    members<Backwards>(calls, n, threads, workspaces, backward_workspace(*calls),
                        [&](const Backwards& stack, Index i) { norms[i] = *stack.result; });
   }
   template <class Stack, class Call, class Done>
-  static void members(const Call* calls, Index n, int threads, void* rooms, Index room,
+  static void members(const Call* calls, Index n, int threads, void* workspaces, Index workspace,
                       const Done& done) {
-    const double flops = work_of<Cell>(*calls) + Worth::flops_of_a_call;
+    const double flops = work_of<Cell>(*calls) + ThreadingThresholds::flops_of_a_call;
     threads = capped(static_cast<int>(least(threads, n)),
-                     as_double(n) * flops / Worth::flops_of_a_thread);
-    parallel(threads, calls->interrupt, [&](Watch& watch, int thread, int count) {
+                     as_double(n) * flops / ThreadingThresholds::flops_of_a_thread);
+    parallel(threads, calls->interrupt, [&](CancelToken& token, int thread, int count) {
       const Range mine = share(n, thread, count);
       for (Index i = mine.first; i < mine.last; ++i) {
-        Arena arena{static_cast<char*>(rooms) + thread * room};
+        Arena arena{static_cast<char*>(workspaces) + thread * workspace};
         const Stack stack(Cell(calls[i].constants), calls[i], arena);
         stack.begin();
-        stack.work(watch, 0, 1);
+        stack.work(token, 0, 1);
         done(stack, i);
       }
     });
   }
   static Index packed_bytes(Index I, Index H, Index P) {
     Arena arena{nullptr};
-    ForwardWeights<Cell, T>{}.take(arena, I, H, P);
+    ForwardWeights<Cell, T>{}.allocate(arena, I, H, P);
     return arena.used;
   }
   static void pack(const Direction<T>& direction, Index I, Index H, Index P, int threads,
@@ -78,11 +78,11 @@ struct Functions {
     constexpr double elements_of_a_thread = 1 << 18;  // that take longer than a thread's start
     Arena arena{static_cast<char*>(out)};
     ForwardWeights<Cell, T> weights;
-    weights.take(arena, I, H, P);
+    weights.allocate(arena, I, H, P);
     const double elements = as_double(arena.used) / sizeof(T);
     parallel(capped(threads, elements / elements_of_a_thread), interrupt,
-             [&](Watch& watch, int thread, int count) {
-               weights.pack(direction, I, H, P, {thread, count, nullptr, &watch});
+             [&](CancelToken& token, int thread, int count) {
+               weights.pack(direction, I, H, P, {thread, count, nullptr, &token});
              });
   }
 };
@@ -90,8 +90,8 @@ struct Functions {
 template <class T, template <class> class CellOfType>
 constexpr CellKernels<T> table() {
   using F = Functions<T, CellOfType>;
-  return {F::forward_room,    F::forward,          F::backward_room, F::backward,
-          F::forward_members, F::backward_members, F::packed_bytes,  F::pack};
+  return {F::forward_workspace, F::forward,          F::backward_workspace, F::backward,
+          F::forward_members,   F::backward_members, F::packed_bytes,       F::pack};
 }
 
 // The cell's struct, by its row.

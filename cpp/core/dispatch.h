@@ -1,9 +1,9 @@
 // One table of functions an instruction set; which one is in use is decided once a process.
 #pragma once
 
-#include "modules_call.h"
-#include "optim_step.h"
 #include "problem.h"
+#include "training/modules_call.h"
+#include "training/optim_step.h"
 
 namespace rnnkern {
 
@@ -17,14 +17,14 @@ struct Probe {
 // aligned to a cache line, of as many bytes as the function next to it says.
 template <class T>
 struct CellKernels {
-  Index (*forward_room)(const ForwardCall<T>&);
-  void (*forward)(const ForwardCall<T>&, void* room);
-  Index (*backward_room)(const BackwardCall<T>&);
-  GradientNorm (*backward)(const BackwardCall<T>&, void* room);
+  Index (*forward_workspace)(const ForwardCall<T>&);
+  void (*forward)(const ForwardCall<T>&, void* workspace);
+  Index (*backward_workspace)(const BackwardCall<T>&);
+  GradientNorm (*backward)(const BackwardCall<T>&, void* workspace);
   // `n` calls of the same sizes and interrupt side by side, each on one of at most `threads`
   // threads. Rooms: one for each of these threads, one behind the other, for a call on one thread.
-  void (*forward_members)(const ForwardCall<T>* calls, Index n, int threads, void* rooms);
-  void (*backward_members)(const BackwardCall<T>* calls, Index n, int threads, void* rooms,
+  void (*forward_members)(const ForwardCall<T>* calls, Index n, int threads, void* workspaces);
+  void (*backward_members)(const BackwardCall<T>* calls, Index n, int threads, void* workspaces,
                            GradientNorm* norms);
   // A direction's weights in panels, for Direction::packed.
   Index (*packed_bytes)(Index I, Index H, Index P);

@@ -3,9 +3,9 @@
 // library in here: a function of it that the linker merges with another file's copy could carry
 // instructions that the machine lacks.
 #include "dispatch.h"
-#include "modules.h"
-#include "optim.h"
-#include "probe.h"
+#include "threads/probe.h"
+#include "training/modules.h"
+#include "training/optim.h"
 
 namespace rnnkern::RNNKERN_ISA {
 namespace {

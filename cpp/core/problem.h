@@ -25,8 +25,8 @@ inline constexpr Index kLineBytes = 64;
 template <class T>
 struct Sequence {
   T* data;
-  Index step;  // elements from one step to the next
-  Index row;   // elements from one row to the next
+  Index time_stride;  // elements from one step to the next
+  Index row_stride;   // elements from one row to the next
 };
 
 // Which rows are alive at which step. Rows are sorted by falling length, so that those alive at a
@@ -90,7 +90,7 @@ struct ForwardCall {
   Schedule rows;
   Layer<T>* layers;  // [L]
   Dropout dropout;
-  T* dropped;   // [T, B, D*P] room for a layer's input after dropout; null without dropout
+  T* dropped;   // [T, B, D*P] workspace for a layer's input after dropout; null without dropout
   int threads;  // at most this many
   Interrupt interrupt;
   // Go over the weights from the end first: who calls step by step does so in turns, and finds in
@@ -148,7 +148,7 @@ struct BackwardCall {
   double flow_penalty;
   // A backward in several calls, each over the steps before the last one's: all but the first add
   // to the parameters' gradients that are there, and the last clips and measures them.
-  bool goes_on, to_be_continued;
+  bool accumulate, defer_finalize;
   int threads;
   Interrupt interrupt;
 };

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "schedule.h"
+#include "stack/schedule.h"
 
 namespace {
 
@@ -39,7 +39,9 @@ struct Hash {
   }
 };
 
-void* room(Index bytes) { return std::aligned_alloc(64, static_cast<std::size_t>(bytes + 64)); }
+void* workspace(Index bytes) {
+  return std::aligned_alloc(64, static_cast<std::size_t>(bytes + 64));
+}
 
 template <class T>
 void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H, bool ragged,
@@ -93,17 +95,17 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   forward.kind = kind, forward.constants = {std::isinf(clip.norm) ? INFINITY : 0.4, 0.3};
   forward.L = 1, forward.D = D, forward.H = H, forward.P = P;
   forward.rows = schedule.view(), forward.layers = &layer, forward.threads = 1;
-  void* forward_room = room(use.forward_room(forward));
-  use.forward(forward, forward_room);
-  std::free(forward_room);
+  void* forward_workspace = workspace(use.forward_workspace(forward));
+  use.forward(forward, forward_workspace);
+  std::free(forward_workspace);
   BackwardCall<T> backward{};
   backward.kind = kind, backward.constants = forward.constants;
   backward.L = 1, backward.D = D, backward.H = H, backward.P = P;
   backward.rows = schedule.view(), backward.layers = &layer, backward.gradients = &gradient;
   backward.clip = clip, backward.threads = 1;
-  void* backward_room = room(use.backward_room(backward));
-  const GradientNorm norm = use.backward(backward, backward_room);
-  std::free(backward_room);
+  void* backward_workspace = workspace(use.backward_workspace(backward));
+  const GradientNorm norm = use.backward(backward, backward_workspace);
+  std::free(backward_workspace);
 
   Hash hash;
   hash.add(y), hash.add(dx), hash.add(std::vector<double>{norm.norm, norm.scale});

@@ -1,4 +1,5 @@
-// Random problems for the core, drawn from bytes, and the kernels' results held against the twin's.
+// Random problems for the core, drawn from bytes, and the kernels' results held against the naive
+// reference's.
 //
 // Every array is a heap allocation of its exact size, so that AddressSanitizer sees one element too
 // far. What is written is filled before with a number that no kernel gives, so that what a kernel
@@ -15,9 +16,9 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "runtime.h"
-#include "schedule.h"
-#include "twin.h"
+#include "naive.h"
+#include "stack/schedule.h"
+#include "threads/runtime.h"
 
 namespace rnnkern::testing {
 
@@ -129,7 +130,7 @@ struct Problem {
     return false;
   }
   Index extent(Extent of, Index inputs) const {
-    return twin::extent_of(of, info().gates, H, P, inputs);
+    return naive::extent_of(of, info().gates, H, P, inputs);
   }
   static double bound(Draw& draw) { return std::pow(10.0, draw.byte() / 64.0 - 3); }
 
@@ -315,7 +316,8 @@ class Inputs {
   std::vector<std::unique_ptr<T[]>> arrays_;
 };
 
-// What a problem writes, once for the kernels and once for the twin, and the calls that write it.
+// What a problem writes, once for the kernels and once for the naive reference, and the calls that
+// write it.
 template <class T>
 class Outputs {
  public:
@@ -362,7 +364,7 @@ class Outputs {
         }
         if (!p.keep) continue;
         const auto tape = [&](const char* name, Index vectors, Index used) {
-          const Index row = twin::padded<T>(used), n = alive_rows * vectors * row;
+          const Index row = naive::padded<T>(used), n = alive_rows * vectors * row;
           T* const data = make(name, n);
           arrays.back().row = row, arrays.back().used = used;
           fill_with_nan(data, n * static_cast<Index>(sizeof(T)));
@@ -414,7 +416,9 @@ class Outputs {
   GradientNorm norm{0, 1, true};
 
  private:
-  static Sequence<const T> as_const(const Sequence<T>& s) { return {s.data, s.step, s.row}; }
+  static Sequence<const T> as_const(const Sequence<T>& s) {
+    return {s.data, s.time_stride, s.row_stride};
+  }
   double* trace(const char* name, Index layer, Index direction) {
     traces.push_back({name, layer, direction, p.T * p.B, 0, 0, true, nullptr});
     double* const data = new double[p.T * p.B];
@@ -471,7 +475,7 @@ std::string difference(const std::vector<Array<T>>& ours, const std::vector<Arra
         if (same(xs[i], ys[i])) continue;
         const double x = static_cast<double>(xs[i]), y = static_cast<double>(ys[i]);
         std::snprintf(line, sizeof line,
-                      "%s[%td] of layer %td, direction %td: kernels %a (%g), twin %a (%g)",
+                      "%s[%td] of layer %td, direction %td: kernels %a (%g), naive %a (%g)",
                       one.name, first + i, one.layer, one.direction, x, x, y, y);
         return line;
       }
@@ -488,7 +492,7 @@ std::string difference(const Outputs<T>& ours, const Outputs<T>& theirs) {
   char line[200];
   const GradientNorm &n = ours.norm, &m = theirs.norm;
   if (same(n.norm, m.norm) && same(n.scale, m.scale) && n.finite == m.finite) return "";
-  std::snprintf(line, sizeof line, "norm, scale, finite: kernels %a, %a, %d, twin %a, %a, %d",
+  std::snprintf(line, sizeof line, "norm, scale, finite: kernels %a, %a, %d, naive %a, %a, %d",
                 n.norm, n.scale, n.finite, m.norm, m.scale, m.finite);
   return line;
 }
@@ -500,18 +504,18 @@ struct Free {
 using Room = std::unique_ptr<void, Free>;
 inline Room room_of(Index bytes) { return Room(std::aligned_alloc(kLineBytes, bytes)); }
 inline Room nan_room_of(Index bytes) {
-  Room room = room_of(bytes);
-  fill_with_nan(static_cast<char*>(room.get()), bytes);
-  return room;
+  Room workspace = room_of(bytes);
+  fill_with_nan(static_cast<char*>(workspace.get()), bytes);
+  return workspace;
 }
 
-// The sets that run here and round as the twin does.
+// The sets that run here and round as the naive reference does.
 inline const std::vector<const Kernels*>& comparable_sets() {
   static const std::vector<const Kernels*> sets = [] {
     std::vector<const Kernels*> found;
     for (int i = 0; i < kKernelsCount; ++i) {
       const bool fused = std::strcmp(kKernels[i]->name, "baseline") != 0;
-      if (fused == twin::kFused && kKernels[i]->runs_here()) found.push_back(kKernels[i]);
+      if (fused == naive::kFused && kKernels[i]->runs_here()) found.push_back(kKernels[i]);
     }
     return found;
   }();
@@ -542,17 +546,17 @@ std::string run(const Problem& p) {
     d.packed = static_cast<const T*>(packed.back().get());
   }
   const ForwardCall<T> forward = ours.forward_call();
-  kernels.forward(forward, nan_room_of(kernels.forward_room(forward)).get());
+  kernels.forward(forward, nan_room_of(kernels.forward_workspace(forward)).get());
   if (p.keep) {
     const CellKernels<T>& back = pick(p.backward_set).of(p.kind);
     const BackwardCall<T> backward = ours.backward_call();
-    ours.norm = back.backward(backward, nan_room_of(back.backward_room(backward)).get());
+    ours.norm = back.backward(backward, nan_room_of(back.backward_workspace(backward)).get());
   }
 
   const std::uint64_t saved = enter_float_environment();
   const Index* const lengths = p.ragged ? p.lengths.data() : nullptr;
-  twin::forward(theirs.forward_call(), lengths);
-  if (p.keep) theirs.norm = twin::backward(theirs.backward_call(), lengths);
+  naive::forward(theirs.forward_call(), lengths);
+  if (p.keep) theirs.norm = naive::backward(theirs.backward_call(), lengths);
   leave_float_environment(saved);
   return difference(ours, theirs);
 }

@@ -1,4 +1,4 @@
-// Random problems, the kernels against the twin, bit for bit.
+// Random problems, the kernels against the naive reference, bit for bit.
 //
 //   fuzz <first seed> <count>      exits with 1 and says what differs at the first difference
 //
@@ -31,14 +31,14 @@ int main(int count, char** words) {
   }
   const auto& sets = testing::comparable_sets();
   if (sets.empty()) {
-    std::fprintf(stderr, "fuzz: no instruction set here that rounds as the twin does\n");
+    std::fprintf(stderr, "fuzz: no instruction set here that rounds as the naive does\n");
     return 2;
   }
   const std::uint64_t first = std::strtoull(words[1], nullptr, 10);
   const std::uint64_t cases = std::strtoull(words[2], nullptr, 10);
   for (std::uint64_t seed = first; seed < first + cases; ++seed) {
     std::uint64_t bytes[24];  // more than a problem takes
-    for (std::uint64_t i = 0; i < 24; ++i) bytes[i] = twin::mix(seed, i);
+    for (std::uint64_t i = 0; i < 24; ++i) bytes[i] = naive::mix(seed, i);
     testing::Draw draw(reinterpret_cast<unsigned char*>(bytes), sizeof bytes);
     const std::string found = testing::check(testing::Problem(draw));
     if (found.empty()) continue;

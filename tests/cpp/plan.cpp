@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "cells/all.h"
-#include "stack.h"
+#include "stack/stack.h"
 
 using namespace rnnkern;
 using namespace rnnkern::RNNKERN_ISA;
@@ -28,13 +28,13 @@ void plan(int kind, Index I, Index H, Index steps, Index B, Index L, Index D, in
     using Cell = decltype(cell);
     Arena arena{nullptr};
     const ForwardStack<Cell, T> stack(call, arena);
-    ForwardRoom<Cell, T> forward;
-    forward.take(arena, call.rows, I, H, false, stack.line.chunk);
-    BackwardRoom<Cell, T> backward;
-    backward.take(arena, call.rows, I, H, false, false, stack.line.chunk);
-    Watch watch{};
+    ForwardWorkspace<Cell, T> forward;
+    forward.allocate(arena, call.rows, I, H, false, stack.line.chunk);
+    BackwardWorkspace<Cell, T> backward;
+    backward.allocate(arena, call.rows, I, H, false, false, stack.line.chunk);
+    CancelToken token{};
     Barrier barriers[2];
-    const Part part = part_of(watch, 0, stack.threads, D, B, H, barriers);
+    const WorkShare part = work_share_of(token, 0, stack.threads, D, B, H, barriers);
     const char* shared = stack.line.threads > 1 ? "layers"
                          : part.team.size > 1   ? "units"
                          : part.rows.size() < B ? "rows"

@@ -1,7 +1,7 @@
-// The core on many threads: the same bits as the twin's on 1 to 8 threads, whether they share rows
-// or units, also from several callers at once on the same weights; and calls that end early. What
-// they meet at, and what a thread learns from its calls. For ThreadSanitizer and Valgrind, too.
-// Exits with 1 and says so at the first fault.
+// The core on many threads: the same bits as the naive reference's on 1 to 8 threads, whether they
+// share rows or units, also from several callers at once on the same weights; and calls that end
+// early. What they meet at, and what a thread learns from its calls. For ThreadSanitizer and
+// Valgrind, too. Exits with 1 and says so at the first fault.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -46,17 +46,17 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
 
 bool never(void*) { return false; }
 
-// Under memcheck room must stay what it is: undefined.
+// Under memcheck workspace must stay what it is: undefined.
 template <class T>
 void run_kernels(const CellKernels<T>& kernels, Outputs<T>& out, int threads) {
   ForwardCall<T> forward = out.forward_call({never, nullptr});
   forward.threads = threads;
   set_threads(0);  // nothing is learned yet: all of them take part
-  kernels.forward(forward, room_of(kernels.forward_room(forward)).get());
+  kernels.forward(forward, room_of(kernels.forward_workspace(forward)).get());
   BackwardCall<T> backward = out.backward_call({never, nullptr});
   backward.threads = threads;
   set_threads(0);
-  out.norm = kernels.backward(backward, room_of(kernels.backward_room(backward)).get());
+  out.norm = kernels.backward(backward, room_of(kernels.backward_workspace(backward)).get());
 }
 
 template <class T>
@@ -71,11 +71,11 @@ void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
   Outputs<T> expected = outputs();
   const Index* const lengths = p.ragged ? p.lengths.data() : nullptr;
   const std::uint64_t saved = enter_float_environment();
-  twin::forward(expected.forward_call(), lengths);
-  expected.norm = twin::backward(expected.backward_call(), lengths);
+  naive::forward(expected.forward_call(), lengths);
+  expected.norm = naive::backward(expected.backward_call(), lengths);
   leave_float_environment(saved);
 
-  Index room = 0;
+  Index workspace = 0;
   for (const int threads : {1, 2, 3, 5, kThreads}) {
     Outputs<T> ours = outputs();
     run_kernels(kernels, ours, threads);
@@ -83,9 +83,9 @@ void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
     require(found.empty(), std::to_string(threads) + " threads: " + found + "\n  " + p.text());
     ForwardCall<T> call = ours.forward_call();
     call.threads = threads;
-    const Index more = kernels.forward_room(call);
-    require(more > room, "no more threads are used than before: " + p.text());
-    room = more;
+    const Index more = kernels.forward_workspace(call);
+    require(more > workspace, "no more threads are used than before: " + p.text());
+    workspace = more;
   }
 
   std::vector<Outputs<T>> each;
@@ -125,7 +125,7 @@ void packed_weights(const Kernels& set, Kind kind) {
   for (Outputs<T>& out : each)
     callers.emplace_back([&] {
       const ForwardCall<T> call = out.forward_call();
-      kernels.forward(call, room_of(kernels.forward_room(call)).get());
+      kernels.forward(call, room_of(kernels.forward_workspace(call)).get());
     });
   for (std::thread& caller : callers) caller.join();
   for (const Outputs<T>& out : each) {
@@ -213,19 +213,19 @@ void early_end(const Kernels& set, bool units_shared) {
     ForwardCall<T> forward = out.forward_call(at_once);
     forward.L = L, forward.layers = layers.data(), forward.threads = threads;
     set_threads(0);
-    kernels.forward(forward, room_of(kernels.forward_room(forward)).get());
+    kernels.forward(forward, room_of(kernels.forward_workspace(forward)).get());
     require(times == 1, "forward, asked " + std::to_string(times) + " times: " + text);
     BackwardCall<T> backward = out.backward_call(at_once);
     backward.L = L, backward.layers = layers.data(), backward.gradients = gradients.data();
     backward.threads = threads, times = 0;
     set_threads(0);
-    kernels.backward(backward, room_of(kernels.backward_room(backward)).get());
+    kernels.backward(backward, room_of(kernels.backward_workspace(backward)).get());
     require(times == 1, "backward, asked " + std::to_string(times) + " times: " + text);
   }
 }
 
-Watch watch_of(Stop& stop, bool calling) {
-  return {&stop, calling, enter_float_environment(), kWorkBetweenLooks, 0, 0};
+CancelToken watch_of(Stop& stop, bool calling) {
+  return {&stop, calling, enter_float_environment(), kWorkBetweenPolls, 0, 0};
 }
 
 // Far more threads than cores meet again and again: nobody passes before all have arrived, though
@@ -239,14 +239,14 @@ void crowded_barrier() {
   std::vector<std::thread> group;
   for (int i = 0; i < size; ++i)
     group.emplace_back([&, i] {
-      Watch watch = watch_of(stop, i == 0);
+      CancelToken token = watch_of(stop, i == 0);
       for (int time = 1; time <= times; ++time) {
         reached[i] = time;
-        if (!wait(barrier, size, watch)) ++wrong[i];
+        if (!wait(barrier, size, token)) ++wrong[i];
         wrong[i] += static_cast<int>(std::count(reached.begin(), reached.end(), time)) != size;
-        if (!wait(barrier, size, watch)) ++wrong[i];
+        if (!wait(barrier, size, token)) ++wrong[i];
       }
-      leave_float_environment(watch.environment);
+      leave_float_environment(token.environment);
     });
   for (std::thread& one : group) one.join();
   require(std::count(wrong.begin(), wrong.end(), 0) == size, "a crowded barrier let some pass");
@@ -270,14 +270,14 @@ void long_wait(bool end) {
   bool late = !end, early = !end;
   std::thread other([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(500));
-    Watch watch = watch_of(stop, false);
-    late = wait(barrier, 2, watch);
+    CancelToken token = watch_of(stop, false);
+    late = wait(barrier, 2, token);
   });
-  Watch watch = watch_of(stop, true);
+  CancelToken token = watch_of(stop, true);
   const Nanoseconds before = thread_time(), begin = now();
-  early = wait(barrier, 2, watch);
+  early = wait(barrier, 2, token);
   const Nanoseconds busy = thread_time() - before, took = now() - begin;
-  leave_float_environment(watch.environment);
+  leave_float_environment(token.environment);
   other.join();
   require(early == !end && late == !end, "a long wait: the two do not leave together");
   require(asked.times >= 2, "a long wait: asked " + std::to_string(asked.times) + " times");
@@ -295,16 +295,16 @@ void learning() {
   };
   set_threads(0);
   require(usable_threads(3) == 3, "learning: not all threads to begin with");
-  learn(10 * ms, 19 * ms);
-  learn(5 * ms, 1 * ms);
+  record_call(10 * ms, 19 * ms);
+  record_call(5 * ms, 1 * ms);
   require(usable_threads(3) == 3, "learning: one slice lost was not forgiven");
-  learn(5 * ms, 1 * ms);
+  record_call(5 * ms, 1 * ms);
   require(usable_threads(3) == 1, "learning: still all threads");
   const Nanoseconds first = rested();
-  learn(5 * ms, 1 * ms);
+  record_call(5 * ms, 1 * ms);
   const Nanoseconds second = rested();
   require(first > 10 * ms && second > 30 * ms, "learning: back too soon");
-  learn(5 * ms, 1 * ms);
+  record_call(5 * ms, 1 * ms);
   std::thread([] {
     require(usable_threads(3) == 3, "learning: from another thread's calls");
   }).join();
@@ -320,7 +320,7 @@ int main() {
   long_wait(false), long_wait(true);
   learning();
   require(!comparable_sets().empty(),
-          "threads: no instruction set here that rounds as the twin does");
+          "threads: no instruction set here that rounds as the naive does");
   for (const Kernels* set : comparable_sets()) {
     for (int k = 0; k < kKindCount; ++k)
       for (const Index D : {1, 2})

@@ -15,7 +15,7 @@
 // as `dh` and writes the operand again, for the gradient of the matrix.
 #pragma once
 
-#include "../simd.h"
+#include "simd/simd.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

@@ -55,7 +55,7 @@ namespace {
 
 template <class T>
 Sequence<T> from_step(Sequence<T> s, Index step) {
-  if (s.data) s.data += step * s.step;
+  if (s.data) s.data += step * s.time_stride;
   return s;
 }
 Dropout from_step(Dropout dropout, Index step) {
@@ -64,7 +64,7 @@ Dropout from_step(Dropout dropout, Index step) {
 }
 template <class T>
 Sequence<const T> read_only(const Sequence<T>& s) {
-  return {s.data, s.step, s.row};
+  return {s.data, s.time_stride, s.row_stride};
 }
 template <class T>
 T* offset(T* data, Index by) {
@@ -314,7 +314,7 @@ struct ForwardRun<T>::Plan {
     for (Index e = 0; e < E; ++e)
       records.emplace_back(s, segments.length, rows.B, tape.rows.alive_rows(), keeps_all);
     prepare(0);
-    workspace = block<char>(calls.workspaces(use.forward_room(calls.of(0))));
+    workspace = block<char>(calls.workspaces(use.forward_workspace(calls.of(0))));
   }
 
   // The tape's copy of a first state; one of zeros needs none without segments.
@@ -436,8 +436,8 @@ struct BackwardRun<T>::Plan {
       own.back().set_y({y_again.get() + e * between, rows.B * s.channels(), s.channels()});
     }
     prepare(0);
-    workspace = block<char>(std::max(forward.workspaces(use.forward_room(forward.of(0))),
-                                     backward.workspaces(use.backward_room(backward.of(0)))));
+    workspace = block<char>(std::max(forward.workspaces(use.forward_workspace(forward.of(0))),
+                                     backward.workspaces(use.backward_workspace(backward.of(0)))));
   }
 
   // The calls of segment i, of which the last is the first to run.
@@ -463,7 +463,7 @@ struct BackwardRun<T>::Plan {
       call.dropped = back.dropped = tape.drops() ? dropped.get() + e * between : nullptr;
       back.gradients = layer_gradients.data() + e * s.L;
       back.clip = to.clip, back.flow_penalty = to.flow_penalty;
-      back.goes_on = i + 1 < segments.count, back.to_be_continued = i > 0;
+      back.accumulate = i + 1 < segments.count, back.defer_finalize = i > 0;
     }
   }
 

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "memory.h"
-#include "runtime.h"
-#include "schedule.h"
+#include "stack/schedule.h"
+#include "threads/memory.h"
+#include "threads/runtime.h"
 
 namespace rnnkern {
 
@@ -58,7 +58,8 @@ struct MemberSequence {
   Sequence<T> first;  // the first member's; null data: none
   Index stride;       // elements from one member to the next
   Sequence<T> of(Index member) const {
-    return {first.data ? first.data + member * stride : nullptr, first.step, first.row};
+    return {first.data ? first.data + member * stride : nullptr, first.time_stride,
+            first.row_stride};
   }
 };
 

@@ -4,7 +4,7 @@
 // draws it again instead of storing it.
 #pragma once
 
-#include "work.h"
+#include "threads/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -45,8 +45,8 @@ void apply_dropout(const Dropout& dropout, Index layer, const Schedule& rows, In
   for (Index t = steps.first; t < steps.last; ++t)
     for (Index r = 0; r < alive_at(rows, t); ++r) {
       const Index b = row_of(rows, r);
-      const T* source = from.data + t * from.step + b * from.row;
-      T* target = to.data + t * to.step + b * to.row;
+      const T* source = from.data + t * from.time_stride + b * from.row_stride;
+      T* target = to.data + t * to.time_stride + b * to.row_stride;
       for (Index c = 0; c < channels; c += 4) {
         const Words words = philox(
             {{static_cast<std::uint32_t>(c / 4), static_cast<std::uint32_t>(b),

@@ -1,4 +1,4 @@
-// Memory for tapes, results and a call's room.
+// Memory for tapes, results and a call's workspace.
 //
 // A training loop takes the same sizes again and again. Handed back to the system and taken anew,
 // they would cost a page fault a page in each call; so released blocks wait for a while.
@@ -25,15 +25,15 @@ class OutOfMemory : public std::bad_alloc {
 };
 
 // Smaller blocks are malloc's alone, which keeps them itself.
-inline constexpr std::size_t kFewestBytesThatWait = std::size_t{32} << 10;
+inline constexpr std::size_t kFewestCachedBytes = std::size_t{32} << 10;
 // So many bytes wait at most; those that were released first go first.
-inline constexpr std::size_t kMostBytesThatWait = std::size_t{128} << 20;
+inline constexpr std::size_t kMostCachedBytes = std::size_t{128} << 20;
 
 // Uninitialised memory on cache lines; OutOfMemory when there is none.
 void* allocate(std::size_t bytes);
 void release(void* p, std::size_t bytes) noexcept;
 // Hands back to the system what waits: so many bytes.
-std::size_t release_waiting() noexcept;
+std::size_t release_cached() noexcept;
 
 struct Release {
   std::size_t bytes = 0;

@@ -1,4 +1,4 @@
-#include "schedule.h"
+#include "stack/schedule.h"
 
 namespace rnnkern {
 

@@ -8,9 +8,9 @@
 #pragma once
 
 #include "cells/contract.h"
-#include "gemm.h"
-#include "pack.h"
-#include "work.h"
+#include "product/panels.h"
+#include "product/tiles.h"
+#include "threads/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -34,7 +34,7 @@ RNNKERN_INLINE void add_squares(double* lanes, Index column, Vec<T> v) {
 }
 
 template <class Cell, class T>
-struct BackwardRoom {
+struct BackwardWorkspace {
   // Of a chunk: enough for the gradients that each chunk brings to the cache and back, and few
   // enough for what they are summed from to stay in cache.
   static constexpr Index rows_at_once = 512;
@@ -47,7 +47,7 @@ struct BackwardRoom {
   T* dc;                // [states but h, B, padded H]
   T* d_operand;         // [B, padded H] of phase 1, or of the projection
   T* scale;             // [B] step_norm's factor of dh
-  T* whole;             // [B, padded P] dL/dh of the step, for the trace
+  T* dh_full;           // [B, padded P] dL/dh of the step, for the trace
   T* zeros;             // [padded max(H, P)]
   T* da;                // [chunk rows, da_row_size]
   T* da_lines;          // the same by lines: [da_row_size / line, chunk rows, line]
@@ -79,8 +79,8 @@ struct BackwardRoom {
   }
 
   // most_steps: of a chunk.
-  void take(Arena& arena, const Schedule& s, Index I, Index H, Index P, bool traced, bool penalized,
-            Index most_steps) {
+  void allocate(Arena& arena, const Schedule& s, Index I, Index H, Index P, bool traced,
+                bool penalized, Index most_steps) {
     constexpr Index G = Cell::gates, lanes = kLanes<T>;
     constexpr bool has_operand = kHasOperand<Cell>;
     const Index Hp = padded<T>(H), Pp = padded<T>(P), row = da_row_size(H, P);
@@ -88,24 +88,24 @@ struct BackwardRoom {
     const Index outputs = blocks_of<T>(P) * lanes;
     chunk = most(1, least(least(s.T, most_steps), rows_at_once / most(1, s.B)));
     most_rows = chunk * s.B;
-    recurrent = arena.take<T>(Cell::elementwise ? 0 : outputs * G * H);
-    input = arena.take<T>(inputs * G * H);
-    projection = arena.take<T>(Cell::projects ? hidden * P : 0);
-    dh = arena.take<T>(s.B * Pp);
-    dc = arena.take<T>(Cell::carried * s.B * Hp);
-    d_operand = arena.take<T>(has_operand ? s.B * Hp : 0);
-    scale = arena.take<T>(s.B);
-    whole = arena.take<T>(traced ? s.B * Pp : 0);
-    zeros = arena.take<T>(most(Hp, Pp));
-    da = arena.take<T>(most_rows * row);
-    da_lines = arena.take<T>(most_rows * row);
-    x = arena.take<T>(inputs * most_rows);
-    h = arena.take<T>(Cell::elementwise ? 0 : outputs * most_rows);
-    projected = arena.take<T>(Cell::projects ? most_rows * Hp : 0);
-    operand = arena.take<T>(has_operand ? hidden * most_rows : 0);
-    flow = arena.take<T>(penalized ? most_rows * Hp : 0);
-    squares = arena.take<double>(all_square_rows(H, P) * kSquareLanes<T>);
-    finite = arena.take<int>(1);
+    recurrent = arena.allocate<T>(Cell::elementwise ? 0 : outputs * G * H);
+    input = arena.allocate<T>(inputs * G * H);
+    projection = arena.allocate<T>(Cell::projects ? hidden * P : 0);
+    dh = arena.allocate<T>(s.B * Pp);
+    dc = arena.allocate<T>(Cell::carried * s.B * Hp);
+    d_operand = arena.allocate<T>(has_operand ? s.B * Hp : 0);
+    scale = arena.allocate<T>(s.B);
+    dh_full = arena.allocate<T>(traced ? s.B * Pp : 0);
+    zeros = arena.allocate<T>(most(Hp, Pp));
+    da = arena.allocate<T>(most_rows * row);
+    da_lines = arena.allocate<T>(most_rows * row);
+    x = arena.allocate<T>(inputs * most_rows);
+    h = arena.allocate<T>(Cell::elementwise ? 0 : outputs * most_rows);
+    projected = arena.allocate<T>(Cell::projects ? most_rows * Hp : 0);
+    operand = arena.allocate<T>(has_operand ? hidden * most_rows : 0);
+    flow = arena.allocate<T>(penalized ? most_rows * Hp : 0);
+    squares = arena.allocate<double>(all_square_rows(H, P) * kSquareLanes<T>);
+    finite = arena.allocate<int>(1);
   }
   // Gates before the phase's own, in columns of `recurrent`.
   T* columns(int phase, Index H, Index P) const {
@@ -114,12 +114,12 @@ struct BackwardRoom {
 };
 
 template <class T>
-struct BackwardPointers {
+struct BackwardRowPointers {
   const T** a;  // [max(B, chunk rows, G * H)]
   T** to;       // the same
-  void take(Arena& arena, Index n) {
-    a = arena.take<const T*>(n);
-    to = arena.take<T*>(n);
+  void allocate(Arena& arena, Index n) {
+    a = arena.allocate<const T*>(n);
+    to = arena.allocate<T*>(n);
   }
 };
 
@@ -130,7 +130,7 @@ struct BackwardRow {
   const T *saved, *h_before, *h, *dy, *d_operand;
   const T *c_before[kMostCarried], *c[kMostCarried];
   T* dc[kMostCarried];
-  T *dh, *whole, *da, *projected;
+  T *dh, *dh_full, *da, *projected;
   T scale;
 };
 
@@ -152,15 +152,15 @@ struct Backward {
   const Clip& clip;
   double flow_penalty;
   bool reverse;
-  const BackwardRoom<Cell, T>& room;
-  const BackwardPointers<T>& at;    // this thread's
-  Index first_step = 0, steps = 0;  // of the chunk at hand
+  const BackwardWorkspace<Cell, T>& workspace;
+  const BackwardRowPointers<T>& row_ptrs;  // this thread's
+  Index first_step = 0, steps = 0;         // of the chunk at hand
 
   // ---- what is where -------------------------------------------------------------------------
 
   bool last_chunk(Index done) const { return done + steps == rows.T; }
   void open_chunk(Index done) {
-    steps = least(room.chunk, rows.T - done);
+    steps = least(workspace.chunk, rows.T - done);
     first_step = reverse ? done : rows.T - done - steps;
   }
   Index step_at(Index i) const { return reverse ? first_step + i : first_step + steps - 1 - i; }
@@ -170,12 +170,14 @@ struct Backward {
   Index chunk_row(Index t, Index r) const {
     return rows_before(rows, t) - rows_before(rows, first_step) + r;
   }
-  T* da_row(Index t, Index r) const { return room.da + chunk_row(t, r) * room.da_row_size(H, P); }
+  T* da_row(Index t, Index r) const {
+    return workspace.da + chunk_row(t, r) * workspace.da_row_size(H, P);
+  }
   T* projected_row(Index t, Index r) const {
-    return room.projected + chunk_row(t, r) * padded<T>(H);
+    return workspace.projected + chunk_row(t, r) * padded<T>(H);
   }
   // This thread's blocks of h.
-  Range outputs(const Part& part) const {
+  Range outputs(const WorkShare& part) const {
     return Cell::projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
   }
   // The step before t in forward's order, or -1 where the initial state came before.
@@ -185,18 +187,18 @@ struct Backward {
   }
   const T* h_before(Index t, Index r) const {
     const Index before = step_before(t, r), caller = row_of(rows, r);
-    if (is_reset(rows, t, r, reverse)) return room.zeros;
-    if (before >= 0) return y.data + before * y.step + caller * y.row;
-    return d.first[0] ? d.first[0] + caller * P : room.zeros;
+    if (is_reset(rows, t, r, reverse)) return workspace.zeros;
+    if (before >= 0) return y.data + before * y.time_stride + caller * y.row_stride;
+    return d.first[0] ? d.first[0] + caller * P : workspace.zeros;
   }
   const T* carried_row(Index k, Index t, Index r) const {
     return d.carried + ((rows_before(rows, t) + r) * Cell::carried + k) * padded<T>(H);
   }
   const T* c_before(Index k, Index t, Index r) const {
     const Index before = step_before(t, r);
-    if (is_reset(rows, t, r, reverse)) return room.zeros;
+    if (is_reset(rows, t, r, reverse)) return workspace.zeros;
     if (before >= 0) return carried_row(k, before, r);
-    return d.first[1 + k] ? d.first[1 + k] + row_of(rows, r) * H : room.zeros;
+    return d.first[1 + k] ? d.first[1 + k] + row_of(rows, r) * H : workspace.zeros;
   }
 
   // ---- before and after time -----------------------------------------------------------------
@@ -204,58 +206,58 @@ struct Backward {
   void pack(const Team& all) const {
     const auto pack = [&](const T* w, Index count, Index columns, T* out) {
       pack_columns(
-          *all.watch, [&](Index k) { return w + k * columns; }, count, columns,
+          *all.token, [&](Index k) { return w + k * columns; }, count, columns,
           all.share_of(blocks_of<T>(columns)), out);
     };
     for (int p = 0; p < Cell::phases && !Cell::elementwise; ++p) {
       const Phase ph = Cell::phase[p];
       pack(d.parameters[recurrent_matrix] + ph.first * H * P, ph.count * H, P,
-           room.columns(p, H, P));
+           workspace.columns(p, H, P));
     }
-    pack(d.parameters[input_matrix], G * H, I, room.input);
-    if constexpr (Cell::projects) pack(d.parameters[projection_matrix], P, H, room.projection);
+    pack(d.parameters[input_matrix], G * H, I, workspace.input);
+    if constexpr (Cell::projects) pack(d.parameters[projection_matrix], P, H, workspace.projection);
   }
 
-  void begin(const Part& part, bool goes_on) const {
+  void load_initial_state(const WorkShare& part, bool accumulate) const {
     const auto start = [&](int state, Index width, Range blocks, T* to, Index r) {
       const T* const given = gradient.last[state];
       const Index caller = row_of(rows, r) * width, end = least(width, blocks.last * kLanes<T>);
       for (Index j = blocks.first * kLanes<T>; j < end; ++j) {
-        if (r == 0) room.zeros[j] = T(0);
+        if (r == 0) workspace.zeros[j] = T(0);
         to[r * padded<T>(width) + j] = given ? given[caller + j] : T(0);
       }
     };
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
-      if (part.blocks.first == 0) room.scale[r] = goes_on ? gradient.scale[r] : T(1);
-      start(0, P, outputs(part), room.dh, r);
+      if (part.blocks.first == 0) workspace.scale[r] = accumulate ? gradient.scale[r] : T(1);
+      start(0, P, outputs(part), workspace.dh, r);
       for (int k = 0; k < Cell::carried; ++k)
-        start(1 + k, H, part.blocks, room.dc + k * rows.B * padded<T>(H), r);
+        start(1 + k, H, part.blocks, workspace.dc + k * rows.B * padded<T>(H), r);
     }
   }
 
-  void finish(const Part& part, bool to_be_continued) const {
+  void store_final_state(const WorkShare& part, bool defer_finalize) const {
     const Index Hp = padded<T>(H), Pp = padded<T>(P);
     const auto end = [](Index width, Range blocks) {
       return least(width, blocks.last * kLanes<T>);
     };
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
       const Index caller = row_of(rows, r);
-      if (to_be_continued && part.blocks.first == 0) gradient.scale[r] = room.scale[r];
+      if (defer_finalize && part.blocks.first == 0) gradient.scale[r] = workspace.scale[r];
       const Range own = outputs(part);
       for (Index j = own.first * kLanes<T>; j < end(P, own); ++j) {
-        const T dh = room.dh[r * Pp + j];
-        gradient.first[0][caller * P + j] = to_be_continued ? dh : dh * room.scale[r];
+        const T dh = workspace.dh[r * Pp + j];
+        gradient.first[0][caller * P + j] = defer_finalize ? dh : dh * workspace.scale[r];
       }
       for (int k = 0; k < Cell::carried; ++k)
         for (Index j = part.blocks.first * kLanes<T>; j < end(H, part.blocks); ++j)
-          gradient.first[1 + k][caller * H + j] = room.dc[(k * rows.B + r) * Hp + j];
+          gradient.first[1 + k][caller * H + j] = workspace.dc[(k * rows.B + r) * Hp + j];
     }
   }
 
   // ---- through time --------------------------------------------------------------------------
 
   // Whoever is to leave early goes on to where all threads meet.
-  void through_time(const Part& part) const {
+  void through_time(const WorkShare& part) const {
     for (Index i = 0; i < steps; ++i) {
       const Index t = step_at(i);
       const Index n = most(0, least(alive_at(rows, t), part.rows.last) - part.rows.first);
@@ -279,7 +281,7 @@ struct Backward {
       }
       reset(part, t, n);
       const bool rows_matter = clip.step_norm < __builtin_inf() || gradient.trace.dh;
-      if (rows_matter && !whole_rows(part, t, n)) return;
+      if (rows_matter && !finish_rows(part, t, n)) return;
     }
   }
 
@@ -288,17 +290,18 @@ struct Backward {
   static constexpr bool completes_dh = phase_index + 1 == Cell::phases && !Cell::projects;
 
   // dL/dh, complete, where h before its clip was within the bound: dL/d(W_hr operand).
-  void unclip(const Part& part, Index t, Index n) const {
+  void unclip(const WorkShare& part, Index t, Index n) const {
     const Index Pp = padded<T>(P);
     const Range own = outputs(part);
     const V bound = splat(projection_clip);
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
       T* const to = da_row(t, r) + slots * padded<T>(H);
-      const T* from_y = dy.data ? dy.data + t * dy.step + row_of(rows, r) * dy.row : nullptr;
+      const T* from_y =
+          dy.data ? dy.data + t * dy.time_stride + row_of(rows, r) * dy.row_stride : nullptr;
       for (Index j = own.first * kLanes<T>; j < own.last * kLanes<T>; j += kLanes<T>) {
         const V dy_j = from_y ? load_n(from_y + j, P - j) : V{};
-        V dh = fma(load(room.dh + r * Pp + j), splat(room.scale[r]), dy_j);
-        if (gradient.trace.dh) store(room.whole + r * Pp + j, dh);
+        V dh = fma(load(workspace.dh + r * Pp + j), splat(workspace.scale[r]), dy_j);
+        if (gradient.trace.dh) store(workspace.dh_full + r * Pp + j, dh);
         if (d.projected)
           dh = where_within<T>(load(d.projected + (rows_before(rows, t) + r) * Pp + j), bound, dh);
         store(to + j, dh);
@@ -308,15 +311,15 @@ struct Backward {
   }
 
   // The projection's product back: to dL/d operand.
-  void unproject(const Part& part, Index t, Index n) const {
+  void unproject(const WorkShare& part, Index t, Index n) const {
     const Index Hp = padded<T>(H);
     for (Index i = 0; i < n; ++i) {
-      at.a[i] = da_row(t, part.rows.first + i) + slots * Hp;
-      at.to[i] = room.d_operand + (part.rows.first + i) * Hp;
+      row_ptrs.a[i] = da_row(t, part.rows.first + i) + slots * Hp;
+      row_ptrs.to[i] = workspace.d_operand + (part.rows.first + i) * Hp;
     }
-    product<1>(*part.team.watch, n, at.a, Depth{1, P, 1, {0}},
-               static_cast<const T*>(room.projection), part.blocks, false,
-               Target<T>{at.to, nullptr, true, false, Hp}, [](Index, int) {});
+    product<1>(*part.team.token, n, row_ptrs.a, Depth{1, P, 1, {0}},
+               static_cast<const T*>(workspace.projection), part.blocks, false,
+               Target<T>{row_ptrs.to, nullptr, true, false, Hp}, [](Index, int) {});
   }
 
   // Units that memory is asked for before they are needed.
@@ -324,7 +327,7 @@ struct Backward {
 
   // The cell's derivative of phase P on the registers, the step clip included.
   template <int phase_index>
-  void pointwise(const Part& part, Index t, Index n) const {
+  void pointwise(const WorkShare& part, Index t, Index n) const {
     const Index first = part.rows.first, last = first + n;
     const Range blocks = part.blocks;
     const Index H = this->H;
@@ -354,22 +357,22 @@ struct Backward {
     BackwardRow<T> at{};
     at.saved = d.saved + row * Cell::saved * Hp;
     if constexpr (Cell::reads_h_before) at.h_before = h_before(t, r);
-    if constexpr (Cell::reads_h) at.h = y.data + t * y.step + caller * y.row;
+    if constexpr (Cell::reads_h) at.h = y.data + t * y.time_stride + caller * y.row_stride;
     for (int k = 0; k < Cell::carried; ++k) {
       at.c[k] = carried_row(k, t, r);
       at.c_before[k] = c_before(k, t, r);
-      at.dc[k] = room.dc + (k * rows.B + r) * Hp;
+      at.dc[k] = workspace.dc + (k * rows.B + r) * Hp;
     }
     if constexpr (Cell::projects)
       at.projected = projected_row(t, r);
     else
-      at.dh = room.dh + r * Hp;
+      at.dh = workspace.dh + r * Hp;
     if constexpr (completes_dh<phase_index>) {
-      if (dy.data) at.dy = dy.data + t * dy.step + caller * dy.row;
-      if (gradient.trace.dh) at.whole = room.whole + r * Hp;
-      at.scale = room.scale[r];
+      if (dy.data) at.dy = dy.data + t * dy.time_stride + caller * dy.row_stride;
+      if (gradient.trace.dh) at.dh_full = workspace.dh_full + r * Hp;
+      at.scale = workspace.scale[r];
     } else {
-      at.d_operand = room.d_operand + r * Hp;
+      at.d_operand = workspace.d_operand + r * Hp;
     }
     at.da = da_row(t, r);
     return at;
@@ -384,7 +387,7 @@ struct Backward {
       __builtin_prefetch(row.saved + (ahead * Cell::saved + s) * Hp + j);
     for (int k = 0; k < Cell::carried; ++k)
       __builtin_prefetch(row.c_before[k] + ahead * Cell::carried * Hp + j);
-    if (row.dy) __builtin_prefetch(row.dy + ahead * dy.row + j);
+    if (row.dy) __builtin_prefetch(row.dy + ahead * dy.row_stride + j);
   }
 
   // N vectors of units of a row.
@@ -412,7 +415,7 @@ struct Backward {
       U from_y{};
       if (row.dy) from_y = load_each<T, U>(at(row.dy), left);
       u.dh = scaled_sum(load_each<T, U>(at(row.dh)), splat(row.scale), from_y);
-      if (row.whole) store_each<T>(at(row.whole), u.dh);
+      if (row.dh_full) store_each<T>(at(row.dh_full), u.dh);
     } else {
       u.dh = load_each<T, U>(at(row.d_operand));
       if constexpr (!Cell::projects) u.direct = load_each<T, U>(at(row.dh));
@@ -433,44 +436,45 @@ struct Backward {
 
   // The recurrent product of phase P back in time: to dL/dh', or to dL/d operand.
   template <int phase_index>
-  void recurrent(const Part& part, Index t, Index n, bool backwards) const {
+  void recurrent(const WorkShare& part, Index t, Index n, bool backwards) const {
     constexpr Phase ph = Cell::phase[phase_index];
     const Index Hp = padded<T>(H);
     Depth depth{ph.count, H, 1, {}};
     for (int g = 0; g < ph.count; ++g) depth.start[g] = Cell::recurrent_slot[ph.first + g] * Hp;
     constexpr bool to_h = phase_index == 0;
-    T* const to = to_h ? room.dh : room.d_operand;
+    T* const to = to_h ? workspace.dh : workspace.d_operand;
     const Index width = padded<T>(P);  // of `to`: a cell of two phases has P = H
     for (Index i = 0; i < n; ++i) {
-      at.a[i] = da_row(t, part.rows.first + i);
-      at.to[i] = to + (part.rows.first + i) * width;
+      row_ptrs.a[i] = da_row(t, part.rows.first + i);
+      row_ptrs.to[i] = to + (part.rows.first + i) * width;
     }
-    product<1>(*part.team.watch, n, at.a, depth,
-               static_cast<const T*>(room.columns(phase_index, H, P)), outputs(part), backwards,
-               Target<T>{at.to, nullptr, !to_h || Cell::projects, false, width}, [](Index, int) {});
+    product<1>(*part.team.token, n, row_ptrs.a, depth,
+               static_cast<const T*>(workspace.columns(phase_index, H, P)), outputs(part),
+               backwards, Target<T>{row_ptrs.to, nullptr, !to_h || Cell::projects, false, width},
+               [](Index, int) {});
   }
 
   // Nothing goes back over a reset.
-  void reset(const Part& part, Index t, Index n) const {
+  void reset(const WorkShare& part, Index t, Index n) const {
     for (Index r = part.rows.first; rows.resets && r < part.rows.first + n; ++r) {
       if (!is_reset(rows, t, r, reverse)) continue;
       const auto clear = [](T* row, Range blocks) {
         for (Index j = blocks.first * kLanes<T>; j < blocks.last * kLanes<T>; ++j) row[j] = T(0);
       };
-      clear(room.dh + r * padded<T>(P), outputs(part));
+      clear(workspace.dh + r * padded<T>(P), outputs(part));
       for (int k = 0; k < Cell::carried; ++k)
-        clear(room.dc + (k * rows.B + r) * padded<T>(H), part.blocks);
+        clear(workspace.dc + (k * rows.B + r) * padded<T>(H), part.blocks);
     }
   }
 
   // After a step, what needs whole rows, which the product has just left in cache: step_norm's
   // factor, and the trace. False: leave.
-  bool whole_rows(const Part& part, Index t, Index n) const {
+  bool finish_rows(const WorkShare& part, Index t, Index n) const {
     if (!part.team.wait()) return false;
     const Range mine = part.team.share_of(n);
     for (Index r = part.rows.first + mine.first; r < part.rows.first + mine.last; ++r) {
-      const double norm = norm_of(room.dh + r * padded<T>(P), P);
-      room.scale[r] = norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
+      const double norm = norm_of(workspace.dh + r * padded<T>(P), P);
+      workspace.scale[r] = norm > clip.step_norm ? static_cast<T>(clip.step_norm / norm) : T(1);
       if (gradient.trace.dh) trace(t, r, norm);
       if (!part.team.worked(H)) break;
     }
@@ -488,11 +492,11 @@ struct Backward {
   void trace(Index t, Index r, double norm_before) const {
     const Trace& to = gradient.trace;
     const Index Hp = padded<T>(H), place = t * rows.B + row_of(rows, r);
-    const double norm = norm_of(room.whole + r * padded<T>(P), P);
+    const double norm = norm_of(workspace.dh_full + r * padded<T>(P), P);
     to.dh[place] = norm;
     to.dh_before[place] = norm_before;
-    if constexpr (Cell::carried > 0) to.dc_before[place] = norm_of(room.dc + r * Hp, H);
-    to.scale[place] = static_cast<double>(room.scale[r]);
+    if constexpr (Cell::carried > 0) to.dc_before[place] = norm_of(workspace.dc + r * Hp, H);
+    to.scale[place] = static_cast<double>(workspace.scale[r]);
     Index clipped = 0;
     const T bound = static_cast<T>(clip.step_value);
     for (Index g = 0; g < G && bound < T(__builtin_inf()); ++g) {
@@ -510,8 +514,8 @@ struct Backward {
   void penalize(Index t, Index r, double v, double u) const {
     const double weight = 2 * flow_penalty / static_cast<double>(rows.B);
     const double factor = u > 0 && v > 0 ? weight * (u / v - 1) / u / v : 0;
-    T* const flow = room.flow + chunk_row(t, r) * padded<T>(H);
-    const T* dh = room.dh + r * padded<T>(H);
+    T* const flow = workspace.flow + chunk_row(t, r) * padded<T>(H);
+    const T* dh = workspace.dh + r * padded<T>(H);
     for (Index j = 0; j < H; ++j) flow[j] = static_cast<T>(factor * static_cast<double>(dh[j]));
   }
 
@@ -520,16 +524,17 @@ struct Backward {
   // Brings the chunk's operands into panels, its rows in the order in which they are summed.
   void gather(const Team& all) const {
     const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
-    const Index da_columns = room.da_row_size(H, P);
-    into_panels(all, all.share_of(da_columns / kLine<T>), kLine<T>, da_columns, room.da_lines,
+    const Index da_columns = workspace.da_row_size(H, P);
+    into_panels(all, all.share_of(da_columns / kLine<T>), kLine<T>, da_columns, workspace.da_lines,
                 [&](Index t, Index r) { return da_row(t, r); });
-    into_panels(all, inputs, kLanes<T>, I, room.x,
-                [&](Index t, Index r) { return x.data + t * x.step + row_of(rows, r) * x.row; });
+    into_panels(all, inputs, kLanes<T>, I, workspace.x, [&](Index t, Index r) {
+      return x.data + t * x.time_stride + row_of(rows, r) * x.row_stride;
+    });
     if constexpr (!Cell::elementwise)
-      into_panels(all, all.share_of(blocks_of<T>(P)), kLanes<T>, P, room.h,
+      into_panels(all, all.share_of(blocks_of<T>(P)), kLanes<T>, P, workspace.h,
                   [&](Index t, Index r) { return h_before(t, r); });
     if constexpr (Cell::projects)
-      into_panels(all, hidden, kLanes<T>, H, room.operand,
+      into_panels(all, hidden, kLanes<T>, H, workspace.operand,
                   [&](Index t, Index r) { return projected_row(t, r); });
     if (Cell::phases > 1 || flow_penalty != 0.0) change_h(all, hidden);
   }
@@ -543,15 +548,16 @@ struct Backward {
     const Index n = chunk_rows();
     Index k = 0;
     for (Index i = 0; i < steps; ++i)
-      for (Index t = step_at(i), r = 0; r < alive_at(rows, t); ++r) at.a[k++] = row(t, r);
+      for (Index t = step_at(i), r = 0; r < alive_at(rows, t); ++r) row_ptrs.a[k++] = row(t, r);
     for (Index first = 0; first < n; first += together) {
       const Index last = least(n, first + together);
       for (Index j = panels.first * width; j < panels.last * width; j += kLanes<T>) {
         T* const to = out + j / width * n * width + j % width;
         if (columns - j >= kLanes<T>)
-          for (k = first; k < last; ++k) store(to + k * width, load(at.a[k] + j));
+          for (k = first; k < last; ++k) store(to + k * width, load(row_ptrs.a[k] + j));
         else
-          for (k = first; k < last; ++k) store(to + k * width, load_some(at.a[k] + j, columns - j));
+          for (k = first; k < last; ++k)
+            store(to + k * width, load_some(row_ptrs.a[k] + j, columns - j));
       }
       if (!all.worked(panels.size() * (last - first))) return;
     }
@@ -566,12 +572,12 @@ struct Backward {
         const T* saved = d.saved + (rows_before(rows, t) + r) * Cell::saved * Hp;
         for (Index b = blocks.first; b < blocks.last; ++b) {
           const Index j = b * kLanes<T>, at_k = (b * n + k) * kLanes<T>;
-          V h = load(room.h + at_k);
+          V h = load(workspace.h + at_k);
           if constexpr (Cell::phases > 1) {
-            store(room.operand + at_k, Cell::operand(load(saved + j), h));
+            store(workspace.operand + at_k, Cell::operand(load(saved + j), h));
           } else {
-            h += load_n(room.flow + chunk_row(t, r) * Hp + j, H - j);
-            store(room.h + at_k, h);
+            h += load_n(workspace.flow + chunk_row(t, r) * Hp + j, H - j);
+            store(workspace.h + at_k, h);
           }
         }
         if (!all.worked(blocks.size())) return;
@@ -584,27 +590,27 @@ struct Backward {
     const auto add = [&](Role role, Range mine, MatrixRows rows_of_dw, const T* operand,
                          Index columns) {
       matrix(all, mine, rows_of_dw, operand, columns, gradient.parameters[role],
-             room.squares_of(role, H, P), first, last);
+             workspace.squares_of(role, H, P), first, last);
     };
-    add(input_matrix, units, {Cell::input_slot, 0, G, H}, room.x, I);
+    add(input_matrix, units, {Cell::input_slot, 0, G, H}, workspace.x, I);
     for (int p = 0; p < Cell::phases && !Cell::elementwise; ++p)
       add(recurrent_matrix, units,
           {Cell::recurrent_slot, Cell::phase[p].first, Cell::phase[p].count, H},
-          p == 0 ? room.h : room.operand, P);
+          p == 0 ? workspace.h : workspace.operand, P);
     if constexpr (Cell::projects) {
       static constexpr int behind_all[] = {slots};
-      add(projection_matrix, all.share_of(P), {behind_all, 0, 1, P}, room.operand, H);
+      add(projection_matrix, all.share_of(P), {behind_all, 0, 1, P}, workspace.operand, H);
     }
     static constexpr Role biases[] = {input_bias, recurrent_bias};
     for (const Role role : biases)
       bias(all, gates, role == input_bias ? Cell::input_slot : Cell::recurrent_slot,
-           gradient.parameters[role], room.squares_of(role, H, P), first, last);
+           gradient.parameters[role], workspace.squares_of(role, H, P), first, last);
   }
 
   // dL/da of all the chunk's rows in one slot, from `unit` on: a cache line of units a row.
   const T* da_column(Index slot, Index unit) const {
     const Index column = slot * padded<T>(H) + unit, line = kLine<T>;
-    return room.da_lines + column / line * chunk_rows() * line + column % line;
+    return workspace.da_lines + column / line * chunk_rows() * line + column % line;
   }
 
   // Units whose dL/da of a chunk stay in the second-level cache while columns pass by.
@@ -627,15 +633,15 @@ struct Backward {
     for (Index from = most(units.first, of.gate * of.width); from < end; from += size) {
       size = least(units_at_once, end - from);
       for (Index i = 0; i < size; ++i) {
-        at.a[i] = da_column(of.slot[(from + i) / of.width], (from + i) % of.width);
-        at.to[i] = out + (from + i) * columns;
+        row_ptrs.a[i] = da_column(of.slot[(from + i) / of.width], (from + i) % of.width);
+        row_ptrs.to[i] = out + (from + i) * columns;
       }
-      product<1>(*all.watch, size, at.a, Depth{1, n, kLine<T>, {0}}, operand,
+      product<1>(*all.token, size, row_ptrs.a, Depth{1, n, kLine<T>, {0}}, operand,
                  Range{0, blocks_of<T>(columns)}, false,
-                 Target<T>{at.to, nullptr, first, false, columns}, [&](Index block, int np) {
+                 Target<T>{row_ptrs.to, nullptr, first, false, columns}, [&](Index block, int np) {
                    if (!last) return;
-                   settle(at.to, size, squares + from * kSquareLanes<T>,
-                          {block * kLanes<T>, least(columns, (block + np) * kLanes<T>)});
+                   finalize_gradient(row_ptrs.to, size, squares + from * kSquareLanes<T>,
+                                     {block * kLanes<T>, least(columns, (block + np) * kLanes<T>)});
                  });
     }
   }
@@ -663,13 +669,13 @@ struct Backward {
           for (Index v = 0; v < together; ++v) sum[v] += load(da[v] + k * kLine<T>);
         for (Index v = 0; j + v * kLanes<T> < end; ++v)
           store_n(row + j + v * kLanes<T>, sum[v], end - j - v * kLanes<T>);
-        if (last) settle(&row, 1, squares + g * kSquareLanes<T>, {j, end});
+        if (last) finalize_gradient(&row, 1, squares + g * kSquareLanes<T>, {j, end});
         if (!all.worked(together * n)) return;
       }
   }
 
   // The end of some columns of n rows of parameter gradients: finiteness, value clip, squares.
-  void settle(T* const* rows_of_dw, Index n, double* lanes, Range columns) const {
+  void finalize_gradient(T* const* rows_of_dw, Index n, double* lanes, Range columns) const {
     const V bound = splat(static_cast<T>(clip.value));
     const bool clips = clip.value < __builtin_inf();
     V zero_or_nan{};
@@ -685,7 +691,7 @@ struct Backward {
       for (; j + kLanes<T> <= columns.last; j += kLanes<T>) vector(j, kLanes<T>);
       if (j < columns.last) vector(j, columns.last - j);
     }
-    if (!all_zero<T>(zero_or_nan)) __atomic_store_n(room.finite, 0, __ATOMIC_RELAXED);
+    if (!all_zero<T>(zero_or_nan)) __atomic_store_n(workspace.finite, 0, __ATOMIC_RELAXED);
   }
 
   // dL/dx of the chunk's rows.
@@ -695,13 +701,13 @@ struct Backward {
     for (Index t = first_step; t < first_step + steps; ++t)
       for (Index r = 0; r < alive_at(rows, t); ++r, ++k) {
         if (k < mine.first || k >= mine.last) continue;
-        at.a[n] = da_row(t, r);
-        at.to[n++] = dx.data + t * dx.step + row_of(rows, r) * dx.row;
+        row_ptrs.a[n] = da_row(t, r);
+        row_ptrs.to[n++] = dx.data + t * dx.time_stride + row_of(rows, r) * dx.row_stride;
       }
     Depth depth{static_cast<int>(G), H, 1, {}};
     for (Index g = 0; g < G; ++g) depth.start[g] = Cell::input_slot[g] * padded<T>(H);
-    product<1>(*all.watch, n, at.a, depth, static_cast<const T*>(room.input),
-               Range{0, blocks_of<T>(I)}, false, Target<T>{at.to, nullptr, true, adds_dx, I},
+    product<1>(*all.token, n, row_ptrs.a, depth, static_cast<const T*>(workspace.input),
+               Range{0, blocks_of<T>(I)}, false, Target<T>{row_ptrs.to, nullptr, true, adds_dx, I},
                [](Index, int) {});
   }
 };

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "cells/contract.h"
-#include "gemm.h"
-#include "pack.h"
-#include "work.h"
+#include "product/panels.h"
+#include "product/tiles.h"
+#include "threads/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -23,29 +23,29 @@ struct ForwardWeights {
   T* bias;        // [G, padded H] what the input's product starts from
   T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
 
-  void take(Arena& arena, Index I, Index H, Index P) {
+  void allocate(Arena& arena, Index I, Index H, Index P) {
     const Index width = blocks_of<T>(H) * kLanes<T> * Cell::gates;
-    input = arena.take<T>(width * I);
-    recurrent = arena.take<T>(Cell::elementwise ? 0 : width * P);
-    projection = arena.take<T>(Cell::projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
-    bias = arena.take<T>(Cell::gates * padded<T>(H));
-    bias_hh = arena.take<T>(Cell::gates * padded<T>(H));
+    input = arena.allocate<T>(width * I);
+    recurrent = arena.allocate<T>(Cell::elementwise ? 0 : width * P);
+    projection = arena.allocate<T>(Cell::projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
+    bias = arena.allocate<T>(Cell::gates * padded<T>(H));
+    bias_hh = arena.allocate<T>(Cell::gates * padded<T>(H));
   }
   T* panels(int phase, Index H, Index P) const {
     return recurrent + blocks_of<T>(H) * kLanes<T> * Cell::phase[phase].first * P;
   }
   void pack(const Direction<T>& d, Index I, Index H, Index P, const Team& team) const {
     const Range blocks = team.share_of(blocks_of<T>(H));
-    Watch& watch = *team.watch;
-    pack_gates<Cell::gates>(watch, d.parameters[input_matrix], 0, H, I, blocks, input);
+    CancelToken& token = *team.token;
+    pack_gates<Cell::gates>(token, d.parameters[input_matrix], 0, H, I, blocks, input);
     const T* const w_hh = d.parameters[recurrent_matrix];
     if constexpr (!Cell::elementwise)
-      pack_gates<Cell::phase[0].count>(watch, w_hh, 0, H, P, blocks, panels(0, H, P));
+      pack_gates<Cell::phase[0].count>(token, w_hh, 0, H, P, blocks, panels(0, H, P));
     if constexpr (Cell::phases > 1)
-      pack_gates<Cell::phase[1].count>(watch, w_hh, Cell::phase[1].first, H, P, blocks,
+      pack_gates<Cell::phase[1].count>(token, w_hh, Cell::phase[1].first, H, P, blocks,
                                        panels(1, H, P));
     if constexpr (Cell::projects)
-      pack_gates<1>(watch, d.parameters[projection_matrix], 0, P, H, team.share_of(blocks_of<T>(P)),
+      pack_gates<1>(token, d.parameters[projection_matrix], 0, P, H, team.share_of(blocks_of<T>(P)),
                     projection);
     if (team.index != 0) return;
     const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
@@ -63,7 +63,7 @@ inline constexpr Index kRowSlots = Cell::saved > Cell::gates ? Cell::saved : Cel
 
 // What one direction needs while it runs.
 template <class Cell, class T>
-struct ForwardRoom {
+struct ForwardWorkspace {
   // The input's products of a chunk stay in cache, and yet are of rows enough for the weights that
   // they bring to the cache.
   static constexpr Index z_bytes = 256 * 1024, z_rows = 128;
@@ -75,22 +75,22 @@ struct ForwardRoom {
   Index chunk = 0;  // steps
 
   // most_steps: of a chunk.
-  void take(Arena& arena, const Schedule& s, Index I, Index H, Index P, bool packed,
-            Index most_steps) {
+  void allocate(Arena& arena, const Schedule& s, Index I, Index H, Index P, bool packed,
+                Index most_steps) {
     const Index row = padded<T>(H) * kRowSlots<Cell>;
     const Index rows = most(z_rows, z_bytes / (row * static_cast<Index>(sizeof(T))));
     chunk = most(1, least(least(s.T, most_steps), rows / most(1, s.B)));
-    if (!packed) weights.take(arena, I, H, P);
-    for (T*& half : h) half = arena.take<T>(s.B * padded<T>(P));
-    c = arena.take<T>(Cell::carried * s.B * padded<T>(H));
-    operand = arena.take<T>(kHasOperand<Cell> ? s.B * padded<T>(H) : 0);
-    z = arena.take<T>(chunk * s.B * row);
+    if (!packed) weights.allocate(arena, I, H, P);
+    for (T*& half : h) half = arena.allocate<T>(s.B * padded<T>(P));
+    c = arena.allocate<T>(Cell::carried * s.B * padded<T>(H));
+    operand = arena.allocate<T>(kHasOperand<Cell> ? s.B * padded<T>(H) : 0);
+    z = arena.allocate<T>(chunk * s.B * row);
   }
 };
 
 // Row pointers, one set a thread.
 template <class T>
-struct ForwardPointers {
+struct ForwardRowPointers {
   const T** x;        // [chunk * B]
   T** z;              // [chunk * B]
   T** z_now;          // [B] of the step at hand
@@ -98,14 +98,14 @@ struct ForwardPointers {
   const T** operand;  // [B]
   T** projected;      // [B] where the projection of the step at hand goes
   T* zeros;           // [padded P] the state before a row's reset
-  void take(Arena& arena, Index chunk, Index B, Index P) {
-    x = arena.take<const T*>(chunk * B);
-    z = arena.take<T*>(chunk * B);
-    z_now = arena.take<T*>(B);
-    for (const T**& half : h) half = arena.take<const T*>(B);
-    operand = arena.take<const T*>(B);
-    projected = arena.take<T*>(B);
-    zeros = arena.take<T>(padded<T>(P));
+  void allocate(Arena& arena, Index chunk, Index B, Index P) {
+    x = arena.allocate<const T*>(chunk * B);
+    z = arena.allocate<T*>(chunk * B);
+    z_now = arena.allocate<T*>(B);
+    for (const T**& half : h) half = arena.allocate<const T*>(B);
+    operand = arena.allocate<const T*>(B);
+    projected = arena.allocate<T*>(B);
+    zeros = arena.allocate<T>(padded<T>(P));
   }
 };
 
@@ -138,11 +138,11 @@ struct Forward {
   Sequence<T> y;
   const Direction<T>& d;
   bool reverse, from_end;
-  const ForwardRoom<Cell, T>& room;
-  const ForwardPointers<T>& at;
-  Part part;
+  const ForwardWorkspace<Cell, T>& workspace;
+  const ForwardRowPointers<T>& row_ptrs;
+  WorkShare part;
   Index first_step = 0;  // of the chunk at hand
-  int now = 0;           // which half of room.h holds h'
+  int now = 0;           // which half of workspace.h holds h'
 
   bool keeps() const { return d.saved != nullptr && Cell::saved > 0; }
   Index alive(Index t) const {
@@ -150,7 +150,7 @@ struct Forward {
   }
   T* z_row(Index t, Index r) const {
     if (keeps()) return d.saved + (rows_before(rows, t) + r) * Cell::saved * padded<T>(H);
-    return room.z + ((t - first_step) * rows.B + r) * kRowSlots<Cell> * padded<T>(H);
+    return workspace.z + ((t - first_step) * rows.B + r) * kRowSlots<Cell> * padded<T>(H);
   }
 
   // This thread's blocks of h: of units where h is as wide as the gates.
@@ -160,19 +160,19 @@ struct Forward {
 
   // Whoever is to leave early goes on to where all threads meet.
   void run() {
-    begin();
+    load_initial_state();
     if (!part.team.wait()) return;
     if (rows.T == 1 && Cell::phases == 1 && !Cell::projects) {
       only_step();
       return;
     }
-    for (Index done = 0; done < rows.T; done += room.chunk)
+    for (Index done = 0; done < rows.T; done += workspace.chunk)
       if (!chunk(done)) return;
   }
 
   // The steps of a chunk, after `done` steps. False: leave.
   bool chunk(Index done) {
-    const Index steps = least(room.chunk, rows.T - done);
+    const Index steps = least(workspace.chunk, rows.T - done);
     first_step = reverse ? rows.T - done - steps : done;
     input_product(steps, part.blocks);
     for (Index i = 0; i < steps; ++i)
@@ -194,11 +194,11 @@ struct Forward {
     }
     if (n == 0 || !part.team.wait()) return;
     now ^= 1;
-    for (Index r = part.rows.first; r < part.rows.first + n; ++r) finish(r);
+    for (Index r = part.rows.first; r < part.rows.first + n; ++r) store_final_state(r);
   }
 
   // Copies the initial states to where the loop wants them, for this thread's units.
-  void begin() {
+  void load_initial_state() {
     const Range own = outputs();
     const Index Hp = padded<T>(H), Pp = padded<T>(P), started = rows.T > 0 ? alive_at(rows, 0) : 0;
     const auto start = [&](int state, Index width, Range blocks, T* to, Index r) {
@@ -210,20 +210,21 @@ struct Forward {
       }
     };
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
-      start(0, P, own, room.h[0], r);
-      if (rows.count) start(0, P, own, room.h[1], r);  // back in time, rows join at any step
+      start(0, P, own, workspace.h[0], r);
+      if (rows.count) start(0, P, own, workspace.h[1], r);  // back in time, rows join at any step
       for (int k = 0; k < Cell::carried; ++k)
-        start(1 + k, H, part.blocks, room.c + k * rows.B * Hp, r);
-      for (int half = 0; half < 2; ++half) at.h[half][r] = room.h[half] + r * Pp;
-      if constexpr (kHasOperand<Cell>) at.operand[r] = room.operand + r * Hp;
+        start(1 + k, H, part.blocks, workspace.c + k * rows.B * Hp, r);
+      for (int half = 0; half < 2; ++half) row_ptrs.h[half][r] = workspace.h[half] + r * Pp;
+      if constexpr (kHasOperand<Cell>) row_ptrs.operand[r] = workspace.operand + r * Hp;
     }
     if (rows.resets)
-      for (Index j = 0; j < Pp; ++j) at.zeros[j] = T(0);
+      for (Index j = 0; j < Pp; ++j) row_ptrs.zeros[j] = T(0);
     if (!rows.count) return;
     const Index from = own.first * kLanes<T>, to = least(P, own.last * kLanes<T>);
     for (Index t = 0; t < rows.T; ++t)  // outputs behind a row's end
       for (Index r = part.rows.first + alive(t); r < part.rows.last; ++r) {
-        for (Index j = from; j < to; ++j) y.data[t * y.step + row_of(rows, r) * y.row + j] = T(0);
+        for (Index j = from; j < to; ++j)
+          y.data[t * y.time_stride + row_of(rows, r) * y.row_stride + j] = T(0);
         if (!part.team.worked(own.size())) return;
       }
   }
@@ -234,15 +235,15 @@ struct Forward {
     for (Index t = first_step; t < first_step + steps; ++t)
       for (Index i = 0; i < alive(t); ++i, ++n) {
         const Index r = part.rows.first + i;
-        at.x[n] = x.data + t * x.step + row_of(rows, r) * x.row;
-        at.z[n] = z_row(t, r);
+        row_ptrs.x[n] = x.data + t * x.time_stride + row_of(rows, r) * x.row_stride;
+        row_ptrs.z[n] = z_row(t, r);
       }
     constexpr int G = Cell::gates;
     const Index Hp = padded<T>(H);
-    Target<T> target{at.z, room.weights.bias, false, false, Hp};
+    Target<T> target{row_ptrs.z, workspace.weights.bias, false, false, Hp};
     for (int g = 0; g < G; ++g) target.slot[g] = Cell::input_slot[g] * Hp;
-    product<G>(*part.team.watch, n, at.x, Depth{1, I, 1, {0}},
-               static_cast<const T*>(room.weights.input), blocks, false, target,
+    product<G>(*part.team.token, n, row_ptrs.x, Depth{1, I, 1, {0}},
+               static_cast<const T*>(workspace.weights.input), blocks, false, target,
                [&](Index block, int np) {
                  for (int g = 0; g < G; ++g)
                    if (stands_alone<Cell>(g)) start_alone(g, n, block, np);
@@ -252,8 +253,8 @@ struct Forward {
   void start_alone(int g, Index n, Index block, int np) const {
     const Index Hp = padded<T>(H);
     for (Index j = block * kLanes<T>; j < (block + np) * kLanes<T>; j += kLanes<T>) {
-      const V bias = load(room.weights.bias_hh + g * Hp + j);
-      for (Index i = 0; i < n; ++i) store(at.z[i] + Cell::recurrent_slot[g] * Hp + j, bias);
+      const V bias = load(workspace.weights.bias_hh + g * Hp + j);
+      for (Index i = 0; i < n; ++i) store(row_ptrs.z[i] + Cell::recurrent_slot[g] * Hp + j, bias);
     }
   }
 
@@ -274,7 +275,7 @@ struct Forward {
     }
     now ^= 1;
     const Index after = reverse ? (t == 0 ? 0 : n) : (t + 1 == rows.T ? 0 : alive(t + 1));
-    for (Index r = part.rows.first + after; r < part.rows.first + n; ++r) finish(r);
+    for (Index r = part.rows.first + after; r < part.rows.first + n; ++r) store_final_state(r);
     return true;
   }
 
@@ -291,40 +292,43 @@ struct Forward {
     };
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
       const bool resets = is_reset(rows, t, r, reverse);
-      at.h[now][r] = resets ? at.zeros : room.h[now] + r * Pp;
+      row_ptrs.h[now][r] = resets ? row_ptrs.zeros : workspace.h[now] + r * Pp;
       if (!resets) continue;
-      clear(room.h[now] + r * Pp, outputs());
-      for (int k = 0; k < Cell::carried; ++k) clear(room.c + (k * rows.B + r) * Hp, part.blocks);
+      clear(workspace.h[now] + r * Pp, outputs());
+      for (int k = 0; k < Cell::carried; ++k)
+        clear(workspace.c + (k * rows.B + r) * Hp, part.blocks);
     }
   }
 
   // Hands out the states of a row at its own last step.
-  void finish(Index r) const {
+  void store_final_state(Index r) const {
     const auto hand_out = [&](int state, Index width, Range blocks, const T* from) {
       const Index to = least(width, blocks.last * kLanes<T>), caller = row_of(rows, r) * width;
       for (Index j = blocks.first * kLanes<T>; j < to; j += kLanes<T>)
         store_n(d.last[state] + caller + j, load(from + r * padded<T>(width) + j), to - j);
     };
-    hand_out(0, P, outputs(), room.h[now]);
+    hand_out(0, P, outputs(), workspace.h[now]);
     for (int k = 0; k < Cell::carried; ++k)
-      hand_out(1 + k, H, part.blocks, room.c + k * rows.B * padded<T>(H));
+      hand_out(1 + k, H, part.blocks, workspace.c + k * rows.B * padded<T>(H));
   }
 
   // The projection of the cell's outputs, and what follows from it: its clip, h and y.
   void project(Index t, Index n) const {
     const Index first = part.rows.first, Pp = padded<T>(P);
     const V bound = splat(projection_clip);
-    for (Index i = 0; i < n; ++i) at.projected[i] = room.h[now ^ 1] + (first + i) * Pp;
-    product<1>(*part.team.watch, n, at.operand + first, Depth{1, H, 1, {0}},
-               static_cast<const T*>(room.weights.projection), outputs(), false,
-               Target<T>{at.projected, nullptr, true, false, Pp}, [&](Index block, int np) {
+    for (Index i = 0; i < n; ++i) row_ptrs.projected[i] = workspace.h[now ^ 1] + (first + i) * Pp;
+    product<1>(*part.team.token, n, row_ptrs.operand + first, Depth{1, H, 1, {0}},
+               static_cast<const T*>(workspace.weights.projection), outputs(), false,
+               Target<T>{row_ptrs.projected, nullptr, true, false, Pp}, [&](Index block, int np) {
                  for (Index i = 0; i < n; ++i)
                    for (Index j = block * kLanes<T>; j < (block + np) * kLanes<T>; j += kLanes<T>) {
-                     V h = load(at.projected[i] + j);
+                     V h = load(row_ptrs.projected[i] + j);
                      if (d.projected)
                        store(d.projected + (rows_before(rows, t) + first + i) * Pp + j, h);
-                     store(at.projected[i] + j, h = limit(h, -bound, bound));
-                     store_n(y.data + t * y.step + row_of(rows, first + i) * y.row + j, h, P - j);
+                     store(row_ptrs.projected[i] + j, h = limit(h, -bound, bound));
+                     store_n(
+                         y.data + t * y.time_stride + row_of(rows, first + i) * y.row_stride + j, h,
+                         P - j);
                    }
                });
   }
@@ -334,17 +338,17 @@ struct Forward {
   void phase(Index t, Index n, Range blocks) const {
     constexpr Phase ph = Cell::phase[phase_index];
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
-    for (Index i = 0; i < n; ++i) at.z_now[i] = z_row(t, first + i);
+    for (Index i = 0; i < n; ++i) row_ptrs.z_now[i] = z_row(t, first + i);
     const Step s{
         cell_,
-        at.z_now,
-        room.h[now] + skipped,
-        room.h[now ^ 1] + skipped,
-        Cell::carried ? room.c + skipped : nullptr,
-        kHasOperand<Cell> ? room.operand + skipped : nullptr,
+        row_ptrs.z_now,
+        workspace.h[now] + skipped,
+        workspace.h[now ^ 1] + skipped,
+        Cell::carried ? workspace.c + skipped : nullptr,
+        kHasOperand<Cell> ? workspace.operand + skipped : nullptr,
         d.carried ? d.carried + (rows_before(rows, t) + first) * Cell::carried * Hp : nullptr,
-        y.data + t * y.step + (rows.order ? 0 : first * y.row),
-        y.row,
+        y.data + t * y.time_stride + (rows.order ? 0 : first * y.row_stride),
+        y.row_stride,
         rows.order ? rows.order + first : nullptr,
         H,
         Hp,
@@ -357,20 +361,20 @@ struct Forward {
       part.team.worked(n * blocks.size() * vector_operations);
       return;
     }
-    Target<T> target{at.z_now, nullptr, false, false, Hp};
+    Target<T> target{row_ptrs.z_now, nullptr, false, false, Hp};
     for (int g = 0; g < ph.count; ++g) target.slot[g] = Cell::recurrent_slot[ph.first + g] * Hp;
-    const T* const* const a = (phase_index == 0 ? at.h[now] : at.operand) + first;
-    const T* const panels = room.weights.panels(phase_index, H, P);
+    const T* const* const a = (phase_index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + first;
+    const T* const panels = workspace.weights.panels(phase_index, H, P);
     const Depth depth{1, P, 1, {0}};
     const bool backwards = from_end != (now == 1);
     constexpr int widest = panels_at_once<ph.count>(1, 0);
     if (n == 1)
       one_row_product<ph.count>(
-          *part.team.watch, a, depth, panels, blocks, backwards, target,
+          *part.team.token, a, depth, panels, blocks, backwards, target,
           [&](const TileCall<T>& call, Index block, int np)
               __attribute__((always_inline)) { one_row<phase_index, widest>(s, call, block, np); });
     else
-      product<ph.count>(*part.team.watch, n, a, depth, panels, blocks, backwards, target,
+      product<ph.count>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
                         [&](Index block, int np) __attribute__((always_inline)) {
                           rows_of<phase_index>(s, n, block, np);
                         });

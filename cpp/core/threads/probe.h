@@ -3,20 +3,20 @@
 #pragma once
 
 #include "dispatch.h"
-#include "work.h"
+#include "threads/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
-// As many vectors as stay in registers, with room for operands: more than the chains that hide the
-// latency of a multiply-add or an add (8 to 16).
+// As many vectors as stay in registers, with workspace for operands: more than the chains that hide
+// the latency of a multiply-add or an add (8 to 16).
 inline constexpr int kChains = kVectorRegisters * 3 / 4;
 
 // The sum of use(watch, thread, threads) over all threads.
 template <class Use>
 static Probe probe(int threads, const Interrupt& interrupt, const Use& use) {
   Probe total{0, 0};
-  parallel(threads, interrupt, [&](Watch& watch, int thread, int count) {
-    const Probe own = use(watch, thread, count);
+  parallel(threads, interrupt, [&](CancelToken& token, int thread, int count) {
+    const Probe own = use(token, thread, count);
 #pragma omp atomic  // not critical, which would export a symbol
     total.work += own.work;
 #pragma omp atomic
@@ -36,12 +36,12 @@ static Probe sum_of_chains(const Vec<T>* chains, double work) {
 // Each element of each chain goes `rounds` times from x to x / 2 + 1, starting at zero.
 template <class T>
 static Probe probe_fma(Index rounds, int threads, const Interrupt& interrupt) {
-  return probe(threads, interrupt, [=](Watch& watch, int, int) {
+  return probe(threads, interrupt, [=](CancelToken& token, int, int) {
     Vec<T> chains[kChains] = {};
     Vec<T> half = splat(T(0.5)), one = splat(T(1));
     asm volatile("" : "+m"(half), "+m"(one));  // not known to the compiler, which would fold
     constexpr Index part = 4096;
-    for (Index done = 0; done < rounds && go_on(watch, part * kChains); done += part)
+    for (Index done = 0; done < rounds && go_on(token, part * kChains); done += part)
       for (Index round = least(part, rounds - done); round > 0; --round)
 #pragma GCC unroll 32
         for (int j = 0; j < kChains; ++j) chains[j] = fma(chains[j], half, one);
@@ -53,12 +53,12 @@ static Probe probe_fma(Index rounds, int threads, const Interrupt& interrupt) {
 template <class T>
 static Probe probe_read(const T* values, Index n, Index passes, int threads,
                         const Interrupt& interrupt) {
-  return probe(threads, interrupt, [=](Watch& watch, int thread, int count) {
+  return probe(threads, interrupt, [=](CancelToken& token, int thread, int count) {
     const Range lines = share(ceil_div(n, kLine<T>), thread, count);
     const Index first = lines.first * kLine<T>, last = least(lines.last * kLine<T>, n);
     constexpr Index part = kChains * kLanes<T>;
     Vec<T> chains[kChains] = {};
-    for (Index pass = 0; pass < passes && go_on(watch, (last - first) / kLanes<T>); ++pass) {
+    for (Index pass = 0; pass < passes && go_on(token, (last - first) / kLanes<T>); ++pass) {
       asm volatile("" ::: "memory");  // each pass reads anew
       Index i = first;
       for (; i + part <= last; i += part)

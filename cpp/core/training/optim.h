@@ -3,8 +3,8 @@
 // owner is src/rnnkern/reference.py.
 #pragma once
 
-#include "optim_step.h"
-#include "work.h"
+#include "threads/team.h"
+#include "training/optim_step.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -155,7 +155,7 @@ static void optimizer_steps(const OptimizerStep<T>* steps, Index count) {
   if (lines == 0) return;
   const Index worthwhile = most(1, least(steps->threads, lines * kLine<T> / fewest_of_a_thread));
   // Not to be interrupted: parameters and moments are updated all or not at all.
-  parallel(static_cast<int>(worthwhile), Interrupt{}, [&](Watch&, int thread, int threads) {
+  parallel(static_cast<int>(worthwhile), Interrupt{}, [&](CancelToken&, int thread, int threads) {
     const Range mine = share(lines, thread, threads);
     Index first = 0;  // line of the step at hand
     for (Index i = 0; i < count; ++i) {

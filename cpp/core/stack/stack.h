@@ -1,14 +1,14 @@
 // Layers and directions: who runs when. One parallel region a call.
 #pragma once
 
-#include "backward.h"
-#include "forward.h"
-#include "random.h"
+#include "recurrence/backward.h"
+#include "recurrence/forward.h"
+#include "training/random.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
 // How many threads are worth their meeting. Below these, one thread more costs more than it gains.
-struct Worth {
+struct ThreadingThresholds {
   static constexpr double flops_of_a_thread = 1e6;
   static constexpr double flops_of_a_thread_and_step = 5e4;  // where units are shared
   // A step alone takes as long for one row as for so many: it reads all weights once.
@@ -41,30 +41,33 @@ inline double work_to_share(const BackwardCall<T>& call) {
 template <class Cell, class T>
 inline double work_to_share(const ForwardCall<T>& call) {
   const Index B = call.rows.B;
-  const bool alone = call.rows.T == 1 && B > 0 && B < Worth::rows_of_a_step;
-  return work_of<Cell>(call) * (alone ? as_double(Worth::rows_of_a_step) / as_double(B) : 1);
+  const bool alone = call.rows.T == 1 && B > 0 && B < ThreadingThresholds::rows_of_a_step;
+  return work_of<Cell>(call) *
+         (alone ? as_double(ThreadingThresholds::rows_of_a_step) / as_double(B) : 1);
 }
 template <class Cell, class Call>
 inline int worthwhile(int threads, const Call& call) {
-  int n = capped(threads, work_to_share<Cell>(call) / Worth::flops_of_a_thread);
+  int n = capped(threads, work_to_share<Cell>(call) / ThreadingThresholds::flops_of_a_thread);
   if (!Cell::elementwise && call.rows.B * call.D < 4 * n)
-    n = capped(n, recurrent_flops_of_step<Cell>(call) / Worth::flops_of_a_thread_and_step);
+    n = capped(
+        n, recurrent_flops_of_step<Cell>(call) / ThreadingThresholds::flops_of_a_thread_and_step);
   return n;
 }
 
 // Layers side by side: where there are too few rows and units to share, each thread runs whole
 // layers, some steps behind the layer that it gets its input from.
-struct Line {
+struct LayerPipeline {
   int threads;  // 1: no line
   Index chunk;  // steps that a layer is behind: few, or threads wait; many, or weights come often
 };
 template <class Cell, class Call>
-inline Line line_of(const Call& call) {
+inline LayerPipeline pipeline_of(const Call& call) {
   constexpr Index fewest_steps = 32, chunks = 8;
   const Index n = least(call.threads, call.L);
   if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
     return {1, call.rows.T};
-  const int threads = capped(static_cast<int>(n), work_of<Cell>(call) / Worth::flops_of_a_thread);
+  const int threads =
+      capped(static_cast<int>(n), work_of<Cell>(call) / ThreadingThresholds::flops_of_a_thread);
   if (threads == 1 || worthwhile<Cell>(call.threads, call) > 1) return {1, call.rows.T};
   return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
 }
@@ -72,7 +75,7 @@ inline Line line_of(const Call& call) {
 // A sequence from a step on.
 template <class T>
 inline Sequence<T> from_step(Sequence<T> s, Index step) {
-  if (s.data) s.data += step * s.step;
+  if (s.data) s.data += step * s.time_stride;
   return s;
 }
 inline Dropout from_step(Dropout dropout, Index step) {
@@ -81,7 +84,7 @@ inline Dropout from_step(Dropout dropout, Index step) {
 }
 template <class T>
 inline Sequence<const T> read_only(const Sequence<T>& s) {
-  return {s.data, s.step, s.row};
+  return {s.data, s.time_stride, s.row_stride};
 }
 
 inline Index most_inputs(Index I, Index L, Index C) { return L > 1 ? most(I, C) : I; }
@@ -89,12 +92,12 @@ inline Index most_inputs(Index I, Index L, Index C) { return L > 1 ? most(I, C) 
 // The barriers of a call: all threads', and one for each direction.
 struct Barriers {
   Barrier* of;
-  void take(Arena& arena) { of = arena.take<Barrier>(3); }
+  void allocate(Arena& arena) { of = arena.allocate<Barrier>(3); }
   void clear() const {
     for (int i = 0; i < 3; ++i) of[i] = Barrier{};
   }
-  Team all(Watch& watch, int thread, int threads) const {
-    return {thread, threads, &of[0], &watch};
+  Team all(CancelToken& token, int thread, int threads) const {
+    return {thread, threads, &of[0], &token};
   }
   Barrier* directions() const { return of + 1; }
 };
@@ -107,9 +110,9 @@ void add_sequences(const Schedule& rows, Index channels, Sequence<const T> a, Se
   for (Index t = steps.first; t < steps.last; ++t)
     for (Index r = 0; r < rows.B; ++r) {
       const Index row = row_of(rows, r);
-      T* const sum = to.data + t * to.step + row * to.row;
-      const T* const one = a.data + t * a.step + row * a.row;
-      const T* const other = b.data + t * b.step + row * b.row;
+      T* const sum = to.data + t * to.time_stride + row * to.row_stride;
+      const T* const one = a.data + t * a.time_stride + row * a.row_stride;
+      const T* const other = b.data + t * b.time_stride + row * b.row_stride;
       if (r < alive_at(rows, t))
         for (Index c = 0; c < channels; ++c) sum[c] = one[c] + other[c];
       else
@@ -124,32 +127,32 @@ template <class Cell, class T>
 struct ForwardStack {
   const ForwardCall<T>& call;
   Cell cell;
-  Line line;
+  LayerPipeline pipeline;
   int threads;
   Barriers barriers;
-  Progress* progress;           // [L] of the layers in a line, in chunks
-  ForwardRoom<Cell, T>* rooms;  // of each direction; in a line, of each thread
-  ForwardPointers<T>* at;
+  Progress* progress;                     // [L] of the layers in a line, in chunks
+  ForwardWorkspace<Cell, T>* workspaces;  // of each direction; in a line, of each thread
+  ForwardRowPointers<T>* row_ptrs;
 
   ForwardStack(const Cell& of, const ForwardCall<T>& c, Arena& arena)
-      : call(c), cell(of), line(line_of<Cell>(c)) {
+      : call(c), cell(of), pipeline(pipeline_of<Cell>(c)) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D * call.P);
     const bool packed = call.layers[0].direction[0].packed != nullptr;
-    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
-    barriers.take(arena);
-    progress = arena.take<Progress>(call.L);
-    const Index count = line.threads > 1 ? threads : call.D;
-    rooms = arena.take<ForwardRoom<Cell, T>>(count);
-    ForwardRoom<Cell, T> room;
+    threads = pipeline.threads > 1 ? pipeline.threads : worthwhile<Cell>(call.threads, call);
+    barriers.allocate(arena);
+    progress = arena.allocate<Progress>(call.L);
+    const Index count = pipeline.threads > 1 ? threads : call.D;
+    workspaces = arena.allocate<ForwardWorkspace<Cell, T>>(count);
+    ForwardWorkspace<Cell, T> workspace;
     for (Index i = 0; i < count; ++i) {
-      room.take(arena, call.rows, I, call.H, call.P, packed, line.chunk);
-      if (arena.base) rooms[i] = room;
+      workspace.allocate(arena, call.rows, I, call.H, call.P, packed, pipeline.chunk);
+      if (arena.base) workspaces[i] = workspace;
     }
-    at = arena.take<ForwardPointers<T>>(threads);
+    row_ptrs = arena.allocate<ForwardRowPointers<T>>(threads);
     for (int i = 0; i < threads; ++i) {
-      ForwardPointers<T> pointers;
-      pointers.take(arena, room.chunk, call.rows.B, call.P);
-      if (arena.base) at[i] = pointers;
+      ForwardRowPointers<T> pointers;
+      pointers.allocate(arena, workspace.chunk, call.rows.B, call.P);
+      if (arena.base) row_ptrs[i] = pointers;
     }
   }
 
@@ -160,27 +163,27 @@ struct ForwardStack {
   void run() const {
     begin();
     parallel(threads, call.interrupt,
-             [&](Watch& watch, int thread, int count) { work(watch, thread, count); });
+             [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
   }
 
-  void work(Watch& watch, int thread, int count) const {
-    const Team all = barriers.all(watch, thread, count);
-    if (line.threads > 1) {
-      work_in_line(watch, thread, count);
+  void work(CancelToken& token, int thread, int count) const {
+    const Team all = barriers.all(token, thread, count);
+    if (pipeline.threads > 1) {
+      work_in_pipeline(token, thread, count);
       all.wait();  // here the calling thread asks whether to go on, when its own layers are done
       return;
     }
-    const Part part = part_of(watch, thread, count, call.D, call.rows.B, blocks_of<T>(call.H),
-                              barriers.directions());
+    const WorkShare part = work_share_of(token, thread, count, call.D, call.rows.B,
+                                         blocks_of<T>(call.H), barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
       drop_input(l, 0, call.rows.T, all);
-      ForwardRoom<Cell, T> room[2];
-      for (Index d = 0; d < call.D; ++d) room[d] = with_weights(rooms[d], l, d, all);
+      ForwardWorkspace<Cell, T> workspace[2];
+      for (Index d = 0; d < call.D; ++d) workspace[d] = with_weights(workspaces[d], l, d, all);
       if (!all.wait()) return;
       const bool both = call.D == 2 && count == 1;
       for (Index d = 0; d < call.D; ++d)
         if (!part.idle && (both || d == part.direction))
-          loop(l, d, room[d], at[thread], part).run();
+          loop(l, d, workspace[d], row_ptrs[thread], part).run();
       if (!all.wait()) return;
       if (!call.residual || l == 0) continue;
       add_input(l, 0, call.rows.T, all);
@@ -189,17 +192,17 @@ struct ForwardStack {
   }
 
   // This thread's layers, one after the other, each chunk once the layer below is through it.
-  void work_in_line(Watch& watch, int thread, int count) const {
-    const Team alone{0, 1, nullptr, &watch};
-    const Part part{0, false, {0, call.rows.B}, {0, blocks_of<T>(call.H)}, alone};
+  void work_in_pipeline(CancelToken& token, int thread, int count) const {
+    const Team alone{0, 1, nullptr, &token};
+    const WorkShare part{0, false, {0, call.rows.B}, {0, blocks_of<T>(call.H)}, alone};
     for (Index l = thread; l < call.L; l += count) {
-      const ForwardRoom<Cell, T> room = with_weights(rooms[thread], l, 0, alone);
-      Forward<Cell, T> forward = loop(l, 0, room, at[thread], part);
-      forward.begin();
+      const ForwardWorkspace<Cell, T> workspace = with_weights(workspaces[thread], l, 0, alone);
+      Forward<Cell, T> forward = loop(l, 0, workspace, row_ptrs[thread], part);
+      forward.load_initial_state();
       int chunks = 0;
-      for (Index done = 0; done < call.rows.T; done += room.chunk) {
-        const Index steps = least(room.chunk, call.rows.T - done);
-        if (l > 0 && !reached(progress[l - 1], ++chunks, watch)) return;
+      for (Index done = 0; done < call.rows.T; done += workspace.chunk) {
+        const Index steps = least(workspace.chunk, call.rows.T - done);
+        if (l > 0 && !reached(progress[l - 1], ++chunks, token)) return;
         drop_input(l, done, steps, alone);
         if (!forward.chunk(done)) return;
         if (call.residual && l > 0) add_input(l, done, steps, alone);
@@ -224,22 +227,22 @@ struct ForwardStack {
     add_sequences<T>(steps_of(call.rows, from, steps), call.D * call.P, from_step(layer.x, from),
                      from_step(read_only(layer.y), from), from_step(layer.out, from), team);
   }
-  // A room with a layer's weights, packed now or before.
-  ForwardRoom<Cell, T> with_weights(ForwardRoom<Cell, T> room, Index l, Index d,
-                                    const Team& team) const {
+  // A workspace with a layer's weights, packed now or before.
+  ForwardWorkspace<Cell, T> with_weights(ForwardWorkspace<Cell, T> workspace, Index l, Index d,
+                                         const Team& team) const {
     const Layer<T>& layer = call.layers[l];
     if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
       Arena kept{reinterpret_cast<char*>(packed)};
-      room.weights.take(kept, layer.inputs, call.H, call.P);
+      workspace.weights.allocate(kept, layer.inputs, call.H, call.P);
     } else {
-      room.weights.pack(layer.direction[d], layer.inputs, call.H, call.P, team);
+      workspace.weights.pack(layer.direction[d], layer.inputs, call.H, call.P, team);
     }
-    return room;
+    return workspace;
   }
-  Forward<Cell, T> loop(Index l, Index d, const ForwardRoom<Cell, T>& room,
-                        const ForwardPointers<T>& pointers, const Part& part) const {
+  Forward<Cell, T> loop(Index l, Index d, const ForwardWorkspace<Cell, T>& workspace,
+                        const ForwardRowPointers<T>& pointers, const WorkShare& part) const {
     const Layer<T>& layer = call.layers[l];
-    const Sequence<T> y{layer.y.data + d * call.P, layer.y.step, layer.y.row};
+    const Sequence<T> y{layer.y.data + d * call.P, layer.y.time_stride, layer.y.row_stride};
     return {cell,
             static_cast<T>(call.constants.projection_clip),
             call.rows,
@@ -251,7 +254,7 @@ struct ForwardStack {
             layer.direction[d],
             d == 1,
             call.from_end,
-            room,
+            workspace,
             pointers,
             part};
   }
@@ -263,59 +266,59 @@ template <class Cell, class T>
 struct BackwardStack {
   const BackwardCall<T>& call;
   Cell cell;
-  Line line;
+  LayerPipeline pipeline;
   int threads;
   Barriers barriers;
-  Progress* progress;            // [L] of the layers in a line, in chunks
-  BackwardRoom<Cell, T>* rooms;  // of each direction; in a line, of each thread
-  Index room_count;
-  BackwardPointers<T>* at;
+  Progress* progress;                      // [L] of the layers in a line, in chunks
+  BackwardWorkspace<Cell, T>* workspaces;  // of each direction; in a line, of each thread
+  Index workspace_count;
+  BackwardRowPointers<T>* row_ptrs;
   double* squares;  // [L, D, roles, square lanes]
   GradientNorm* result;
 
   BackwardStack(const Cell& of, const BackwardCall<T>& c, Arena& arena)
-      : call(c), cell(of), line(line_of<Cell>(c)) {
+      : call(c), cell(of), pipeline(pipeline_of<Cell>(c)) {
     const Index I = most_inputs(call.layers[0].inputs, call.L, call.D * call.P);
-    threads = line.threads > 1 ? line.threads : worthwhile<Cell>(call.threads, call);
-    room_count = line.threads > 1 ? threads : call.D;
-    barriers.take(arena);
-    progress = arena.take<Progress>(call.L);
-    rooms = arena.take<BackwardRoom<Cell, T>>(room_count);
-    result = arena.take<GradientNorm>(1);
-    squares = arena.take<double>(call.L * call.D * kRoles * kSquareLanes<T>);
-    BackwardRoom<Cell, T> room;
-    for (Index i = 0; i < room_count; ++i) {
-      room.take(arena, call.rows, I, call.H, call.P,
-                call.gradients[0].direction[0].trace.dh != nullptr, call.flow_penalty != 0.0,
-                line.chunk);
-      if (arena.base) rooms[i] = room;
+    threads = pipeline.threads > 1 ? pipeline.threads : worthwhile<Cell>(call.threads, call);
+    workspace_count = pipeline.threads > 1 ? threads : call.D;
+    barriers.allocate(arena);
+    progress = arena.allocate<Progress>(call.L);
+    workspaces = arena.allocate<BackwardWorkspace<Cell, T>>(workspace_count);
+    result = arena.allocate<GradientNorm>(1);
+    squares = arena.allocate<double>(call.L * call.D * kRoles * kSquareLanes<T>);
+    BackwardWorkspace<Cell, T> workspace;
+    for (Index i = 0; i < workspace_count; ++i) {
+      workspace.allocate(arena, call.rows, I, call.H, call.P,
+                         call.gradients[0].direction[0].trace.dh != nullptr,
+                         call.flow_penalty != 0.0, pipeline.chunk);
+      if (arena.base) workspaces[i] = workspace;
     }
-    at = arena.take<BackwardPointers<T>>(threads);
-    const Index n = most(most(call.rows.B, room.most_rows), Cell::gates * call.H);
+    row_ptrs = arena.allocate<BackwardRowPointers<T>>(threads);
+    const Index n = most(most(call.rows.B, workspace.most_rows), Cell::gates * call.H);
     for (int i = 0; i < threads; ++i) {
-      BackwardPointers<T> pointers;
-      pointers.take(arena, n);
-      if (arena.base) at[i] = pointers;
+      BackwardRowPointers<T> pointers;
+      pointers.allocate(arena, n);
+      if (arena.base) row_ptrs[i] = pointers;
     }
   }
 
   void begin() const {
     barriers.clear();
     for (Index l = 0; l < call.L; ++l) progress[l] = Progress{};
-    for (Index i = 0; i < room_count; ++i) *rooms[i].finite = 1;
+    for (Index i = 0; i < workspace_count; ++i) *workspaces[i].finite = 1;
     *result = {0, 1, true};
   }
   GradientNorm run() const {
     begin();
     parallel(threads, call.interrupt,
-             [&](Watch& watch, int thread, int count) { work(watch, thread, count); });
+             [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
     return *result;
   }
 
-  void work(Watch& watch, int thread, int count) const {
-    const Team all = barriers.all(watch, thread, count);
-    if (line.threads > 1) {
-      const Team alone{0, 1, nullptr, &watch};
+  void work(CancelToken& token, int thread, int count) const {
+    const Team all = barriers.all(token, thread, count);
+    if (pipeline.threads > 1) {
+      const Team alone{0, 1, nullptr, &token};
       for (Index l = call.L - 1 - thread; l >= 0; l -= count)
         if (!layer(l, alone, thread)) break;
       if (!all.wait()) return;  // also of those that have left
@@ -323,7 +326,7 @@ struct BackwardStack {
       for (Index l = call.L - 1; l >= 0; --l)
         if (!layer(l, all, thread)) return;
     }
-    if (call.to_be_continued) return;
+    if (call.defer_finalize) return;
     if (thread == 0) *result = norm();
     if (!all.wait()) return;
     if (result->scale < 1.0) scale(all);
@@ -332,7 +335,7 @@ struct BackwardStack {
   // One layer, by a team; in a line, by the thread alone, each chunk once the layer above is
   // through it. False: leave.
   bool layer(Index l, const Team& all, int thread) const {
-    const bool in_line = line.threads > 1;
+    const bool in_pipeline = pipeline.threads > 1;
     const int count = all.size;
     const Schedule& rows = call.rows;
     const Layer<T>& layer = call.layers[l];
@@ -341,7 +344,7 @@ struct BackwardStack {
     const bool drops = l > 0 && call.dropout.p > 0;
     const Sequence<T> dropped{call.dropped, rows.B * C, C};
     const Sequence<const T> x = drops ? read_only(dropped) : layer.x;
-    const BackwardRoom<Cell, T>* const room = rooms + (in_line ? thread : 0);
+    const BackwardWorkspace<Cell, T>* const workspace = workspaces + (in_pipeline ? thread : 0);
     const auto drop_input = [&](Index from, Index steps) {
       if (drops)
         apply_dropout(from_step(call.dropout, from), l, steps_of(rows, from, steps), C,
@@ -357,11 +360,11 @@ struct BackwardStack {
       add_sequences<T>(part, C, read_only(dx), from_step(gradient.dy, from), dx, all);
       return true;
     };
-    if (!in_line) drop_input(0, rows.T);
+    if (!in_pipeline) drop_input(0, rows.T);
     using Loop = Backward<Cell, T>;
     const auto loop = [&](Index d) {
       const Index column = d * call.P;
-      const Sequence<const T> y{layer.y.data + column, layer.y.step, layer.y.row};
+      const Sequence<const T> y{layer.y.data + column, layer.y.time_stride, layer.y.row_stride};
       const T* dy = gradient.dy.data ? gradient.dy.data + column : nullptr;
       return Loop{cell,
                   static_cast<T>(call.constants.projection_clip),
@@ -371,7 +374,7 @@ struct BackwardStack {
                   layer.inputs,
                   x,
                   y,
-                  {dy, gradient.dy.step, gradient.dy.row},
+                  {dy, gradient.dy.time_stride, gradient.dy.row_stride},
                   gradient.dx,
                   call.D == 2,
                   layer.direction[d],
@@ -379,29 +382,30 @@ struct BackwardStack {
                   call.clip,
                   call.flow_penalty,
                   d == 1,
-                  room[d],
-                  at[thread]};
+                  workspace[d],
+                  row_ptrs[thread]};
     };
     Loop loops[2] = {loop(0), loop(call.D - 1)};
-    const Part part = part_of(*all.watch, all.index, count, call.D, rows.B, blocks_of<T>(call.H),
-                              barriers.directions());
+    const WorkShare part = work_share_of(*all.token, all.index, count, call.D, rows.B,
+                                         blocks_of<T>(call.H), barriers.directions());
     const bool both = call.D == 2 && count == 1;
     const auto mine = [&](Index d) { return !part.idle && (both || d == part.direction); };
 
-    if (!in_line) zero_dx(layer, gradient, 0, rows.T, all);
+    if (!in_pipeline) zero_dx(layer, gradient, 0, rows.T, all);
     for (Index d = 0; d < call.D; ++d) {
       loops[d].pack(all);
-      if (mine(d)) loops[d].begin(part, call.goes_on);
+      if (mine(d)) loops[d].load_initial_state(part, call.accumulate);
       const Range part_of_squares =
-          all.share_of(room[d].all_square_rows(call.H, call.P) * kSquareLanes<T>);
-      for (Index i = part_of_squares.first; i < part_of_squares.last; ++i) room[d].squares[i] = 0;
+          all.share_of(workspace[d].all_square_rows(call.H, call.P) * kSquareLanes<T>);
+      for (Index i = part_of_squares.first; i < part_of_squares.last; ++i)
+        workspace[d].squares[i] = 0;
     }
     if (!all.wait()) return false;
     Index done = 0;
     int chunks = 0;
     do {  // once at least: a sequence of no steps has gradients of zero
-      if (in_line) {
-        if (l + 1 < call.L && !reached(progress[l + 1], ++chunks, *all.watch)) return false;
+      if (in_pipeline) {
+        if (l + 1 < call.L && !reached(progress[l + 1], ++chunks, *all.token)) return false;
         loops[0].open_chunk(done);
         drop_input(loops[0].first_step, loops[0].steps);
         zero_dx(layer, gradient, loops[0].first_step, loops[0].steps, all);
@@ -414,22 +418,22 @@ struct BackwardStack {
       for (Index d = 0; d < call.D; ++d) loops[d].gather(all);
       if (!all.wait()) return false;
       for (Index d = 0; d < call.D; ++d) {
-        loops[d].parameters(all, done == 0 && !call.goes_on,
-                            loops[d].last_chunk(done) && !call.to_be_continued);
+        loops[d].parameters(all, done == 0 && !call.accumulate,
+                            loops[d].last_chunk(done) && !call.defer_finalize);
         loops[d].inputs(all);
         if (!all.wait()) return false;  // both directions add to the same dx
       }
       done += loops[0].steps;
-      if (in_line) {
+      if (in_pipeline) {
         if (!complete_dx(loops[0].first_step, loops[0].steps)) return false;
         advance(progress[l]);
       }
     } while (done < rows.T);
     for (Index d = 0; d < call.D; ++d)
-      if (mine(d)) loops[d].finish(part, call.to_be_continued);
-    if (!in_line && !complete_dx(0, rows.T)) return false;
-    if (all.index == 0 && !call.to_be_continued)
-      for (Index d = 0; d < call.D; ++d) gather_squares(l, d, room[d]);
+      if (mine(d)) loops[d].store_final_state(part, call.defer_finalize);
+    if (!in_pipeline && !complete_dx(0, rows.T)) return false;
+    if (all.index == 0 && !call.defer_finalize)
+      for (Index d = 0; d < call.D; ++d) gather_squares(l, d, workspace[d]);
     return all.wait();
   }
 
@@ -442,18 +446,18 @@ struct BackwardStack {
     for (Index t = from + steps.first; t < from + steps.last; ++t)
       for (Index b = 0; b < call.rows.B; ++b) {
         for (Index i = 0; i < layer.inputs; ++i)
-          gradient.dx.data[t * gradient.dx.step + b * gradient.dx.row + i] = T(0);
+          gradient.dx.data[t * gradient.dx.time_stride + b * gradient.dx.row_stride + i] = T(0);
         if (!all.worked(blocks_of<T>(layer.inputs))) return;
       }
   }
 
-  void gather_squares(Index l, Index d, const BackwardRoom<Cell, T>& room) const {
+  void gather_squares(Index l, Index d, const BackwardWorkspace<Cell, T>& workspace) const {
     constexpr Index lanes = kSquareLanes<T>;
-    const double* from = room.squares;
+    const double* from = workspace.squares;
     for (int r = 0; r < kRoles; ++r) {
       double* sum = squares + ((l * call.D + d) * kRoles + r) * lanes;
       for (Index i = 0; i < lanes; ++i) sum[i] = 0;
-      const Index count = room.square_rows(static_cast<Role>(r), call.H, call.P);
+      const Index count = workspace.square_rows(static_cast<Role>(r), call.H, call.P);
       for (Index row = 0; row < count; ++row, from += lanes)
         for (Index i = 0; i < lanes; ++i) sum[i] += from[i];
     }
@@ -464,7 +468,7 @@ struct BackwardStack {
     for (Index i = 0; i < call.L * call.D * kRoles * kSquareLanes<T>; ++i) sum += squares[i];
     const double norm = __builtin_sqrt(sum);
     bool finite = true;
-    for (Index i = 0; i < room_count; ++i) finite = finite && *rooms[i].finite;
+    for (Index i = 0; i < workspace_count; ++i) finite = finite && *workspaces[i].finite;
     finite = finite && norm < __builtin_inf();  // doubles whose squares overflow count as exploded
     const double scale = finite ? call.clip.norm / (norm + 1e-6) : 1.0;  // PyTorch's constant
     return {norm, scale < 1.0 ? scale : 1.0, finite};

@@ -1,10 +1,11 @@
-// How work and room are handed out: parallel regions, shares of a range, teams, one arena a call.
+// How work and workspace are handed out: parallel regions, shares of a range, teams, one arena a
+// call.
 #pragma once
 
 #include <omp.h>
 
-#include "runtime.h"
-#include "simd.h"
+#include "simd/simd.h"
+#include "threads/runtime.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -19,8 +20,8 @@ inline Range share(Index n, Index index, Index count) {
 }
 
 // Whether to go on, after so many vector operations since the last time.
-RNNKERN_INLINE bool go_on(Watch& watch, Index work) {
-  return (watch.left -= work) > 0 || look(watch);
+RNNKERN_INLINE bool go_on(CancelToken& token, Index work) {
+  return (token.left -= work) > 0 || look(token);
 }
 
 // Runs body(watch, thread, threads) on up to `threads` threads, the calling thread being the first.
@@ -29,10 +30,10 @@ template <class Body>
 void parallel(int threads, const Interrupt& interrupt, const Body& body) {
   Stop stop{interrupt, 0, 0};
   const auto one = [&](int thread, int count) {
-    Watch watch{&stop, thread == 0, enter_float_environment(), kWorkBetweenLooks, 0, 0};
-    body(watch, thread, count);
-    leave_float_environment(watch.environment);
-    return watch.spun;
+    CancelToken token{&stop, thread == 0, enter_float_environment(), kWorkBetweenPolls, 0, 0};
+    body(token, thread, count);
+    leave_float_environment(token.environment);
+    return token.spun;
   };
   if (threads > 1) threads = usable_threads(threads);
   if (threads == 1) return static_cast<void>(one(0, 1));
@@ -46,32 +47,32 @@ void parallel(int threads, const Interrupt& interrupt, const Body& body) {
     __atomic_add_fetch(&stop.computed, thread_time() - before - spun, __ATOMIC_RELAXED);
     if (thread == 0) started = count;
   }
-  if (started > 1) learn(now() - begin, stop.computed);
+  if (started > 1) record_call(now() - begin, stop.computed);
 }
 
 // Threads that work on one thing together.
 struct Team {
   int index, size;
   Barrier* barrier;
-  Watch* watch;  // the thread's
+  CancelToken* token;  // the thread's
   // False for all of the team or for none: leave.
   bool wait() const {
-    if (size > 1) return rnnkern::wait(*barrier, size, *watch);
+    if (size > 1) return rnnkern::wait(*barrier, size, *token);
     return !stopped();
   }
-  bool stopped() const { return __atomic_load_n(&watch->stop->asked, __ATOMIC_RELAXED) != 0; }
+  bool stopped() const { return __atomic_load_n(&token->stop->asked, __ATOMIC_RELAXED) != 0; }
   // Whether to go on, after so many vector operations. Whoever leaves goes to the next `wait`.
-  bool worked(Index work) const { return go_on(*watch, work); }
+  bool worked(Index work) const { return go_on(*token, work); }
   Range share_of(Index n) const { return share(n, index, size); }
 };
 
 // Hands out parts of one block, each on its own cache lines. With a null base it only counts, so
-// that the code which takes the room is also the code which says how much is needed.
+// that the code which takes the workspace is also the code which says how much is needed.
 struct Arena {
   char* base;
   Index used = 0;
   template <class T>
-  T* take(Index n) {
+  T* allocate(Index n) {
     const Index bytes =
         (n * static_cast<Index>(sizeof(T)) + kLineBytes - 1) / kLineBytes * kLineBytes;
     T* part = base ? reinterpret_cast<T*>(base + used) : nullptr;
@@ -99,7 +100,7 @@ inline bool is_reset(const Schedule& s, Index t, Index r, bool reverse) {
 // Which part of a layer a thread works on: a direction, some of its rows, some of its units.
 // Rows are shared out where there are enough for every thread (no thread waits for another);
 // units where there are not (the team meets after each step).
-struct Part {
+struct WorkShare {
   int direction;
   bool idle;
   Range rows;
@@ -110,10 +111,10 @@ struct Part {
 inline constexpr Index kFewestRows = 4;  // that a thread takes for its own
 
 // barriers: one a direction.
-inline Part part_of(Watch& watch, int thread, int threads, Index D, Index B, Index blocks,
-                    Barrier* barriers) {
+inline WorkShare work_share_of(CancelToken& token, int thread, int threads, Index D, Index B,
+                               Index blocks, Barrier* barriers) {
   const bool side_by_side = D == 2 && threads > 1;
-  Part part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr, &watch}};
+  WorkShare part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr, &token}};
   int index = thread, size = threads;
   if (side_by_side) {
     const int first = threads - threads / 2;
@@ -128,7 +129,7 @@ inline Part part_of(Watch& watch, int thread, int threads, Index D, Index B, Ind
     part.idle = index >= size;
     if (!part.idle) {
       part.blocks = share(blocks, index, size);
-      part.team = {index, size, &barriers[part.direction], &watch};
+      part.team = {index, size, &barriers[part.direction], &token};
     }
   }
   return part;

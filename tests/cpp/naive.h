@@ -1,23 +1,23 @@
 // What a call of the core has to give, to the bit: the order of every sum, written to be read.
 //
 // The second statement of forward.h, backward.h and stack.h: one row, one step, one chain at a
-// time, on plain arrays. There are no panels, tiles, chunks, threads or rooms in here, because none
-// of them may leave a trace. The cells' pointwise maths is the core's own (core/cells/), and so is
-// the generator behind dropout.
+// time, on plain arrays. There are no panels, tiles, chunks, threads or workspaces in here, because
+// none of them may leave a trace. The cells' pointwise maths is the core's own (core/cells/), and
+// so is the generator behind dropout.
 //
 // Compiled with the flags of a set that multiplies and adds as the sets under test do: rounding
 // once, or, as the x86-64 baseline, twice. Call it within the kernels' floating-point environment.
 #pragma once
 
 #undef RNNKERN_ISA
-#define RNNKERN_ISA twin
+#define RNNKERN_ISA naive
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "cells/all.h"
-#include "random.h"
+#include "training/random.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -72,11 +72,11 @@ struct Rows {
 
 template <class T>
 Sequence<T> columns_from(const Sequence<T>& s, Index column) {
-  return {s.data ? s.data + column : nullptr, s.step, s.row};
+  return {s.data ? s.data + column : nullptr, s.time_stride, s.row_stride};
 }
 template <class T>
 T* at(const Sequence<T>& s, Index t, Index b) {
-  return s.data + t * s.step + b * s.row;
+  return s.data + t * s.time_stride + b * s.row_stride;
 }
 
 // Row b of a [B, width] state; null stands for zeros.
@@ -110,7 +110,7 @@ inline Index extent_of(Extent extent, int gates, Index H, Index P, Index I) {
 
 // One direction of one layer.
 template <class Cell, class T>
-struct ForwardTwin {
+struct NaiveForward {
   static constexpr Index G = Cell::gates;
   const Cell& cell;
   T projection_clip;
@@ -219,41 +219,42 @@ void drop(const Dropout& dropout, Index l, Index t, Index b, Index channels, con
   }
 }
 
-// The input of layer `l`: what the layer below gave, after dropout into `room` where there is any.
+// The input of layer `l`: what the layer below gave, after dropout into `workspace` where there is
+// any.
 template <class T>
 Sequence<const T> input_of(const Layer<T>& layer, Index l, const Dropout& dropout, const Rows& rows,
-                           std::vector<T>& room) {
+                           std::vector<T>& workspace) {
   if (l == 0 || dropout.p == 0) return layer.x;
   const Index C = layer.inputs;
-  room.resize(rows.T * rows.B * C);
+  workspace.resize(rows.T * rows.B * C);
   for (Index b = 0; b < rows.B; ++b)
     for (Index t = 0; t < rows.length[b]; ++t)
-      drop(dropout, l, t, b, C, at(layer.x, t, b), &room[(t * rows.B + b) * C]);
-  return {room.data(), rows.B * C, C};
+      drop(dropout, l, t, b, C, at(layer.x, t, b), &workspace[(t * rows.B + b) * C]);
+  return {workspace.data(), rows.B * C, C};
 }
 
 template <class Cell, class T>
-void forward_twin(const Cell& cell, const ForwardCall<T>& call, const Rows& rows) {
+void naive_forward(const Cell& cell, const ForwardCall<T>& call, const Rows& rows) {
   for (Index l = 0; l < call.L; ++l) {
     const Layer<T>& layer = call.layers[l];
-    std::vector<T> room;
-    const Sequence<const T> x = input_of(layer, l, call.dropout, rows, room);
+    std::vector<T> workspace;
+    const Sequence<const T> x = input_of(layer, l, call.dropout, rows, workspace);
     for (Index d = 0; d < call.D; ++d)
-      ForwardTwin<Cell, T>{cell,
-                           static_cast<T>(call.constants.projection_clip),
-                           rows,
-                           call.H,
-                           call.P,
-                           layer.inputs,
-                           x,
-                           columns_from(layer.y, d * call.P),
-                           layer.direction[d],
-                           d == 1,
-                           {},
-                           {},
-                           {},
-                           {},
-                           {}}
+      NaiveForward<Cell, T>{cell,
+                            static_cast<T>(call.constants.projection_clip),
+                            rows,
+                            call.H,
+                            call.P,
+                            layer.inputs,
+                            x,
+                            columns_from(layer.y, d * call.P),
+                            layer.direction[d],
+                            d == 1,
+                            {},
+                            {},
+                            {},
+                            {},
+                            {}}
           .run();
     const Index C = call.D * call.P;
     for (Index t = 0; call.residual && l > 0 && t < rows.T; ++t)
@@ -286,7 +287,7 @@ struct ParameterSquares {
 
 // One direction of one layer.
 template <class Cell, class T>
-struct BackwardTwin {
+struct NaiveBackward {
   static constexpr Index G = Cell::gates, slots = Cell::slots;
   const Cell& cell;
   T projection_clip;
@@ -509,7 +510,7 @@ struct BackwardTwin {
 
   // `value`, and what the joint norm is made of: squares by column, row by row. A bias counts as a
   // row for each gate.
-  ParameterSquares<T> settle(bool& finite) const {
+  ParameterSquares<T> finalize_gradient(bool& finite) const {
     const T bound = static_cast<T>(clip.value);
     ParameterSquares<T> squares;
     for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p) {
@@ -532,46 +533,46 @@ struct BackwardTwin {
 };
 
 template <class Cell, class T>
-GradientNorm backward_twin(const Cell& cell, const BackwardCall<T>& call, const Rows& rows) {
+GradientNorm naive_backward(const Cell& cell, const BackwardCall<T>& call, const Rows& rows) {
   std::vector<ParameterSquares<T>> squares(call.L * call.D);
   GradientNorm result{0, 1, true};
   for (Index l = call.L - 1; l >= 0; --l) {
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
-    std::vector<T> room;
-    const Sequence<const T> x = input_of(layer, l, call.dropout, rows, room);
-    const Sequence<const T> y{layer.y.data, layer.y.step, layer.y.row};
+    std::vector<T> workspace;
+    const Sequence<const T> x = input_of(layer, l, call.dropout, rows, workspace);
+    const Sequence<const T> y{layer.y.data, layer.y.time_stride, layer.y.row_stride};
     for (Index t = 0; t < rows.T; ++t)
       for (Index b = 0; b < rows.B; ++b) std::fill_n(at(gradient.dx, t, b), layer.inputs, T(0));
     for (Index d = 0; d < call.D; ++d) {
-      BackwardTwin<Cell, T> twin{cell,
-                                 static_cast<T>(call.constants.projection_clip),
-                                 rows,
-                                 call.H,
-                                 call.P,
-                                 layer.inputs,
-                                 x,
-                                 columns_from(y, d * call.P),
-                                 columns_from(gradient.dy, d * call.P),
-                                 gradient.dx,
-                                 call.D == 2,
-                                 layer.direction[d],
-                                 gradient.direction[d],
-                                 call.clip,
-                                 call.flow_penalty,
-                                 d == 1,
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 {},
-                                 {}};
-      twin.run();
-      squares[l * call.D + d] = twin.settle(result.finite);
+      NaiveBackward<Cell, T> naive{cell,
+                                   static_cast<T>(call.constants.projection_clip),
+                                   rows,
+                                   call.H,
+                                   call.P,
+                                   layer.inputs,
+                                   x,
+                                   columns_from(y, d * call.P),
+                                   columns_from(gradient.dy, d * call.P),
+                                   gradient.dx,
+                                   call.D == 2,
+                                   layer.direction[d],
+                                   gradient.direction[d],
+                                   call.clip,
+                                   call.flow_penalty,
+                                   d == 1,
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {}};
+      naive.run();
+      squares[l * call.D + d] = naive.finalize_gradient(result.finite);
     }
     for (Index b = 0; l > 0 && call.dropout.p > 0 && b < rows.B; ++b)
       for (Index t = 0; t < rows.length[b]; ++t)
@@ -613,13 +614,13 @@ template <class T>
 void forward(const ForwardCall<T>& call, const Index* lengths) {
   const Rows rows(call.rows, lengths);
   with_cell<T>(call.kind, call.constants,
-               [&](const auto& cell) { forward_twin(cell, call, rows); });
+               [&](const auto& cell) { naive_forward(cell, call, rows); });
 }
 template <class T>
 GradientNorm backward(const BackwardCall<T>& call, const Index* lengths) {
   const Rows rows(call.rows, lengths);
   return with_cell<T>(call.kind, call.constants,
-                      [&](const auto& cell) { return backward_twin(cell, call, rows); });
+                      [&](const auto& cell) { return naive_backward(cell, call, rows); });
 }
 
 }  // namespace rnnkern::RNNKERN_ISA

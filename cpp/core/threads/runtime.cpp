@@ -1,4 +1,4 @@
-#include "runtime.h"
+#include "threads/runtime.h"
 
 #include <omp.h>
 #include <pthread.h>
@@ -64,7 +64,7 @@ void wake([[maybe_unused]] int* word, [[maybe_unused]] int most) {
 // Whether working together is a gain: each calling thread sees for itself. Where another process
 // keeps a core busy, the threads of a call wait for the one that has none, time slice after time
 // slice. Then it is left to work alone for a while, twice as long after each trial that fails.
-struct Experience {
+struct AdaptiveThreads {
   static constexpr Nanoseconds most_gain = 5000000;    // one slice lost now and then is forgiven
   static constexpr Nanoseconds first_gain = 200000;    // a trial's first call wakes threads up
   static constexpr Nanoseconds first_rest = 20000000;  // a few slices
@@ -74,7 +74,7 @@ struct Experience {
   Nanoseconds rest = first_rest;
   Nanoseconds alone_until = 0;
 };
-thread_local Experience experience;
+thread_local AdaptiveThreads adaptive;
 
 // More threads than the last time are started on trial, all at once. What OpenMP keeps of its own
 // since then is not in the trial, nor is what other threads take meanwhile: likely, not certain.
@@ -117,43 +117,43 @@ void set_threads(int n) {
 
 int usable_threads(int n) {
   // Whoever chooses a number gets it, to begin with.
-  if (const int made = choices.load(std::memory_order_relaxed); made != experience.choices) {
-    experience = Experience{};
-    experience.choices = made;
+  if (const int made = choices.load(std::memory_order_relaxed); made != adaptive.choices) {
+    adaptive = AdaptiveThreads{};
+    adaptive.choices = made;
   }
-  if (experience.alone_until != 0 && now() < experience.alone_until) return 1;
+  if (adaptive.alone_until != 0 && now() < adaptive.alone_until) return 1;
   return startable_threads(n);
 }
 
 Nanoseconds now() { return read(CLOCK_MONOTONIC); }
 Nanoseconds thread_time() { return read(CLOCK_THREAD_CPUTIME_ID); }
 
-void learn(Nanoseconds took, Nanoseconds computed) {
-  Experience& e = experience;
+void record_call(Nanoseconds took, Nanoseconds computed) {
+  AdaptiveThreads& e = adaptive;
   e.gain += computed - took;
-  if (e.gain >= Experience::most_gain) {
-    e.gain = Experience::most_gain;
-    e.rest = Experience::first_rest;
+  if (e.gain >= AdaptiveThreads::most_gain) {
+    e.gain = AdaptiveThreads::most_gain;
+    e.rest = AdaptiveThreads::first_rest;
   } else if (e.gain < 0) {
-    e.gain = Experience::first_gain;
+    e.gain = AdaptiveThreads::first_gain;
     e.alone_until = now() + e.rest;
-    e.rest = std::min(2 * e.rest, Experience::most_rest);
+    e.rest = std::min(2 * e.rest, AdaptiveThreads::most_rest);
   }
 }
 
-bool look(Watch& watch) {
-  Stop& stop = *watch.stop;
-  watch.left = kWorkBetweenLooks;
+bool look(CancelToken& token) {
+  Stop& stop = *token.stop;
+  token.left = kWorkBetweenPolls;
   if (__atomic_load_n(&stop.asked, __ATOMIC_RELAXED) != 0) return false;
-  if (watch.calling && stop.interrupt.asked) {
+  if (token.calling && stop.interrupt.asked) {
     using Seconds = std::chrono::duration<double>;
     const double now = Seconds(std::chrono::steady_clock::now().time_since_epoch()).count();
-    if (watch.next == 0) watch.next = now + kSecondsBetweenQuestions;
-    if (now >= watch.next) {
-      leave_float_environment(watch.environment);
+    if (token.next == 0) token.next = now + kSecondsBetweenPolls;
+    if (now >= token.next) {
+      leave_float_environment(token.environment);
       const bool asked = stop.interrupt.asked(stop.interrupt.context);
-      watch.environment = enter_float_environment();
-      watch.next = now + kSecondsBetweenQuestions;
+      token.environment = enter_float_environment();
+      token.next = now + kSecondsBetweenPolls;
       if (asked) __atomic_store_n(&stop.asked, 1, __ATOMIC_RELAXED);
       return !asked;
     }
@@ -167,7 +167,8 @@ namespace {
 // it about stores, then reads `asleep`; whoever sleeps says so, then reads: one order of these four
 // accesses for all threads, so that either this thread sees the store or the other who is asleep.
 template <class Over, class Expected>
-void wait_for(const Over& over, int& word, const Expected& expected, int& asleep, Watch& watch) {
+void wait_for(const Over& over, int& word, const Expected& expected, int& asleep,
+              CancelToken& token) {
   // Longer than threads that run wait for each other mostly, shorter than a sleep costs by much.
   constexpr Nanoseconds longest_spin = 10000;
   constexpr int pauses = 16;  // between two looks at the clock
@@ -175,12 +176,12 @@ void wait_for(const Over& over, int& word, const Expected& expected, int& asleep
   Nanoseconds spun = 0;
   while (!over() && (spun = now() - begin) < longest_spin)
     for (int i = 0; i < pauses && !over(); ++i) pause();
-  watch.spun += std::min(spun, longest_spin);
+  token.spun += std::min(spun, longest_spin);
   while (!over()) {
     __atomic_add_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
     sleep(&word, expected());
     __atomic_sub_fetch(&asleep, 1, __ATOMIC_RELAXED);
-    look(watch);
+    look(token);
   }
 }
 
@@ -191,21 +192,21 @@ void advance(Progress& progress) {
   if (__atomic_load_n(&progress.asleep, __ATOMIC_SEQ_CST) != 0) wake(&progress.done, kMostThreads);
 }
 
-bool reached(Progress& progress, int done, Watch& watch) {
+bool reached(Progress& progress, int done, CancelToken& token) {
   const auto now_done = [&] { return __atomic_load_n(&progress.done, __ATOMIC_SEQ_CST); };
-  const auto asked = [&] { return __atomic_load_n(&watch.stop->asked, __ATOMIC_RELAXED) != 0; };
+  const auto asked = [&] { return __atomic_load_n(&token.stop->asked, __ATOMIC_RELAXED) != 0; };
   // What was read too early to be enough is what a sleep must not find changed.
   int seen = now_done();
   const auto over = [&] { return (seen = now_done()) >= done || asked(); };
-  if (!over()) wait_for(over, progress.done, [&] { return seen; }, progress.asleep, watch);
+  if (!over()) wait_for(over, progress.done, [&] { return seen; }, progress.asleep, token);
   return !asked();
 }
 
-bool wait(Barrier& barrier, int size, Watch& watch) {
+bool wait(Barrier& barrier, int size, CancelToken& token) {
   const int generation = __atomic_load_n(&barrier.generation, __ATOMIC_RELAXED);
   if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == size) {
     // The last to arrive decides for all, or some would wait for others that have left.
-    barrier.stopped = __atomic_load_n(&watch.stop->asked, __ATOMIC_RELAXED);
+    barrier.stopped = __atomic_load_n(&token.stop->asked, __ATOMIC_RELAXED);
     const bool go_on = barrier.stopped == 0;
     __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_SEQ_CST);
@@ -215,7 +216,7 @@ bool wait(Barrier& barrier, int size, Watch& watch) {
   const auto all_arrived = [&] {
     return __atomic_load_n(&barrier.generation, __ATOMIC_SEQ_CST) != generation;
   };
-  wait_for(all_arrived, barrier.generation, [&] { return generation; }, barrier.asleep, watch);
+  wait_for(all_arrived, barrier.generation, [&] { return generation; }, barrier.asleep, token);
   return barrier.stopped == 0;
 }
 

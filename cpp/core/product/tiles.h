@@ -7,15 +7,15 @@
 // several, each contiguous, with some of the gates' vectors for each k.
 #pragma once
 
-#include "work.h"
+#include "threads/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
-// How the k axis of A is walked: `count` segments of `length` elements, `step` apart within a
+// How the k axis of A is walked: `count` segments of `length` elements, `stride` apart within a
 // segment; segment s starts `start[s]` elements into the row. B is contiguous over all of k.
 struct Depth {
   int count;
-  Index length, step;
+  Index length, stride;
   Index start[4];
 };
 
@@ -30,13 +30,14 @@ struct Target {
   Index slot[4] = {};
 };
 
-// Rows of one tile at most; the tile's accumulators leave room for a panel vector and broadcasts.
+// Rows of one tile at most; the tile's accumulators leave workspace for a panel vector and
+// broadcasts.
 inline constexpr int kMostRows = kVectorRegisters == 32 ? 8 : 6;
 inline constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 inline constexpr int kMostPanels = 8;
 
-// Vectors of a panel for each k. With twelve accumulators, four gates at once leave room for three
-// rows only, and then panels come from cache more slowly than they could be used up.
+// Vectors of a panel for each k. With twelve accumulators, four gates at once leave workspace for
+// three rows only, and then panels come from cache more slowly than they could be used up.
 template <int G>
 inline constexpr int kPanel = G == 4 && kAccumulators < 24 ? 2 : G;
 
@@ -50,7 +51,7 @@ struct TileCall {
   Index column;       // of the block, in elements
   const Index* slot;  // of the first panel's first vector
   int segments;
-  Index length, step;
+  Index length, stride;
   const Index* start;
   const T* panel;      // at the first vector of the first k
   Index panel_stride;  // from panel to panel
@@ -86,12 +87,12 @@ RNNKERN_INLINE void multiply(const TileCall<T>& c, const Places<T, G, NP>& place
   }
 
   const T* panel = c.panel;
-  const Index panel_stride = c.panel_stride, step = c.step, end = c.length * step;
+  const Index panel_stride = c.panel_stride, stride = c.stride, end = c.length * stride;
   for (int s = 0; s < c.segments; ++s) {
     const T* a[MR];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) a[m] = c.a[m] + c.start[s];
-    for (Index k = 0; k != end; k += step) {
+    for (Index k = 0; k != end; k += stride) {
       // The shorter side of the tile stays in registers, the longer is taken one by one.
       if constexpr (NP * NV <= MR) {
         V b[NP][NV];
@@ -148,14 +149,14 @@ template <int G, class T>
 RNNKERN_INLINE TileCall<T> call_of(const Depth& depth, const Target<T>& c) {
   TileCall<T> call;
   call.shared = c.shared, call.from_zero = c.from_zero;
-  call.segments = depth.count, call.length = depth.length, call.step = depth.step;
+  call.segments = depth.count, call.length = depth.length, call.stride = depth.stride;
   call.start = depth.start;
   call.panel_stride = depth.count * depth.length * kPanel<G> * kLanes<T>;
   return call;
 }
 template <int G, class T>
-RNNKERN_INLINE void take_panel(TileCall<T>& call, const T* panels, Index panel,
-                               const Target<T>& c) {
+RNNKERN_INLINE void select_panel(TileCall<T>& call, const T* panels, Index panel,
+                                 const Target<T>& c) {
   constexpr int NV = kPanel<G>, S = G / NV;
   call.column = panel / S * kLanes<T>;
   call.slot = c.slot + panel % S * NV;
@@ -245,7 +246,7 @@ inline bool is_one_tile(Index panels, int widest) {
 // cache. `backwards` takes the blocks from the last to the first: who goes over the same panels
 // again and again in turns finds in cache what came last. Left early where the call is to end.
 template <int G, class T, class Done>
-RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const Depth& depth,
+RNNKERN_INLINE void product(CancelToken& token, Index rows, const T* const* a, const Depth& depth,
                             const T* panels, Range blocks, bool backwards, const Target<T>& c,
                             const Done& done) {
   using Set = Tiles<T, G>;
@@ -258,7 +259,7 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
   TileCall<T> call = call_of<G>(depth, c);
   const Index work = depth.count * depth.length * NV;  // of a row and panel
   const auto run = [&](int mr, Index panel, int np) __attribute__((always_inline)) {
-    take_panel<G>(call, panels, panel, c);
+    select_panel<G>(call, panels, panel, c);
     const TileFunction<T> tile = Set::get(mr, np);
     if (G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns))
       through_buffer(tile, call, c, mr, np);
@@ -268,7 +269,7 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
   if (groups == 1 && is_one_tile(count, widest)) {
     call.a = a, call.to = c.rows;
     run(tall, blocks.first * S, static_cast<int>(count));
-    if (go_on(watch, rows * count * work)) done(blocks.first, static_cast<int>(blocks.size()));
+    if (go_on(token, rows * count * work)) done(blocks.first, static_cast<int>(blocks.size()));
     return;
   }
   const Index turns = ceil_div(count, width);
@@ -284,7 +285,7 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
         run(mr, blocks.first * S + p, np);
       }
       row += mr;
-      if (!go_on(watch, mr * (end - begin) * work)) return;
+      if (!go_on(token, mr * (end - begin) * work)) return;
     }
     done(blocks.first + begin / S, static_cast<int>((end - begin) / S));
   }
@@ -293,7 +294,7 @@ RNNKERN_INLINE void product(Watch& watch, Index rows, const T* const* a, const D
 // The same for one row, whose sums are not put down: take(call, block, panels) is to multiply, and
 // finds them in registers.
 template <int G, class T, class Take>
-RNNKERN_INLINE void one_row_product(Watch& watch, const T* const* a, const Depth& depth,
+RNNKERN_INLINE void one_row_product(CancelToken& token, const T* const* a, const Depth& depth,
                                     const T* panels, Range blocks, bool backwards,
                                     const Target<T>& c, const Take& take) {
   constexpr int NV = kPanel<G>, S = G / NV;
@@ -302,9 +303,9 @@ RNNKERN_INLINE void one_row_product(Watch& watch, const T* const* a, const Depth
   const Index length = depth.count * depth.length, count = blocks.size() * S;
   const int width = panels_at_once<G>(1, length);  // a power of two
   if (is_one_tile(count, width)) {
-    take_panel<G>(call, panels, blocks.first * S, c);
+    select_panel<G>(call, panels, blocks.first * S, c);
     take(call, blocks.first, static_cast<int>(count));
-    go_on(watch, count * length * NV);
+    go_on(token, count * length * NV);
     return;
   }
   for (Index i = backwards ? (count - 1) & -width : 0; i >= 0 && i < count;
@@ -313,10 +314,10 @@ RNNKERN_INLINE void one_row_product(Watch& watch, const T* const* a, const Depth
     int np = width;
     for (Index p = i; p < end; p += np) {
       while (np > end - p) np /= 2;
-      take_panel<G>(call, panels, blocks.first * S + p, c);
+      select_panel<G>(call, panels, blocks.first * S + p, c);
       take(call, blocks.first + p / S, np);
     }
-    if (!go_on(watch, (end - i) * length * NV)) return;
+    if (!go_on(token, (end - i) * length * NV)) return;
   }
 }
 

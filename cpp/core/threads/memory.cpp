@@ -1,4 +1,4 @@
-#include "memory.h"
+#include "threads/memory.h"
 
 #include <sys/mman.h>
 
@@ -31,9 +31,9 @@ std::size_t rounded(std::size_t bytes) {
 
 // The released blocks. The lock is only ever tried: a child of a fork may find it taken for good,
 // and then does without.
-class Waiting {
+class BlockCache {
  public:
-  Waiting() { blocks_.reserve(most_blocks); }  // so that `put` allocates nothing
+  BlockCache() { blocks_.reserve(most_blocks); }  // so that `put` allocates nothing
 
   void* take(std::size_t bytes) noexcept {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
@@ -45,9 +45,8 @@ class Waiting {
   // False: it is not wanted.
   bool put(void* p, std::size_t bytes) noexcept {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock || bytes > kMostBytesThatWait) return false;
-    while (bytes_ + bytes > kMostBytesThatWait || blocks_.size() == most_blocks)
-      std::free(remove(0));
+    if (!lock || bytes > kMostCachedBytes) return false;
+    while (bytes_ + bytes > kMostCachedBytes || blocks_.size() == most_blocks) std::free(remove(0));
     ASAN_POISON_MEMORY_REGION(p, bytes);
     blocks_.push_back({p, bytes});
     bytes_ += bytes;
@@ -78,8 +77,8 @@ class Waiting {
   std::vector<Sized> blocks_;
   std::size_t bytes_ = 0;
 };
-Waiting& waiting() {
-  static auto& all = *new Waiting;  // never destroyed: blocks may be released at the very end
+BlockCache& block_cache() {
+  static auto& all = *new BlockCache;  // never destroyed: blocks may be released at the very end
   return all;
 }
 
@@ -87,10 +86,10 @@ Waiting& waiting() {
 
 void* allocate(std::size_t bytes) {
   const std::size_t size = rounded(bytes);
-  if (size >= kFewestBytesThatWait)
-    if (void* const p = waiting().take(size)) return p;
+  if (size >= kFewestCachedBytes)
+    if (void* const p = block_cache().take(size)) return p;
   void* p = std::aligned_alloc(unit_of(bytes), size);
-  if (!p && release_waiting() > 0) p = std::aligned_alloc(unit_of(bytes), size);
+  if (!p && release_cached() > 0) p = std::aligned_alloc(unit_of(bytes), size);
   if (!p) throw OutOfMemory("no memory for " + std::to_string(bytes) + " bytes");
 #ifdef MADV_HUGEPAGE
   if (size >= kLarge) madvise(p, size, MADV_HUGEPAGE);  // advice: that it fails is of no account
@@ -100,9 +99,9 @@ void* allocate(std::size_t bytes) {
 
 void release(void* p, std::size_t bytes) noexcept {
   const std::size_t size = rounded(bytes);
-  if (size < kFewestBytesThatWait || !waiting().put(p, size)) std::free(p);
+  if (size < kFewestCachedBytes || !block_cache().put(p, size)) std::free(p);
 }
 
-std::size_t release_waiting() noexcept { return waiting().clear(); }
+std::size_t release_cached() noexcept { return block_cache().clear(); }
 
 }  // namespace rnnkern

@@ -2,8 +2,8 @@
 // gradient. The formulas' owner is src/rnnkern/reference.py.
 #pragma once
 
-#include "modules_call.h"
-#include "work.h"
+#include "threads/team.h"
+#include "training/modules_call.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -90,7 +90,7 @@ static double cross_entropy(const CrossEntropyCall<T>& call) {
   const Index at_once = ceil_div(fewest_of_a_thread / 8, call.V);
   const Index worthwhile = call.rows * call.V / fewest_of_a_thread;
   const int threads = static_cast<int>(most(1, least(call.threads, worthwhile)));
-  parallel(threads, call.interrupt, [&](Watch& watch, int thread, int count) {
+  parallel(threads, call.interrupt, [&](CancelToken& token, int thread, int count) {
     for (Index first = thread * at_once; first < call.rows; first += count * at_once) {
       for (Index r = first; r < least(first + at_once, call.rows); ++r) {
         T* const dx = call.gradient + r * call.V;
@@ -105,7 +105,7 @@ static double cross_entropy(const CrossEntropyCall<T>& call) {
         }
       }
       constexpr Index operations = 16;  // of a vector, in three sweeps
-      if (!go_on(watch, at_once * ceil_div(call.V, kLanes<T>) * operations)) return;
+      if (!go_on(token, at_once * ceil_div(call.V, kLanes<T>) * operations)) return;
     }
   });
   return sum_over(call.losses, divisor);
@@ -119,7 +119,7 @@ static void add_rows(const AddRowsCall<T>& call) {
   const Index worthwhile = least(lines, call.rows * call.C / fewest_of_a_thread);
   const int threads = static_cast<int>(most(1, least(call.threads, worthwhile)));
   // Not to be interrupted: one pass over memory, as an optimizer's step.
-  parallel(threads, Interrupt{}, [&](Watch&, int thread, int count) {
+  parallel(threads, Interrupt{}, [&](CancelToken&, int thread, int count) {
     const Range mine = share(lines, thread, count);
     const Index last = least(mine.last * kLine<T>, call.C);
     for (Index r = 0; r < call.rows; ++r) {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "runtime.h"
+#include "threads/runtime.h"
 
 namespace rnnkern {
 

@@ -27,7 +27,7 @@ Nanoseconds now();          // the wall clock
 Nanoseconds thread_time();  // what the calling thread has had of a core
 // What the calling thread learns from a call on many threads: how long it took, and how long all of
 // them together had a core and did not wait, which is what one thread would have needed.
-void learn(Nanoseconds took, Nanoseconds computed);
+void record_call(Nanoseconds took, Nanoseconds computed);
 
 // What the threads of a call tell each other.
 struct Stop {
@@ -38,7 +38,7 @@ struct Stop {
 
 // One thread's watch on that. `look` is for every kWorkBetweenLooks vector operations or so: the
 // calling thread asks the caller every kSecondsBetweenQuestions, the others are told.
-struct Watch {
+struct CancelToken {
   Stop* stop;
   bool calling;               // of the thread that made the call
   std::uint64_t environment;  // the floating-point environment that was found on entry
@@ -46,9 +46,9 @@ struct Watch {
   double next;                // when the calling thread asks; 0: not known yet
   Nanoseconds spun;           // at barriers
 };
-inline constexpr Index kWorkBetweenLooks = Index{1} << 18;  // 50 microseconds or so
-inline constexpr double kSecondsBetweenQuestions = 0.1;     // asking may mean to wait for a lock
-bool look(Watch& watch);                                    // false: leave
+inline constexpr Index kWorkBetweenPolls = Index{1} << 18;  // 50 microseconds or so
+inline constexpr double kSecondsBetweenPolls = 0.1;         // asking may mean to wait for a lock
+bool look(CancelToken& token);                              // false: leave
 
 // Polls an Interrupt at most every kSecondsBetweenQuestions: for a loop whose single passes are too
 // short to poll, outside the kernels. Once the answer is yes, it stays yes.
@@ -63,12 +63,12 @@ class ThrottledPoll {
   // The same after `work` more elements: reads the clock every kWorkBetweenLooks of them.
   bool go_on(Index work) {
     if ((left_ -= work) > 0) return !over_;
-    left_ = kWorkBetweenLooks;
+    left_ = kWorkBetweenPolls;
     return go_on();
   }
 
  private:
-  static constexpr auto kInterval = static_cast<Nanoseconds>(1e9 * kSecondsBetweenQuestions);
+  static constexpr auto kInterval = static_cast<Nanoseconds>(1e9 * kSecondsBetweenPolls);
   static bool ask(void* context) {
     auto& self = *static_cast<ThrottledPoll*>(context);
     self.over_ = self.over_ || (self.caller_.asked && self.caller_.asked(self.caller_.context));
@@ -77,7 +77,7 @@ class ThrottledPoll {
   }
   Interrupt caller_;
   Nanoseconds next_;
-  Index left_ = kWorkBetweenLooks;
+  Index left_ = kWorkBetweenPolls;
   bool over_ = false;
 };
 
@@ -89,7 +89,7 @@ struct alignas(64) Barrier {
   int asleep = 0;
 };
 // False for all of the group or for none: leave.
-bool wait(Barrier& barrier, int size, Watch& watch);
+bool wait(Barrier& barrier, int size, CancelToken& token);
 
 // How far the work of one thread is, for others that follow: waits as at a barrier.
 struct alignas(64) Progress {
@@ -97,7 +97,7 @@ struct alignas(64) Progress {
   int asleep = 0;
 };
 void advance(Progress& progress);
-bool reached(Progress& progress, int done, Watch& watch);  // false: leave
+bool reached(Progress& progress, int done, CancelToken& token);  // false: leave
 
 // Round to nearest, subnormals flushed to zero, all exceptions masked; and back. The kernels run
 // in between, on each thread.

@@ -1,7 +1,7 @@
 // Weights and operands laid out in panels, as gemm.h wants them. Places past the end are zeros.
 #pragma once
 
-#include "gemm.h"
+#include "product/tiles.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -13,7 +13,7 @@ inline constexpr Index blocks_of(Index n) {
 // Blocks of W^T for forward: block, then panel, then k, then gate of the panel, then unit.
 // w: [.., K], rows gate * H + unit, gates [gate, gate + G).
 template <int G, class T>
-void pack_gates(Watch& watch, const T* w, int gate, Index H, Index K, Range blocks, T* out) {
+void pack_gates(CancelToken& token, const T* w, int gate, Index H, Index K, Range blocks, T* out) {
   constexpr Index lanes = kLanes<T>, NV = kPanel<G>;
   for (Index block = blocks.first; block < blocks.last; ++block)
     for (Index first = 0; first < G; first += NV) {
@@ -28,14 +28,15 @@ void pack_gates(Watch& watch, const T* w, int gate, Index H, Index K, Range bloc
           for (Index i = 0; i < least(lanes, K - k); ++i)
             store(panel + ((k + i) * NV + g) * lanes, v[i]);
         }
-      if (!go_on(watch, NV * K)) return;
+      if (!go_on(token, NV * K)) return;
     }
 }
 
 // Column blocks of a row-major matrix: block, then row, then column in the block.
 // row(k) points at row k of `columns` elements; out: [blocks, rows, lanes].
 template <class T, class Row>
-void pack_columns(Watch& watch, const Row& row, Index rows, Index columns, Range blocks, T* out) {
+void pack_columns(CancelToken& token, const Row& row, Index rows, Index columns, Range blocks,
+                  T* out) {
   constexpr Index lanes = kLanes<T>;
   for (Index block = blocks.first; block < blocks.last; ++block) {
     const Index left = columns - block * lanes;
@@ -44,7 +45,7 @@ void pack_columns(Watch& watch, const Row& row, Index rows, Index columns, Range
       const T* from = row(k);
       store<T>(to + k * lanes, from ? load_n(from + block * lanes, left) : Vec<T>{});
     }
-    if (!go_on(watch, rows)) return;
+    if (!go_on(token, rows)) return;
   }
 }
 
