@@ -26,30 +26,48 @@ def constant(header, name):
     return eval(re.sub(r"[\w:]+\{(\d+)\}", r"\1", found[0]), {})  # of Index{1} << 18, too
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A row of the core's table of kinds."""
+
+    gates: int
+    saved: int  # vectors that forward saves
+    elementwise: bool  # no recurrent product
+    projects: bool
+
+
 @cache
-def values_of_a_unit():
-    """(gates, values that forward keeps) by kind, from the core's table of kinds."""
-    text = (CPP / "core/problem.h").read_text()
-    rows = re.findall(r'\{"(\w+)", (\d), \d, (\d)\}', text)
-    return {kind: (int(gates), int(saved)) for kind, gates, saved in rows}
+def kinds():
+    """The core's table of kinds by name."""
+    text = (CPP / "core/cells/kinds.h").read_text()
+    rows = re.findall(
+        r"  ROW\((\w+), \w+, (\d), (\d), (true|false), \{[^}]*\},[\s\\]*\{([^}]*)\}\)", text
+    )
+    return {
+        name: Kind(int(gates), int(saved), elementwise == "true", "kWeightHr" in parameters)
+        for name, gates, saved, elementwise, parameters in rows
+    }
 
 
-def worth(name):
-    return constant("core/stack.h", name)
+def threshold(name):
+    return constant("core/stack/stack.h", name)
 
 
 def capped(threads, most):
     return max(1, math.floor(most)) if most < threads else threads
 
 
-def flops_of_step(kind, H, B, D):
-    """Of the products of a step, for each of their inputs."""
-    return 2 * values_of_a_unit()[kind][0] * H * B * D
+def recurrent_flops_of_step(kind, H, P, B, D):
+    """Of the products of a step that need the step before."""
+    of = kinds()[kind]
+    recurrent = 0 if of.elementwise else of.gates * H * P
+    return 2 * (recurrent + of.projects * P * H) * B * D
 
 
-def flops(kind, I, H, T, B, L, D):
+def flops(kind, I, H, P, T, B, L, D):
     """Of the products of a forward."""
-    return flops_of_step(kind, H, B, D) * T * (I + H + (L - 1) * (D * H + H))
+    inputs = 2 * kinds()[kind].gates * H * B * D * (I + (L - 1) * D * P)
+    return T * (inputs + L * recurrent_flops_of_step(kind, H, P, B, D))
 
 
 @dataclass(frozen=True)
@@ -66,36 +84,38 @@ class Plan:
     backward_chunk: int  # steps whose parameter gradients are summed at once
 
 
-def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1):
-    """Return the plan of a call that may use so many threads."""
-    L, D = num_layers, 1 + bidirectional
-    work = flops(kind, I, H, T, B, L, D)
-    few, fewest = worth("rows_of_a_step"), constant("core/work.h", "kFewestRows")
+def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, P=None):
+    """Return the plan of a call that may use so many threads; P is H if not given."""
+    L, D, P = num_layers, 1 + bidirectional, P or H
+    work = flops(kind, I, H, P, T, B, L, D)
+    few, fewest = threshold("rows_of_a_step"), constant("core/threads/team.h", "kFewestRows")
     to_share = work * few / B if T == 1 and 0 < B < few else work
-    n = capped(threads, to_share / worth("flops_of_a_thread"))
-    if 4 * n > B * D:
-        n = capped(n, flops_of_step(kind, H, B, D) * H / worth("flops_of_a_thread_and_step"))
+    n = capped(threads, to_share / threshold("flops_of_a_thread"))
+    if 4 * n > B * D and not kinds()[kind].elementwise:
+        of_step = recurrent_flops_of_step(kind, H, P, B, D)
+        n = capped(n, of_step / threshold("flops_of_a_thread_and_step"))
     team = n - n // 2 if D == 2 and n > 1 else n  # of one direction
     shared = "rows" if fewest * team <= B else "units"
     if team == 1:
         shared = "directions" if n > 1 else "nothing"
 
     most_steps, side_by_side = T, min(threads, L)
-    if n == D == 1 and fewest * side_by_side > B and 2 * worth("fewest_steps") <= T:
-        side_by_side = capped(side_by_side, work / worth("flops_of_a_thread"))
+    if n == D == 1 and fewest * side_by_side > B and 2 * threshold("fewest_steps") <= T:
+        side_by_side = capped(side_by_side, work / threshold("flops_of_a_thread"))
         if side_by_side > 1:
             n, shared = side_by_side, "layers"
-            most_steps = max(worth("fewest_steps"), math.ceil(T / worth("chunks")))
+            most_steps = max(threshold("fewest_steps"), math.ceil(T / threshold("chunks")))
 
     itemsize = np.dtype(dtype).itemsize
     line = constant("core/problem.h", "kLineBytes") // itemsize
-    row_bytes = math.ceil(H / line) * line * itemsize * max(values_of_a_unit()[kind])
-    z_rows, z_bytes = (constant("core/forward.h", name) for name in ("z_rows", "z_bytes"))
+    values = max(kinds()[kind].gates, kinds()[kind].saved)
+    row_bytes = math.ceil(H / line) * line * itemsize * values
+    z_rows, z_bytes = (constant("core/recurrence/forward.h", name) for name in ("z_rows", "z_bytes"))
     forward, backward = (
         max(1, min(most_steps, rows // max(1, B)))
         for rows in (
             max(z_rows, z_bytes // row_bytes),
-            constant("core/backward.h", "rows_at_once"),
+            constant("core/recurrence/backward.h", "rows_at_once"),
         )
     )
     return Plan(n, shared, forward, backward)
@@ -113,12 +133,13 @@ def plan_of(layer, T, B, threads=1):
         layer.num_layers,
         layer.bidirectional,
         threads,
+        layer.output_size,
     )
 
 
 def threads_of_members(layer, T, B, threads):
     """Return how many threads share the members of an ensemble."""
-    I, H, E = layer.input_size, layer.hidden_size, layer.ensemble
-    work = flops(layer._kind, I, H, T, B, layer.num_layers, 1 + layer.bidirectional)
-    of_all = E * (work + worth("flops_of_a_call"))
-    return capped(min(threads, E), of_all / worth("flops_of_a_thread"))
+    I, H, P, E = layer.input_size, layer.hidden_size, layer.output_size, layer.ensemble
+    work = flops(layer._kind, I, H, P, T, B, layer.num_layers, 1 + layer.bidirectional)
+    of_all = E * (work + threshold("flops_of_a_call"))
+    return capped(min(threads, E), of_all / threshold("flops_of_a_thread"))

@@ -172,7 +172,7 @@ def test_chunks_of_steps(isa, kind, dtype, lengths, H, B, num_layers):
 @each_kind
 @each_dtype
 def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
-    H = constant("core/backward.h", "units_at_once") + 9
+    H = constant("core/recurrence/backward.h", "units_at_once") + 9
     with rk.force_isa(isa):
         check(*case(kind, 7, H, 3, 5, dtype=dtype))
 

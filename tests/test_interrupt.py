@@ -183,7 +183,7 @@ def assert_all_is_well():
 
 
 def test_questions_are_close_enough_to_one_another():
-    assert 2 * constant("core/runtime.h", "kSecondsBetweenQuestions") <= SECONDS
+    assert 2 * constant("core/threads/runtime.h", "kSecondsBetweenPolls") <= SECONDS
 
 
 def assert_ctrl_c_ends(use, layer, stream=None):

@@ -12,8 +12,8 @@ from plan import constant
 
 import rnnkern as rk
 
-FEWEST = constant("bindings/memory.h", "kFewestBytesThatWait")  # of a block that waits
-MOST = constant("bindings/memory.h", "kMostBytesThatWait")  # of all that wait; docs: 128 MiB
+FEWEST = constant("core/threads/memory.h", "kFewestCachedBytes")  # of a block that waits
+MOST = constant("core/threads/memory.h", "kMostCachedBytes")  # of all that wait; docs: 128 MiB
 
 
 @pytest.fixture(autouse=True)

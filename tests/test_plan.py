@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import DTYPES, KINDS, make_layer
-from plan import CPP, constant, plan, threads_of_members, values_of_a_unit
+from plan import CPP, constant, kinds, plan, threads_of_members
 
 from rnnkern.reference import CELLS
 
@@ -17,13 +17,13 @@ CXX = shutil.which("g++")
 
 
 def test_the_table_of_kinds_is_read_whole():
-    assert tuple(values_of_a_unit()) == KINDS
-    assert [gates for gates, _ in values_of_a_unit().values()] == [c.gates for c in CELLS.values()]
+    assert tuple(kinds()) == KINDS
+    assert [kind.gates for kind in kinds().values()] == [cell.gates for cell in CELLS.values()]
 
 
 def test_a_constant_that_a_header_lacks_is_named():
-    with pytest.raises(AssertionError, match=r"core/stack\.h: expected one declaration of gone"):
-        constant("core/stack.h", "gone")
+    with pytest.raises(AssertionError, match=r"core/stack/stack\.h: expected one declaration of gone"):
+        constant("core/stack/stack.h", "gone")
 
 
 @pytest.mark.skipif(not CXX, reason="no g++ here")
@@ -33,23 +33,27 @@ def test_plans_are_the_cores(tmp_path):
     def size(most):
         return int(most ** rng.uniform())  # 1 to most, each magnitude as often
 
+    def of_layer(kind):
+        I, H = size(600), size(600)
+        return kind, rng.integers(2), I, H, size(H) if kinds()[KINDS[kind]].projects else H
+
     calls = [
         (
-            *(rng.integers(len(KINDS)), rng.integers(2), size(600), size(600)),
+            *of_layer(rng.integers(len(KINDS))),
             *(rng.choice([0, 1, size(2000)]), rng.choice([0, 1, 2, 3, size(600)])),
             *(size(6), rng.integers(1, 3), size(9)),
         )
         for _ in range(5000)
     ]
     command = (CXX, "-std=c++17", "-O0", "-fopenmp", "-DRNNKERN_ISA=baseline", f"-I{CPP / 'core'}")
-    sources = (CPP.parent / "tests/cpp/plan.cpp", CPP / "core/runtime.cpp")
+    sources = (CPP.parent / "tests/cpp/plan.cpp", CPP / "core/threads/runtime.cpp")
     subprocess.run([*command, *sources, "-o", tmp_path / "plan"], check=True, timeout=120)
     given = "".join(" ".join(map(str, call)) + "\n" for call in calls)
     done = subprocess.run([tmp_path / "plan"], input=given, capture_output=True, text=True)
     found = [line.split() for line in done.stdout.splitlines()]
     for call, (threads, shared, *chunks) in zip(calls, found, strict=True):
-        kind, is_double, I, H, T, B, L, D, most = map(int, call)
-        own = plan(KINDS[kind], DTYPES[is_double], I, H, T, B, L, D == 2, most)
+        kind, is_double, I, H, P, T, B, L, D, most = map(int, call)
+        own = plan(KINDS[kind], DTYPES[is_double], I, H, T, B, L, D == 2, most, P)
         assert own.threads == int(threads), call
         assert own.shared == shared, call
         assert [own.forward_chunk, own.backward_chunk] == list(map(int, chunks)), call

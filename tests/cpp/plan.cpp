@@ -1,6 +1,6 @@
 // How the core divides calls, for tests/test_plan.py. Each line of the input is a call:
 //
-//   kind  is_double  I  H  T  B  L  D  threads
+//   kind  is_double  I  H  P  T  B  L  D  threads
 //
 // and each line of the output says of it: threads, what they share, the steps of a forward's and of
 // a backward's chunk.
@@ -15,27 +15,28 @@ using namespace rnnkern::RNNKERN_ISA;
 namespace {
 
 template <class T>
-void plan(int kind, Index I, Index H, Index steps, Index B, Index L, Index D, int threads) {
+void plan(int kind, Index I, Index H, Index P, Index steps, Index B, Index L, Index D,
+          int threads) {
   Layer<T> layer{};
   layer.inputs = I;
   ForwardCall<T> call{};
   call.kind = static_cast<Kind>(kind);
-  call.L = L, call.D = D, call.H = H;
+  call.L = L, call.D = D, call.H = H, call.P = P;
   call.rows.T = steps, call.rows.B = B;
   call.layers = &layer;
   call.threads = threads;
-  with_cell<T>(call.kind, [&](auto cell) {
+  with_cell<T>(call.kind, call.constants, [&](auto cell) {
     using Cell = decltype(cell);
     Arena arena{nullptr};
-    const ForwardStack<Cell, T> stack(call, arena);
+    const ForwardStack<Cell, T> stack(cell, call, arena);
     ForwardWorkspace<Cell, T> forward;
-    forward.allocate(arena, call.rows, I, H, false, stack.line.chunk);
+    forward.allocate(arena, call.rows, I, H, P, false, stack.pipeline.chunk);
     BackwardWorkspace<Cell, T> backward;
-    backward.allocate(arena, call.rows, I, H, false, false, stack.line.chunk);
+    backward.allocate(arena, call.rows, I, H, P, false, false, stack.pipeline.chunk);
     CancelToken token{};
     Barrier barriers[2];
     const WorkShare part = work_share_of(token, 0, stack.threads, D, B, H, barriers);
-    const char* shared = stack.line.threads > 1 ? "layers"
+    const char* shared = stack.pipeline.threads > 1 ? "layers"
                          : part.team.size > 1   ? "units"
                          : part.rows.size() < B ? "rows"
                          : stack.threads > 1    ? "directions"
@@ -48,8 +49,8 @@ void plan(int kind, Index I, Index H, Index steps, Index B, Index L, Index D, in
 
 int main() {
   int kind, is_double, threads;
-  Index I, H, T, B, L, D;
-  while (std::scanf("%d %d %td %td %td %td %td %td %d", &kind, &is_double, &I, &H, &T, &B, &L, &D,
-                    &threads) == 9)
-    (is_double ? plan<double> : plan<float>)(kind, I, H, T, B, L, D, threads);
+  Index I, H, P, T, B, L, D;
+  while (std::scanf("%d %d %td %td %td %td %td %td %td %d", &kind, &is_double, &I, &H, &P, &T, &B, &L, &D,
+                    &threads) == 10)
+    (is_double ? plan<double> : plan<float>)(kind, I, H, P, T, B, L, D, threads);
 }
