@@ -62,7 +62,7 @@ def first_parameters(V: int, E: int = 32, H: int = 128) -> list[dict[str, np.nda
 
 
 def train_in_reference(text: str, lr: float = 4e-3) -> Iterator[float]:
-    """The same in src/rnnkern/reference.py: float64 NumPy, one step of time after the other."""
+    """The same in src/rnnkern/reference: float64 NumPy, one step of time after the other."""
     table, gru, output = (
         {name: array.astype(np.float64) for name, array in params.items()}
         for params in first_parameters(len(set(text)))
