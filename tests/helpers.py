@@ -36,6 +36,11 @@ MAKERS = {
 DTYPES = (np.float32, np.float64)
 
 
+def is_elementwise(kind):
+    """Whether no product acts on h. Threads then share units of few rows without barriers."""
+    return all(p.role != "recurrent_matrix" for p in CELLS[kind].parameters)
+
+
 def sets():
     """The instruction sets that this build has and this machine runs."""
     return rk.info()["available"]

@@ -15,6 +15,8 @@ from helpers import (
     Problem,
     assert_close,
     assert_same,
+    is_elementwise,
+    joined,
     make_layer,
     on_threads,
     parts,
@@ -24,7 +26,7 @@ from helpers import (
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from plan import constant, plan
+from plan import constant, plan_of
 
 import rnnkern as rk
 from rnnkern.reference import CELLS
@@ -140,11 +142,18 @@ def test_any_shape_and_options(data):
 # -------------------------------------------------------------------------- chunks and threads
 
 
-def three_chunks(kind, dtype, H, B):
-    """Steps of three chunks at least, the last not full, in forward and in backward."""
-    chunks = plan(kind, dtype, 1, H, 10**6, B)
+def three_chunks(layer, B, threads=1):
+    """Steps of three chunks at least, the last not full, in forward and in backward.
+
+    They are enough for so many threads.
+    """
+    chunks = plan_of(layer, 10**6, B)
     sizes = chunks.forward_chunk, chunks.backward_chunk
-    return next(T for T in count(2 * max(sizes) + 1) if all(n == 1 or T % n for n in sizes))
+    return next(
+        T
+        for T in count(2 * max(sizes) + 1)
+        if all(n == 1 or T % n for n in sizes) and plan_of(layer, T, B, threads).threads == threads
+    )
 
 
 @each_set
@@ -159,13 +168,14 @@ def three_chunks(kind, dtype, H, B):
     ],
 )
 def test_chunks_of_steps(isa, kind, dtype, lengths, H, B, num_layers):
-    T = three_chunks(kind, dtype, H, B)
-    chunks = plan(kind, dtype, 9, H, T, B, num_layers, bidirectional=True)
+    options = {"dtype": dtype, "num_layers": num_layers, "bidirectional": True}
+    layer = make_layer(kind, 9, H, **options)
+    T = three_chunks(layer, B)
+    chunks = plan_of(layer, T, B)
     assert (chunks.backward_chunk == 1) == (num_layers == 1)
     assert 2 * chunks.forward_chunk < T
-    options = {"dtype": dtype, "lengths": lengths, "num_layers": num_layers}
     with rk.force_isa(isa):
-        check(*case(kind, 9, H, T, B, bidirectional=True, **options), chain=10_000 + T * B)
+        check(*case(kind, 9, H, T, B, lengths=lengths, **options), chain=10_000 + T * B)
 
 
 @each_set
@@ -181,9 +191,10 @@ def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
 @each_kind
 @each_dtype
 def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
-    found = plan(kind, dtype, 4, 33, 200, 3, 2, threads=threads)
-    assert found.shared == ("layers" if threads == 2 else "nothing")
-    check(*case(kind, 4, 33, 200, 3, dtype=dtype, num_layers=2), threads=threads)
+    layer, *problem = case(kind, 4, 33, 200, 3, dtype=dtype, num_layers=2)
+    several = "units" if is_elementwise(kind) else "layers"  # without barriers units are cheaper
+    assert plan_of(layer, 200, 3, threads).shared == (several if threads == 2 else "nothing")
+    check(layer, *problem, threads=threads)
 
 
 @each_set
@@ -193,26 +204,23 @@ def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_threads_that_share_rows(isa, kind, dtype, threads, bidirectional):
     I, H, B = 17, 33, 4 * threads + 1
-
-    def of_steps(T):
-        return plan(kind, dtype, I, H, T, B, 1, bidirectional, threads)
-
-    T = next(T for T in count(3) if of_steps(T).threads == threads)
-    assert of_steps(T).shared == ("directions" if bidirectional and threads == 2 else "rows")
+    options = {"dtype": dtype, "bidirectional": bidirectional}
+    layer = make_layer(kind, I, H, **options)
+    T = next(T for T in count(3) if plan_of(layer, T, B, threads).threads == threads)
+    shared = "directions" if bidirectional and threads == 2 else "rows"
+    assert plan_of(layer, T, B, threads).shared == shared
     for lengths in (None, "random"):
-        options = {"dtype": dtype, "bidirectional": bidirectional, "lengths": lengths}
         with rk.force_isa(isa):
-            check(*case(kind, I, H, T, B, **options), threads=threads)
+            check(*case(kind, I, H, T, B, lengths=lengths, **options), threads=threads)
 
 
+@cache
 def units_to_share(kind, B, threads, bidirectional=False):
     """H and T of the smallest odd layer whose units so many threads share, of 9 inputs."""
-
-    def threads_of(H, T):
-        return plan(kind, np.float32, 9, H, T, B, 1, bidirectional, threads).threads
-
-    H = next(H for H in count(33, 2) if threads_of(H, 1000) == threads)
-    return H, next(T for T in count(3) if threads_of(H, T) == threads)
+    layers = (make_layer(kind, 9, H, bidirectional=bidirectional) for H in count(33, 2))
+    layer = next(one for one in layers if plan_of(one, 1000, B, threads).threads == threads)
+    T = next(T for T in count(3) if plan_of(layer, T, B, threads).threads == threads)
+    return layer.hidden_size, T
 
 
 @each_set
@@ -222,12 +230,13 @@ def units_to_share(kind, B, threads, bidirectional=False):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_threads_that_share_units(isa, kind, dtype, threads, B, bidirectional):
     H, T = units_to_share(kind, B, threads, bidirectional)
-    found = plan(kind, dtype, 9, H, T, B, 2, bidirectional, threads)
+    options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": 2}
+    layer, *problem = case(kind, 9, H, T, B, **options)
+    found = plan_of(layer, T, B, threads)
     shared = "directions" if bidirectional and threads == 2 else "units"
     assert (found.threads, found.shared) == (threads, shared)
-    options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": 2}
     with rk.force_isa(isa):
-        check(*case(kind, 9, H, T, B, **options), threads=threads)
+        check(layer, *problem, threads=threads)
 
 
 # ------------------------------------------------------------------------- what a tape holds
@@ -242,24 +251,25 @@ def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
     layer, problem, want = case(kind, 5, 7, 6, 4, **options)
     with rk.force_isa(isa):
         *_, tape = problem.forward(layer)
-    T, B, H, G = 6, 4, 7, CELLS[kind].gates
-    hiddens = np.zeros((2, T, B, 2, H))
+    T, B, H, P, G = 6, 4, 7, layer.output_size, CELLS[kind].gates
+    hiddens = np.zeros((2, T, B, 2, P))
     cells = np.zeros((4, T, B, H))
     gates = np.zeros((4, T, B, G, H))
     products = np.zeros((4, T, B, H))  # W_hn h' + b_hn, which the reset-after GRU keeps too
     for k, steps in enumerate(want.tape.steps):
         direction = f"l{k // 2}" + "_reverse" * (k % 2)
-        W_hn = layer.params[f"weight_hh_{direction}"].astype(float)[-H:]
-        b_hn = layer.params[f"bias_hh_{direction}"].astype(float)[-H:]
         for s in steps:
             hiddens[k // 2, s.t, s.rows, k % 2] = s.new[0]
             cells[k, s.t, s.rows] = s.new[-1]
             gates[k, s.t, s.rows] = s.gates.reshape(-1, G, H)
-            products[k, s.t, s.rows] = s.prev[0] @ W_hn.T + b_hn
+            if kind == "gru":
+                W_hn = layer.params[f"weight_hh_{direction}"].astype(float)[-H:]
+                b_hn = layer.params[f"bias_hh_{direction}"].astype(float)[-H:]
+                products[k, s.t, s.rows] = s.prev[0] @ W_hn.T + b_hn
     if kind == "gru":
         gates = np.concatenate([gates, products[:, :, :, None]], axis=3)
 
-    assert_close(np.array(tape.hiddens), hiddens.reshape(2, T, B, 2 * H), dtype, "hiddens")
+    assert_close(np.array(tape.hiddens), hiddens.reshape(2, T, B, 2 * P), dtype, "hiddens")
     if kind.startswith("rnn"):  # whose gates are its outputs
         assert tape.gates == []
     else:
@@ -290,9 +300,9 @@ def test_two_tapes_alive_at_once(kind):
 @each_kind
 @pytest.mark.parametrize("threads", [1, 2])
 def test_backward_from_another_thread(kind, threads):
-    T, B = 40, 9
-    assert plan(kind, np.float32, 17, 65, T, B, threads=threads).threads == threads
+    T, B = 60, 9
     layer, problem, _ = case(kind, 17, 65, T, B)
+    assert plan_of(layer, T, B, threads).threads == threads
     results = []
     want = run(layer, problem, threads=threads)
     y, state, tape = problem.forward(layer)
@@ -307,8 +317,7 @@ def test_backward_from_another_thread(kind, threads):
 def test_a_tape_outlives_what_it_was_made_from(kind):
     layer, problem, _ = case(kind, 5, 7, 4, 3)
     want = run(layer, problem)
-    own = problem.but(state=tuple(s.copy() for s in parts(problem.state)))
-    own = own.but(state=own.state if len(own.state) == 2 else own.state[0])
+    own = problem.but(state=joined([s.copy() for s in parts(problem.state)]))
     y, state, tape = own.forward(layer)
     for array in (*parts(own.state), *parts(state)):
         array[:] = 99.0  # copied by the tape, or not needed by it
@@ -328,8 +337,7 @@ def test_what_is_not_given_is_zeros_or_whole(kind):
     layer, problem, _ = case(kind, 5, 7, 4, 3, num_layers=2, bidirectional=True)
 
     def zeros(state):
-        arrays = tuple(np.zeros_like(s) for s in parts(state))
-        return arrays if len(arrays) == 2 else arrays[0]
+        return joined([np.zeros_like(s) for s in parts(state)])
 
     full = np.full(3, 4)
     for left_out, given_ in (
@@ -439,9 +447,9 @@ def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
 @each_dtype
 def test_clips_in_chunks_on_threads(isa, kind, dtype):
     I, H, B = 9, 17, 100
-    T = three_chunks(kind, dtype, H, B)
-    assert plan(kind, dtype, I, H, T, B).backward_chunk > 1
-    assert plan(kind, dtype, I, H, T, B, threads=2).threads == 2
+    layer = make_layer(kind, I, H, dtype=dtype)
+    T = three_chunks(layer, B, threads=2)
+    assert plan_of(layer, T, B).backward_chunk > 1
     clip = rk.Clip(**CLIPS)
     layer, problem, want = case(kind, I, H, T, B, clip=clip, dtype=dtype, lengths="random")
     for threads in (1, 2):
@@ -461,7 +469,7 @@ def test_step_norm_with_shared_units(isa, kind, dtype, bidirectional):
     options = {"clip": clip, "dtype": dtype, "bidirectional": bidirectional, "lengths": "random"}
     layer, problem, want = case(kind, 9, H, T, B, **options)
     for threads in (1, 2, most):
-        found = plan(kind, dtype, 9, H, T, B, 1, bidirectional, threads)
+        found = plan_of(layer, T, B, threads)
         shared = "nothing" if threads == 1 else "units"
         assert found.shared == ("directions" if bidirectional and threads == 2 else shared)
         with rk.force_isa(isa):
