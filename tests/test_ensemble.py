@@ -4,7 +4,16 @@ import re
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, fused_sets, make_layer, on_threads, parts, random_problem
+from helpers import (
+    DTYPES,
+    KINDS,
+    fused_sets,
+    joined,
+    make_layer,
+    on_threads,
+    parts,
+    random_problem,
+)
 from plan import threads_of_members
 
 import rnnkern as rk
@@ -31,8 +40,7 @@ def problem_of(layer, T=T, B=B):
         return a.reshape(*a.shape[:1], E, B, a.shape[-1])
 
     def state(s):
-        arrays = [split(a) for a in parts(s)]
-        return tuple(arrays) if len(arrays) == 2 else next(iter(arrays), None)
+        return joined([split(a) for a in parts(s)])
 
     return flat.but(
         x=split(flat.x), dy=split(flat.dy), state=state(flat.state), dstate=state(flat.dstate)
@@ -41,8 +49,7 @@ def problem_of(layer, T=T, B=B):
 
 def of_member(problem, e, shared=False):
     def state(s):
-        arrays = [np.ascontiguousarray(a[:, e]) for a in parts(s)]
-        return tuple(arrays) if len(arrays) == 2 else next(iter(arrays), None)
+        return joined([np.ascontiguousarray(a[:, e]) for a in parts(s)])
 
     x = problem.x if shared else problem.x[:, e]
     return problem.but(
@@ -116,7 +123,7 @@ def test_members_with_checkpoints(kind, shared):
 @pytest.mark.parametrize("shared", [False, True])
 def test_same_bits_for_any_threads_and_set(kind, shared):
     T, B = 60, 5
-    layer = make_layer(kind, I, 40, ensemble=9)
+    layer = make_layer(kind, 16, 40, ensemble=9)
     problem = problem_of(layer, T, B)
     if shared:
         problem = problem.but(x=np.ascontiguousarray(problem.x[:, 0]))
