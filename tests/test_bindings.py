@@ -21,7 +21,7 @@ import rnnkern as rk
 from rnnkern import _core
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-BOUND_TYPES = (_core.Tape, _core.Net, _core.Stream, rk.Stream)
+BOUND_TYPES = (_core.Tape, _core.LayerStack, _core.Stream, rk.Stream)
 
 
 def bits(*arrays):
@@ -148,7 +148,7 @@ def test_an_object_without_constructor_raises(bound):
             use(blank, name)
     with pytest.raises(TypeError, match="tape: expected a tape of this layer's forward, got"):
         layer.backward(blank)
-    with pytest.raises(TypeError, match="net: expected a Net, got"):
+    with pytest.raises(TypeError, match="layer_stack: expected a LayerStack, got"):
         _core.Stream(blank, {}, 1)
     gc.collect()  # the collector visits it
 
@@ -157,8 +157,8 @@ def use(blank, name):
     """Read a property, or call a method with arguments of the right number and types."""
     found = getattr(blank, name)
     arguments = {
-        "forward": ({}, None, None, None, None, None, False, False, 0, 0.0, [0], 0),
-        "backward": ({}, None, None, None, None, 1.0, 1.0, 1.0, 1.0, False, 0.0),
+        "forward": ({}, None, None, None, None, False, False, 0, (0.0, [0], 0)),
+        "backward": ({}, None, None, None, (1.0, 1.0, 1.0, 1.0), False, 0.0),
         "step": (np.zeros((1, 3), np.float32),),
         "run": (np.zeros((1, 1, 3), np.float32),),
     }
@@ -166,11 +166,11 @@ def use(blank, name):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("what", ["layer", "net", "tape", "stream"])
+@pytest.mark.parametrize("what", ["layer", "stack", "tape", "stream"])
 def test_bound_types_refuse_to_be_pickled_by_name(what, protocol):
     layer = make_layer("gru", 3, 4)
     _, _, tape = layer.forward(np.zeros((5, 2, 3), np.float32))
-    thing = {"layer": layer, "net": layer._net, "tape": tape, "stream": layer.stream()}[what]
+    thing = {"layer": layer, "stack": layer._stack, "tape": tape, "stream": layer.stream()}[what]
     with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
         pickle.dumps(thing, protocol)
     with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
@@ -195,12 +195,12 @@ def test_an_input_that_refers_to_its_tape_is_collected(checkpoint):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_net_refuses_batch_first_with_an_ensemble(dtype):
+def test_a_layer_stack_refuses_batch_first_with_an_ensemble(dtype):
     layer = rk.GRU(3, 4, ensemble=2, dtype=dtype)
     x = np.zeros((5, 2, 6, 3), dtype).transpose(2, 1, 0, 3)
     with pytest.raises(ValueError, match="batch_first: expected False with an ensemble, got True"):
-        layer._net.forward(
-            layer.params, x, None, None, None, None, True, False, 0, 0.0, layer._dropout_seeds, 0
+        layer._stack.forward(
+            layer.params, x, None, None, None, True, False, 0, (0.0, layer._dropout_seeds, 0)
         )
 
 
@@ -222,12 +222,13 @@ def test_an_empty_batch_of_any_length_returns_at_once(kind, batch_first):
             resets=np.empty(shape, bool),
             **options,
         )
-        assert y.shape == (*shape, 4)
-        grads = layer.backward(tape, np.empty((*shape, 4), np.float32), trace=True)
+        P = layer.output_size
+        assert y.shape == (*shape, P)
+        grads = layer.backward(tape, np.empty((*shape, P), np.float32), trace=True)
         assert grads.trace.dh.shape == (2, T, 0)
         assert not any(p.any() for p in grads.params.values())
         if not options:
-            assert tape.hiddens[0].shape == (T, 0, 4)
+            assert tape.hiddens[0].shape == (T, 0, P)
             assert all(a.shape[:2] == (T, 0) for a in (*tape.gates, *tape.cells))
     assert time.perf_counter() - begin < 2  # what remains is Python's own work
 

@@ -15,9 +15,19 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 
 
-def gates_of(array):
-    """The gate blocks of a matrix: [G, H, columns]."""
-    return array.reshape(-1, H, array.shape[1]).astype(np.float64)
+def row_of(kind, name):
+    """A parameter's row in the cell's table."""
+    return next(p for p in CELLS[kind].parameters if name.startswith(p.name))
+
+
+def gates_of(kind, name, array):
+    """The gate blocks of a matrix, [G, H, columns]; a projection is one block, [1, P, H]."""
+    blocks = CELLS[kind].gates if row_of(kind, name).shape[0] == "G*H" else 1
+    return array.reshape(blocks, -1, array.shape[1]).astype(np.float64)
+
+
+def maps_states(kind, name):
+    return row_of(kind, name).role in ("recurrent_matrix", "projection_matrix")
 
 
 def assert_uniform(array, bound):
@@ -52,10 +62,10 @@ def test_xavier_takes_each_gate_as_a_matrix(kind, dtype):
         if name.startswith("bias"):
             assert not array.any(), name
             continue
-        assert len(gates_of(array)) == CELLS[kind].gates
-        for gate in gates_of(array):
-            assert_uniform(gate, np.sqrt(6 / (H + array.shape[1])))
-    assert {a.shape[1] for n, a in layer.params.items() if "ih" in n and a.ndim == 2} == {I, 2 * H}
+        for gate in gates_of(kind, name, array):
+            assert_uniform(gate, np.sqrt(6 / sum(gate.shape)))
+    inputs = {a.shape[1] for n, a in layer.params.items() if "ih" in n and a.ndim == 2}
+    assert inputs == {I, 2 * layer.output_size}
 
 
 @each_kind
@@ -66,10 +76,12 @@ def test_orthogonal_makes_each_recurrent_gate_orthogonal(kind, dtype):
     for name, array in layer.params.items():
         if name.startswith("bias"):
             assert not array.any(), name
-        elif name.startswith("weight_hh"):
-            for Q in gates_of(array):
+        elif maps_states(kind, name):
+            for Q in gates_of(kind, name, array):
+                products = Q.T @ Q if len(Q) >= Q.shape[1] else Q @ Q.T
                 # A column's length is off by the roundings of H elements and of H reflections.
-                assert np.abs(Q.T @ Q - np.eye(H)).max() < np.sqrt(H) * np.finfo(dtype).eps
+                bound = np.sqrt(H) * np.finfo(dtype).eps
+                assert np.abs(products - np.eye(min(Q.shape))).max() < bound
         else:
             assert_uniform(array, np.sqrt(6 / (H + array.shape[1])))
     assert np.array_equal(layer.params["weight_ih_l0"], xavier.params["weight_ih_l0"])
@@ -95,8 +107,9 @@ def test_identity(kind, dtype):
     for name, array in layer.params.items():
         if name.startswith("bias"):
             assert not array.any(), name
-        elif name.startswith("weight_hh"):
-            assert all(np.array_equal(gate, np.eye(H)) for gate in gates_of(array))
+        elif maps_states(kind, name):
+            for gate in gates_of(kind, name, array):
+                assert np.array_equal(gate, np.eye(*gate.shape))
         else:  # from N(0, 0.001): moments within 4 of their deviations
             n = array.size
             assert abs(array.mean()) < 4e-3 / np.sqrt(n)
@@ -106,9 +119,11 @@ def test_identity(kind, dtype):
 
 @pytest.mark.parametrize("init", ["uniform", "xavier", "orthogonal", "identity"])
 @pytest.mark.parametrize("forget_bias", [1.0, -0.5, 0.0])
+@pytest.mark.parametrize("proj_size", [0, 3])
 @each_dtype
-def test_forget_bias_is_the_sum_of_both_and_nothing_else(init, forget_bias, dtype):
+def test_forget_bias_is_the_sum_of_both_and_nothing_else(init, forget_bias, proj_size, dtype):
     options = {"num_layers": 2, "bidirectional": True, "init": init, "dtype": dtype, "seed": 3}
+    options["proj_size"] = proj_size
     layer, plain = rk.LSTM(5, 7, forget_bias=forget_bias, **options), rk.LSTM(5, 7, **options)
     forget = slice(7, 14)  # the second of i, f, g, o
     for name, array in layer.params.items():
@@ -130,12 +145,18 @@ def test_a_seed_gives_the_same_parameters_and_another_gives_others(kind, init):
     one, same, other, free, freed = (layer(s) for s in (1, 1, 2, None, None))
     for name, array in one.params.items():
         assert np.array_equal(array, same.params[name]), name
-    drawn = [n for n, a in one.params.items() if a.any() and not (init == "identity" and "hh" in n)]
+    drawn = [
+        name
+        for name, array in one.params.items()
+        if array.any() and not (init == "identity" and maps_states(kind, name))
+    ]
     assert {"weight_ih_l0", "weight_ih_l1"} <= set(drawn)
     for name in drawn:
         assert not np.array_equal(one.params[name], other.params[name]), name
         assert not np.array_equal(free.params[name], freed.params[name]), name
-    assert not np.array_equal(one.params[drawn[0]][:5], one.params["weight_ih_l1"][:5, :5])
+    first, second = (one.params[f"weight_ih_l{l}"] for l in (0, 1))
+    columns = min(first.shape[1], second.shape[1])
+    assert not np.array_equal(first[:, :columns], second[:, :columns])
 
 
 def test_a_seed_does_not_touch_numpys_own_generator():
