@@ -10,10 +10,16 @@ import pytest
 from helpers import KINDS, make_layer, parts, random_problem, run_reference
 
 import rnnkern as rk
-from rnnkern import diagnose
+from rnnkern import diagnose, reference
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-GATES = {"lstm": "ifgo", "gru": "rzn", "gru_reset_before": "rzn"}
+GATES = {kind: "".join(gates) for kind, gates in diagnose.GATES.items()}
+
+
+def has_c(kind):
+    return any(state.name == "c" for state in reference.CELLS[kind].states)
+
+
 LENGTHS = np.array([7, 0, 4])
 BOTH = {"num_layers": 2, "bidirectional": True}
 
@@ -50,21 +56,47 @@ def traced(layer, T, dy=None, clip=None, rows=2, lengths=None):
 def test_spectrum_is_that_of_each_block(kind):
     layer = make_layer(kind, 3, 5, **BOTH)
     blocks = diagnose.spectrum(layer)
-    names = [name for name in layer.params if name.startswith("weight_hh")]
-    matrices = [m for name in names for m in layer.params[name].reshape(-1, 5, 5)]
-    gates = GATES.get(kind, "h")
+    params = {name: array.astype(np.float64) for name, array in layer.params.items()}
+    names = [name for name in params if name.startswith("weight_hh")]
+    matrices = []
+    for name in names:
+        project = params.get(name.replace("weight_hh", "weight_hr"), np.eye(5))
+        matrices += [project @ m for m in params[name].reshape(-1, 5, layer.output_size)]
     assert [(b.layer, b.direction, b.gate) for b in blocks] == [
-        (l, d, gate) for l in (0, 1) for d in (0, 1) for gate in gates
+        (l, d, gate) for l in (0, 1) for d in (0, 1) for gate in GATES[kind] if names
     ]
     for block, matrix in zip(blocks, matrices, strict=True):
-        matrix = matrix.astype(np.float64)
+        assert block.eigenvalues.shape == (layer.output_size,)
         # The characteristic polynomial is zero at each eigenvalue, up to rounding in 5x5.
         for value in block.eigenvalues:
-            assert abs(np.linalg.det(matrix - value * np.eye(5))) < 1e-12
+            assert abs(np.linalg.det(matrix - value * np.eye(len(matrix)))) < 1e-12
         assert np.isclose(block.eigenvalues.sum(), np.trace(matrix))
         assert (np.diff(np.abs(block.eigenvalues)) <= 1e-12).all()
         assert block.radius == abs(block.eigenvalues[0])
         assert np.isclose(block.singular**2, np.linalg.eigvalsh(matrix.T @ matrix)[-1])
+
+
+def test_spectrum_of_a_projection_is_that_of_the_wide_matrix_but_for_zeros():
+    layer = rk.LSTM(3, 7, proj_size=4, dtype=np.float64, seed=0)
+    wide = layer.params["weight_hh_l0"].reshape(4, 7, 4) @ layer.params["weight_hr_l0"]
+    for block, matrix in zip(diagnose.spectrum(layer), wide, strict=True):
+        values = np.linalg.eigvals(matrix)
+        values = values[np.argsort(-abs(values))]
+        # The three that only the wide matrix has are 0 of multiplicity 3, found up to eps^(1/3).
+        assert np.allclose(abs(values[4:]), 0.0, atol=1e-5)
+        assert np.allclose(np.poly(block.eigenvalues), np.poly(values[:4]), atol=1e-4)
+
+
+def test_spectrum_of_a_projection_that_is_not_finite():
+    layer = rk.LSTM(3, 7, proj_size=4, seed=0)
+    layer.params["weight_hr_l0"][0, 0] = np.nan
+    assert np.isnan([block.radius for block in diagnose.spectrum(layer)]).all()
+
+
+def test_spectrum_without_recurrent_matrices_is_empty():
+    layer = rk.MinGRU(3, 5, seed=0, **BOTH)
+    assert diagnose.spectrum(layer) == []
+    diagnose.plot_spectrum(layer).draw_without_rendering()
 
 
 def test_spectrum_of_a_matrix_that_is_not_finite():
@@ -120,11 +152,12 @@ def test_lyapunov_is_the_growth_of_a_product_of_jacobians(kind, settle):
 @each_kind
 def test_lyapunov_tends_to_the_largest_singular_value_of_the_product(kind):
     layer = make_layer(kind, 2, 3, dtype=np.float64)
-    layer.params["bias_ih_l0"] += 1.0  # so that at each step some relu is alive
-    x = np.random.default_rng(0).normal(size=(300, 2))
-    product, logs = np.eye(3 * (1 + (kind == "lstm"))), 0.0
-    zeros = np.zeros((1, 3))
-    for J in jacobians(layer, x, (zeros, zeros) if kind == "lstm" else zeros):
+    if kind == "rnn_relu":
+        layer.params["bias_ih_l0"] += 1.0  # so that at each step some unit is alive
+    x = 0.5 * np.random.default_rng(0).normal(size=(300, 2))  # no step at which clips stop all
+    zeros = layer(x[:0])[1]
+    product, logs = np.eye(sum(part.size for part in parts(zeros))), 0.0
+    for J in jacobians(layer, x, zeros):
         product = J @ product
         size = np.linalg.norm(product, 2)
         product, logs = product / size, logs + np.log(size)
@@ -202,7 +235,7 @@ def test_saturation_is_a_count_of_the_references_gates(kind, lengths):
     _, _, tape = problem.forward(layer)
     found = diagnose.saturation(layer, tape, low=0.2, high=0.7, tanh=0.6, lengths=lengths)
     steps = run_reference(layer, problem).tape.steps
-    gates = GATES.get(kind, "h") + ("c" if kind == "lstm" else "")
+    gates = GATES[kind] + ("c" if has_c(kind) else "")
     assert len(found) == 4 * len(gates)
     some = 0.0
     for index, one in enumerate(found):
@@ -218,6 +251,8 @@ def test_saturation_is_a_count_of_the_references_gates(kind, lengths):
                 continue
             if kind == "rnn_relu":
                 below, above = values == 0, values < 0
+            elif one.gate == "v":  # linear above 1/2
+                below, above = values < 0.2, values < 0
             elif one.gate in "iforz":
                 below, above = values < 0.2, values > 0.7
             else:
@@ -266,16 +301,16 @@ def test_report_without_grads_is_the_norm_of_a_pulse(kind):
     layer = make_layer(kind, 2, 6, num_layers=2, dtype=np.float64)
     problem = random_problem(layer, 20, 3)
     _, _, tape = problem.forward(layer)
-    v = np.zeros((2, 3, 6))
-    v[1] = np.random.default_rng(5).normal(size=(3, 6))
+    v = np.zeros((2, 3, layer.output_size))
+    v[1] = np.random.default_rng(5).normal(size=v[1].shape)
     v[1] /= np.linalg.norm(v[1], axis=-1, keepdims=True)
-    dstate = (v, np.zeros_like(v)) if kind == "lstm" else v
+    dstate = (v, np.zeros((2, 3, 6))) if has_c(kind) else v
     report = diagnose.report(layer, tape, seed=5)
     assert [f.layer for f in report.flows] == [0, 1]
     flow = report.flows[1]
     trace = layer.backward(tape, dstate=dstate, trace=True).trace
     norms = trace.dh_before[1][::-1]
-    if kind == "lstm":  # h and c together, from the second step on
+    if has_c(kind):  # h and c together, from the second step on
         norms = np.hypot(norms, trace.dc_before[1][::-1])
         want = np.median(norms / norms[0], axis=1)
     else:
@@ -402,7 +437,8 @@ def test_report_thresholds_and_evidence():
         assert {b.layer for b in flow.spectrum} == {flow.layer}
         assert {s.direction for s in flow.saturation} == {flow.direction}
         update = next(s for s in flow.saturation if s.gate == "z")
-        assert f"the update gate's mean is {update.mean:.3g}" in text
+        assert flow.kept == update.mean
+        assert f"a step keeps {update.mean:.3g} of its state" in text
         assert f"z {update.share:.0%}" in text
     assert "layer 1, reverse: gradients vanish: below 0.5 of the norm after" in text
     assert f"norm {grads.norm:.3g}, scaled by {grads.scale:.3g}" in text
@@ -426,13 +462,21 @@ def problem_with_nan(kind, where, rows=3, **options):
 
 
 OF_ROW_1 = ("x", "state")
-OF_ALL = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0")
-each_nan = pytest.mark.parametrize("where", [*OF_ROW_1, *OF_ALL])
+OF_ALL = ("weight_ih", "weight_hh", "bias_ih", "weight_hr")
+each_kind_and_nan = pytest.mark.parametrize(
+    ("kind", "where"),
+    [(kind, where) for kind in KINDS for where in OF_ROW_1]
+    + [
+        (kind, f"{parameter.name}_l0")
+        for kind in KINDS
+        for parameter in reference.CELLS[kind].parameters
+        if parameter.name in OF_ALL
+    ],
+)
 each_nan_of_row_1 = pytest.mark.parametrize("where", OF_ROW_1)
 
 
-@each_kind
-@each_nan
+@each_kind_and_nan
 @pytest.mark.parametrize("layers", [1, 2])
 def test_lyapunov_is_nan_where_the_values_are(kind, where, layers):
     layer, p = problem_with_nan(kind, where, num_layers=layers)
@@ -458,7 +502,7 @@ def test_lyapunov_of_other_rows_is_untouched_by_nan(kind, where):
 
 
 @each_kind
-@pytest.mark.parametrize("where", ["x", "weight_hh_l0"])
+@pytest.mark.parametrize("where", ["x", "weight_ih_l0"])
 def test_lyapunov_of_one_row_of_nan(kind, where):
     layer = make_layer(kind, 2, 6)
     x = random_problem(layer, 12).x
@@ -471,8 +515,7 @@ def test_lyapunov_of_one_row_of_nan(kind, where):
     assert np.isnan(got)
 
 
-@each_kind
-@each_nan
+@each_kind_and_nan
 @pytest.mark.parametrize("options", [{}, BOTH, {"num_layers": 3, "residual": True}])
 @pytest.mark.parametrize("given", ["probe", "dy", "dy of the first step"])
 def test_report_of_nan_is_not_finite(kind, where, options, given):
@@ -499,20 +542,20 @@ def test_report_of_nan_is_of_the_step_where_it_is(kind):
     tape = p.but(resets=resets).forward(layer)[2]
     (flow,) = diagnose.report(layer, tape, vanished=1e-300).flows
     # Nothing passes the reset, the 8th step back (a gradient of c begins a step later).
-    assert (flow.verdict, flow.steps) == ("vanishes", 7 if kind == "lstm" else 8)
+    assert (flow.verdict, flow.steps) == ("vanishes", 8 - has_c(kind))
 
 
 @each_kind
 @each_nan_of_row_1
 def test_saturation_leaves_out_rows_of_nan(kind, where):
     layer, p = problem_with_nan(kind, where, **BOTH)
-    lost = np.isnan(np.stack(p.forward(layer)[2].hiddens)).reshape(2, 12, 3, 2, 6).any(-1)
+    lost = np.isnan(np.stack(p.forward(layer)[2].hiddens)).reshape(2, 12, 3, 2, -1).any(-1)
     assert lost[:, :, 1].any(axis=1).all()
     assert not lost[:, :, ::2].any()
     found = diagnose.saturation(layer, p.forward(layer)[2], low=0.45, high=0.5, tanh=0.3)
     keep = [0, 2]
     others = p.but(x=p.x[:, keep], state=tuple(s[:, keep] for s in parts(p.state)))
-    if kind != "lstm":
+    if not has_c(kind):
         others = others.but(state=others.state[0])
     want = diagnose.saturation(layer, others.forward(layer)[2], low=0.45, high=0.5, tanh=0.3)
     for one, other in zip(found, want, strict=True):
@@ -546,7 +589,8 @@ def test_pictures_of_nan(kind, all_rows):
         assert (np.isfinite(line.get_ydata()) == clean).all()
     diagnose.plot_flow(layer, grads).draw_without_rendering()
     diagnose.plot_clips(layer, grads).draw_without_rendering()
-    layer.params["weight_hh_l0"][...] = np.nan
+    for array in layer.params.values():
+        array[...] = np.nan
     diagnose.plot_spectrum(layer).draw_without_rendering()
 
 
@@ -770,7 +814,7 @@ def test_wrong_arguments_are_named():
     _, _, tape_of_many = many.forward(x)
     of_many = many.backward(tape_of_many, trace=True)
     cases = [
-        (lambda: diagnose.spectrum(3), TypeError, "layer: expected an RNN, LSTM or GRU, got int"),
+        (lambda: diagnose.spectrum(3), TypeError, "layer: expected an RNN, LSTM, GRU or M"),
         (
             lambda: diagnose.spectrum(rk.GRU(1, 2, ensemble=3)),
             ValueError,

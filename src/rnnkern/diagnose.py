@@ -3,7 +3,8 @@
 Nothing here changes a layer. An ensemble is looked at member by member. The plotting functions need
 matplotlib, the rest NumPy alone.
 
-Letters, for every shape: T steps, B rows of the batch, H hidden units, L layers, D directions.
+Letters, for every shape: T steps, B rows of the batch, H hidden units, P channels of h (H without a
+projection), L layers, D directions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .checks import integer, number
-from .layers import GRU, LSTM, RNN, Gradients, Trace
+from .layers import Gradients, Trace, _Layer
 
 __all__ = [
     "Block",
@@ -38,10 +39,24 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Layer: TypeAlias = RNN | LSTM | GRU
+Layer: TypeAlias = _Layer
 State: TypeAlias = Array | tuple[Array, Array]
 
 MOST_POINTS = 500  # of a curve whose slopes are compared pair by pair
+
+# The gates of each kind, in the order of its matrices' rows, with their activations.
+LSTM_GATES = {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"}
+GRU_GATES = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
+GATES = {
+    "rnn_tanh": {"h": "tanh"},
+    "rnn_relu": {"h": "relu"},
+    "lstm": LSTM_GATES,
+    "lstm_clipped": LSTM_GATES,
+    "lstm_projected": LSTM_GATES,
+    "gru": GRU_GATES,
+    "gru_reset_before": GRU_GATES,
+    "min_gru": {"z": "sigmoid", "v": "sigmoid or linear"},
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,13 +79,17 @@ def _untrapped(function: Callable[P, R]) -> Callable[P, R]:
 class Block(NamedTuple):
     """One recurrent matrix: what multiplies h, for one gate of one layer and direction.
 
+    With a projection it is ``W_hr W_hh``, W_hh of the gate: the product from h to the next h, with
+    all else left out. Its eigenvalues are those of the (H, H) matrix ``W_hh W_hr`` that are not
+    zero.
+
     Attributes
     ----------
     layer, direction : int
         Which; direction 1 runs backward in time.
     gate : str
         ``h`` (RNN); ``i``, ``f``, ``g``, ``o`` (LSTM); ``r``, ``z``, ``n`` (GRU).
-    eigenvalues : ndarray of complex, shape (H,)
+    eigenvalues : ndarray of complex, shape (P,)
         The largest modulus first.
     radius : float
         The spectral radius: the largest modulus.
@@ -96,13 +115,14 @@ def spectrum(layer: Layer) -> list[Block]:
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM, GRU or MinGRU
         Its parameters, as they are now.
 
     Returns
     -------
     list of Block
         Layer by layer, direction by direction, gate by gate; nan for a matrix that is not finite.
+        Empty for a `MinGRU`, which has no recurrent matrix.
 
     Raises
     ------
@@ -126,10 +146,15 @@ def spectrum(layer: Layer) -> list[Block]:
     _check_layer(layer)
     blocks = []
     params = dict(layer._checked_params())
+    gates = GATES[layer._kind]
     for place, direction in _places(layer):
-        name = f"weight_hh_l{place}" + ("_reverse" if direction else "")
-        weights = params[name].astype(np.float64)
-        for gate, matrix in zip(_gates(layer), np.split(weights, len(_gates(layer))), strict=True):
+        suffix = f"_l{place}" + ("_reverse" if direction else "")
+        weights, projection = params.get("weight_hh" + suffix), params.get("weight_hr" + suffix)
+        if weights is None:
+            continue
+        matrices = np.split(weights.astype(np.float64), len(gates))
+        for gate, matrix in zip(gates, matrices, strict=True):
+            matrix = matrix if projection is None else projection.astype(np.float64) @ matrix
             values, singular = np.full(len(matrix), np.nan, np.complex128), np.nan
             if np.isfinite(matrix).all():
                 values[...] = np.linalg.eigvals(matrix)
@@ -162,7 +187,7 @@ def lyapunov(
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM, GRU or MinGRU
         Not bidirectional. Dropout does not act, and nothing of the layer is changed.
     x, state
         As in calling the layer; T at least 1. All rows have T steps.
@@ -268,7 +293,7 @@ class Saturation(NamedTuple):
     layer, direction : int
         Which; direction 1 runs backward in time.
     gate : str
-        As in `Block`; also ``c``, which is tanh(c) of an LSTM.
+        As in `Block`; also ``c``, which is tanh(c) of an LSTM; ``z`` and ``v`` (MinGRU).
     low, high : ndarray, shape (T,); (0,) of a batch without rows
         Share of units and rows below the lower threshold, and above the upper one, at each step;
         nan where no row is left. Rows whose h is nan are left out, as padding is.
@@ -301,12 +326,13 @@ def saturation(
 
     A sigmoid counts below `low` or above `high`, a tanh below ``-tanh`` or above ``tanh``. With
     the defaults the slope there is below 0.09 (sigmoid; 0.25 at most) and 0.19 (tanh; 1 at most).
-    A relu counts as low at zero, where nothing passes, and never as high. For a forget gate (f)
-    and an update gate (z) high is no harm: it is how the state is kept.
+    A relu counts as low at zero, where nothing passes, and never as high; a minGRU's candidate (v)
+    below `low`, and never as high, as it is linear there. For a forget gate (f) and an update gate
+    (z) high is no harm: it is how the state is kept. In a minGRU a low update gate keeps it.
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM, GRU or MinGRU
         The layer.
     tape : Tape
         Of its `forward`.
@@ -362,23 +388,27 @@ def _saturation(
     lengths = _lengths(lengths, *hiddens[0].shape[:2])
     hiddens, gates, cells = map(_steps_with_rows, (hiddens, tape.gates, tape.cells))
     T, H = len(hiddens[0]), layer.hidden_size
+    activations = {**GATES[layer._kind], "c": "tanh"}
+    ends = {
+        "sigmoid": (low, high),
+        "sigmoid or linear": (low, np.inf),
+        "tanh": (-tanh, tanh),
+        "relu": (np.finfo(layer.dtype).tiny, np.inf),
+    }
     there = (np.arange(T)[:, None] < lengths) & ~_lost(layer, hiddens)
     found = []
     for index, (place, direction) in enumerate(_places(layer)):
         alive = there[index]
         counts = H * alive.sum(axis=1)
-        if isinstance(layer, RNN):
-            values = {"h": hiddens[place][..., _units(layer, direction)]}
+        if gates:
+            values = {gate: gates[index][:, :, k] for k, gate in enumerate(GATES[layer._kind])}
         else:
-            values = {gate: gates[index][:, :, k] for k, gate in enumerate(_gates(layer))}
+            values = {"h": hiddens[place][..., _units(layer, direction)]}
         if cells:
             values["c"] = np.tanh(cells[index])
         for gate, value in values.items():
-            if isinstance(layer, RNN) and layer.nonlinearity == "relu":
-                below, above = value <= 0.0, np.zeros(value.shape, bool)
-            else:
-                ends = (low, high) if gate in "ifozr" else (-tanh, tanh)
-                below, above = value < ends[0], value > ends[1]
+            lower, upper = ends[activations[gate]]
+            below, above = value < lower, value > upper
             sums = [(near & alive[..., None]).sum(axis=(1, 2)) for near in (below, above)]
             at = [np.divide(s, counts, out=np.full(T, np.nan), where=counts > 0) for s in sums]
             total = float(counts.sum())
@@ -414,6 +444,9 @@ class Flow:
         Of its recurrent matrices.
     saturation : list of Saturation
         Of its gates.
+    kept : float or None
+        The mean share of its state that a step keeps: the mean of f (LSTM), of z (GRU) or of 1 - z
+        (MinGRU). None for an `RNN`, which has no such gate.
     clipped : float
         Share of the elements of dL/da that `Clip.step_value` limited, where a gradient was.
     scaled : float
@@ -428,6 +461,7 @@ class Flow:
     curve: Array
     spectrum: list[Block]
     saturation: list[Saturation]
+    kept: float | None
     clipped: float
     scaled: float
 
@@ -465,15 +499,11 @@ class Report:
             matrices = ", ".join(
                 f"{b.gate} {b.radius:.3g} / {b.singular:.3g}" for b in flow.spectrum
             )
-            lines.append(f"  spectral radius / largest singular value: {matrices}")
+            lines.append(f"  spectral radius / largest singular value: {matrices or 'no matrix'}")
             saturated = ", ".join(f"{s.gate} {s.share:.0%}" for s in flow.saturation)
             lines.append(f"  near their ends: {saturated}")
-            lines += [
-                f"  the {'forget' if s.gate == 'f' else 'update'} gate's mean is {s.mean:.3g}: "
-                "what a step keeps of its state"
-                for s in flow.saturation
-                if s.gate in "fz"
-            ]
+            if flow.kept is not None:
+                lines.append(f"  a step keeps {flow.kept:.3g} of its state on average")
             lines.append(
                 f"  step_norm scaled {flow.scaled:.0%} of the steps, "
                 f"step_value limited {flow.clipped:.0%} of dL/da"
@@ -534,7 +564,7 @@ def report(
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM, GRU or MinGRU
         The layer.
     tape : Tape
         Of its `forward`.
@@ -594,6 +624,7 @@ def report(
             _logs(trace, index, direction, ends, lost[index]), vanished, exploded
         )
         there = trace.dh[index] > 0.0
+        own_gates = [s for s in gates if (s.layer, s.direction) == here]
         flows.append(
             Flow(
                 *here,
@@ -602,7 +633,8 @@ def report(
                 _rate(curve),
                 curve,
                 [b for b in matrices if (b.layer, b.direction) == here],
-                [s for s in gates if (s.layer, s.direction) == here],
+                own_gates,
+                _kept(layer, own_gates),
                 float(trace.clipped[index][there].mean()) if there.any() else 0.0,
                 float((trace.scale[index][there] < 1.0).mean()) if there.any() else 0.0,
             )
@@ -623,7 +655,7 @@ def plot_flow(
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM, GRU or MinGRU
         The layer.
     grads : Gradients
         Of ``layer.backward(tape, ..., trace=True)``.
@@ -729,7 +761,7 @@ def plot_spectrum(layer: Layer, axes: Any = None) -> Any:
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM, GRU or MinGRU
         The layer.
     axes : matplotlib Axes, optional
         Where to draw; on a figure of its own if not given.
@@ -822,8 +854,8 @@ def plot_saturation(
 
 
 def _check_layer(layer: Any) -> None:
-    if not isinstance(layer, (RNN, LSTM, GRU)):
-        raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
+    if not isinstance(layer, _Layer):
+        raise TypeError(f"layer: expected an RNN, LSTM, GRU or MinGRU, got {type(layer).__name__}")
     if layer.ensemble:
         raise ValueError("layer: expected a layer alone, got an ensemble (use its member(e))")
 
@@ -843,10 +875,12 @@ def _place_name(layer: int, direction: int) -> str:
     return f"layer {layer}" + (", reverse" if direction else "")
 
 
-def _gates(layer: Layer) -> str:
-    if isinstance(layer, RNN):
-        return "h"
-    return "ifgo" if isinstance(layer, LSTM) else "rzn"
+def _kept(layer: Layer, gates: list[Saturation]) -> float | None:
+    """The mean share of its state that a step keeps; None without a gate for it."""
+    mean = {gate.gate: gate.mean for gate in gates}
+    if layer._kind == "min_gru":
+        return 1.0 - mean["z"]
+    return mean.get("f", mean.get("z"))
 
 
 def _sequence(layer: Layer, x: Any) -> tuple[Array, int, int]:
@@ -865,16 +899,18 @@ def _sequence(layer: Layer, x: Any) -> tuple[Array, int, int]:
 
 
 def _hiddens(layer: Layer, tape: Any) -> list[Array]:
-    """The outputs (T, B, D*H) of each layer, of a tape that fits the layer."""
+    """The outputs (T, B, D*P) of each layer, of a tape that fits the layer."""
     if not isinstance(tape, _core.Tape):
         raise TypeError(f"tape: expected a Tape, got {type(tape).__name__}")
     hiddens = tape.hiddens
-    width = (1 + layer.bidirectional) * layer.hidden_size
-    saved = [gates.shape[2] for gates in tape.gates if gates.ndim == 4]
+    width = (1 + layer.bidirectional) * layer.output_size
     fits = len(hiddens) == layer.num_layers and hiddens[0].ndim == 3  # an ensemble's have 4
     fits = fits and hiddens[0].shape[-1] == width
-    gated = not isinstance(layer, RNN)
-    if not (fits and bool(saved) == gated and bool(tape.cells) == isinstance(layer, LSTM)):
+    count = len(GATES[layer._kind]) + (layer._kind == "gru")  # which also saves W_hn h' + b_hn
+    saved = {gates.shape[2:] for gates in tape.gates}
+    expected = {(count, layer.hidden_size)} if count > 1 else set()
+    has_cells = len(layer._state_names) > 1
+    if not (fits and saved == expected and bool(tape.cells) == has_cells):
         raise ValueError("tape: expected one of this layer's forward, got another's")
     return hiddens
 
@@ -886,7 +922,7 @@ def _steps_with_rows(arrays: list[Array]) -> list[Array]:
 
 def _units(layer: Layer, direction: int) -> slice:
     """A direction's channels of its layer's outputs."""
-    return slice(direction * layer.hidden_size, (direction + 1) * layer.hidden_size)
+    return slice(direction * layer.output_size, (direction + 1) * layer.output_size)
 
 
 def _lost(layer: Layer, hiddens: list[Array]) -> Array:
@@ -948,15 +984,15 @@ def _trace(grads: Any) -> Trace:
 
 def _probe(layer: Layer, tape: _core.Tape, B: int, seed: int) -> Gradients:
     """The gradients of a random unit vector at the final h of the last layer."""
-    D, H = 1 + layer.bidirectional, layer.hidden_size
-    v: Array = np.zeros((layer.num_layers * D, B, H))
-    drawn = np.random.default_rng(seed).normal(size=(D, B, H))
+    D, P = 1 + layer.bidirectional, layer.output_size
+    v: Array = np.zeros((layer.num_layers * D, B, P))
+    drawn = np.random.default_rng(seed).normal(size=(D, B, P))
     v[-D:] = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
     v = v.astype(layer.dtype)
     if B == 1:  # which may have come without the axis of rows: a backward tells
         v = v.reshape(_parts(layer.backward(tape).state)[0].shape)
-    dstate = (v, np.zeros_like(v)) if isinstance(layer, LSTM) else v
-    return layer.backward(tape, dstate=dstate, trace=True)
+    others = [np.zeros((*v.shape[:-1], layer.hidden_size), v.dtype)] * (len(layer._state_names) - 1)
+    return layer.backward(tape, dstate=_state([v, *others]), trace=True)
 
 
 def _logs(trace: Trace, index: int, direction: int, lengths: Array, lost: Array) -> list[Array]:
