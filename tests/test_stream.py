@@ -48,7 +48,7 @@ def test_steps_are_the_sequence(kind, dtype, rows, bias):
     assert not any(part.any() for part in parts(stream.state))
     stream.state = p.state
     steps = [stream.step(x) for x in p.x]
-    assert all(y.shape == (rows, H) and y.dtype == dtype for y in steps)
+    assert all(y.shape == (rows, layer.output_size) and y.dtype == dtype for y in steps)
     assert np.stack(steps).tobytes() == want.tobytes()
     assert frozen(stream.state) == frozen(last)
 
@@ -182,7 +182,7 @@ def test_out(kind):
     layer, p = make(kind)
     want = layer(p.x)[0]
     stream = layer.stream(B)
-    block, step = np.full((T - 1, B, H), np.nan, np.float32), np.full((B, H), np.nan, np.float32)
+    block, step = np.full_like(want[1:], np.nan), np.full_like(want[0], np.nan)
     assert stream.step(p.x[0], step) is step
     assert stream.run(p.x[1:], out=block) is block
     assert step.tobytes() + block.tobytes() == want.tobytes()
@@ -240,7 +240,7 @@ def test_a_subclass_may_change_a_method():
 
     layer, p = make()
     want = 2 * layer.stream(B).step(p.x[0])
-    stream = Doubled(layer._net, layer.params, B)
+    stream = Doubled(layer._stack, layer.params, B)
     assert stream.step(p.x[0]).tobytes() == want.tobytes()
 
 
@@ -254,7 +254,9 @@ def test_a_stream_that_no_layer_made():
         lambda: setattr(nothing, "state", x),
         nothing.reset,
     ):
-        with pytest.raises(TypeError, match="self: expected a stream that a layer made, got "):
+        with pytest.raises(
+            TypeError, match="self: expected a Stream, got one whose constructor has not run"
+        ):
             use()
     with pytest.raises(TypeError):
         rk.Stream.step(None, x)
@@ -334,8 +336,8 @@ def test_results_are_not_touched_again():
 def test_steps_into_out_allocate_nothing(kind):
     layer = make_layer(kind, 4, 256, num_layers=2)
     stream = layer.stream()
-    x, out = np.ones((1, 4), np.float32), np.empty((1, 256), np.float32)
-    block, block_out = np.ones((3, 1, 4), np.float32), np.empty((3, 1, 256), np.float32)
+    x, out = np.ones((1, 4), np.float32), np.empty((1, layer.output_size), np.float32)
+    block, block_out = np.ones((3, *x.shape), np.float32), np.empty((3, *out.shape), np.float32)
     stream.run(block, block_out)
     tracemalloc.start()
     try:
@@ -358,7 +360,7 @@ def test_room_for_128_rows_is_made_with_the_stream(kind):
     assert rows == 128
     layer = make_layer(kind, 16, 64)
     x = random_problem(layer, 1 + rows // few, few).x
-    out = np.empty((*x.shape[:2], 64), np.float32)
+    out = np.empty((*x.shape[:2], layer.output_size), np.float32)
     with rk.num_threads(1):
         stream = layer.stream(few)
         rk.release_memory()
@@ -439,5 +441,5 @@ def test_an_error_leaves_the_state(kind):
         with pytest.raises((TypeError, ValueError)):
             stream.step(wrong)
     with pytest.raises(ValueError, match="out: expected shape"):
-        stream.run(p.x[6:], np.empty((1, B, H), np.float32))
+        stream.run(p.x[6:], np.empty((1, *want[0].shape), np.float32))
     assert stream.run(p.x[6:]).tobytes() == want[6:].tobytes()

@@ -30,7 +30,7 @@ class Stream(_core.Stream):
     Attributes
     ----------
     state : ndarray or tuple of ndarray
-        h (L, B, H), for an LSTM the pair (h, c). Reading copies; assigning sets it.
+        h (L, B, P), for an LSTM the pair (h, c), c (L, B, H). Reading copies; assigning sets it.
 
     Examples
     --------
@@ -42,6 +42,8 @@ class Stream(_core.Stream):
     >>> bool((np.stack(steps) == gru(x)[0]).all())
     True
     """
+
+    _state_names: tuple[str, ...] = ("h",)  # until the constructor runs; the core then refuses
 
     def __init__(self, stack: _core.LayerStack, params: dict[str, Array], batch_size: int) -> None:
         super().__init__(stack, params, batch_size)
