@@ -55,7 +55,10 @@ def defined(layer, p, k1, k2):
 
     By the reference, whose forward gives the state at the cut, which is held fixed there.
     """
-    config = reference.Config(layer._kind, I, H, L, False, layer.bias)
+    cell = reference.CELLS[layer._kind]
+    names = (*cell.options, *(("proj_size",) if cell.projects else ()))
+    options = {name: getattr(layer, name) for name in names}
+    config = reference.Config(layer._kind, I, H, L, False, layer.bias, **options)
     first_axes = (lambda a: a.swapaxes(0, 1)) if layer.batch_first else (lambda a: a)
     x, dy = first_axes(p.x), first_axes(p.dy)
     grads = {name: np.zeros(a.shape) for name, a in layer.params.items()}
@@ -312,8 +315,8 @@ def test_refused(kind):
         ((layer, x, 3, "4"), TypeError, "k2: expected an integer, got str"),
         ((layer, x, 3, 2), ValueError, "k2: expected at least k1 = 3, got 2"),
         ((both, x, 3), ValueError, "layer: expected one of one direction, got a bidirectional"),
-        ((None, x, 3), TypeError, "layer: expected an RNN, LSTM or GRU, got NoneType"),
-        ((layer.stream(), x, 3), TypeError, "layer: expected an RNN, LSTM or GRU, got Stream"),
+        ((None, x, 3), TypeError, "layer: expected an RNN, LSTM, GRU or MinGRU, got None"),
+        ((layer.stream(), x, 3), TypeError, "layer: expected an RNN, LSTM, GRU or MinGRU, got St"),
         ((layer, x.tolist(), 3), TypeError, "x: expected an array of dtype float64, got list"),
         ((layer, x.astype("f4"), 3), TypeError, "x: expected an array of dtype float64, got flo"),
         ((layer, x[0, 0], 3), ValueError, "x: expected shape (T, B, 4) or (T, 4), got (4,)"),

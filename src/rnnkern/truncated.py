@@ -26,7 +26,7 @@ class Window:
         The k1 new steps, of the sequence's T.
     reach : slice
         The steps that gradients reach: up to k2, the new ones at their end.
-    y : ndarray, shape (k1, B, H), laid out as `x`
+    y : ndarray, shape (k1, B, P), laid out as `x`
         The outputs of the new steps; leave them as they are until backward is done.
     state : ndarray or tuple of ndarray
         The state after the window's last step, read-only.
@@ -123,7 +123,7 @@ class Window:
         """The state after so many of the steps in reach."""
 
         def last(parts: list[Array]) -> Array:
-            h = np.stack([part[count - 1] for part in parts])  # (L, B, H)
+            h = np.stack([part[count - 1] for part in parts])  # (L, B, P) or (L, B, H)
             return h[:, 0] if len(self._shape) == 2 else h
 
         hiddens = last(self._tape.hiddens)
@@ -147,7 +147,7 @@ def truncated_bptt(
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : RNN, LSTM, GRU or MinGRU
         Of one direction.
     x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
         The sequence, also as a ``np.memmap``; an ensemble's as for the layer.
@@ -209,7 +209,7 @@ def truncated_bptt(
     True
     """
     if not isinstance(layer, _Layer):
-        raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
+        raise TypeError(f"layer: expected an RNN, LSTM, GRU or MinGRU, got {type(layer).__name__}")
     if layer.bidirectional:
         raise ValueError(
             "layer: expected one of one direction, got a bidirectional one: its outputs need the "
