@@ -115,9 +115,19 @@ class _Layer:
             residual=self._residual,
             is_double=self._dtype == np.dtype(np.float64),
             members=members,
-            cell_clip=math.inf if self._cell_clip is None else self._cell_clip,
-            projection_clip=math.inf if self._proj_clip is None else self._proj_clip,
+            cell_clip=self._bound("cell_clip", self._cell_clip),
+            projection_clip=self._bound("proj_clip", self._proj_clip),
         )
+
+    def _bound(self, name: str, clip: float | None) -> float:
+        """A clip of states as the core takes it: of the layer's dtype, infinity for none."""
+        if clip is None:
+            return math.inf
+        smallest, largest = float(np.finfo(self._dtype).tiny), float(np.finfo(self._dtype).max)
+        if not smallest <= clip <= largest:
+            normal = f"a normal number of {self._dtype}, {smallest:.3g} to {largest:.3g}"
+            raise ValueError(f"{name}: expected {normal}, got {clip!r}")
+        return float(self._dtype.type(clip))  # rounded here: the host may trap on that in a call
 
     def _checked_params(self) -> Iterator[tuple[str, Array]]:
         """The parameters, checked as the core checks them in each call."""
