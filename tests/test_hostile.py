@@ -328,7 +328,7 @@ def count_allocations_of_streams():
         return many - counter(0, 0)
 
     def callbacks(layer):
-        x, y = np.ones((64, 1, 1), layer.dtype), np.empty((64, 1, layer.hidden_size), layer.dtype)
+        x, y = np.ones((64, 1, 1), layer.dtype), np.empty((64, 1, layer.output_size), layer.dtype)
         stream, stepped = layer.stream(), layer.stream()
         views = iter(3 * list(zip(x, y, strict=True)))
 
@@ -487,8 +487,9 @@ def calls_of(kind, T, B, I, H, L):
     """Every call of these sizes that there is memory to prepare."""
     layer = make_layer(kind, I or 1, H or 1, num_layers=L or 1)
     I, H, L = layer.input_size, layer.hidden_size, layer.num_layers
-    x, dy, state = claim((T, B, I)), claim((T, B, H)), claim((L, B, H))
-    state = (state, state) if kind == "lstm" else state
+    P = layer.output_size
+    x, dy, state = claim((T, B, I)), claim((T, B, P)), claim((L, B, P))
+    state = (state, claim((L, B, H))) if isinstance(layer, rk.LSTM) else state
     lengths = claim((B,), np.int64, T // 2)
     tape = layer.forward(claim((2, 2, I)))[2]
     yield lambda: layer.forward(x)
@@ -596,6 +597,15 @@ def use_with_traps():
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="traps as x86-64 has them")
 def test_traps_of_the_host():
     child(use_with_traps)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("f4", 1e-45), ("f4", 1e39), ("f8", 5e-324)])
+@pytest.mark.parametrize("name", ["cell_clip", "proj_clip"])
+def test_a_clip_of_states_that_is_no_normal_number_of_the_dtype_is_refused(name, dtype, value):
+    """The kernels would flush it to zero, or take it for none."""
+    options = {"proj_size": 2, name: value, "dtype": dtype}
+    with pytest.raises(ValueError, match=f"^{name}: expected a normal number of float.*, got "):
+        rk.LSTM(3, 4, **options)
 
 
 # ---- many threads ------------------------------------------------------------------------------
@@ -1179,11 +1189,12 @@ def test_a_state_is_loaded_as_it_was_validated(name, value):
 
 CLASSES = {
     "Tape": _core.Tape,
-    "Net": _core.Net,
+    "LayerStack": _core.LayerStack,
     "core Stream": _core.Stream,
     "RNN": rk.RNN,
     "LSTM": rk.LSTM,
     "GRU": rk.GRU,
+    "MinGRU": rk.MinGRU,
     "Stream": rk.Stream,
     "Linear": rk.Linear,
     "Embedding": rk.Embedding,
@@ -1201,21 +1212,21 @@ def use_what_was_not_made(name):
     layer = make_layer("gru", 3, 4)
     x = np.ones((5, 2, 3), np.float32)
     y, _, tape = layer.forward(x)
-    params, inf = layer.params, np.inf
+    params = layer.params
     arguments = {
         "backward": (tape, y) if issubclass(cls, rk.layers._Layer) else (x, y),
         "load_state_dict": ({},),
         "member": (0,),
         "reset": (),
         "parameter_shapes": (),
+        "state_names": (),
         "state_dict": (),
         "step": ({},) if issubclass(cls, rk.optim._Optimizer) else (x[0],),
         "stream": (),
     }
-    if cls is _core.Net:
-        state = None, None, None, None
-        arguments["forward"] = params, x, *state, False, True, 0, 0.0, [1], 0
-        arguments["backward"] = params, tape, y, None, None, inf, inf, inf, inf, False, 0.0
+    if cls is _core.LayerStack:
+        arguments["forward"] = params, x, None, None, None, False, True, 0, (0.0, [1], 0)
+        arguments["backward"] = params, tape, y, None, (np.inf,) * 4, False, 0.0
     if cls is rk.Window:
         arguments["backward"] = (y,)
 
@@ -1232,7 +1243,7 @@ def use_what_was_not_made(name):
         "backward of it": lambda one: layer.backward(one, y),
         "state of it": lambda one: _core.stream_state(one),
         "reset of it": lambda one: _core.reset_stream(one, None),
-        "set state of it": lambda one: _core.set_stream_state(one, x[:1], None),
+        "set state of it": lambda one: _core.set_stream_state(one, (x[:1],)),
         "stream of it": lambda one: _core.Stream(one, params, 1),
         "windows of it": lambda one: list(rk.truncated_bptt(one, x, 2)),
         "step of it": lambda one: rk.SGD(params, 1.0).step(one),
@@ -1365,7 +1376,7 @@ def train_on_no_rows(layer, T, **given):
     what, D = f"{layer}, {list(given)}", 1 + layer.bidirectional
     shape = (0, T) if layer.batch_first else (T, 2, 0) if layer.ensemble else (T, 0)
     x = np.empty((*shape, layer.input_size), layer.dtype)
-    dy = np.empty((*shape, D * layer.hidden_size), layer.dtype)
+    dy = np.empty((*shape, D * layer.output_size), layer.dtype)
     assert timed(what, layer, x, **given)[0].shape == dy.shape
     for checkpoint in (None,) if D == 2 else (None, 1, "sqrt"):
         y, _, tape = timed(what, layer.forward, x, **given, checkpoint=checkpoint)
