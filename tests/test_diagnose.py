@@ -444,6 +444,43 @@ def test_report_thresholds_and_evidence():
     assert f"norm {grads.norm:.3g}, scaled by {grads.scale:.3g}" in text
 
 
+@each_kind
+def test_report_says_what_a_step_keeps(kind):
+    layer = make_layer(kind, 2, 6, dtype=np.float64)
+    tape = random_problem(layer, 12, 3).forward(layer)[2]
+    (flow,) = (report := diagnose.report(layer, tape)).flows
+    mean = {one.gate: one.mean for one in flow.saturation}
+    keeps = {"lstm": "f", "gru": "z"}.get(kind.split("_")[0])
+    want = 1.0 - mean["z"] if kind == "min_gru" else mean[keeps] if keeps else None
+    assert flow.kept == want
+    assert ("of its state on average" in str(report)) == (want is not None)
+
+
+def test_report_of_no_recurrent_matrix():
+    layer = rk.MinGRU(2, 6, seed=0)
+    report = diagnose.report(layer, layer.forward(np.zeros((12, 3, 2), np.float32))[2])
+    assert report.flows[0].spectrum == []
+    assert "largest singular value: no matrix\n" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        (rk.MinGRU(2, 4), rk.GRU(2, 4)),
+        (rk.GRU(2, 4), rk.MinGRU(2, 4)),
+        (rk.GRU(2, 4), rk.GRU(2, 4, reset_after=False)),
+        (rk.LSTM(2, 4), rk.LSTM(2, 6, proj_size=4)),
+        (rk.LSTM(2, 6, proj_size=4), rk.LSTM(2, 4)),
+        (rk.LSTM(2, 6, proj_size=4), rk.LSTM(2, 6)),
+    ],
+)
+def test_a_tape_of_another_cell_is_refused(own, other):
+    tape = other.forward(np.zeros((5, 2, 2), np.float32))[2]
+    for use in (diagnose.saturation, diagnose.report):
+        with pytest.raises(ValueError, match=r"^tape: expected one of this layer's forward, got"):
+            use(own, tape)
+
+
 # ---- values that are nan -----------------------------------------------------------------------
 
 
