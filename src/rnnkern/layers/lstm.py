@@ -91,7 +91,6 @@ class LSTM(_Layer):
             proj_clip = number("proj_clip", proj_clip, "a number > 0", lambda x: x > 0)
             if not proj:
                 raise ValueError(f"proj_clip: expected None without proj_size, got {proj_clip}")
-        self._proj_size = proj
         kind = "lstm_projected" if proj else "lstm" if cell_clip is None else "lstm_clipped"
         super().__init__(
             kind,
@@ -103,6 +102,7 @@ class LSTM(_Layer):
             proj_clip=proj_clip,
             **options,
         )
+        self._proj_size = proj
         if forget_bias is None:
             return
         largest = float(np.finfo(self.dtype).max)
