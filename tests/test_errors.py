@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnkern as rk
+from rnnkern.reference import CELLS
 
 T, B, I, H, L = 5, 2, 3, 4, 2
 TOO_BIG = 10**400  # an integer that no float can hold
@@ -91,6 +92,11 @@ FLAG = "expected True or False, got"
 PROBABILITY = "dropout: expected a number from 0 to below 1, got"
 SEED = "seed: expected an integer"
 DTYPE = "dtype: expected float32 or float64, got"
+BOUND = "expected a finite number > 0, got"
+PROJECTION = f"an integer from 0 to {H - 1}, below hidden_size"
+PROJECTED = {"proj_size": 2}
+ALONE = "expected None without proj_size"
+OF_LSTMS = {"proj_size": 2, "cell_clip": 1.0, "proj_clip": 1.0}
 NO_STRINGS = (None, 3, b"tanh", ["tanh"], np.array("tanh"), np.array(["tanh", "tanh"]))
 NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"names": ["a"]})
 
@@ -128,6 +134,42 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
             for b in (np.nan, np.inf, TOO_BIG, 1e300)  # 1e300 is infinite in float32
         ),
         (rk.LSTM, {"forget_bias": 1.0, "bias": False}, ValueError, "forget_bias: expected None"),
+        *(
+            (rk.LSTM, {"proj_size": p}, ValueError, f"proj_size: expected {PROJECTION}, got {p}")
+            for p in (-1, H, H + 1, 2**70)
+        ),
+        *(
+            (rk.LSTM, {"proj_size": p}, TypeError, f"proj_size: expected an integer, got {got}")
+            for p, got in ((True, "bool"), (False, "bool"), (2.0, "float"), ("2", "str"))
+        ),
+        *(
+            (rk.LSTM, {**PROJECTED, name: b}, ValueError, f"{name}: {BOUND} {b!r}")
+            for name in ("cell_clip", "proj_clip")
+            for b in (0, 0.0, -1.0, np.inf, -np.inf, float("nan"), TOO_BIG)
+        ),
+        *(
+            (rk.LSTM, {**PROJECTED, name: b}, ValueError, f"{name}: expected a normal number of ")
+            for name in ("cell_clip", "proj_clip")
+            for b in (1e-39, 1e39)  # of no use in float32
+        ),
+        *(
+            (rk.LSTM, {**PROJECTED, name: b}, TypeError, f"{name}: expected a number or None, got")
+            for name in ("cell_clip", "proj_clip")
+            for b in (True, "1", [1.0], 1j, np.ones(2))
+        ),
+        *(
+            (rk.LSTM, {**none, "proj_clip": 0.5}, ValueError, f"proj_clip: {ALONE}, got 0.5")
+            for none in ({}, {"proj_size": None}, {"proj_size": 0})
+        ),
+        *(
+            (make, {name: value}, TypeError, f"unexpected keyword argument '{name}'")
+            for make in (rk.RNN, rk.GRU, rk.MinGRU)
+            for name, value in OF_LSTMS.items()
+        ),
+        *(
+            (make, {"output_size": 2}, TypeError, "unexpected keyword argument 'output_size'")
+            for make in (rk.RNN, rk.LSTM, rk.GRU, rk.MinGRU)
+        ),
         (rk.LSTM, {"projection": 2}, TypeError, "unexpected keyword argument 'projection'"),
         (rk.GRU, {"nonlinearity": "relu"}, TypeError, "argument 'nonlinearity'"),
     ],
@@ -385,15 +427,16 @@ class Calls:
         self.watched = layer, stream
         p = random_problem(layer, T, B)
         tape = p.forward(layer)[2]
-        x, y = p.x, np.empty((T, B, H), dtype)
+        P = layer.output_size
+        x, y = p.x, np.empty((T, B, P), dtype)
         self.places = {
             "call x": Place("x", x, ("T", "B", I), layer),
             "forward x": Place("x", x, ("T", "B", I), layer.forward),
-            "backward dy": Place("dy", p.dy, (T, B, H), lambda v: layer.backward(tape, v)),
+            "backward dy": Place("dy", p.dy, (T, B, P), lambda v: layer.backward(tape, v)),
             "step x": Place("x", x[0], (B, I), stream.step),
             "run x": Place("x", x, ("T", B, I), stream.run),
-            "step out": Place("out", y[0], (B, H), lambda v: stream.step(x[0], v)),
-            "run out": Place("out", y, (T, B, H), lambda v: stream.run(x, v)),
+            "step out": Place("out", y[0], (B, P), lambda v: stream.step(x[0], v)),
+            "run out": Place("out", y, (T, B, P), lambda v: stream.run(x, v)),
         }
 
         def set_state(v):
@@ -421,7 +464,7 @@ class Calls:
 
     def add_parameters(self, call, use):
         layer = self.layer
-        for name in ("weight_ih_l0", "weight_hh_l1", "bias_hh_l1"):
+        for name in ("weight_ih_l0", *(f"{p.name}_l1" for p in CELLS[layer._kind].parameters)):
 
             def use_with(value, name=name):
                 before = layer.params
@@ -438,7 +481,12 @@ class Calls:
 
 PLACES = [
     pytest.param(kind, dtype, where, id=f"{kind}-{where}".replace(" ", "-"))
-    for kind, dtype in (("gru", np.float32), ("lstm", np.float64))
+    for kind, dtype in (
+        ("gru", np.float32),
+        ("lstm", np.float64),
+        ("lstm_projected", np.float32),
+        ("min_gru", np.float64),
+    )
     for where in Calls(kind, dtype).places
 ]
 every_place = pytest.mark.parametrize(("kind", "dtype", "where"), PLACES)
@@ -922,7 +970,7 @@ def attempt(use, names, watched):
     return None
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "min_gru"])
 @settings(max_examples=300)
 @given(
     x=often(SEQUENCE_I),
@@ -959,7 +1007,12 @@ def test_any_arguments_of_a_stream(x, out, state):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_construction_is_refused_and_changes_nothing(kind):
     layer = make_layer(kind, 3, 4)
-    before = repr(layer), {name: p.tobytes() for name, p in layer.params.items()}
+
+    def seen():
+        names = set(public_attributes(layer)) - {"params"}
+        return {name: getattr(layer, name) for name in names}, frozen(layer)
+
+    before = seen()
     with pytest.raises(TypeError, match="expected a new object, got one that is constructed"):
         layer.__init__(5, 6, 2)
-    assert (repr(layer), {name: p.tobytes() for name, p in layer.params.items()}) == before
+    assert seen() == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -24,8 +24,19 @@ PENALIZED = ("rnn_tanh", "rnn_relu", "gru")  # kinds that flow_penalty is define
 NO_CLIP = Clip()
 
 
+class Cell(NamedTuple):
+    """A layer's cell and its options, which the layer's class has checked."""
+
+    kind: str
+    proj_size: int = 0
+    cell_clip: float | None = None
+    proj_clip: float | None = None
+
+
 class _Layer:
     """What all layers have in common."""
+
+    _shown_if_set: ClassVar[tuple[str, ...]] = ()  # attributes of one class that repr shows
 
     # The constructor checks these together and passes them to the core, so they are read-only.
     input_size: Final[int] = fixed("input_size", "I, elements of a step's input.")
@@ -41,14 +52,11 @@ class _Layer:
 
     def __init__(
         self,
-        kind: str,
+        cell: Cell,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
         *,
-        output_size: int | None = None,
-        cell_clip: float | None = None,
-        proj_clip: float | None = None,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -62,11 +70,10 @@ class _Layer:
         if "_stack" in vars(self):  # a second call would change what the core relies on
             name = type(self).__name__
             raise TypeError(f"{name}: expected a new object, got one that is constructed already")
-        self._kind = kind
+        self._kind, self._proj_size, self._cell_clip, self._proj_clip = cell
         self._input_size = size("input_size", input_size)
         self._hidden_size = size("hidden_size", hidden_size)
-        self._output_size = self._hidden_size if output_size is None else output_size
-        self._cell_clip, self._proj_clip = cell_clip, proj_clip
+        self._output_size = self._proj_size or self._hidden_size
         self._num_layers = size("num_layers", num_layers)
         self._bias = flag("bias", bias)
         self._batch_first = flag("batch_first", batch_first)
@@ -168,9 +175,11 @@ class _Layer:
         self._dropout_step = integer("dropout_step", step, expected, 0, 2**64 - 1)
 
     def __repr__(self) -> str:
+        own = {name: getattr(self, name) for name in self._shown_if_set}
+        shown = "".join(f"{name}={value}, " for name, value in own.items() if value)
         return (
             f"{type(self).__name__}({self._input_size}, {self._hidden_size}, {self._num_layers}, "
-            f"bias={self._bias}, batch_first={self._batch_first}, dropout={self.dropout}, "
+            f"{shown}bias={self._bias}, batch_first={self._batch_first}, dropout={self.dropout}, "
             f"bidirectional={self._bidirectional}, residual={self._residual}, "
             f"ensemble={self._ensemble}, dtype={self._dtype})"
         )
@@ -191,8 +200,9 @@ class _Layer:
             The input, of the layer's dtype. T and B may be 0. An ensemble takes (T, E, B, I), or
             (T, B, I) for all of its members.
         state : ndarray or tuple of ndarray, optional
-            The initial h (L*D, B, H), for an LSTM the pair (h, c); (L*D, H) for one row,
-            (L*D, E, B, H) for an ensemble. Zeros if not given.
+            The initial h (L*D, B, P), for an LSTM the pair (h, c) with c (L*D, B, H); without the
+            B for one row, (L*D, E, B, ...) for an ensemble. P is `output_size`, H but for an LSTM
+            with a projection. Zeros if not given.
         lengths : ndarray of integers, shape (B,), optional
             Each row's number of steps, 0 to T, in any order; what lies behind is never read.
         resets : ndarray of bool, shape (T, B), laid out as `x`, optional
@@ -202,7 +212,7 @@ class _Layer:
 
         Returns
         -------
-        y : ndarray, shape (T, B, D*H), laid out as `x`; (T, E, B, D*H) for an ensemble
+        y : ndarray, shape (T, B, D*P), laid out as `x`; (T, E, B, D*P) for an ensemble
             The last layer's output of every step, directions side by side (h; with ``residual``,
             plus the layer's input); zero behind a row's end.
         state : ndarray or tuple of ndarray
@@ -451,7 +461,7 @@ class _Layer:
 
         Returns
         -------
-        RNN, LSTM or GRU
+        RNN, LSTM, GRU or MinGRU
             Its ``params`` are views: what is written to them is the ensemble's, and the other way
             round.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ..checks import fixed, flag
-from .base import _Layer
+from .base import Cell, _Layer
 
 __all__ = ["GRU"]
 
@@ -52,5 +52,5 @@ class GRU(_Layer):
     ) -> None:
         reset_after = flag("reset_after", reset_after)
         kind = "gru" if reset_after else "gru_reset_before"
-        super().__init__(kind, input_size, hidden_size, num_layers, **options)
+        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
         self._reset_after = reset_after

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from ..checks import fixed, integer, number, size
-from .base import _Layer
+from .base import Cell, _Layer
 
 __all__ = ["LSTM"]
 
@@ -32,8 +32,8 @@ class LSTM(_Layer):
         P, from 1 to below H: the width of h after a projection ``weight_hr_l{k}{_reverse}``
         (P, H), as PyTorch's ``proj_size``. None or 0: no projection, and P = H.
     cell_clip : float, optional
-        Limits each element of c to ``[-cell_clip, cell_clip]``, before its tanh and as carried
-        (TFLite, ELMo). Its gradient passes where c was within the bound.
+        Above 0. Limits each element of c to ``[-cell_clip, cell_clip]``, before its tanh and as
+        carried (TFLite, ELMo). Its gradient passes where c was within the bound.
     proj_clip : float, optional
         The same for h, after the projection. Needs `proj_size`.
 
@@ -65,6 +65,7 @@ class LSTM(_Layer):
     ((7, 2, 2), (1, 2, 2), (1, 2, 8))
     """
 
+    _shown_if_set: ClassVar = ("proj_size", "cell_clip", "proj_clip")
     proj_size: Final[int] = fixed("proj_size", "P of the projection; 0 if there is none.")
     cell_clip: Final[float | None] = fixed("cell_clip", "Bound of the elements of c, or None.")
     proj_clip: Final[float | None] = fixed("proj_clip", "Bound of the elements of h, or None.")
@@ -85,24 +86,12 @@ class LSTM(_Layer):
         proj = 0 if proj_size is None else proj_size
         expected = f"an integer from 0 to {hidden - 1}, below hidden_size"
         proj = integer("proj_size", proj, expected, 0, hidden - 1)
-        if cell_clip is not None:
-            cell_clip = number("cell_clip", cell_clip, "a number > 0", lambda x: x > 0)
-        if proj_clip is not None:
-            proj_clip = number("proj_clip", proj_clip, "a number > 0", lambda x: x > 0)
-            if not proj:
-                raise ValueError(f"proj_clip: expected None without proj_size, got {proj_clip}")
+        cell_clip, proj_clip = _clip("cell_clip", cell_clip), _clip("proj_clip", proj_clip)
+        if proj_clip is not None and not proj:
+            raise ValueError(f"proj_clip: expected None without proj_size, got {proj_clip}")
         kind = "lstm_projected" if proj else "lstm" if cell_clip is None else "lstm_clipped"
-        super().__init__(
-            kind,
-            hidden_size=hidden,
-            input_size=input_size,
-            num_layers=num_layers,
-            output_size=proj or hidden,
-            cell_clip=cell_clip,
-            proj_clip=proj_clip,
-            **options,
-        )
-        self._proj_size = proj
+        cell = Cell(kind, proj, cell_clip, proj_clip)
+        super().__init__(cell, input_size, hidden, num_layers, **options)
         if forget_bias is None:
             return
         largest = float(np.finfo(self.dtype).max)
@@ -115,3 +104,9 @@ class LSTM(_Layer):
         for name, values in self.params.items():
             if name.startswith("bias"):
                 values[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0
+
+
+def _clip(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    return number(name, value, "a finite number > 0", lambda x: x > 0, "a number or None")

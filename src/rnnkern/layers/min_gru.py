@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import _Layer
+from .base import Cell, _Layer
 
 __all__ = ["MinGRU"]
 
@@ -53,4 +53,4 @@ class MinGRU(_Layer):
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any
     ) -> None:
-        super().__init__("min_gru", input_size, hidden_size, num_layers, **options)
+        super().__init__(Cell("min_gru"), input_size, hidden_size, num_layers, **options)

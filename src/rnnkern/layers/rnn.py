@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ..checks import choice, fixed
-from .base import _Layer
+from .base import Cell, _Layer
 
 __all__ = ["RNN"]
 
@@ -94,5 +94,5 @@ class RNN(_Layer):
     ) -> None:
         nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         kind = f"rnn_{nonlinearity}"
-        super().__init__(kind, input_size, hidden_size, num_layers, **options)
+        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
         self._nonlinearity = nonlinearity
