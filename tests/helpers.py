@@ -142,12 +142,11 @@ class Reference:
     grads: Any
 
 
-def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
-    """Run the reference on a layer's parameters."""
-    unbatched = problem.x.ndim == 2
+def config_of(layer):
+    """What the reference calls the sizes and options of a layer."""
     cell = CELLS[layer._kind]
     options = (*cell.options, *(("proj_size",) if cell.projects else ()))
-    config = reference.Config(
+    return reference.Config(
         layer._kind,
         layer.input_size,
         layer.hidden_size,
@@ -157,6 +156,12 @@ def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
         layer.residual,
         **{name: getattr(layer, name) for name in options},
     )
+
+
+def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
+    """Run the reference on a layer's parameters."""
+    unbatched = problem.x.ndim == 2
+    config = config_of(layer)
     params = {name: p.astype(np.float64) for name, p in layer.params.items()}
 
     def sequence(a):  # to (T, B, C); its own inverse but for the unbatched row

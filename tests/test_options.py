@@ -12,6 +12,8 @@ from helpers import (
     KINDS,
     assert_close,
     assert_same,
+    config_of,
+    joined,
     make_layer,
     on_threads,
     parts,
@@ -22,7 +24,7 @@ from helpers import (
 from plan import plan_of
 
 import rnnkern as rk
-from rnnkern.reference import CELLS, Config, parameter_shapes
+from rnnkern.reference import CELLS, parameter_shapes
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
@@ -50,7 +52,12 @@ COMMON = {
     "seed": 2,
     "init": "xavier",
 }
-OWN = {"lstm": {"forget_bias": 3.0}}
+OF_LSTM = {"forget_bias": 3.0}
+OWN = {
+    "lstm": OF_LSTM,
+    "lstm_clipped": {**OF_LSTM, "cell_clip": 0.2},
+    "lstm_projected": {**OF_LSTM, "cell_clip": 0.2, "proj_clip": 0.05, "proj_size": 2},
+}
 BETWEEN_LAYERS = ("dropout", "residual")
 
 
@@ -76,16 +83,25 @@ def test_repr_shows_what_every_attribute_is():
     for option in ("batch_first", "bidirectional"):
         assert f"{option}=True, " in repr(rk.GRU(3, 5, **{option: True}))
     assert "ensemble=7" in repr(rk.RNN(3, 5, ensemble=7))
+    assert repr(rk.LSTM(3, 5, proj_size=2)).startswith("LSTM(3, 5, 1, proj_size=2, bias=True, ")
+    for option, shown in (
+        ("cell_clip", "5, 1, cell_clip=0.5, bias"),
+        ("proj_clip", "2, proj_clip=0.5, "),
+    ):
+        projected = {"proj_size": 2} if option == "proj_clip" else {}
+        assert shown in repr(rk.LSTM(3, 5, **projected, **{option: 0.5}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_constructor_option_is_tested(kind):
-    owners = inspect.getmro(type(make_layer(kind, 3, 5)))[:2]
+    owner = type(make_layer(kind, 3, 5))
+    owners = inspect.getmro(owner)[:2]
     named = [p for owner in owners for p in inspect.signature(owner).parameters.values()]
     options = {p.name for p in named if p.kind is p.KEYWORD_ONLY} | {"num_layers"}
     # Two options make kinds of their own, and test_ensemble.py is about another.
     others = {"nonlinearity", "reset_after", "ensemble"}
-    assert options - others == {*COMMON, *OWN.get(kind, {})}
+    kinds = [k for k in KINDS if type(make_layer(k, 3, 5)) is owner]
+    assert options - others == {*COMMON}.union(*(OWN.get(k, {}) for k in kinds))
 
 
 @pytest.mark.parametrize(
@@ -117,8 +133,9 @@ def test_the_kinds_give_different_results():
 def test_the_sizes_change_the_result(kind):
     layer = make_layer(kind, 3, 5, num_layers=2, bidirectional=True)
     y, state = layer(random_problem(layer, 4, 6).x)
-    assert y.shape == (4, 6, 10)
-    assert all(s.shape == (4, 6, 5) for s in parts(state))
+    widths = {"P": layer.output_size, "H": 5}
+    assert y.shape == (4, 6, 2 * widths["P"])
+    assert [s.shape for s in parts(state)] == [(4, 6, widths[s.width]) for s in CELLS[kind].states]
     with pytest.raises(ValueError, match=r"x: expected shape \(T, B, 3\)"):
         layer(np.zeros((4, 6, 5), np.float32))
 
@@ -129,7 +146,7 @@ def test_parameters_are_the_references_and_named_in_order(kind, bidirectional):
     options = {"num_layers": 3, "bidirectional": bidirectional}
     for bias in (True, False):
         layer = make_layer(kind, 3, 5, bias=bias, **options)
-        shapes = parameter_shapes(Config(kind, 3, 5, bias=bias, **options))
+        shapes = parameter_shapes(config_of(layer))
         assert [(n, a.shape) for n, a in layer.params.items()] == list(shapes.items())
 
 
@@ -145,6 +162,51 @@ def test_each_parameter_is_used_and_read_at_each_call(kind):
         assert_same(layer, run(layer, problem), run_reference(layer, problem))
         layer.params[name] = kept  # another array in its place is taken, too
     assert not differ(layer(problem.x)[0], before)
+
+
+# ----------------------------------------------------------------- projection, clips of states
+
+
+@pytest.mark.parametrize("isa", sets())
+@each_dtype
+@pytest.mark.parametrize(("H", "P"), [(2, 1), (17, 16), (33, 7), (40, 8), (65, 33)])
+@pytest.mark.parametrize(
+    "clips", [{}, {"cell_clip": 0.3}, {"proj_clip": 0.1}, {"cell_clip": 0.3, "proj_clip": 0.1}]
+)
+def test_a_projection_of_any_width_with_and_without_clips(isa, dtype, H, P, clips):
+    options = {"proj_size": P, "cell_clip": None, "proj_clip": None, "dtype": dtype, **clips}
+    layer = make_layer("lstm_projected", 5, H, num_layers=2, bidirectional=True, **options)
+    problem = random_problem(layer, 6, 5, lengths="random")
+    clip = rk.Clip(step_value=0.1, step_norm=0.5, norm=2.0)
+    with rk.force_isa(isa):
+        result = run(layer, problem, clip)
+    assert_same(layer, result, run_reference(layer, problem, clip))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if CELLS[kind].options])
+@each_dtype
+def test_clips_of_states_bound_every_step(kind, dtype):
+    layer = make_layer(kind, 3, 6, num_layers=2, dtype=dtype)
+    beyond = dict.fromkeys(CELLS[kind].options, 1e6)
+    free = make_layer(kind, 3, 6, num_layers=2, dtype=dtype, **beyond)
+    problem = random_problem(layer, 9, 4, state=False)
+    (_, (h, c), tape), (_, (free_h, free_c), free_tape) = map(problem.forward, (layer, free))
+    for values, others, clip in (
+        ((c, *tape.cells), (free_c, *free_tape.cells), "cell_clip"),
+        ((h, *tape.hiddens), (free_h, *free_tape.hiddens), "proj_clip"),
+    ):
+        if clip in CELLS[kind].options:
+            bound = dtype(getattr(layer, clip))
+            assert all(np.abs(a).max() == bound for a in values), clip
+            assert all(np.abs(a).max() > bound for a in others), clip
+    # A bound that no value reaches changes nothing.
+    without = rk.LSTM(3, 6, 2, dtype=dtype, seed=1, proj_size=layer.proj_size)
+    assert not differ(without(problem.x)[0], free(problem.x)[0])
+
+
+def test_no_projection_has_three_spellings():
+    layers = [rk.LSTM(3, 5, seed=0, **o) for o in ({}, {"proj_size": None}, {"proj_size": 0})]
+    assert {(one._kind, one.proj_size, one.output_size) for one in layers} == {("lstm", 0, 5)}
 
 
 # ---------------------------------------------------------------------------------- call options
@@ -188,7 +250,7 @@ def test_each_array_of_a_state_counts_in_its_row(kind, array):
     for name in ("state", "dstate"):
         changed = [s.copy() for s in parts(getattr(problem, name))]
         changed[array][0, 1] += 1.0
-        other = problem.but(**{name: changed[0] if len(changed) == 1 else tuple(changed)})
+        other = problem.but(**{name: joined(changed)})
         after = run(layer, other)
         assert_same(layer, after, run_reference(layer, other))
         a, b = (r[0] if name == "state" else r[2].x for r in (before, after))
@@ -218,8 +280,7 @@ def test_unbatched_is_a_batch_of_one(kind, batch_first):
     axis = 0 if batch_first else 1
 
     def batch(state):
-        arrays = tuple(s[:, None] for s in parts(state))
-        return arrays if len(arrays) == 2 else arrays[0]
+        return joined([s[:, None] for s in parts(state)])
 
     one = problem.but(
         x=np.expand_dims(problem.x, axis),
@@ -264,8 +325,8 @@ def splitmix(seed, step):
 
 
 def masks_of(layer, T, B):
-    """The dropout masks of a layer's next forward: L-1 arrays (T, B, D*H) of 0 and 1 / (1 - p)."""
-    C, p = layer.hidden_size * (1 + layer.bidirectional), layer.dropout
+    """The dropout masks of a layer's next forward: L-1 arrays (T, B, D*P) of 0 and 1 / (1 - p)."""
+    C, p = layer.output_size * (1 + layer.bidirectional), layer.dropout
     key = splitmix(layer._dropout_seeds[0], layer.dropout_step)
     t, b, c = np.indices((T, B, -(-C // 4))).reshape(3, -1)
     masks = []
@@ -410,7 +471,13 @@ def test_dropout_can_be_set():
 
 # --------------------------------------------------------------------------------------- PyTorch
 
-WITH_TORCH = [kind for kind in KINDS if kind != "gru_reset_before"]  # which PyTorch lacks
+PYTORCHS = {  # options of PyTorch's layers by kind; it lacks the other kinds
+    "rnn_tanh": {},
+    "rnn_relu": {"nonlinearity": "relu"},
+    "lstm": {},
+    "gru": {},
+    "lstm_projected": {"proj_size": 3},
+}
 
 
 @pytest.fixture
@@ -424,10 +491,10 @@ def torch():
 
 def twins(torch, kind, dtype, **options):
     """A layer and PyTorch's, with the same parameters."""
-    layer = make_layer(kind, 5, 7, dtype=dtype, **options)
-    name, _, nonlinearity = kind.partition("_")
-    own = {"nonlinearity": nonlinearity} if nonlinearity else {}
-    module = getattr(torch.nn, name.upper())(
+    own = PYTORCHS[kind]
+    without_clips = dict.fromkeys(CELLS[kind].options)
+    layer = make_layer(kind, 5, 7, dtype=dtype, **options, **own, **without_clips)
+    module = getattr(torch.nn, type(layer).__name__)(
         5, 7, dtype=getattr(torch, np.dtype(dtype).name), **options, **own
     )
     state_dict = {n: torch.from_numpy(a.copy()) for n, a in layer.params.items()}
@@ -435,7 +502,7 @@ def twins(torch, kind, dtype, **options):
     return layer, module
 
 
-@pytest.mark.parametrize("kind", WITH_TORCH)
+@pytest.mark.parametrize("kind", PYTORCHS)
 @each_dtype
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -475,7 +542,7 @@ def test_pytorch_gives_the_same(torch, kind, dtype, bias, bidirectional, batch_f
         assert_close(clipped.params[name], p.grad.numpy(), dtype, name)
 
 
-@pytest.mark.parametrize("kind", WITH_TORCH)
+@pytest.mark.parametrize("kind", PYTORCHS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_parameters_are_pytorchs(torch, kind, bias, bidirectional):
