@@ -22,6 +22,7 @@ import pickle
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -328,6 +329,21 @@ WRONG_OPTIONS = (
     {"batch_first": "no"},
     {"bidirectional": None},
 )
+# What a wrong size or option is given to; the last ones are wrong by themselves.
+CONSTRUCTORS = (
+    rk.RNN,
+    rk.GRU,
+    rk.MinGRU,
+    rk.LSTM,
+    partial(rk.LSTM, proj_size=2, cell_clip=1.0, proj_clip=0.5),
+    partial(rk.LSTM, proj_size=6),
+    partial(rk.LSTM, proj_size=True),
+    partial(rk.LSTM, proj_size=2.0),
+    partial(rk.LSTM, cell_clip=0.0),
+    partial(rk.LSTM, cell_clip="1"),
+    partial(rk.LSTM, proj_clip=1.0),
+    partial(rk.LSTM, proj_size=2, proj_clip=np.nan),
+)
 WRONG_SIZES = (0, -1, True, 2.0, "2", None, 2**31, 2**46, 2**61, 2**70)
 
 
@@ -449,16 +465,18 @@ class Sequences(RuleBasedStateMachine):
         fits = isinstance(value, np.ndarray) and (value.dtype, value.shape) == (dtype, shape)
         return value, fits
 
-    def state_of(self, how, net, rows, last=0):
-        """A state as `how` says; of an LSTM it is the last part that may be wrong."""
+    def state_of(self, how, net, rows):
+        """A state as `how` says; of two parts it is the last that may be wrong."""
         layer = net.layer
-        shape = (layer.num_layers * (1 + layer.bidirectional), *rows, layer.hidden_size)
-        value, right = self.array(how, shape, layer.dtype)
-        if net.kind != "lstm" or value is None:
+        lead = layer.num_layers * (1 + layer.bidirectional), *rows
+        h, c = (*lead, layer.output_size), (*lead, layer.hidden_size)
+        alone = len(layer._state_names) == 1
+        value, right = self.array(how, h if alone else c, layer.dtype)
+        if alone or value is None:
             return value, right
         if how == "text":
             return value, False
-        return (self.draw(shape, layer.dtype), value), right
+        return (self.draw(h, layer.dtype), value), right
 
     # ---- layers --------------------------------------------------------------------------------
 
@@ -492,18 +510,18 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(
         i=st.one_of(st.none(), INDEX),
-        kind=st.sampled_from(KINDS),
+        constructor=st.sampled_from(CONSTRUCTORS),
         place=st.integers(0, 2),
         size=st.sampled_from(WRONG_SIZES),
         options=st.one_of(st.just({}), st.sampled_from(WRONG_OPTIONS)),
     )
-    def make_a_wrong_layer(self, i, kind, place, size, options):
+    def make_a_wrong_layer(self, i, constructor, place, size, options):
         """A new one, or the constructor is called again for one that lives."""
         sizes = [5, 6, 3]
         if not options:
             sizes[place] = size
         if i is None:
-            self.attempt("layer", False, lambda: make(kind, sizes, options))
+            self.attempt("layer", False, lambda: constructor(*sizes, **options))
         else:
             layer = self.nets[i % len(self.nets)].layer
             self.attempt(
@@ -608,7 +626,7 @@ class Sequences(RuleBasedStateMachine):
             return y, last
 
         y, last = done[0][:2]
-        assert y.shape == (*sequence, layer.hidden_size * (1 + layer.bidirectional))
+        assert y.shape == (*sequence, layer.output_size * (1 + layer.bidirectional))
         self.compare("forward", (y, last), use_twin)
         if training:
             tapes = done[0][2], twin, twin_tape[0]
@@ -884,19 +902,19 @@ class Sequences(RuleBasedStateMachine):
     )
     def go_on(self, i, steps, x, out):
         one = self.streams[i % len(self.streams)]
-        I, H, _ = one.layer.sizes
+        I, P = one.layer.layer.input_size, one.layer.layer.output_size
         dtype = one.layer.layer.dtype
         lead = (one.rows,) if steps is None else (steps, one.rows)
         x, right_x = self.array(x, (*lead, I), dtype)
         if out == "x":
             out, right_out = x, x is None
         else:
-            out, right_out = self.array(out, (*lead, H), dtype)
+            out, right_out = self.array(out, (*lead, P), dtype)
             right_out = right_out and (out is None or out.flags.carray)
         use = one.stream.step if steps is None else one.stream.run
         overlaps = out is x
         right = right_x and right_out and not overlaps
-        if overlaps and (steps == 0 or I == H):
+        if overlaps and (steps == 0 or I == P):
             right = None  # no memory that could overlap
         done = self.attempt(
             "go on", right, lambda: use(x, out), x, changes=lambda name: name == id(one)
