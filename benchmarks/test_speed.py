@@ -17,12 +17,22 @@ KINDS = tuple(reference.CELLS)
 SIZES = [(1, 100, 64), (32, 50, 128), (16, 50, 256)]  # B, T, H = I
 
 
+def options_of(kind: str, size: int) -> dict[str, Any]:
+    """The cell's options: clips at 3, as ELMo's, and a projection to half as many outputs."""
+    cell = reference.CELLS[kind]
+    projection = {"proj_size": size // 2} if cell.projects else {}
+    return {**dict.fromkeys(cell.options, 3.0), **projection}
+
+
 def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
-    if kind == "lstm":
-        return rk.LSTM(size, size, dtype=dtype, seed=0)
+    options = {"dtype": dtype, "seed": 0, **options_of(kind, size)}
+    if kind.startswith("lstm"):
+        return rk.LSTM(size, size, **options)
     if kind.startswith("gru"):
-        return rk.GRU(size, size, dtype=dtype, seed=0, reset_after=kind == "gru")
-    return rk.RNN(size, size, dtype=dtype, seed=0, nonlinearity=kind.removeprefix("rnn_"))
+        return rk.GRU(size, size, reset_after=kind == "gru", **options)
+    if kind == "min_gru":
+        return rk.MinGRU(size, size, **options)
+    return rk.RNN(size, size, nonlinearity=kind.removeprefix("rnn_"), **options)
 
 
 def sequence(T: int, B: int, size: int, dtype: Any = np.float32) -> Any:
@@ -41,7 +51,7 @@ def test_forward(benchmark: Any, threads: int, kind: str, B: int, T: int, H: int
     layer, x = layer_of(kind, H), sequence(T, B, H)
     benchmark.group = f"forward {kind} B={B} T={T} H={H}"
     y, _ = benchmark(layer, x)
-    assert y.shape == (T, B, H)
+    assert y.shape == (T, B, layer.output_size)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,8 +70,9 @@ def test_training(benchmark: Any, threads: int, kind: str, B: int, T: int, H: in
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("H", [16, 64, 256])
 def test_step(benchmark: Any, kind: str, H: int) -> None:
-    x, out = sequence(1, 1, H)[0], np.empty((1, H), np.float32)
-    stream = layer_of(kind, H).stream()
+    layer = layer_of(kind, H)
+    x, out = sequence(1, 1, H)[0], np.empty((1, layer.output_size), np.float32)
+    stream = layer.stream()
     benchmark.group = f"step {kind} H={H}"
     assert benchmark(stream.step, x, out) is out
 
@@ -72,9 +83,10 @@ def test_subnormal_inputs(benchmark: Any, inputs: str, kind: str) -> None:
     """Numbers below 1.2e-38 are slow in most arithmetic; the kernels take them as zeros."""
     B, T, H = 16, 50, 128
     scale = np.float32({"normal": 1.0, "subnormal": 1e-40}[inputs])
-    layer, x, dy = layer_of(kind, H), sequence(T, B, H) * scale, sequence(T, B, H) * scale
-    state = sequence(1, B, H) * scale
-    start = (state, state) if kind == "lstm" else state
+    layer, x = layer_of(kind, H), sequence(T, B, H) * scale
+    P = layer.output_size
+    dy, h, c = sequence(T, B, P) * scale, sequence(1, B, P) * scale, sequence(1, B, H) * scale
+    start = (h, c) if isinstance(layer, rk.LSTM) else h
 
     def step() -> Any:
         _, _, tape = layer.forward(x, start)
@@ -90,7 +102,7 @@ def test_subnormal_inputs(benchmark: Any, inputs: str, kind: str) -> None:
 def test_against_reference(benchmark: Any, who: str, what: str, kind: str) -> None:
     B, T, H = 16, 50, 64
     layer, x = layer_of(kind, H, np.float64), sequence(T, B, H, np.float64)
-    config = reference.Config(kind, H, H)
+    config = reference.Config(kind, H, H, **options_of(kind, H))
 
     def kernels() -> Any:
         y, _, tape = layer.forward(x)
