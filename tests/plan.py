@@ -110,7 +110,9 @@ def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, 
     line = constant("core/problem.h", "kLineBytes") // itemsize
     values = max(kinds()[kind].gates, kinds()[kind].saved)
     row_bytes = math.ceil(H / line) * line * itemsize * values
-    z_rows, z_bytes = (constant("core/recurrence/forward.h", name) for name in ("z_rows", "z_bytes"))
+    z_rows, z_bytes = (
+        constant("core/recurrence/forward.h", name) for name in ("z_rows", "z_bytes")
+    )
     forward, backward = (
         max(1, min(most_steps, rows // max(1, B)))
         for rows in (

@@ -541,7 +541,7 @@ GENERATOR = np.random.default_rng(0).bit_generator.state
         (
             {},
             {"optimizer.step": np.array(-1), "optimizer.skipped": np.array(61)},
-            "expected counters of at least 0, got -1",
+            r"expected counters from 0 to 2\*\*62, got -1",
         ),
     ],
 )

@@ -22,7 +22,9 @@ def test_the_table_of_kinds_is_read_whole():
 
 
 def test_a_constant_that_a_header_lacks_is_named():
-    with pytest.raises(AssertionError, match=r"core/stack/stack\.h: expected one declaration of gone"):
+    with pytest.raises(
+        AssertionError, match=r"core/stack/stack\.h: expected one declaration of gone"
+    ):
         constant("core/stack/stack.h", "gone")
 
 
