@@ -37,10 +37,10 @@ void plan(int kind, Index I, Index H, Index P, Index steps, Index B, Index L, In
     Barrier barriers[2];
     const WorkShare part = work_share_of(token, 0, stack.threads, D, B, H, barriers);
     const char* shared = stack.pipeline.threads > 1 ? "layers"
-                         : part.team.size > 1   ? "units"
-                         : part.rows.size() < B ? "rows"
-                         : stack.threads > 1    ? "directions"
-                                                : "nothing";
+                         : part.team.size > 1       ? "units"
+                         : part.rows.size() < B     ? "rows"
+                         : stack.threads > 1        ? "directions"
+                                                    : "nothing";
     std::printf("%d %s %td %td\n", stack.threads, shared, forward.chunk, backward.chunk);
   });
 }
@@ -50,7 +50,7 @@ void plan(int kind, Index I, Index H, Index P, Index steps, Index B, Index L, In
 int main() {
   int kind, is_double, threads;
   Index I, H, P, T, B, L, D;
-  while (std::scanf("%d %d %td %td %td %td %td %td %td %d", &kind, &is_double, &I, &H, &P, &T, &B, &L, &D,
-                    &threads) == 10)
+  while (std::scanf("%d %d %td %td %td %td %td %td %td %d", &kind, &is_double, &I, &H, &P, &T, &B,
+                    &L, &D, &threads) == 10)
     (is_double ? plan<double> : plan<float>)(kind, I, H, P, T, B, L, D, threads);
 }
