@@ -57,6 +57,7 @@ struct Functions {
     const double flops = work_of<Cell>(*calls) + ThreadingThresholds::flops_of_a_call;
     threads = capped(static_cast<int>(least(threads, n)),
                      as_double(n) * flops / ThreadingThresholds::flops_of_a_thread);
+    Barrier end;  // where the calling thread still polls once its own members are done
     parallel(threads, calls->interrupt, [&](CancelToken& token, int thread, int count) {
       const Range mine = share(n, thread, count);
       for (Index i = mine.first; i < mine.last; ++i) {
@@ -66,6 +67,7 @@ struct Functions {
         stack.work(token, 0, 1);
         done(stack, i);
       }
+      wait(end, count, token);
     });
   }
   static Index packed_bytes(Index I, Index H, Index P) {
