@@ -101,8 +101,8 @@ def test_options_of_a_class_are_those_of_its_base():
 
 def test_the_public_names_are_found():
     some = {
-        "rnnkern.layers.LSTM",
-        "rnnkern.layers.LSTM.backward",
+        "rnnkern.layers.lstm.LSTM",
+        "rnnkern.layers.lstm.LSTM.backward",
         "rnnkern.reference.layers.forward",
     }
     assert some <= set(PUBLIC)

@@ -66,6 +66,15 @@ class Gradients:
         What the pass saw on its way, if it was asked for.
     flow_penalty : float, or ndarray (E,)
         The value of Omega, if it was asked for, without its weight; 0.0 otherwise.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> gru = rk.GRU(3, 5, seed=0)
+    >>> y, state, tape = gru.forward(np.ones((7, 2, 3), np.float32))
+    >>> grads = gru.backward(tape, np.ones_like(y), trace=True)
+    >>> grads.x.shape, grads.trace.dh.shape
+    ((7, 2, 3), (1, 7, 2))
     """
 
     params: dict[str, Array]
