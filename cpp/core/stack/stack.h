@@ -341,51 +341,22 @@ struct BackwardStack {
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
     const Index C = call.D * call.P;
-    const bool drops = l > 0 && call.dropout.p > 0;
-    const Sequence<T> dropped{call.dropped, rows.B * C, C};
-    const Sequence<const T> x = drops ? read_only(dropped) : layer.x;
     const BackwardWorkspace<Cell, T>* const workspace = workspaces + (in_pipeline ? thread : 0);
-    const auto drop_input = [&](Index from, Index steps) {
-      if (drops)
-        apply_dropout(from_step(call.dropout, from), l, steps_of(rows, from, steps), C,
-                      from_step(layer.x, from), from_step(dropped, from), all);
-    };
     // From dx after dropout to dx before it, and past the layer.
     const auto complete_dx = [&](Index from, Index steps) {
       const Schedule part = steps_of(rows, from, steps);
       const Sequence<T> dx = from_step(gradient.dx, from);
-      if (drops) apply_dropout(from_step(call.dropout, from), l, part, C, read_only(dx), dx, all);
+      if (drops(l))
+        apply_dropout(from_step(call.dropout, from), l, part, C, read_only(dx), dx, all);
       if (!call.residual || l == 0 || !gradient.dy.data) return true;
       if (!all.wait()) return false;
       add_sequences<T>(part, C, read_only(dx), from_step(gradient.dy, from), dx, all);
       return true;
     };
-    if (!in_pipeline) drop_input(0, rows.T);
-    using Loop = Backward<Cell, T>;
-    const auto loop = [&](Index d) {
-      const Index column = d * call.P;
-      const Sequence<const T> y{layer.y.data + column, layer.y.time_stride, layer.y.row_stride};
-      const T* dy = gradient.dy.data ? gradient.dy.data + column : nullptr;
-      return Loop{cell,
-                  static_cast<T>(call.constants.projection_clip),
-                  rows,
-                  call.H,
-                  call.P,
-                  layer.inputs,
-                  x,
-                  y,
-                  {dy, gradient.dy.time_stride, gradient.dy.row_stride},
-                  gradient.dx,
-                  call.D == 2,
-                  layer.direction[d],
-                  gradient.direction[d],
-                  call.clip,
-                  call.flow_penalty,
-                  d == 1,
-                  workspace[d],
-                  row_ptrs[thread]};
-    };
-    Loop loops[2] = {loop(0), loop(call.D - 1)};
+    if (!in_pipeline) drop_input(l, 0, rows.T, all);
+    const Index last = call.D - 1;
+    Backward<Cell, T> loops[2] = {loop(l, 0, workspace[0], row_ptrs[thread]),
+                                  loop(l, last, workspace[last], row_ptrs[thread])};
     const WorkShare part = work_share_of(*all.token, all.index, count, call.D, rows.B,
                                          blocks_of<T>(call.H), barriers.directions());
     const bool both = call.D == 2 && count == 1;
@@ -407,7 +378,7 @@ struct BackwardStack {
       if (in_pipeline) {
         if (l + 1 < call.L && !reached(progress[l + 1], ++chunks, *all.token)) return false;
         loops[0].open_chunk(done);
-        drop_input(loops[0].first_step, loops[0].steps);
+        drop_input(l, loops[0].first_step, loops[0].steps, all);
         zero_dx(layer, gradient, loops[0].first_step, loops[0].steps, all);
       }
       for (Index d = 0; d < call.D; ++d) {
@@ -435,6 +406,45 @@ struct BackwardStack {
     if (all.index == 0 && !call.defer_finalize)
       for (Index d = 0; d < call.D; ++d) gather_squares(l, d, workspace[d]);
     return all.wait();
+  }
+
+  // A direction's time loop.
+  Backward<Cell, T> loop(Index l, Index d, const BackwardWorkspace<Cell, T>& workspace,
+                         const BackwardRowPointers<T>& pointers) const {
+    const Layer<T>& layer = call.layers[l];
+    const LayerGradient<T>& gradient = call.gradients[l];
+    const Index column = d * call.P;
+    const T* dy = gradient.dy.data ? gradient.dy.data + column : nullptr;
+    return {cell,
+            static_cast<T>(call.constants.projection_clip),
+            call.rows,
+            call.H,
+            call.P,
+            layer.inputs,
+            drops(l) ? read_only(dropped()) : layer.x,
+            {layer.y.data + column, layer.y.time_stride, layer.y.row_stride},
+            {dy, gradient.dy.time_stride, gradient.dy.row_stride},
+            gradient.dx,
+            call.D == 2,
+            layer.direction[d],
+            gradient.direction[d],
+            call.clip,
+            call.flow_penalty,
+            d == 1,
+            workspace,
+            pointers};
+  }
+
+  bool drops(Index l) const { return l > 0 && call.dropout.p > 0; }
+  Sequence<T> dropped() const {
+    const Index C = call.D * call.P;
+    return {call.dropped, call.rows.B * C, C};
+  }
+  void drop_input(Index l, Index from, Index steps, const Team& team) const {
+    if (!drops(l)) return;
+    apply_dropout(from_step(call.dropout, from), l, steps_of(call.rows, from, steps),
+                  call.D * call.P, from_step(call.layers[l].x, from), from_step(dropped(), from),
+                  team);
   }
 
   // Two directions reach a step of dx in an order that depends on chunks: both add to zeros.
