@@ -39,6 +39,8 @@ OPTIMIZERS = {
     "adam": rk.Adam,
     "adamw": rk.AdamW,
 }
+# Kinds whose calls take memory of all shapes: of c, of gates alone, of a projection, of no product.
+OF_EACH_SHAPE = ("lstm", "gru", "gru_reset_before", "lstm_projected", "min_gru")
 CLIPS = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1)
 
 
@@ -301,7 +303,7 @@ def fail_each(scenario, kind, fail_allocation, least):
     "scenario", OF_LAYERS + OF_OPTIMIZERS + OF_MODULES, ids=lambda scenario: scenario.__name__[4:]
 )
 def test_every_allocation_may_fail(failing_malloc, scenario):
-    kinds = ("lstm", "gru_reset_before") if scenario in OF_LAYERS else tuple(OPTIMIZERS)
+    kinds = OF_EACH_SHAPE if scenario in OF_LAYERS else tuple(OPTIMIZERS)
     if scenario in OF_MODULES:
         kinds = ("float32", "float64")
     args = (scenario.__name__, kinds, LEAST.get(scenario, 0))
@@ -439,7 +441,7 @@ def use_under_limits(what, kinds):
     "what", ["call", "forward", "backward", "stream", "run", "optimizer", "optimizer step"]
 )
 def test_limits_of_memory(what):
-    kinds = tuple(OPTIMIZERS) if what.startswith("optimizer") else ("lstm", "gru_reset_before")
+    kinds = tuple(OPTIMIZERS) if what.startswith("optimizer") else OF_EACH_SHAPE
     child(use_under_limits, what, kinds)
 
 
@@ -524,7 +526,7 @@ def use_impossible_sizes(kind):
 
 
 @needs_glibc
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("kind", OF_EACH_SHAPE)
 def test_impossible_sizes(kind):
     assert int(child(use_impossible_sizes, kind)) > 500
 
@@ -1409,7 +1411,7 @@ def use_no_ids():
     timed("loss", rk.cross_entropy, x, ids, mask=np.empty((T, 0), bool), ignore_index=1)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("kind", OF_EACH_SHAPE)
 def test_no_rows_of_many_steps_take_no_time(kind):
     child(use_no_rows, kind)
 
