@@ -96,6 +96,7 @@ def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, 
         n = capped(n, of_step / threshold("flops_of_a_thread_and_step"))
     team = n - n // 2 if D == 2 and n > 1 else n  # of one direction
     shared = "rows" if fewest * team <= B else "units"
+    team = team if shared == "rows" else min(team, H)  # a thread has a unit at least
     if team == 1:
         shared = "directions" if n > 1 else "nothing"
 

@@ -66,7 +66,7 @@ std::optional<std::vector<Index>> lengths_of(const Axes& axes, const py::object&
 
 using Flags = py::array_t<bool, py::array::c_style | py::array::forcecast>;
 
-// The resets as the caller gave them, C-contiguous.
+// A copy of the resets, C-contiguous.
 std::optional<Flags> resets_of(const Axes& axes, const py::object& resets) {
   if (resets.is_none()) return std::nullopt;
   const py::array a = py::array::ensure(resets);
@@ -75,7 +75,7 @@ std::optional<Flags> resets_of(const Axes& axes, const py::object& resets) {
              a ? py::str(a.dtype()) : py::str(py::type::of(resets)));
   const Index T = axes.T, B = axes.B;
   check_shape("resets", a, !axes.batched ? Shape{T} : axes.batch_first ? Shape{B, T} : Shape{T, B});
-  return Flags(a);
+  return Flags(a.attr("copy")("C"));
 }
 
 // A tape's schedule and resets. The loops over steps run without the interpreter's lock.

@@ -239,17 +239,17 @@ class Linear:
         (7, 2, 3)
         """
         params = _parameters(self.params, self._shapes, self._dtype)
-        _check("x", x, self._dtype, "...", self._in_features)
+        x = _pinned("x", x, self._dtype, "...", self._in_features)
         shape = (*x.shape[:-1], self._out_features)
         if out is None:
-            out = np.empty(shape, self._dtype)
+            out = y = np.empty(shape, self._dtype)
         else:
-            _check("out", out, self._dtype, *shape)
-            shared = any(np.may_share_memory(out, array) for array in (x, *params.values()))
-            if not out.flags.carray or shared:
+            y = _pinned("out", out, self._dtype, *shape)
+            shared = any(np.may_share_memory(y, array) for array in (x, *params.values()))
+            if not y.flags.carray or shared:
                 expected = "a writable, C-contiguous array with memory of its own"
                 raise ValueError(f"out: expected {expected}, got another")
-        rows = out.reshape(-1, self._out_features)
+        rows = y.reshape(-1, self._out_features)
         np.matmul(x.reshape(-1, self._in_features), params["weight"].T, out=rows)
         if self._bias:
             rows += params["bias"]
@@ -286,8 +286,8 @@ class Linear:
         (3, 5)
         """
         own = _parameters(self.params, self._shapes, self._dtype)
-        _check("x", x, self._dtype, "...", self._in_features)
-        _check("dy", dy, self._dtype, *x.shape[:-1], self._out_features)
+        x = _pinned("x", x, self._dtype, "...", self._in_features)
+        dy = _pinned("dy", dy, self._dtype, *x.shape[:-1], self._out_features)
         rows = dy.reshape(-1, self._out_features)
         params = {"weight": rows.T @ x.reshape(-1, self._in_features)}
         if self._bias:
@@ -458,25 +458,34 @@ def _generator(seed: int | None) -> np.random.Generator:
 def _parameters(
     params: Any, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]
 ) -> dict[str, Array]:
-    """A module's `params`, checked."""
+    """A module's `params`, checked: views, whose headers nobody else can change."""
     if not isinstance(params, dict):
         raise TypeError(f"params: expected a dict of arrays, got {type(params).__name__}")
     if params.keys() != shapes.keys():
         raise ValueError(f"params: expected the names {list(shapes)}, got {list(params)}")
     own = {}
     for name, shape in shapes.items():
-        array = own[name] = params[name]
-        if not (isinstance(array, np.ndarray) and array.dtype == dtype and array.shape == shape):
-            _check(f"params[{name!r}]", array, dtype, *shape)  # raises
+        own[name] = _pinned(name, params[name], dtype, *shape, place="params[{!r}]")
     return own
 
 
-def _check(name: str, array: Any, dtype: np.dtype[Any], *shape: int | str) -> None:
-    """Of this dtype and shape, where "..." in front is any axes."""
+def _pinned(
+    name: str, array: Any, dtype: np.dtype[Any], *shape: int | str, place: str = "{}"
+) -> Array:
+    """A view of an array of this dtype and shape, where "..." in front is any axes.
+
+    The caller may give the array another shape or dtype at any time; the view keeps what was
+    checked. `place` says in messages where the name stands.
+    """
+    if isinstance(array, np.ndarray):
+        array = np.ndarray.view(array, np.ndarray)
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        name = place.format(name)
         raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}")
     fits = array.shape[-1:] == shape[1:] if shape[:1] == ("...",) else array.shape == shape
     if not fits:
         expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+        name = place.format(name)
         raise ValueError(f"{name}: expected shape {expected}, got {array.shape}")
+    return array

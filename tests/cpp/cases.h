@@ -260,7 +260,7 @@ class Inputs {
         Direction<T> at{};
         DirectionGradient<T> gradient{};
         for (const ParameterInfo* of = p.info().parameters; of->name; ++of)
-          if (p.bias || !is_bias(of->role))
+          if (p.bias || !kIsBias[of->role])
             at.parameters[of->role] = make(p.extent(of->rows, I) * p.extent(of->columns, I), scale);
         for (int s = 0; p.info().states[s].name; ++s) {
           const Index n = p.B * p.extent(p.info().states[s].width, I);
@@ -377,7 +377,7 @@ class Outputs {
         DirectionGradient<T>& g = gradient.direction[d];
         g = inputs.gradients[i];
         for (const ParameterInfo* of = info.parameters; of->name; ++of)
-          if (p.bias || !is_bias(of->role))
+          if (p.bias || !kIsBias[of->role])
             g.parameters[of->role] = make(
                 of->name, p.extent(of->rows, layer.inputs) * p.extent(of->columns, layer.inputs));
         for (int s = 0; info.states[s].name; ++s)

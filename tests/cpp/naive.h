@@ -515,8 +515,8 @@ struct NaiveBackward {
     ParameterSquares<T> squares;
     for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p) {
       T* const values = gradient.parameters[p->role];
-      const Index count = is_bias(p->role) ? G : rows_of(*p);
-      const Index columns = is_bias(p->role) ? H : columns_of(*p);
+      const Index count = kIsBias[p->role] ? G : rows_of(*p);
+      const Index columns = kIsBias[p->role] ? H : columns_of(*p);
       for (Index r = 0; values && r < count; ++r) {
         Squares<T> row;
         for (Index c = 0; c < columns; ++c) {

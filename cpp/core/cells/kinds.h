@@ -18,7 +18,7 @@ enum Role : int {
   projection_matrix,  // its product with the cell's H outputs gives h
   kRoles
 };
-inline constexpr bool is_bias(Role role) { return role == input_bias || role == recurrent_bias; }
+inline constexpr bool kIsBias[kRoles] = {false, false, true, true, false};
 
 struct ParameterInfo {
   const char* name;  // before "_l0", "_l0_reverse"; null: the end of a list

@@ -66,7 +66,7 @@ struct BackwardWorkspace {
   // Rows of squares of one parameter: one a row of a matrix, one a gate of a bias.
   static Index square_rows(Role role, Index H, Index P) {
     if (!Cell::has(role)) return 0;
-    return is_bias(role) ? Cell::gates : role == projection_matrix ? P : Cell::gates * H;
+    return kIsBias[role] ? Cell::gates : role == projection_matrix ? P : Cell::gates * H;
   }
   static Index square_rows_before(int role, Index H, Index P) {
     Index before = 0;
