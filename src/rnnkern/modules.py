@@ -478,7 +478,7 @@ def _pinned(
     checked. `place` says in messages where the name stands.
     """
     if isinstance(array, np.ndarray):
-        array = np.ndarray.view(array, np.ndarray)
+        array = np.ndarray.view(array)
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         name = place.format(name)
