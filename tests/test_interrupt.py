@@ -364,3 +364,66 @@ def test_loading_an_optimizers_state_is_whole():
         assert all(found[name].tobytes() == want[name].tobytes() for name in want)
         seen.add(int(found["step"]))
     assert seen == {1, 2}
+
+
+# ---- work outside the kernels ------------------------------------------------------------------
+
+HALF = 0.7  # core time of such work: without a poll, Ctrl-C would come 0.5 s late
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_ends_the_packing_of_weights(monkeypatch, threads):
+    monkeypatch.setattr(  # drawing them would take longer than all else
+        "rnnkern.layers.base.initial", lambda init, name, shape, *_: np.zeros(shape, np.float32)
+    )
+    H, few = 1024, 2
+    layer = make_layer("gru", H, H, num_layers=few)
+    with rk.num_threads(1):
+        begin = time.thread_time()
+        layer.stream()
+        took = time.thread_time() - begin
+    layer = make_layer("gru", H, H, num_layers=min(64, math.ceil(threads * HALF / took * few)))
+    sent = []
+    with rk.num_threads(threads), pytest.raises(KeyboardInterrupt):
+        signalled(layer.stream, sent=sent)
+    sent[0].assert_in_time()
+
+
+def rows_of(what):
+    """Work on n time steps of one row, almost all of them padding, that is not the kernels'."""
+    layer = make_layer("rnn_tanh", 1, 1)
+    lengths = np.array([1])
+
+    def x(n):
+        return np.broadcast_to(np.float32(0), (n, 1, 1))
+
+    if what == "lengths":
+        return lambda n: layer(x(n), lengths=lengths)
+    if what == "resets":
+        return lambda n: layer(x(n), lengths=lengths, resets=np.zeros((n, 1), bool))
+    return lambda n: layer.backward(layer.forward(x(n), lengths=lengths)[2], trace=True)
+
+
+@pytest.mark.parametrize("what", ["lengths", "resets", "trace"])
+def test_ctrl_c_ends_the_preparation_of_rows(what):
+    use, sent = rows_of(what), []
+    n = size_of(HALF, use)
+    with pytest.raises(KeyboardInterrupt):
+        signalled(lambda: use(n), sent=sent)
+    sent[0].assert_in_time()
+
+
+def test_ctrl_c_ends_the_reading_of_a_tape():
+    layer, sent = make_layer("rnn_tanh", 1, 1), []
+
+    def tape(n):
+        return layer.forward(np.broadcast_to(np.float32(0), (n, 16, 1)))[2]
+
+    few = 100_000
+    kept = tape(few)
+    begin = time.thread_time()
+    assert kept.hiddens[0].shape == (few, 16, 1)
+    kept = tape(math.ceil(HALF / (time.thread_time() - begin) * few))
+    with pytest.raises(KeyboardInterrupt):
+        signalled(lambda: kept.hiddens, sent=sent)
+    sent[0].assert_in_time()
