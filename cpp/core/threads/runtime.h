@@ -62,7 +62,8 @@ class ThrottledPoll {
   }
   // The same after `work` more elements: reads the clock every kWorkBetweenLooks of them.
   bool go_on(Index work) {
-    if ((left_ -= work) > 0) return !over_;
+    left_ -= work;
+    if (left_ > 0) return !over_;
     left_ = kWorkBetweenPolls;
     return go_on();
   }
