@@ -502,6 +502,8 @@ def twins(torch, kind, dtype, **options):
     return layer, module
 
 
+# PyTorch says so once in a process; its own implementation computes the same.
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported:UserWarning")
 @pytest.mark.parametrize("kind", PYTORCHS)
 @each_dtype
 @pytest.mark.parametrize("bias", [True, False])
