@@ -48,7 +48,7 @@ struct BackwardWorkspace {
   T* d_operand;         // [B, padded H] of phase 1, or of the projection
   T* scale;             // [B] step_norm's factor of dh
   T* dh_full;           // [B, padded P] dL/dh of the step, for the trace
-  T* zeros;             // [padded max(H, P)]
+  T* zeros;             // [padded H], h' and c' of rows without a state before
   T* da;                // [chunk rows, da_row_size]
   T* da_lines;          // the same by lines: [da_row_size / line, chunk rows, line]
   T* x;                 // [blocks of I, chunk rows, lanes]
@@ -96,7 +96,7 @@ struct BackwardWorkspace {
     d_operand = arena.allocate<T>(has_operand ? s.B * Hp : 0);
     scale = arena.allocate<T>(s.B);
     dh_full = arena.allocate<T>(traced ? s.B * Pp : 0);
-    zeros = arena.allocate<T>(most(Hp, Pp));
+    zeros = arena.allocate<T>(Hp);
     da = arena.allocate<T>(most_rows * row);
     da_lines = arena.allocate<T>(most_rows * row);
     x = arena.allocate<T>(inputs * most_rows);
@@ -223,10 +223,12 @@ struct Backward {
       const T* const given = gradient.last[state];
       const Index caller = row_of(rows, r) * width, end = least(width, blocks.last * kLanes<T>);
       for (Index j = blocks.first * kLanes<T>; j < end; ++j) {
-        if (r == 0) workspace.zeros[j] = T(0);
         to[r * padded<T>(width) + j] = given ? given[caller + j] : T(0);
       }
     };
+    const Index end = least(H, part.blocks.last * kLanes<T>);
+    for (Index j = part.blocks.first * kLanes<T>; part.rows.first == 0 && j < end; ++j)
+      workspace.zeros[j] = T(0);
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
       if (part.blocks.first == 0) workspace.scale[r] = accumulate ? gradient.scale[r] : T(1);
       start(0, P, outputs(part), workspace.dh, r);
