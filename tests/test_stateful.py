@@ -820,7 +820,7 @@ class Sequences(RuleBasedStateMachine):
             given = []  # which a step that is done changes
         one_dict = grads is not None and len(grads) == 1 and isinstance(grads[0], dict)
         grads = grads[0] if one_dict else grads
-        twins = copy.deepcopy(grads) if how == "a parameter" else grads
+        twins = copy.deepcopy(grads) if right is None else grads  # the step may write to them
         self.take_a_step(one, grads, twins, right, max_norm, *given)
 
     def take_a_step(self, one, grads, twins, right, max_norm, *given):
