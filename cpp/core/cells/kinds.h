@@ -1,7 +1,8 @@
 // The table of kinds: each cell's sizes, states and parameters, one row a cell.
 //
-// The kernels, the bindings, the naive reference, the fuzzer and the build read this table. Nothing
-// else names a parameter or counts states. Records and constants only: no code (see problem.h).
+// The kernels, the bindings, the naive reference, the fuzzer and the build read this table. In the
+// core and the bindings nothing else names a parameter or counts states. Records and constants
+// only: no code (see problem.h).
 #pragma once
 
 namespace rnnkern {

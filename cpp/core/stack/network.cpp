@@ -59,7 +59,7 @@ Sequence<T> from_step(Sequence<T> s, Index step) {
   return s;
 }
 Dropout from_step(Dropout dropout, Index step) {
-  dropout.first = step;
+  dropout.first += step;  // as in stack.h
   return dropout;
 }
 template <class T>
