@@ -1191,15 +1191,25 @@ def a_refused_state_is_half_loaded(monkeypatch):
 
 
 def an_error_names_nothing(monkeypatch):
-    def wrong(name, expected, *_):
-        raise ValueError("bad shape")
+    right = rk.optim._check_array
+
+    def wrong(*args):
+        try:
+            return right(*args)
+        except (TypeError, ValueError):
+            raise ValueError("bad shape") from None
 
     monkeypatch.setattr(rk.optim, "_check_array", wrong)
 
 
 def an_error_of_another_type(monkeypatch):
-    def wrong(*_):
-        raise KeyError("params")
+    right = rk.optim._check_names
+
+    def wrong(*args):
+        try:
+            return right(*args)
+        except (TypeError, ValueError):
+            raise KeyError("params") from None
 
     monkeypatch.setattr(rk.optim, "_check_names", wrong)
 
