@@ -28,14 +28,15 @@ class StreamOf final : public Stream {
       : sizes_(sizes),
         B_(B),
         kernels_(rnnkern::kernels()),
-        use_(kernels_.of<T>().of(sizes.kind)),
+        use_(kernels_.of<T>()),
         flops_of_step_(flops_of_step(sizes) * static_cast<double>(B)) {
     product_of({B, sizes.H, 8 * static_cast<Index>(sizeof(T))});
     call_.kind = sizes.kind, call_.constants = sizes.constants, call_.residual = sizes.residual;
     call_.L = sizes.L, call_.D = 1, call_.H = sizes.H, call_.P = sizes.P;
     call_.rows = {0, B, nullptr, nullptr, nullptr};
     for (Index l = 0; l < sizes.L; ++l) {
-      packed_.push_back(block<char>(use_.packed_bytes(sizes.inputs(l), sizes.H, sizes.P)));
+      packed_.push_back(
+          block<char>(use_.packed_bytes(sizes.kind, sizes.inputs(l), sizes.H, sizes.P)));
       for (States& states : states_)
         for (Index k = 0; k < sizes.states(); ++k)
           states.of[k].push_back(block<T>(B * sizes.width(k)));
@@ -192,7 +193,7 @@ class StreamOf final : public Stream {
         Direction<T> d{};
         for (std::size_t i = 0; i < all.size(); ++i)
           if (all[i].layer == l) d.parameters[all[i].role] = parameters[i];
-        use_.pack(d, sizes_.inputs(l), sizes_.H, sizes_.P, threads(), poll.interrupt(),
+        use_.pack(sizes_.kind, d, sizes_.inputs(l), sizes_.H, sizes_.P, threads(), poll.interrupt(),
                   packed_[static_cast<std::size_t>(l)].get());
       }
     });
@@ -257,7 +258,7 @@ class StreamOf final : public Stream {
   Sizes sizes_;
   Index B_;
   const Kernels& kernels_;  // those that packed the weights, whatever is in use later
-  const CellKernels<T>& use_;
+  const TypedKernels<T>& use_;
   const py::dtype dtype_ = py::dtype::of<T>();
   std::vector<Block<char>> packed_;
   struct States {

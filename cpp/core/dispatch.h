@@ -13,30 +13,24 @@ struct Probe {
   double work, sum;
 };
 
-// What one instruction set offers for one cell and element type. Room is memory of the caller's,
+// What one instruction set offers for one element type. A workspace is memory of the caller's,
 // aligned to a cache line, of as many bytes as the function next to it says.
 template <class T>
-struct CellKernels {
+struct TypedKernels {
   Index (*forward_workspace)(const ForwardCall<T>&);
   void (*forward)(const ForwardCall<T>&, void* workspace);
   Index (*backward_workspace)(const BackwardCall<T>&);
   GradientNorm (*backward)(const BackwardCall<T>&, void* workspace);
-  // `n` calls of the same sizes and interrupt side by side, each on one of at most `threads`
-  // threads. Rooms: one for each of these threads, one behind the other, for a call on one thread.
+  // `n` calls of the same cell, sizes and interrupt side by side, each on one of at most `threads`
+  // threads. Workspaces: one for each of these threads, one behind the other, for a call on one
+  // thread.
   void (*forward_members)(const ForwardCall<T>* calls, Index n, int threads, void* workspaces);
   void (*backward_members)(const BackwardCall<T>* calls, Index n, int threads, void* workspaces,
                            GradientNorm* norms);
   // A direction's weights in panels, for Direction::packed.
-  Index (*packed_bytes)(Index I, Index H, Index P);
-  void (*pack)(const Direction<T>&, Index I, Index H, Index P, int threads, const Interrupt&,
+  Index (*packed_bytes)(Kind, Index I, Index H, Index P);
+  void (*pack)(Kind, const Direction<T>&, Index I, Index H, Index P, int threads, const Interrupt&,
                void* out);
-};
-
-// What one instruction set offers for one element type.
-template <class T>
-struct TypedKernels {
-  const CellKernels<T>* cells[kKindCount];  // by kind
-  const CellKernels<T>& of(Kind kind) const { return *cells[static_cast<int>(kind)]; }
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss

@@ -1,8 +1,9 @@
-// What does not depend on a cell, compiled once for each instruction set, with its flags and
-// RNNKERN_ISA naming it, and the set's table; cell_kernels.cpp has the rest. No C++ standard
-// library in here: a function of it that the linker merges with another file's copy could carry
-// instructions that the machine lacks.
+// What is compiled once for each instruction set, with its flags and RNNKERN_ISA naming it, and the
+// set's table; cell_kernels.cpp has the cells' maths. No C++ standard library in here: a function
+// of it that the linker merges with another file's copy could carry instructions that the machine
+// lacks.
 #include "dispatch.h"
+#include "stack/stack.h"
 #include "threads/probe.h"
 #include "training/modules.h"
 #include "training/optim.h"
@@ -22,8 +23,112 @@ bool runs_here() {
 #endif
 }
 
+}  // namespace
+
+#define RNNKERN_EXTERN(kind, Cell, ...)         \
+  extern const CellFunctions<float> kind##_f32; \
+  extern const CellFunctions<double> kind##_f64;
+RNNKERN_KINDS(RNNKERN_EXTERN)
+#undef RNNKERN_EXTERN
+
+namespace {
+
+// The cells' functions, by kind.
+template <class T>
+const CellFunctions<T>& cell_of(Kind kind);
+#define RNNKERN_F32(kind, Cell, ...) &kind##_f32,
+#define RNNKERN_F64(kind, Cell, ...) &kind##_f64,
+template <>
+const CellFunctions<float>& cell_of(Kind kind) {
+  static constexpr const CellFunctions<float>* all[] = {RNNKERN_KINDS(RNNKERN_F32)};
+  return *all[static_cast<int>(kind)];
+}
+template <>
+const CellFunctions<double>& cell_of(Kind kind) {
+  static constexpr const CellFunctions<double>* all[] = {RNNKERN_KINDS(RNNKERN_F64)};
+  return *all[static_cast<int>(kind)];
+}
+
+// A stack laid out in an arena. Its sums leave no flag behind in the caller's floating-point
+// environment and raise no trap there; `run` comes after, and sees that environment.
+template <class Stack, class Call>
+Stack laid_out(const Call& call, Arena& arena) {
+  const std::uint64_t saved = enter_float_environment();
+  const Stack stack(cell_of<typename Stack::Number>(call.kind), call, arena);
+  leave_float_environment(saved);
+  return stack;
+}
+
 template <class T>
 struct Functions {
+  using Forwards = ForwardStack<T>;
+  using Backwards = BackwardStack<T>;
+
+  static Index forward_workspace(const ForwardCall<T>& call) {
+    Arena arena{nullptr};
+    laid_out<Forwards>(call, arena);
+    return arena.used;
+  }
+  static void forward(const ForwardCall<T>& call, void* workspace) {
+    Arena arena{static_cast<char*>(workspace)};
+    laid_out<Forwards>(call, arena).run();
+  }
+  static Index backward_workspace(const BackwardCall<T>& call) {
+    Arena arena{nullptr};
+    laid_out<Backwards>(call, arena);
+    return arena.used;
+  }
+  static GradientNorm backward(const BackwardCall<T>& call, void* workspace) {
+    Arena arena{static_cast<char*>(workspace)};
+    return laid_out<Backwards>(call, arena).run();
+  }
+  static void forward_members(const ForwardCall<T>* calls, Index n, int threads, void* workspaces) {
+    members<Forwards>(calls, n, threads, workspaces, forward_workspace(*calls),
+                      [](const Forwards&, Index) {});
+  }
+  static void backward_members(const BackwardCall<T>* calls, Index n, int threads, void* workspaces,
+                               GradientNorm* norms) {
+    members<Backwards>(calls, n, threads, workspaces, backward_workspace(*calls),
+                       [&](const Backwards& stack, Index i) { norms[i] = *stack.result; });
+  }
+  template <class Stack, class Call, class Done>
+  static void members(const Call* calls, Index n, int threads, void* workspaces, Index workspace,
+                      const Done& done) {
+    const CellFunctions<T>& functions = cell_of<T>(calls->kind);
+    const double flops = work_of(functions.layout, *calls) + ThreadingThresholds::flops_of_a_call;
+    threads = capped(static_cast<int>(least(threads, n)),
+                     as_double(n) * flops / ThreadingThresholds::flops_of_a_thread);
+    Barrier end;  // where the calling thread still polls once its own members are done
+    parallel(threads, calls->interrupt, [&](CancelToken& token, int thread, int count) {
+      const Range mine = share(n, thread, count);
+      for (Index i = mine.first; i < mine.last; ++i) {
+        Arena arena{static_cast<char*>(workspaces) + thread * workspace};
+        const Stack stack(functions, calls[i], arena);
+        stack.begin();
+        stack.work(token, 0, 1);
+        done(stack, i);
+      }
+      wait(end, count, token);
+    });
+  }
+  static Index packed_bytes(Kind kind, Index I, Index H, Index P) {
+    Arena arena{nullptr};
+    ForwardWeights<T>{}.allocate(arena, cell_of<T>(kind).layout, I, H, P);
+    return arena.used;
+  }
+  static void pack(Kind kind, const Direction<T>& direction, Index I, Index H, Index P, int threads,
+                   const Interrupt& interrupt, void* out) {
+    constexpr double elements_of_a_thread = 1 << 18;  // that take longer than a thread's start
+    Arena arena{static_cast<char*>(out)};
+    ForwardWeights<T> weights;
+    weights.allocate(arena, cell_of<T>(kind).layout, I, H, P);
+    const double elements = as_double(arena.used) / sizeof(T);
+    parallel(capped(threads, elements / elements_of_a_thread), interrupt,
+             [&](CancelToken& token, int thread, int count) {
+               weights.pack(direction, I, {thread, count, nullptr, &token});
+             });
+  }
+
   template <class Map>
   static void map(const T* x, T* y, Index n, const Map& f) {
     const std::uint64_t saved = enter_float_environment();
@@ -43,20 +148,29 @@ struct Functions {
 
 }  // namespace
 
-#define RNNKERN_EXTERN(kind, Cell, ...)       \
-  extern const CellKernels<float> kind##_f32; \
-  extern const CellKernels<double> kind##_f64;
-RNNKERN_KINDS(RNNKERN_EXTERN)
-#undef RNNKERN_EXTERN
-
-#define RNNKERN_F32(kind, Cell, ...) &kind##_f32,
-#define RNNKERN_F64(kind, Cell, ...) &kind##_f64,
-#define RNNKERN_TYPED(T, ROW)                                                                    \
-  {{RNNKERN_KINDS(ROW)},  sum_of_squares<T>,  optimizer_steps<T>, cross_entropy<T>, add_rows<T>, \
-   Functions<T>::sigmoid, Functions<T>::tanh, probe_fma<T>,       probe_read<T>}
+template <class T>
+constexpr TypedKernels<T> typed_table() {
+  using F = Functions<T>;
+  return {F::forward_workspace,
+          F::forward,
+          F::backward_workspace,
+          F::backward,
+          F::forward_members,
+          F::backward_members,
+          F::packed_bytes,
+          F::pack,
+          sum_of_squares<T>,
+          optimizer_steps<T>,
+          cross_entropy<T>,
+          add_rows<T>,
+          F::sigmoid,
+          F::tanh,
+          probe_fma<T>,
+          probe_read<T>};
+}
 
 extern const Kernels table;
-constexpr Kernels table = {RNNKERN_TEXT(RNNKERN_ISA), runs_here, RNNKERN_TYPED(float, RNNKERN_F32),
-                           RNNKERN_TYPED(double, RNNKERN_F64)};
+constexpr Kernels table = {RNNKERN_TEXT(RNNKERN_ISA), runs_here, typed_table<float>(),
+                           typed_table<double>()};
 
 }  // namespace rnnkern::RNNKERN_ISA

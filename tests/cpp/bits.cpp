@@ -46,7 +46,7 @@ void* workspace(Index bytes) {
 template <class T>
 void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H, bool ragged,
          const Clip& clip) {
-  const CellKernels<T>& use = kernels.of<T>().of(kind);
+  const TypedKernels<T>& use = kernels.of<T>();
   const KindInfo& info = kKinds[static_cast<int>(kind)];
   const Index G = info.gates, line = 64 / static_cast<Index>(sizeof(T));
   bool has[kRoles] = {};

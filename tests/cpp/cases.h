@@ -535,20 +535,20 @@ std::string run(const Problem& p) {
   const auto pick = [&](Index i) -> const TypedKernels<T>& {
     return sets[i % sets.size()]->of<T>();
   };
-  const CellKernels<T>& kernels = pick(p.forward_set).of(p.kind);
+  const TypedKernels<T>& kernels = pick(p.forward_set);
   std::vector<Room> packed;
   for (Layer<T>& layer : ours.layers) {
     if (!p.packed) break;
     Direction<T>& d = layer.direction[0];
-    packed.push_back(nan_room_of(kernels.packed_bytes(layer.inputs, p.H, p.P)));
-    kernels.pack(d, layer.inputs, p.H, p.P, p.threads, {}, packed.back().get());
+    packed.push_back(nan_room_of(kernels.packed_bytes(p.kind, layer.inputs, p.H, p.P)));
+    kernels.pack(p.kind, d, layer.inputs, p.H, p.P, p.threads, {}, packed.back().get());
     for (const T*& parameter : d.parameters) parameter = nullptr;
     d.packed = static_cast<const T*>(packed.back().get());
   }
   const ForwardCall<T> forward = ours.forward_call();
   kernels.forward(forward, nan_room_of(kernels.forward_workspace(forward)).get());
   if (p.keep) {
-    const CellKernels<T>& back = pick(p.backward_set).of(p.kind);
+    const TypedKernels<T>& back = pick(p.backward_set);
     const BackwardCall<T> backward = ours.backward_call();
     ours.norm = back.backward(backward, nan_room_of(back.backward_workspace(backward)).get());
   }

@@ -28,11 +28,13 @@ void plan(int kind, Index I, Index H, Index P, Index steps, Index B, Index L, In
   with_cell<T>(call.kind, call.constants, [&](auto cell) {
     using Cell = decltype(cell);
     Arena arena{nullptr};
-    const ForwardStack<Cell, T> stack(cell, call, arena);
-    ForwardWorkspace<Cell, T> forward;
-    forward.allocate(arena, call.rows, I, H, P, false, stack.pipeline.chunk);
-    BackwardWorkspace<Cell, T> backward;
-    backward.allocate(arena, call.rows, I, H, P, false, false, stack.pipeline.chunk);
+    const CellFunctions<T> functions{layout_of<Cell>(), {}, nullptr};  // a plan calls none
+    const ForwardStack<T> stack(functions, call, arena);
+    ForwardWorkspace<T> forward;
+    forward.allocate(arena, functions.layout, call.rows, I, H, P, false, stack.pipeline.chunk);
+    BackwardWorkspace<T> backward;
+    backward.allocate(arena, functions.layout, call.rows, I, H, P, false, false,
+                      stack.pipeline.chunk);
     CancelToken token{};
     Barrier barriers[2];
     const WorkShare part = work_share_of(token, 0, stack.threads, D, B, H, barriers);

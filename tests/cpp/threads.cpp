@@ -48,7 +48,7 @@ bool never(void*) { return false; }
 
 // Under memcheck workspace must stay what it is: undefined.
 template <class T>
-void run_kernels(const CellKernels<T>& kernels, Outputs<T>& out, int threads) {
+void run_kernels(const TypedKernels<T>& kernels, Outputs<T>& out, int threads) {
   ForwardCall<T> forward = out.forward_call({never, nullptr});
   forward.threads = threads;
   set_threads(0);  // nothing is learned yet: all of them take part
@@ -61,7 +61,7 @@ void run_kernels(const CellKernels<T>& kernels, Outputs<T>& out, int threads) {
 
 template <class T>
 void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
-  const CellKernels<T>& kernels = set.of<T>().of(kind);
+  const TypedKernels<T>& kernels = set.of<T>();
   const Problem p = large_problem(kind, D, units_shared);
   const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
   const Inputs<T> inputs(p);
@@ -102,7 +102,7 @@ void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
 // Streams share what they packed, which is the same on one thread and on several.
 template <class T>
 void packed_weights(const Kernels& set, Kind kind) {
-  const CellKernels<T>& kernels = set.of<T>().of(kind);
+  const TypedKernels<T>& kernels = set.of<T>();
   Problem p = large_problem(kind, 1, true);
   p.keep = false, p.L = 1, p.T = 8, p.threads = 2;
   p.I = 1300;  // weights enough for several threads
@@ -110,9 +110,9 @@ void packed_weights(const Kernels& set, Kind kind) {
   const Direction<T>& weights = inputs.directions[0];
   std::vector<Room> packed;
   for (const int threads : {1, kThreads}) {
-    packed.push_back(room_of(kernels.packed_bytes(p.I, p.H, p.P)));
+    packed.push_back(room_of(kernels.packed_bytes(p.kind, p.I, p.H, p.P)));
     set_threads(0);
-    kernels.pack(weights, p.I, p.H, p.P, threads, {}, packed.back().get());
+    kernels.pack(p.kind, weights, p.I, p.H, p.P, threads, {}, packed.back().get());
   }
   std::vector<Outputs<T>> each;
   for (std::size_t i = 0; i < 4; ++i) {
@@ -195,7 +195,7 @@ void modules(const Kernels& set) {
 // wants it to end when first asked: it is not asked twice.
 template <class T>
 void early_end(const Kernels& set, bool units_shared) {
-  const CellKernels<T>& kernels = set.of<T>().of(Kind::gru_reset_before);
+  const TypedKernels<T>& kernels = set.of<T>();
   Problem p = large_problem(Kind::gru_reset_before, 1, units_shared);
   p.L = 1, p.I = p.H, p.dropout.p = 0;
   const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);

@@ -21,6 +21,7 @@ namespace rnnkern::RNNKERN_ISA {
 
 inline constexpr int kMostGates = 4;
 inline constexpr int kMostSaved = 4;
+inline constexpr int kMostPhases = 2;
 
 // One phase of a cell: gates [first, first + count) get their recurrent product in it.
 struct Phase {
@@ -84,8 +85,47 @@ struct CellOf {
   static constexpr bool projects = has(projection_matrix);
 };
 
-// Whether one of a cell's products takes something else than x and h'.
+// The same as values, and what the cell's struct says of itself: for the time loops, which are
+// compiled once for all cells.
+struct CellLayout {
+  const KindInfo* info;
+  int gates, saved, carried, slots, phases;
+  bool elementwise, projects, reads_h_before, reads_h;
+  Phase phase[kMostPhases];
+  int input_slot[kMostGates], recurrent_slot[kMostGates];
+
+  // Whether one of the cell's products takes something else than x and h'.
+  bool has_operand() const { return phases > 1 || projects; }
+  // Whether a gate's recurrent sum has a slot of its own beside the input's part.
+  bool stands_alone(int gate) const { return recurrent_slot[gate] != input_slot[gate]; }
+  bool has(Role role) const {
+    for (const ParameterInfo* p = info->parameters; p->name; ++p)
+      if (p->role == role) return true;
+    return false;
+  }
+};
+
 template <class Cell>
-inline constexpr bool kHasOperand = Cell::phases > 1 || Cell::projects;
+constexpr CellLayout layout_of() {
+  CellLayout layout{&Cell::info,
+                    Cell::gates,
+                    Cell::saved,
+                    Cell::carried,
+                    Cell::slots,
+                    Cell::phases,
+                    Cell::elementwise,
+                    Cell::projects,
+                    Cell::reads_h_before,
+                    Cell::reads_h,
+                    {},
+                    {},
+                    {}};
+  for (int p = 0; p < Cell::phases; ++p) layout.phase[p] = Cell::phase[p];
+  for (int g = 0; g < Cell::gates; ++g) {
+    layout.input_slot[g] = Cell::input_slot[g];
+    layout.recurrent_slot[g] = Cell::recurrent_slot[g];
+  }
+  return layout;
+}
 
 }  // namespace rnnkern::RNNKERN_ISA

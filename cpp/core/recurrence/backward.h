@@ -7,10 +7,8 @@
 // bits.
 #pragma once
 
-#include "cells/contract.h"
 #include "product/panels.h"
-#include "product/tiles.h"
-#include "threads/team.h"
+#include "recurrence/pointwise.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -33,11 +31,13 @@ RNNKERN_INLINE void add_squares(double* lanes, Index column, Vec<T> v) {
   }
 }
 
-template <class Cell, class T>
+template <class T>
 struct BackwardWorkspace {
   // Of a chunk: enough for the gradients that each chunk brings to the cache and back, and few
   // enough for what they are summed from to stay in cache.
   static constexpr Index rows_at_once = 512;
+  const CellLayout* cell;
+  Index H, P;
   Index chunk = 0;      // steps
   Index most_rows = 0;  // of a chunk
   T* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates * H, lanes]
@@ -60,56 +60,56 @@ struct BackwardWorkspace {
   int* finite;          // 0 once a parameter gradient was not
 
   // dL/da of a row at a step, slot by slot, and dL/d(W_hr operand) behind them.
-  static Index da_row_size(Index H, Index P) {
-    return padded<T>(H) * Cell::slots + (Cell::projects ? padded<T>(P) : 0);
+  Index da_row_size() const {
+    return padded<T>(H) * cell->slots + (cell->projects ? padded<T>(P) : 0);
   }
   // Rows of squares of one parameter: one a row of a matrix, one a gate of a bias.
-  static Index square_rows(Role role, Index H, Index P) {
-    if (!Cell::has(role)) return 0;
-    return kIsBias[role] ? Cell::gates : role == projection_matrix ? P : Cell::gates * H;
+  Index square_rows(Role role) const {
+    if (!cell->has(role)) return 0;
+    return kIsBias[role] ? cell->gates : role == projection_matrix ? P : cell->gates * H;
   }
-  static Index square_rows_before(int role, Index H, Index P) {
+  Index square_rows_before(int role) const {
     Index before = 0;
-    for (int r = 0; r < role; ++r) before += square_rows(static_cast<Role>(r), H, P);
+    for (int r = 0; r < role; ++r) before += square_rows(static_cast<Role>(r));
     return before;
   }
-  static Index all_square_rows(Index H, Index P) { return square_rows_before(kRoles, H, P); }
-  double* squares_of(Role role, Index H, Index P) const {
-    return squares + square_rows_before(role, H, P) * kSquareLanes<T>;
+  Index all_square_rows() const { return square_rows_before(kRoles); }
+  double* squares_of(Role role) const {
+    return squares + square_rows_before(role) * kSquareLanes<T>;
   }
 
   // most_steps: of a chunk.
-  void allocate(Arena& arena, const Schedule& s, Index I, Index H, Index P, bool traced,
-                bool penalized, Index most_steps) {
-    constexpr Index G = Cell::gates, lanes = kLanes<T>;
-    constexpr bool has_operand = kHasOperand<Cell>;
-    const Index Hp = padded<T>(H), Pp = padded<T>(P), row = da_row_size(H, P);
-    const Index hidden = blocks_of<T>(H) * lanes, inputs = blocks_of<T>(I) * lanes;
-    const Index outputs = blocks_of<T>(P) * lanes;
+  void allocate(Arena& arena, const CellLayout& of, const Schedule& s, Index I, Index hidden,
+                Index outputs, bool traced, bool penalized, Index most_steps) {
+    cell = &of, H = hidden, P = outputs;
+    constexpr Index lanes = kLanes<T>;
+    const Index G = of.gates, Hp = padded<T>(H), Pp = padded<T>(P), row = da_row_size();
+    const Index hidden_lanes = blocks_of<T>(H) * lanes, input_lanes = blocks_of<T>(I) * lanes;
+    const Index output_lanes = blocks_of<T>(P) * lanes;
     chunk = most(1, least(least(s.T, most_steps), rows_at_once / most(1, s.B)));
     most_rows = chunk * s.B;
-    recurrent = arena.allocate<T>(Cell::elementwise ? 0 : outputs * G * H);
-    input = arena.allocate<T>(inputs * G * H);
-    projection = arena.allocate<T>(Cell::projects ? hidden * P : 0);
+    recurrent = arena.allocate<T>(of.elementwise ? 0 : output_lanes * G * H);
+    input = arena.allocate<T>(input_lanes * G * H);
+    projection = arena.allocate<T>(of.projects ? hidden_lanes * P : 0);
     dh = arena.allocate<T>(s.B * Pp);
-    dc = arena.allocate<T>(Cell::carried * s.B * Hp);
-    d_operand = arena.allocate<T>(has_operand ? s.B * Hp : 0);
+    dc = arena.allocate<T>(of.carried * s.B * Hp);
+    d_operand = arena.allocate<T>(of.has_operand() ? s.B * Hp : 0);
     scale = arena.allocate<T>(s.B);
     dh_full = arena.allocate<T>(traced ? s.B * Pp : 0);
     zeros = arena.allocate<T>(Hp);
     da = arena.allocate<T>(most_rows * row);
     da_lines = arena.allocate<T>(most_rows * row);
-    x = arena.allocate<T>(inputs * most_rows);
-    h = arena.allocate<T>(Cell::elementwise ? 0 : outputs * most_rows);
-    projected = arena.allocate<T>(Cell::projects ? most_rows * Hp : 0);
-    operand = arena.allocate<T>(has_operand ? hidden * most_rows : 0);
+    x = arena.allocate<T>(input_lanes * most_rows);
+    h = arena.allocate<T>(of.elementwise ? 0 : output_lanes * most_rows);
+    projected = arena.allocate<T>(of.projects ? most_rows * Hp : 0);
+    operand = arena.allocate<T>(of.has_operand() ? hidden_lanes * most_rows : 0);
     flow = arena.allocate<T>(penalized ? most_rows * Hp : 0);
-    squares = arena.allocate<double>(all_square_rows(H, P) * kSquareLanes<T>);
+    squares = arena.allocate<double>(all_square_rows() * kSquareLanes<T>);
     finite = arena.allocate<int>(1);
   }
   // Gates before the phase's own, in columns of `recurrent`.
-  T* columns(int phase, Index H, Index P) const {
-    return recurrent + blocks_of<T>(P) * kLanes<T> * Cell::phase[phase].first * H;
+  T* columns(int phase) const {
+    return recurrent + blocks_of<T>(P) * kLanes<T> * cell->phase[phase].first * H;
   }
 };
 
@@ -123,23 +123,12 @@ struct BackwardRowPointers {
   }
 };
 
-// Where the values of one row at one step lie: as Step in forward.h. Null: there are none, or they
-// are not wanted.
 template <class T>
-struct BackwardRow {
-  const T *saved, *h_before, *h, *dy, *d_operand;
-  const T *c_before[kMostCarried], *c[kMostCarried];
-  T* dc[kMostCarried];
-  T *dh, *dh_full, *da, *projected;
-  T scale;
-};
-
-template <class Cell, class T>
 struct Backward {
   using V = Vec<T>;
-  static constexpr Index G = Cell::gates, slots = Cell::slots;
-  const Cell& cell;
-  T projection_clip;
+  const CellFunctions<T>& functions;
+  const CellLayout& cell;
+  const CellConstants& constants;
   const Schedule& rows;
   Index H, P, I;
   Sequence<const T> x;   // the layer's input, after dropout
@@ -152,7 +141,7 @@ struct Backward {
   const Clip& clip;
   double flow_penalty;
   bool reverse;
-  const BackwardWorkspace<Cell, T>& workspace;
+  const BackwardWorkspace<T>& workspace;
   const BackwardRowPointers<T>& row_ptrs;  // this thread's
   Index first_step = 0, steps = 0;         // of the chunk at hand
 
@@ -171,14 +160,14 @@ struct Backward {
     return rows_before(rows, t) - rows_before(rows, first_step) + r;
   }
   T* da_row(Index t, Index r) const {
-    return workspace.da + chunk_row(t, r) * workspace.da_row_size(H, P);
+    return workspace.da + chunk_row(t, r) * workspace.da_row_size();
   }
   T* projected_row(Index t, Index r) const {
     return workspace.projected + chunk_row(t, r) * padded<T>(H);
   }
   // This thread's blocks of h.
   Range outputs(const WorkShare& part) const {
-    return Cell::projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
+    return cell.projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
   }
   // The step before t in forward's order, or -1 where the initial state came before.
   Index step_before(Index t, Index r) const {
@@ -192,7 +181,7 @@ struct Backward {
     return d.first[0] ? d.first[0] + caller * P : workspace.zeros;
   }
   const T* carried_row(Index k, Index t, Index r) const {
-    return d.carried + ((rows_before(rows, t) + r) * Cell::carried + k) * padded<T>(H);
+    return d.carried + ((rows_before(rows, t) + r) * cell.carried + k) * padded<T>(H);
   }
   const T* c_before(Index k, Index t, Index r) const {
     const Index before = step_before(t, r);
@@ -209,13 +198,13 @@ struct Backward {
           *all.token, [&](Index k) { return w + k * columns; }, count, columns,
           all.share_of(blocks_of<T>(columns)), out);
     };
-    for (int p = 0; p < Cell::phases && !Cell::elementwise; ++p) {
-      const Phase ph = Cell::phase[p];
+    for (int p = 0; p < cell.phases && !cell.elementwise; ++p) {
+      const Phase ph = cell.phase[p];
       pack(d.parameters[recurrent_matrix] + ph.first * H * P, ph.count * H, P,
-           workspace.columns(p, H, P));
+           workspace.columns(p));
     }
-    pack(d.parameters[input_matrix], G * H, I, workspace.input);
-    if constexpr (Cell::projects) pack(d.parameters[projection_matrix], P, H, workspace.projection);
+    pack(d.parameters[input_matrix], cell.gates * H, I, workspace.input);
+    if (cell.projects) pack(d.parameters[projection_matrix], P, H, workspace.projection);
   }
 
   void load_initial_state(const WorkShare& part, bool accumulate) const {
@@ -232,7 +221,7 @@ struct Backward {
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
       if (part.blocks.first == 0) workspace.scale[r] = accumulate ? gradient.scale[r] : T(1);
       start(0, P, outputs(part), workspace.dh, r);
-      for (int k = 0; k < Cell::carried; ++k)
+      for (int k = 0; k < cell.carried; ++k)
         start(1 + k, H, part.blocks, workspace.dc + k * rows.B * padded<T>(H), r);
     }
   }
@@ -250,7 +239,7 @@ struct Backward {
         const T dh = workspace.dh[r * Pp + j];
         gradient.first[0][caller * P + j] = defer_finalize ? dh : dh * workspace.scale[r];
       }
-      for (int k = 0; k < Cell::carried; ++k)
+      for (int k = 0; k < cell.carried; ++k)
         for (Index j = part.blocks.first * kLanes<T>; j < end(H, part.blocks); ++j)
           gradient.first[1 + k][caller * H + j] = workspace.dc[(k * rows.B + r) * Hp + j];
     }
@@ -264,22 +253,15 @@ struct Backward {
       const Index t = step_at(i);
       const Index n = most(0, least(alive_at(rows, t), part.rows.last) - part.rows.first);
       if (n == 0) continue;
-      if constexpr (Cell::projects) {
+      if (cell.projects) {
         unclip(part, t, n);
         if (!part.team.wait()) return;
         unproject(part, t, n);
       }
-      if constexpr (Cell::phases > 1) {
-        pointwise<1>(part, t, n);
-        if (!part.team.wait()) return;
-        recurrent<1>(part, t, n, i % 2 == 1);
-      }
-      pointwise<0>(part, t, n);
-      if constexpr (Cell::elementwise) {
-        if (part.team.stopped()) return;
-      } else {
-        if (!part.team.wait()) return;
-        recurrent<0>(part, t, n, i % 2 == 1);
+      for (int p = cell.phases - 1; p >= 0; --p) {
+        pointwise(p, part, t, n);
+        if (cell.elementwise ? part.team.stopped() : !part.team.wait()) return;
+        if (!cell.elementwise) recurrent(p, part, t, n, i % 2 == 1);
       }
       reset(part, t, n);
       const bool rows_matter = clip.step_norm < __builtin_inf() || gradient.trace.dh;
@@ -287,17 +269,13 @@ struct Backward {
     }
   }
 
-  // Whether the cell's derivative is that of its own outputs, dL/dh completed by dL/dy.
-  template <int phase_index>
-  static constexpr bool completes_dh = phase_index + 1 == Cell::phases && !Cell::projects;
-
   // dL/dh, complete, where h before its clip was within the bound: dL/d(W_hr operand).
   void unclip(const WorkShare& part, Index t, Index n) const {
     const Index Pp = padded<T>(P);
     const Range own = outputs(part);
-    const V bound = splat(projection_clip);
+    const V bound = splat(static_cast<T>(constants.projection_clip));
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
-      T* const to = da_row(t, r) + slots * padded<T>(H);
+      T* const to = da_row(t, r) + cell.slots * padded<T>(H);
       const T* from_y =
           dy.data ? dy.data + t * dy.time_stride + row_of(rows, r) * dy.row_stride : nullptr;
       for (Index j = own.first * kLanes<T>; j < own.last * kLanes<T>; j += kLanes<T>) {
@@ -316,7 +294,7 @@ struct Backward {
   void unproject(const WorkShare& part, Index t, Index n) const {
     const Index Hp = padded<T>(H);
     for (Index i = 0; i < n; ++i) {
-      row_ptrs.a[i] = da_row(t, part.rows.first + i) + slots * Hp;
+      row_ptrs.a[i] = da_row(t, part.rows.first + i) + cell.slots * Hp;
       row_ptrs.to[i] = workspace.d_operand + (part.rows.first + i) * Hp;
     }
     product<1>(*part.team.token, n, row_ptrs.a, Depth{1, P, 1, {0}},
@@ -327,49 +305,35 @@ struct Backward {
   // Units that memory is asked for before they are needed.
   static constexpr Index units_ahead = 256;
 
-  // The cell's derivative of phase P on the registers, the step clip included.
-  template <int phase_index>
-  void pointwise(const WorkShare& part, Index t, Index n) const {
-    const Index first = part.rows.first, last = first + n;
-    const Range blocks = part.blocks;
-    const Index H = this->H;
-    const V bound = splat(static_cast<T>(clip.step_value));
-    const StepClip<V> limits{-bound, bound};
-    const Index ahead = ceil_div(units_ahead, H);
-    for (Index r = first; r < last; ++r) {
-      const BackwardRow<T> row = row_at<phase_index>(t, r);
-      Index block = blocks.first;
-      for (; block + 1 < blocks.last; block += 2) {
-        fetch(row, ahead, block);
-        fetch(row, ahead, block + 1);
-        units<phase_index, 2>(cell, row, H, block, limits);
-      }
-      if (block < blocks.last) {
-        fetch(row, ahead, block);
-        units<phase_index, 1>(cell, row, H, block, limits);
-      }
+  // The cell's derivative of one phase, the step clip included.
+  void pointwise(int phase, const WorkShare& part, Index t, Index n) const {
+    const BackwardStep<T> step{
+        &constants,   H, part.blocks, static_cast<T>(clip.step_value), ceil_div(units_ahead, H),
+        dy.row_stride};
+    const auto derivative = functions.phase[phase].backward;
+    for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
+      derivative(row_at(phase, t, r), step);
       constexpr Index vector_operations = 32;  // of a cell's derivative, about
-      if (!part.team.worked(blocks.size() * vector_operations)) return;
+      if (!part.team.worked(part.blocks.size() * vector_operations)) return;
     }
   }
 
-  template <int phase_index>
-  BackwardRow<T> row_at(Index t, Index r) const {
+  BackwardRow<T> row_at(int phase, Index t, Index r) const {
     const Index Hp = padded<T>(H), caller = row_of(rows, r), row = rows_before(rows, t) + r;
     BackwardRow<T> at{};
-    at.saved = d.saved + row * Cell::saved * Hp;
-    if constexpr (Cell::reads_h_before) at.h_before = h_before(t, r);
-    if constexpr (Cell::reads_h) at.h = y.data + t * y.time_stride + caller * y.row_stride;
-    for (int k = 0; k < Cell::carried; ++k) {
+    at.saved = d.saved + row * cell.saved * Hp;
+    if (cell.reads_h_before) at.h_before = h_before(t, r);
+    if (cell.reads_h) at.h = y.data + t * y.time_stride + caller * y.row_stride;
+    for (int k = 0; k < cell.carried; ++k) {
       at.c[k] = carried_row(k, t, r);
       at.c_before[k] = c_before(k, t, r);
       at.dc[k] = workspace.dc + (k * rows.B + r) * Hp;
     }
-    if constexpr (Cell::projects)
+    if (cell.projects)
       at.projected = projected_row(t, r);
     else
       at.dh = workspace.dh + r * Hp;
-    if constexpr (completes_dh<phase_index>) {
+    if (phase + 1 == cell.phases && !cell.projects) {  // the cell's own h: dL/dy completes dL/dh
       if (dy.data) at.dy = dy.data + t * dy.time_stride + caller * dy.row_stride;
       if (gradient.trace.dh) at.dh_full = workspace.dh_full + r * Hp;
       at.scale = workspace.scale[r];
@@ -380,70 +344,13 @@ struct Backward {
     return at;
   }
 
-  // Asks memory for a vector of the row that comes `ahead` rows later: what forward has kept is out
-  // of the caches. Behind the last row this asks for what is not needed, and does no harm.
-  __attribute__((always_inline)) void fetch(const BackwardRow<T>& row, Index ahead,
-                                            Index block) const {
-    const Index j = block * kLanes<T>, Hp = padded<T>(H);
-    for (int s = 0; s < Cell::saved; ++s)
-      __builtin_prefetch(row.saved + (ahead * Cell::saved + s) * Hp + j);
-    for (int k = 0; k < Cell::carried; ++k)
-      __builtin_prefetch(row.c_before[k] + ahead * Cell::carried * Hp + j);
-    if (row.dy) __builtin_prefetch(row.dy + ahead * dy.row_stride + j);
-  }
-
-  // N vectors of units of a row.
-  template <int phase_index, int N>
-  __attribute__((always_inline)) static inline void units(const Cell& cell,
-                                                          const BackwardRow<T>& row, Index H,
-                                                          Index block, const StepClip<V>& limits) {
-    using U = Units<T, N>;
-    constexpr Phase ph = Cell::phase[phase_index];
-    const Index Hp = padded<T>(H), j = block * kLanes<T>;
-    const auto at = [j](auto* from) {
-      return [from, j](int i) { return from + j + i * kLanes<T>; };
-    };
-    const auto left = [H, j](int i) { return H - j - i * kLanes<T>; };
-    BackwardUnit<U> u;
-    for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_each<T, U>(at(row.saved + s * Hp));
-    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(at(row.h_before), left);
-    if constexpr (Cell::reads_h) u.h = load_each<T, U>(at(row.h), left);
-    for (int k = 0; k < Cell::carried; ++k) {
-      u.c[k] = load_each<T, U>(at(row.c[k]));
-      u.c_before[k] = load_each<T, U>(at(row.c_before[k]), left);
-      u.dc[k] = load_each<T, U>(at(row.dc[k]));
-    }
-    if constexpr (completes_dh<phase_index>) {
-      U from_y{};
-      if (row.dy) from_y = load_each<T, U>(at(row.dy), left);
-      u.dh = scaled_sum(load_each<T, U>(at(row.dh)), splat(row.scale), from_y);
-      if (row.dh_full) store_each<T>(at(row.dh_full), u.dh);
-    } else {
-      u.dh = load_each<T, U>(at(row.d_operand));
-      if constexpr (!Cell::projects) u.direct = load_each<T, U>(at(row.dh));
-    }
-    cell.template backward<phase_index>(u, limits);
-    for (int s = 0; s < slots; ++s)
-      if (ph.slots >> s & 1u) store_each<T>(at(row.da + s * Hp), u.da[s]);
-    if constexpr (Cell::projects)
-      store_each<T>(at(row.projected), u.operand);
-    else
-      store_each<T>(at(row.dh), u.direct);
-    for (int k = 0; k < Cell::carried; ++k) store_each<T>(at(row.dc[k]), u.dc[k]);
-  }
-  static V scaled_sum(V dh, V scale, V from_y) { return fma(dh, scale, from_y); }
-  static Pair<V> scaled_sum(Pair<V> dh, V scale, Pair<V> from_y) {
-    return fma(dh, Pair<V>{scale, scale}, from_y);
-  }
-
-  // The recurrent product of phase P back in time: to dL/dh', or to dL/d operand.
-  template <int phase_index>
-  void recurrent(const WorkShare& part, Index t, Index n, bool backwards) const {
-    constexpr Phase ph = Cell::phase[phase_index];
+  // The recurrent product of one phase back in time: to dL/dh', or to dL/d operand.
+  void recurrent(int phase, const WorkShare& part, Index t, Index n, bool backwards) const {
+    const Phase ph = cell.phase[phase];
     const Index Hp = padded<T>(H);
     Depth depth{ph.count, H, 1, {}};
-    for (int g = 0; g < ph.count; ++g) depth.start[g] = Cell::recurrent_slot[ph.first + g] * Hp;
-    constexpr bool to_h = phase_index == 0;
+    for (int g = 0; g < ph.count; ++g) depth.start[g] = cell.recurrent_slot[ph.first + g] * Hp;
+    const bool to_h = phase == 0;
     T* const to = to_h ? workspace.dh : workspace.d_operand;
     const Index width = padded<T>(P);  // of `to`: a cell of two phases has P = H
     for (Index i = 0; i < n; ++i) {
@@ -451,8 +358,8 @@ struct Backward {
       row_ptrs.to[i] = to + (part.rows.first + i) * width;
     }
     product<1>(*part.team.token, n, row_ptrs.a, depth,
-               static_cast<const T*>(workspace.columns(phase_index, H, P)), outputs(part),
-               backwards, Target<T>{row_ptrs.to, nullptr, !to_h || Cell::projects, false, width},
+               static_cast<const T*>(workspace.columns(phase)), outputs(part), backwards,
+               Target<T>{row_ptrs.to, nullptr, !to_h || cell.projects, false, width},
                [](Index, int) {});
   }
 
@@ -464,7 +371,7 @@ struct Backward {
         for (Index j = blocks.first * kLanes<T>; j < blocks.last * kLanes<T>; ++j) row[j] = T(0);
       };
       clear(workspace.dh + r * padded<T>(P), outputs(part));
-      for (int k = 0; k < Cell::carried; ++k)
+      for (int k = 0; k < cell.carried; ++k)
         clear(workspace.dc + (k * rows.B + r) * padded<T>(H), part.blocks);
     }
   }
@@ -497,15 +404,15 @@ struct Backward {
     const double norm = norm_of(workspace.dh_full + r * padded<T>(P), P);
     to.dh[place] = norm;
     to.dh_before[place] = norm_before;
-    if constexpr (Cell::carried > 0) to.dc_before[place] = norm_of(workspace.dc + r * Hp, H);
+    if (cell.carried > 0) to.dc_before[place] = norm_of(workspace.dc + r * Hp, H);
     to.scale[place] = static_cast<double>(workspace.scale[r]);
     Index clipped = 0;
     const T bound = static_cast<T>(clip.step_value);
-    for (Index g = 0; g < G && bound < T(__builtin_inf()); ++g) {
-      const T* da = da_row(t, r) + Cell::input_slot[g] * Hp;
+    for (int g = 0; g < cell.gates && bound < T(__builtin_inf()); ++g) {
+      const T* da = da_row(t, r) + cell.input_slot[g] * Hp;
       for (Index j = 0; j < H; ++j) clipped += da[j] <= -bound || da[j] >= bound;
     }
-    to.clipped[place] = static_cast<double>(clipped) / static_cast<double>(G * H);
+    to.clipped[place] = static_cast<double>(clipped) / static_cast<double>(cell.gates * H);
     if (flow_penalty != 0.0) penalize(t, r, norm, norm_before);
   }
 
@@ -526,19 +433,19 @@ struct Backward {
   // Brings the chunk's operands into panels, its rows in the order in which they are summed.
   void gather(const Team& all) const {
     const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
-    const Index da_columns = workspace.da_row_size(H, P);
+    const Index da_columns = workspace.da_row_size();
     into_panels(all, all.share_of(da_columns / kLine<T>), kLine<T>, da_columns, workspace.da_lines,
                 [&](Index t, Index r) { return da_row(t, r); });
     into_panels(all, inputs, kLanes<T>, I, workspace.x, [&](Index t, Index r) {
       return x.data + t * x.time_stride + row_of(rows, r) * x.row_stride;
     });
-    if constexpr (!Cell::elementwise)
+    if (!cell.elementwise)
       into_panels(all, all.share_of(blocks_of<T>(P)), kLanes<T>, P, workspace.h,
                   [&](Index t, Index r) { return h_before(t, r); });
-    if constexpr (Cell::projects)
+    if (cell.projects)
       into_panels(all, hidden, kLanes<T>, H, workspace.operand,
                   [&](Index t, Index r) { return projected_row(t, r); });
-    if (Cell::phases > 1 || flow_penalty != 0.0) change_h(all, hidden);
+    if (cell.phases > 1 || flow_penalty != 0.0) change_h(all, hidden);
   }
 
   // Some panels of a matrix whose rows are row(t, r): out is [panels, chunk rows, width]. Panel by
@@ -571,15 +478,15 @@ struct Backward {
     Index k = 0;
     for (Index i = 0; i < steps; ++i)
       for (Index t = step_at(i), r = 0; r < alive_at(rows, t); ++r, ++k) {
-        const T* saved = d.saved + (rows_before(rows, t) + r) * Cell::saved * Hp;
-        for (Index b = blocks.first; b < blocks.last; ++b) {
-          const Index j = b * kLanes<T>, at_k = (b * n + k) * kLanes<T>;
-          V h = load(workspace.h + at_k);
-          if constexpr (Cell::phases > 1) {
-            store(workspace.operand + at_k, Cell::operand(load(saved + j), h));
-          } else {
-            h += load_n(workspace.flow + chunk_row(t, r) * Hp + j, H - j);
-            store(workspace.h + at_k, h);
+        if (cell.phases > 1) {
+          const Index at_k = k * kLanes<T>;
+          functions.operand(d.saved + (rows_before(rows, t) + r) * cell.saved * Hp,
+                            workspace.h + at_k, workspace.operand + at_k, blocks, n * kLanes<T>);
+        } else {
+          const T* flow = workspace.flow + chunk_row(t, r) * Hp;
+          for (Index j = blocks.first * kLanes<T>; j < blocks.last * kLanes<T>; j += kLanes<T>) {
+            T* const h = workspace.h + j * n + k * kLanes<T>;
+            store(h, load(h) + load_n(flow + j, H - j));
           }
         }
         if (!all.worked(blocks.size())) return;
@@ -588,25 +495,25 @@ struct Backward {
 
   // Adds the chunk's part to all of this direction's parameter gradients.
   void parameters(const Team& all, bool first, bool last) const {
+    const Index G = cell.gates;
     const Range units = all.share_of(G * H), gates = all.share_of(G);
     const auto add = [&](Role role, Range mine, MatrixRows rows_of_dw, const T* operand,
                          Index columns) {
       matrix(all, mine, rows_of_dw, operand, columns, gradient.parameters[role],
-             workspace.squares_of(role, H, P), first, last);
+             workspace.squares_of(role), first, last);
     };
-    add(input_matrix, units, {Cell::input_slot, 0, G, H}, workspace.x, I);
-    for (int p = 0; p < Cell::phases && !Cell::elementwise; ++p)
+    add(input_matrix, units, {cell.input_slot, 0, G, H}, workspace.x, I);
+    for (int p = 0; p < cell.phases && !cell.elementwise; ++p)
       add(recurrent_matrix, units,
-          {Cell::recurrent_slot, Cell::phase[p].first, Cell::phase[p].count, H},
+          {cell.recurrent_slot, cell.phase[p].first, cell.phase[p].count, H},
           p == 0 ? workspace.h : workspace.operand, P);
-    if constexpr (Cell::projects) {
-      static constexpr int behind_all[] = {slots};
-      add(projection_matrix, all.share_of(P), {behind_all, 0, 1, P}, workspace.operand, H);
+    if (cell.projects) {
+      add(projection_matrix, all.share_of(P), {&cell.slots, 0, 1, P}, workspace.operand, H);
     }
     static constexpr Role biases[] = {input_bias, recurrent_bias};
     for (const Role role : biases)
-      bias(all, gates, role == input_bias ? Cell::input_slot : Cell::recurrent_slot,
-           gradient.parameters[role], workspace.squares_of(role, H, P), first, last);
+      bias(all, gates, role == input_bias ? cell.input_slot : cell.recurrent_slot,
+           gradient.parameters[role], workspace.squares_of(role), first, last);
   }
 
   // dL/da of all the chunk's rows in one slot, from `unit` on: a cache line of units a row.
@@ -706,8 +613,8 @@ struct Backward {
         row_ptrs.a[n] = da_row(t, r);
         row_ptrs.to[n++] = dx.data + t * dx.time_stride + row_of(rows, r) * dx.row_stride;
       }
-    Depth depth{static_cast<int>(G), H, 1, {}};
-    for (Index g = 0; g < G; ++g) depth.start[g] = Cell::input_slot[g] * padded<T>(H);
+    Depth depth{cell.gates, H, 1, {}};
+    for (int g = 0; g < cell.gates; ++g) depth.start[g] = cell.input_slot[g] * padded<T>(H);
     product<1>(*all.token, n, row_ptrs.a, depth, static_cast<const T*>(workspace.input),
                Range{0, blocks_of<T>(I)}, false, Target<T>{row_ptrs.to, nullptr, true, adds_dx, I},
                [](Index, int) {});

@@ -1,73 +1,70 @@
 // Forward through time for one direction of one layer: the only forward time loop there is.
 #pragma once
 
-#include "cells/contract.h"
 #include "product/panels.h"
-#include "product/tiles.h"
-#include "threads/team.h"
+#include "recurrence/pointwise.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Whether a gate's recurrent sum has a slot of its own beside the input's part.
-template <class Cell>
-constexpr bool stands_alone(int gate) {
-  return Cell::recurrent_slot[gate] != Cell::input_slot[gate];
-}
-
 // Weights of one direction in panels.
-template <class Cell, class T>
+template <class T>
 struct ForwardWeights {
+  const CellLayout* cell;
+  Index H, P;
   T* input;       // [blocks of H, I, G, lanes]
   T* recurrent;   // phases one behind the other: [blocks of H, P, gates of the phase, lanes]
   T* projection;  // [blocks of P, H, lanes]
   T* bias;        // [G, padded H] what the input's product starts from
   T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
 
-  void allocate(Arena& arena, Index I, Index H, Index P) {
-    const Index width = blocks_of<T>(H) * kLanes<T> * Cell::gates;
+  void allocate(Arena& arena, const CellLayout& of, Index I, Index hidden, Index outputs) {
+    cell = &of, H = hidden, P = outputs;
+    const Index width = blocks_of<T>(H) * kLanes<T> * of.gates;
     input = arena.allocate<T>(width * I);
-    recurrent = arena.allocate<T>(Cell::elementwise ? 0 : width * P);
-    projection = arena.allocate<T>(Cell::projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
-    bias = arena.allocate<T>(Cell::gates * padded<T>(H));
-    bias_hh = arena.allocate<T>(Cell::gates * padded<T>(H));
+    recurrent = arena.allocate<T>(of.elementwise ? 0 : width * P);
+    projection = arena.allocate<T>(of.projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
+    bias = arena.allocate<T>(of.gates * padded<T>(H));
+    bias_hh = arena.allocate<T>(of.gates * padded<T>(H));
   }
-  T* panels(int phase, Index H, Index P) const {
-    return recurrent + blocks_of<T>(H) * kLanes<T> * Cell::phase[phase].first * P;
+  T* panels(int phase) const {
+    return recurrent + blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * P;
   }
-  void pack(const Direction<T>& d, Index I, Index H, Index P, const Team& team) const {
+  void pack(const Direction<T>& d, Index I, const Team& team) const {
     const Range blocks = team.share_of(blocks_of<T>(H));
     CancelToken& token = *team.token;
-    pack_gates<Cell::gates>(token, d.parameters[input_matrix], 0, H, I, blocks, input);
-    const T* const w_hh = d.parameters[recurrent_matrix];
-    if constexpr (!Cell::elementwise)
-      pack_gates<Cell::phase[0].count>(token, w_hh, 0, H, P, blocks, panels(0, H, P));
-    if constexpr (Cell::phases > 1)
-      pack_gates<Cell::phase[1].count>(token, w_hh, Cell::phase[1].first, H, P, blocks,
-                                       panels(1, H, P));
-    if constexpr (Cell::projects)
+    const int G = cell->gates;
+    const auto gates = [&](const T* w, int first, int count, Index depth, T* out) {
+      with_gates(count, [&](auto n) {
+        pack_gates<decltype(n)::value>(token, w, first, H, depth, blocks, out);
+      });
+    };
+    gates(d.parameters[input_matrix], 0, G, I, input);
+    for (int p = 0; p < cell->phases && !cell->elementwise; ++p)
+      gates(d.parameters[recurrent_matrix], cell->phase[p].first, cell->phase[p].count, P,
+            panels(p));
+    if (cell->projects)
       pack_gates<1>(token, d.parameters[projection_matrix], 0, P, H, team.share_of(blocks_of<T>(P)),
                     projection);
     if (team.index != 0) return;
     const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
-    pack_bias(b_hh, static_cast<const T*>(nullptr), Cell::gates, H, bias_hh);
-    for (int g = 0; g < Cell::gates; ++g)
+    pack_bias(b_hh, static_cast<const T*>(nullptr), G, H, bias_hh);
+    for (int g = 0; g < G; ++g)
       pack_bias(b_ih ? b_ih + g * H : nullptr,
-                b_hh && !stands_alone<Cell>(g) ? b_hh + g * H : nullptr, 1, H,
+                b_hh && !cell->stands_alone(g) ? b_hh + g * H : nullptr, 1, H,
                 bias + g * padded<T>(H));
   }
 };
 
 // Values of one row at one step that a gate's product writes and the cell reads again.
-template <class Cell>
-inline constexpr Index kRowSlots = Cell::saved > Cell::gates ? Cell::saved : Cell::gates;
+inline Index row_slots(const CellLayout& cell) { return most(cell.saved, cell.gates); }
 
 // What one direction needs while it runs.
-template <class Cell, class T>
+template <class T>
 struct ForwardWorkspace {
   // The input's products of a chunk stay in cache, and yet are of rows enough for the weights that
   // they bring to the cache.
   static constexpr Index z_bytes = 256 * 1024, z_rows = 128;
-  ForwardWeights<Cell, T> weights;
+  ForwardWeights<T> weights;
   T* h[2];          // [B, padded P] h, before and after, in turns
   T* c;             // [states but h, B, padded H]
   T* operand;       // [B, padded H] of phase 1, or of the projection
@@ -75,15 +72,15 @@ struct ForwardWorkspace {
   Index chunk = 0;  // steps
 
   // most_steps: of a chunk.
-  void allocate(Arena& arena, const Schedule& s, Index I, Index H, Index P, bool packed,
-                Index most_steps) {
-    const Index row = padded<T>(H) * kRowSlots<Cell>;
+  void allocate(Arena& arena, const CellLayout& cell, const Schedule& s, Index I, Index H, Index P,
+                bool packed, Index most_steps) {
+    const Index row = padded<T>(H) * row_slots(cell);
     const Index rows = most(z_rows, z_bytes / (row * static_cast<Index>(sizeof(T))));
     chunk = most(1, least(least(s.T, most_steps), rows / most(1, s.B)));
-    if (!packed) weights.allocate(arena, I, H, P);
+    if (!packed) weights.allocate(arena, cell, I, H, P);
     for (T*& half : h) half = arena.allocate<T>(s.B * padded<T>(P));
-    c = arena.allocate<T>(Cell::carried * s.B * padded<T>(H));
-    operand = arena.allocate<T>(kHasOperand<Cell> ? s.B * padded<T>(H) : 0);
+    c = arena.allocate<T>(cell.carried * s.B * padded<T>(H));
+    operand = arena.allocate<T>(cell.has_operand() ? s.B * padded<T>(H) : 0);
     z = arena.allocate<T>(chunk * s.B * row);
   }
 };
@@ -109,60 +106,43 @@ struct ForwardRowPointers {
   }
 };
 
-// Where the values of a step lie: what the cell's stores might change, as far as the compiler
-// knows, in locals.
-template <class Cell, class T>
-struct Step {
-  Cell cell;
-  T* const* z;        // [B]
-  const T* h_before;  // [B, padded H] as are those below
-  T *h, *c, *operand;
-  T* carried;  // [B, states but h, padded H]; null: not kept, as c and operand where there are none
-  T* y;
-  Index y_row;
-  const Index* order;  // of y's rows; null: as they come
-  Index H, Hp;
-  Index state;  // from one of the carried states to the next in c
-  bool keeps;
-};
-
-template <class Cell, class T>
+template <class T>
 struct Forward {
   using V = Vec<T>;
-  using Step = RNNKERN_ISA::Step<Cell, T>;
-  const Cell& cell_;
-  T projection_clip;
+  const CellFunctions<T>& functions;
+  const CellLayout& cell;
+  const CellConstants& constants;
   const Schedule& rows;
   Index H, P, I;
   Sequence<const T> x;
   Sequence<T> y;
   const Direction<T>& d;
   bool reverse, from_end;
-  const ForwardWorkspace<Cell, T>& workspace;
+  const ForwardWorkspace<T>& workspace;
   const ForwardRowPointers<T>& row_ptrs;
   WorkShare part;
   Index first_step = 0;  // of the chunk at hand
   int now = 0;           // which half of workspace.h holds h'
 
-  bool keeps() const { return d.saved != nullptr && Cell::saved > 0; }
+  bool keeps() const { return d.saved != nullptr && cell.saved > 0; }
   Index alive(Index t) const {
     return most(0, least(alive_at(rows, t), part.rows.last) - part.rows.first);
   }
   T* z_row(Index t, Index r) const {
-    if (keeps()) return d.saved + (rows_before(rows, t) + r) * Cell::saved * padded<T>(H);
-    return workspace.z + ((t - first_step) * rows.B + r) * kRowSlots<Cell> * padded<T>(H);
+    if (keeps()) return d.saved + (rows_before(rows, t) + r) * cell.saved * padded<T>(H);
+    return workspace.z + ((t - first_step) * rows.B + r) * row_slots(cell) * padded<T>(H);
   }
 
   // This thread's blocks of h: of units where h is as wide as the gates.
   Range outputs() const {
-    return Cell::projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
+    return cell.projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
   }
 
   // Whoever is to leave early goes on to where all threads meet.
   void run() {
     load_initial_state();
     if (!part.team.wait()) return;
-    if (rows.T == 1 && Cell::phases == 1 && !Cell::projects) {
+    if (rows.T == 1 && cell.phases == 1 && !cell.projects) {
       only_step();
       return;
     }
@@ -183,14 +163,16 @@ struct Forward {
   // Both products of some units, then of the next: so the second half of them all stays in cache
   // for the next call.
   void only_step() {
-    const Index n = alive(0), width = blocks_at_once<Cell::gates>(n, H);
+    const Index n = alive(0), width = with_gates(cell.gates, [&](auto gates) {
+                                return blocks_at_once<decltype(gates)::value>(n, H);
+                              });
     reset(0, n);
     const Index count = ceil_div(part.blocks.size(), width);
     for (Index i = 0; i < count && n > 0; ++i) {
       const Index first = part.blocks.first + (from_end ? count - 1 - i : i) * width;
       const Range blocks{first, least(first + width, part.blocks.last)};
       input_product(1, blocks);
-      phase<0>(0, n, blocks);
+      phase(0, 0, n, blocks);
     }
     if (n == 0 || !part.team.wait()) return;
     now ^= 1;
@@ -212,10 +194,10 @@ struct Forward {
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
       start(0, P, own, workspace.h[0], r);
       if (rows.count) start(0, P, own, workspace.h[1], r);  // back in time, rows join at any step
-      for (int k = 0; k < Cell::carried; ++k)
+      for (int k = 0; k < cell.carried; ++k)
         start(1 + k, H, part.blocks, workspace.c + k * rows.B * Hp, r);
       for (int half = 0; half < 2; ++half) row_ptrs.h[half][r] = workspace.h[half] + r * Pp;
-      if constexpr (kHasOperand<Cell>) row_ptrs.operand[r] = workspace.operand + r * Hp;
+      if (cell.has_operand()) row_ptrs.operand[r] = workspace.operand + r * Hp;
     }
     if (rows.resets)
       for (Index j = 0; j < Pp; ++j) row_ptrs.zeros[j] = T(0);
@@ -238,23 +220,25 @@ struct Forward {
         row_ptrs.x[n] = x.data + t * x.time_stride + row_of(rows, r) * x.row_stride;
         row_ptrs.z[n] = z_row(t, r);
       }
-    constexpr int G = Cell::gates;
     const Index Hp = padded<T>(H);
     Target<T> target{row_ptrs.z, workspace.weights.bias, false, false, Hp};
-    for (int g = 0; g < G; ++g) target.slot[g] = Cell::input_slot[g] * Hp;
-    product<G>(*part.team.token, n, row_ptrs.x, Depth{1, I, 1, {0}},
-               static_cast<const T*>(workspace.weights.input), blocks, false, target,
-               [&](Index block, int np) {
-                 for (int g = 0; g < G; ++g)
-                   if (stands_alone<Cell>(g)) start_alone(g, n, block, np);
-               });
+    for (int g = 0; g < cell.gates; ++g) target.slot[g] = cell.input_slot[g] * Hp;
+    with_gates(cell.gates, [&](auto gates) {
+      constexpr int G = decltype(gates)::value;
+      product<G>(*part.team.token, n, row_ptrs.x, Depth{1, I, 1, {0}},
+                 static_cast<const T*>(workspace.weights.input), blocks, false, target,
+                 [&](Index block, int np) {
+                   for (int g = 0; g < G; ++g)
+                     if (cell.stands_alone(g)) start_alone(g, n, block, np);
+                 });
+    });
   }
   // What a recurrent sum that stands alone starts from.
   void start_alone(int g, Index n, Index block, int np) const {
     const Index Hp = padded<T>(H);
     for (Index j = block * kLanes<T>; j < (block + np) * kLanes<T>; j += kLanes<T>) {
       const V bias = load(workspace.weights.bias_hh + g * Hp + j);
-      for (Index i = 0; i < n; ++i) store(row_ptrs.z[i] + Cell::recurrent_slot[g] * Hp + j, bias);
+      for (Index i = 0; i < n; ++i) store(row_ptrs.z[i] + cell.recurrent_slot[g] * Hp + j, bias);
     }
   }
 
@@ -263,13 +247,11 @@ struct Forward {
     const Index n = alive(t);
     if (n == 0) return true;
     reset(t, n);
-    phase<0>(t, n, part.blocks);
-    if (!meet()) return false;
-    if constexpr (Cell::phases > 1) {
-      phase<1>(t, n, part.blocks);
+    for (int p = 0; p < cell.phases; ++p) {
+      phase(p, t, n, part.blocks);
       if (!meet()) return false;
     }
-    if constexpr (Cell::projects) {
+    if (cell.projects) {
       project(t, n);
       if (!meet()) return false;
     }
@@ -280,7 +262,7 @@ struct Forward {
   }
 
   // The team meets where a product is to read what all of its threads have written. False: leave.
-  bool meet() const { return Cell::elementwise ? !part.team.stopped() : part.team.wait(); }
+  bool meet() const { return cell.elementwise ? !part.team.stopped() : part.team.wait(); }
 
   // Rows whose state before step t is zero: the product reads it elsewhere, for other threads'
   // units of h' are not this thread's to write.
@@ -295,7 +277,7 @@ struct Forward {
       row_ptrs.h[now][r] = resets ? row_ptrs.zeros : workspace.h[now] + r * Pp;
       if (!resets) continue;
       clear(workspace.h[now] + r * Pp, outputs());
-      for (int k = 0; k < Cell::carried; ++k)
+      for (int k = 0; k < cell.carried; ++k)
         clear(workspace.c + (k * rows.B + r) * Hp, part.blocks);
     }
   }
@@ -308,14 +290,14 @@ struct Forward {
         store_n(d.last[state] + caller + j, load(from + r * padded<T>(width) + j), to - j);
     };
     hand_out(0, P, outputs(), workspace.h[now]);
-    for (int k = 0; k < Cell::carried; ++k)
+    for (int k = 0; k < cell.carried; ++k)
       hand_out(1 + k, H, part.blocks, workspace.c + k * rows.B * padded<T>(H));
   }
 
   // The projection of the cell's outputs, and what follows from it: its clip, h and y.
   void project(Index t, Index n) const {
     const Index first = part.rows.first, Pp = padded<T>(P);
-    const V bound = splat(projection_clip);
+    const V bound = splat(static_cast<T>(constants.projection_clip));
     for (Index i = 0; i < n; ++i) row_ptrs.projected[i] = workspace.h[now ^ 1] + (first + i) * Pp;
     product<1>(*part.team.token, n, row_ptrs.operand + first, Depth{1, H, 1, {0}},
                static_cast<const T*>(workspace.weights.projection), outputs(), false,
@@ -334,19 +316,19 @@ struct Forward {
   }
 
   // The recurrent product of one phase's gates, and the cell's maths on what it leaves in cache.
-  template <int phase_index>
-  void phase(Index t, Index n, Range blocks) const {
-    constexpr Phase ph = Cell::phase[phase_index];
+  void phase(int index, Index t, Index n, Range blocks) const {
+    const Phase ph = cell.phase[index];
+    const auto& maths = functions.phase[index];
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
     for (Index i = 0; i < n; ++i) row_ptrs.z_now[i] = z_row(t, first + i);
-    const Step s{
-        cell_,
+    const ForwardStep<T> s{
+        &constants,
         row_ptrs.z_now,
         workspace.h[now] + skipped,
         workspace.h[now ^ 1] + skipped,
-        Cell::carried ? workspace.c + skipped : nullptr,
-        kHasOperand<Cell> ? workspace.operand + skipped : nullptr,
-        d.carried ? d.carried + (rows_before(rows, t) + first) * Cell::carried * Hp : nullptr,
+        cell.carried ? workspace.c + skipped : nullptr,
+        cell.has_operand() ? workspace.operand + skipped : nullptr,
+        d.carried ? d.carried + (rows_before(rows, t) + first) * cell.carried * Hp : nullptr,
         y.data + t * y.time_stride + (rows.order ? 0 : first * y.row_stride),
         y.row_stride,
         rows.order ? rows.order + first : nullptr,
@@ -354,130 +336,29 @@ struct Forward {
         Hp,
         rows.B * Hp,
         keeps()};
-    if constexpr (Cell::elementwise) {
-      for (Index b = blocks.first; b < blocks.last; b += 2)
-        rows_of<phase_index>(s, n, b, static_cast<int>(least(2, blocks.last - b)));
+    if (cell.elementwise) {
+      maths.forward(s, n, blocks.first, static_cast<int>(blocks.size()));
       constexpr Index vector_operations = 32;  // of a cell's maths, about
       part.team.worked(n * blocks.size() * vector_operations);
       return;
     }
     Target<T> target{row_ptrs.z_now, nullptr, false, false, Hp};
-    for (int g = 0; g < ph.count; ++g) target.slot[g] = Cell::recurrent_slot[ph.first + g] * Hp;
-    const T* const* const a = (phase_index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + first;
-    const T* const panels = workspace.weights.panels(phase_index, H, P);
+    for (int g = 0; g < ph.count; ++g) target.slot[g] = cell.recurrent_slot[ph.first + g] * Hp;
+    const T* const* const a = (index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + first;
+    const T* const panels = workspace.weights.panels(index);
     const Depth depth{1, P, 1, {0}};
     const bool backwards = from_end != (now == 1);
-    constexpr int widest = panels_at_once<ph.count>(1, 0);
-    if (n == 1)
-      one_row_product<ph.count>(
-          *part.team.token, a, depth, panels, blocks, backwards, target,
-          [&](const TileCall<T>& call, Index block, int np)
-              __attribute__((always_inline)) { one_row<phase_index, widest>(s, call, block, np); });
-    else
-      product<ph.count>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
-                        [&](Index block, int np) __attribute__((always_inline)) {
-                          rows_of<phase_index>(s, n, block, np);
-                        });
-  }
-
-  // The cell's maths for n rows and some blocks, on sums that stand in the rows of z.
-  template <int phase_index>
-  __attribute__((always_inline)) static inline void rows_of(const Step& s, Index n, Index block,
-                                                            int np) {
-    Index i = 0;
-    if (np == 1)
-      for (; i + 1 < n; i += 2) stored<phase_index, 2>(s, {i, i + 1}, {block, block});
-    for (; i < n; ++i) {
-      int p = 0;
-      for (; p + 1 < np; p += 2) stored<phase_index, 2>(s, {i, i}, {block + p, block + p + 1});
-      if (p < np) stored<phase_index, 1>(s, {i}, {block + p});
-    }
-  }
-  template <int phase_index, int N>
-  __attribute__((always_inline)) static inline void stored(const Step& s, const Index (&row)[N],
-                                                           const Index (&block)[N]) {
-    cell<phase_index, N>(s, row, block, [&](int g) {
-      return load_each<T, Units<T, N>>([&](int i) {
-        return s.z[row[i]] + Cell::recurrent_slot[g] * s.Hp + block[i] * kLanes<T>;
-      });
+    with_gates(ph.count, [&](auto gates) {
+      constexpr int G = decltype(gates)::value;
+      if (n == 1)
+        one_row_product<G>(*part.team.token, a, depth, panels, blocks, backwards, target,
+                           [&](const TileCall<T>& call, Index block, int np) {
+                             maths.forward_tile(s, call, block, np);
+                           });
+      else
+        product<G>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
+                   [&](Index block, int np) { maths.forward(s, n, block, np); });
     });
-  }
-
-  // A tile of one row, and the cell's maths on its sums while they are in registers.
-  template <int phase_index, int NP>
-  __attribute__((always_inline)) static inline void one_row(const Step& s, const TileCall<T>& call,
-                                                            Index block, int np) {
-    constexpr int G = Cell::phase[phase_index].count;
-    if (np == NP)
-      in_registers<phase_index, NP>(s, call, block);
-    else if constexpr (NP > G / kPanel<G>)
-      one_row<phase_index, NP / 2>(s, call, block, np);
-  }
-  template <int phase_index, int NP>
-  __attribute__((noinline)) static void in_registers(const Step& s, const TileCall<T>& call,
-                                                     Index block) {
-    constexpr int first = Cell::phase[phase_index].first, G = Cell::phase[phase_index].count,
-                  NV = kPanel<G>;
-    Vec<T> sum[1][NP][NV];
-    multiply(call, Places<T, G, NP>(call), sum);
-    const auto argument = [&](int b, int g) {
-      return sum[0][b * (G / NV) + (g - first) / NV][(g - first) % NV];
-    };
-    constexpr int blocks = NP * NV / G;
-    if constexpr (blocks == 1)
-      cell<phase_index, 1>(s, {0}, {block}, [&](int g) { return argument(0, g); });
-    else
-#pragma GCC unroll 4
-      for (int b = 0; b < blocks; b += 2)
-        cell<phase_index, 2>(s, {0, 0}, {block + b, block + b + 1}, [&](int g) {
-          return Units<T, 2>{argument(b, g), argument(b + 1, g)};
-        });
-  }
-
-  // N vectors of units, each of one row (of this part) at a step. argument(g): of gate g.
-  template <int phase_index, int N, class Argument>
-  __attribute__((always_inline)) static inline void cell(const Step& s, const Index (&row)[N],
-                                                         const Index (&block)[N],
-                                                         const Argument& argument) {
-    using U = Units<T, N>;
-    constexpr Phase ph = Cell::phase[phase_index];
-    T* z[N];
-    Index at_h[N];  // in an array of [B, padded H]
-    for (int i = 0; i < N; ++i) {
-      z[i] = s.z[row[i]] + block[i] * kLanes<T>;
-      at_h[i] = row[i] * s.Hp + block[i] * kLanes<T>;
-    }
-    const auto slot = [&](int k) { return [&z, k, &s](int i) { return z[i] + k * s.Hp; }; };
-    const auto of = [&](auto* rows) { return [&at_h, rows](int i) { return rows + at_h[i]; }; };
-    ForwardUnit<U> u;
-#pragma GCC unroll 4
-    for (int g = ph.first; g < ph.first + ph.count; ++g) u.a[g] = argument(g);
-    for (int k = 0; k < Cell::saved; ++k)
-      if (ph.reads >> k & 1u) u.saved[k] = load_each<T, U>(slot(k));
-    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(s.h_before));
-    for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_each<T, U>(of(s.c + k * s.state));
-    s.cell.template forward<phase_index>(u);
-    for (int k = 0; k < Cell::saved; ++k)
-      if (ph.keeps >> k & 1u || (s.keeps && ph.writes >> k & 1u))
-        store_each<T>(slot(k), u.saved[k]);
-    constexpr bool last = phase_index + 1 == Cell::phases;
-    if constexpr (!last || Cell::projects) {
-      store_each<T>(of(s.operand), u.operand);
-    } else {
-      store_each<T>(of(s.h), u.h);
-      const auto out = [&](int i) {
-        return s.y + (s.order ? s.order[row[i]] : row[i]) * s.y_row + block[i] * kLanes<T>;
-      };
-      store_each<T>(out, u.h, [&](int i) { return s.H - block[i] * kLanes<T>; });
-    }
-    for (int k = 0; last && k < Cell::carried; ++k) {
-      store_each<T>(of(s.c + k * s.state), u.c[k]);
-      if (!s.carried) continue;
-      const auto kept = [&](int i) {
-        return s.carried + (row[i] * Cell::carried + k) * s.Hp + block[i] * kLanes<T>;
-      };
-      store_each<T>(kept, u.c[k]);
-    }
   }
 };
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "stack/steps.h"
+
 namespace rnnkern {
 
 bool Sizes::has(Role role) const {
@@ -53,19 +55,6 @@ std::vector<Parameter> parameters_of(const Sizes& s) {
 
 namespace {
 
-template <class T>
-Sequence<T> from_step(Sequence<T> s, Index step) {
-  if (s.data) s.data += step * s.time_stride;
-  return s;
-}
-Dropout from_step(Dropout dropout, Index step) {
-  dropout.first += step;  // as in stack.h
-  return dropout;
-}
-template <class T>
-Sequence<const T> read_only(const Sequence<T>& s) {
-  return {s.data, s.time_stride, s.row_stride};
-}
 template <class T>
 T* offset(T* data, Index by) {
   return data ? data + by : nullptr;
@@ -157,17 +146,18 @@ class Weights {
 template <class T>
 class PackedWeights {
  public:
-  PackedWeights(const CellKernels<T>& use, const Sizes& s, const Weights<T>& weights, bool wanted)
+  PackedWeights(const TypedKernels<T>& use, const Sizes& s, const Weights<T>& weights, bool wanted)
       : use_(use), s_(s), weights_(weights) {
     for (Index i = 0; wanted && i < s.count() * s.L; ++i)  // one direction: two are never cut
-      blocks_.push_back(block<char>(use.packed_bytes(s.inputs(i % s.L), s.H, s.P)));
+      blocks_.push_back(block<char>(use.packed_bytes(s.kind, s.inputs(i % s.L), s.H, s.P)));
   }
   void pack(ThrottledPoll& poll) const {
     for (std::size_t i = 0; i < blocks_.size() && poll.go_on(); ++i) {
       const Index layer = static_cast<Index>(i) % s_.L, member = static_cast<Index>(i) / s_.L;
       Direction<T> d{};
       weights_.fill(d, layer, 0, member);
-      use_.pack(d, s_.inputs(layer), s_.H, s_.P, threads(), poll.interrupt(), blocks_[i].get());
+      use_.pack(s_.kind, d, s_.inputs(layer), s_.H, s_.P, threads(), poll.interrupt(),
+                blocks_[i].get());
     }
   }
   const T* of(Index member, Index layer) const {
@@ -177,7 +167,7 @@ class PackedWeights {
   }
 
  private:
-  const CellKernels<T>& use_;
+  const TypedKernels<T>& use_;
   const Sizes& s_;
   const Weights<T>& weights_;
   std::vector<Block<char>> blocks_;
@@ -206,12 +196,12 @@ class Calls {
   Index workspaces(Index of_one) const {
     return ensemble_ ? of_one * std::min<Index>(threads_, count()) : of_one;
   }
-  void forward(const CellKernels<T>& use, const Interrupt& interrupt, void* workspaces) {
+  void forward(const TypedKernels<T>& use, const Interrupt& interrupt, void* workspaces) {
     for (Call& call : calls_) call.interrupt = interrupt;
     if (!ensemble_) return use.forward(calls_[0], workspaces);
     use.forward_members(calls_.data(), count(), threads_, workspaces);
   }
-  void backward(const CellKernels<T>& use, const Interrupt& interrupt, void* workspaces,
+  void backward(const TypedKernels<T>& use, const Interrupt& interrupt, void* workspaces,
                 GradientNorm* norms) {
     for (Call& call : calls_) call.interrupt = interrupt;
     if (!ensemble_)
@@ -283,7 +273,7 @@ struct ForwardRun<T>::Plan {
   const MemberSequence<T> y;
   const States<const T> first;
   const States<T> last;
-  const CellKernels<T>& use;
+  const TypedKernels<T>& use;
   const Weights<T> weights;
   const PackedWeights<T> packed;
   const Index between;  // elements between two layers of a member
@@ -304,7 +294,7 @@ struct ForwardRun<T>::Plan {
         y(y_),
         first(first_),
         last(last_),
-        use(kernels().of<T>().of(s.kind)),
+        use(kernels().of<T>()),
         weights(s, parameters),
         packed(use, s, weights, segments.count > 1),
         between(segments.length * rows.B * s.channels()),
@@ -395,7 +385,7 @@ struct BackwardRun<T>::Plan {
   const Schedule rows;
   const Segments segments;
   const bool again;  // with segments, forward runs again, from the states before each
-  const CellKernels<T>& use;
+  const TypedKernels<T>& use;
   const Weights<T> weights;
   const PackedWeights<T> packed;
   const Index between;  // elements between two layers of a member
@@ -418,7 +408,7 @@ struct BackwardRun<T>::Plan {
         rows(from.schedule()),
         segments(rows.T, from.segment),
         again(from.segment != 0),
-        use(kernels().of<T>().of(s.kind)),
+        use(kernels().of<T>()),
         weights(s, arguments.parameters),
         packed(use, s, weights, segments.count > 1),
         between(segments.length * rows.B * s.channels()),

@@ -3,6 +3,7 @@
 
 #include "recurrence/backward.h"
 #include "recurrence/forward.h"
+#include "stack/steps.h"
 #include "training/random.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -20,37 +21,37 @@ inline int capped(int threads, double most) {
 }
 inline double as_double(Index n) { return static_cast<double>(n); }
 // Flops of the products of a step that need the step before; and of a whole forward.
-template <class Cell, class Call>
-inline double recurrent_flops_of_step(const Call& call) {
-  const Index rows = Cell::elementwise ? 0 : Cell::gates * call.H;
-  const Index projection = Cell::projects ? call.P * call.H : 0;
+template <class Call>
+inline double recurrent_flops_of_step(const CellLayout& cell, const Call& call) {
+  const Index rows = cell.elementwise ? 0 : cell.gates * call.H;
+  const Index projection = cell.projects ? call.P * call.H : 0;
   return 2.0 * as_double(rows * call.P + projection) * as_double(call.rows.B * call.D);
 }
-template <class Cell, class Call>
-inline double work_of(const Call& call) {
+template <class Call>
+inline double work_of(const CellLayout& cell, const Call& call) {
   const Index inputs = call.layers[0].inputs + (call.L - 1) * call.D * call.P;  // of all layers
   const double input_flops =
-      2.0 * as_double(Cell::gates * call.H) * as_double(call.rows.B * call.D) * as_double(inputs);
+      2.0 * as_double(cell.gates * call.H) * as_double(call.rows.B * call.D) * as_double(inputs);
   return as_double(call.rows.T) *
-         (input_flops + as_double(call.L) * recurrent_flops_of_step<Cell>(call));
+         (input_flops + as_double(call.L) * recurrent_flops_of_step(cell, call));
 }
-template <class Cell, class T>
-inline double work_to_share(const BackwardCall<T>& call) {
-  return work_of<Cell>(call);
+template <class T>
+inline double work_to_share(const CellLayout& cell, const BackwardCall<T>& call) {
+  return work_of(cell, call);
 }
-template <class Cell, class T>
-inline double work_to_share(const ForwardCall<T>& call) {
+template <class T>
+inline double work_to_share(const CellLayout& cell, const ForwardCall<T>& call) {
   const Index B = call.rows.B;
   const bool alone = call.rows.T == 1 && B > 0 && B < ThreadingThresholds::rows_of_a_step;
-  return work_of<Cell>(call) *
+  return work_of(cell, call) *
          (alone ? as_double(ThreadingThresholds::rows_of_a_step) / as_double(B) : 1);
 }
-template <class Cell, class Call>
-inline int worthwhile(int threads, const Call& call) {
-  int n = capped(threads, work_to_share<Cell>(call) / ThreadingThresholds::flops_of_a_thread);
-  if (!Cell::elementwise && call.rows.B * call.D < 4 * n)
+template <class Call>
+inline int worthwhile(const CellLayout& cell, int threads, const Call& call) {
+  int n = capped(threads, work_to_share(cell, call) / ThreadingThresholds::flops_of_a_thread);
+  if (!cell.elementwise && call.rows.B * call.D < 4 * n)
     n = capped(
-        n, recurrent_flops_of_step<Cell>(call) / ThreadingThresholds::flops_of_a_thread_and_step);
+        n, recurrent_flops_of_step(cell, call) / ThreadingThresholds::flops_of_a_thread_and_step);
   return n;
 }
 
@@ -60,34 +61,17 @@ struct LayerPipeline {
   int threads;  // 1: no line
   Index chunk;  // steps that a layer is behind: few, or threads wait; many, or weights come often
 };
-template <class Cell, class Call>
-inline LayerPipeline pipeline_of(const Call& call) {
+template <class Call>
+inline LayerPipeline pipeline_of(const CellLayout& cell, const Call& call) {
   constexpr Index fewest_steps = 32, chunks = 8;
   const Index n = least(call.threads, call.L);
   if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
     return {1, call.rows.T};
   const int threads =
-      capped(static_cast<int>(n), work_of<Cell>(call) / ThreadingThresholds::flops_of_a_thread);
-  if (threads == 1 || worthwhile<Cell>(call.threads, call) > 1) return {1, call.rows.T};
+      capped(static_cast<int>(n), work_of(cell, call) / ThreadingThresholds::flops_of_a_thread);
+  if (threads == 1 || worthwhile(cell, call.threads, call) > 1) return {1, call.rows.T};
   return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
 }
-
-// A sequence from a step on.
-template <class T>
-inline Sequence<T> from_step(Sequence<T> s, Index step) {
-  if (s.data) s.data += step * s.time_stride;
-  return s;
-}
-inline Dropout from_step(Dropout dropout, Index step) {
-  dropout.first += step;
-  return dropout;
-}
-template <class T>
-inline Sequence<const T> read_only(const Sequence<T>& s) {
-  return {s.data, s.time_stride, s.row_stride};
-}
-
-inline Index most_inputs(Index I, Index L, Index C) { return L > 1 ? most(I, C) : I; }
 
 // The barriers of a call: all threads', and one for each direction.
 struct Barriers {
@@ -121,31 +105,74 @@ void add_sequences(const Schedule& rows, Index channels, Sequence<const T> a, Se
     }
 }
 
-// ---- forward ---------------------------------------------------------------------------------
-
-template <class Cell, class T>
-struct ForwardStack {
-  const ForwardCall<T>& call;
-  Cell cell;
+// What a forward and a backward of a stack have in common.
+template <class T, class Call>
+struct Stack {
+  using Number = T;
+  const Call& call;
+  const CellFunctions<T>& functions;
+  const CellLayout& cell;
   LayerPipeline pipeline;
   int threads;
   Barriers barriers;
-  Progress* progress;                     // [L] of the layers in a line, in chunks
-  ForwardWorkspace<Cell, T>* workspaces;  // of each direction; in a line, of each thread
-  ForwardRowPointers<T>* row_ptrs;
+  Progress* progress;  // [L] of the layers in a pipeline, in chunks
 
-  ForwardStack(const Cell& of, const ForwardCall<T>& c, Arena& arena)
-      : call(c), cell(of), pipeline(pipeline_of<Cell>(c)) {
-    const Index I = most_inputs(call.layers[0].inputs, call.L, call.D * call.P);
-    const bool packed = call.layers[0].direction[0].packed != nullptr;
-    threads = pipeline.threads > 1 ? pipeline.threads : worthwhile<Cell>(call.threads, call);
+  Stack(const CellFunctions<T>& of, const Call& c)
+      : call(c),
+        functions(of),
+        cell(of.layout),
+        pipeline(pipeline_of(cell, c)),
+        threads(pipeline.threads > 1 ? pipeline.threads : worthwhile(cell, c.threads, c)) {}
+
+  void allocate(Arena& arena) {
     barriers.allocate(arena);
     progress = arena.allocate<Progress>(call.L);
-    const Index count = pipeline.threads > 1 ? threads : call.D;
-    workspaces = arena.allocate<ForwardWorkspace<Cell, T>>(count);
-    ForwardWorkspace<Cell, T> workspace;
+  }
+  void begin() const {
+    barriers.clear();
+    for (Index l = 0; l < call.L; ++l) progress[l] = Progress{};
+  }
+  Index most_inputs() const {  // of a layer
+    const Index first = call.layers[0].inputs;
+    return call.L > 1 ? most(first, call.D * call.P) : first;
+  }
+  // Workspaces: one a direction; in a pipeline, one a thread.
+  Index workspace_count() const { return pipeline.threads > 1 ? threads : call.D; }
+
+  bool drops(Index l) const { return l > 0 && call.dropout.p > 0; }
+  Sequence<T> dropped() const {
+    const Index C = call.D * call.P;
+    return {call.dropped, call.rows.B * C, C};
+  }
+  Sequence<const T> input(Index l) const {  // of a layer, after dropout
+    return drops(l) ? read_only(dropped()) : call.layers[l].x;
+  }
+  void drop_input(Index l, Index from, Index steps, const Team& team) const {
+    if (!drops(l)) return;
+    apply_dropout(from_step(call.dropout, from), l, steps_of(call.rows, from, steps),
+                  call.D * call.P, from_step(call.layers[l].x, from), from_step(dropped(), from),
+                  team);
+  }
+};
+
+// ---- forward ---------------------------------------------------------------------------------
+
+template <class T>
+struct ForwardStack : Stack<T, ForwardCall<T>> {
+  using Base = Stack<T, ForwardCall<T>>;
+  using Base::barriers, Base::call, Base::cell, Base::drop_input, Base::functions, Base::pipeline,
+      Base::progress, Base::threads;
+  ForwardWorkspace<T>* workspaces;
+  ForwardRowPointers<T>* row_ptrs;  // of each thread
+
+  ForwardStack(const CellFunctions<T>& of, const ForwardCall<T>& c, Arena& arena) : Base(of, c) {
+    const Index I = this->most_inputs(), count = this->workspace_count();
+    const bool packed = call.layers[0].direction[0].packed != nullptr;
+    Base::allocate(arena);
+    workspaces = arena.allocate<ForwardWorkspace<T>>(count);
+    ForwardWorkspace<T> workspace;
     for (Index i = 0; i < count; ++i) {
-      workspace.allocate(arena, call.rows, I, call.H, call.P, packed, pipeline.chunk);
+      workspace.allocate(arena, cell, call.rows, I, call.H, call.P, packed, pipeline.chunk);
       if (arena.base) workspaces[i] = workspace;
     }
     row_ptrs = arena.allocate<ForwardRowPointers<T>>(threads);
@@ -156,12 +183,8 @@ struct ForwardStack {
     }
   }
 
-  void begin() const {
-    barriers.clear();
-    for (Index l = 0; l < call.L; ++l) progress[l] = Progress{};
-  }
   void run() const {
-    begin();
+    Base::begin();
     parallel(threads, call.interrupt,
              [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
   }
@@ -177,7 +200,7 @@ struct ForwardStack {
                                          blocks_of<T>(call.H), barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
       drop_input(l, 0, call.rows.T, all);
-      ForwardWorkspace<Cell, T> workspace[2];
+      ForwardWorkspace<T> workspace[2];
       for (Index d = 0; d < call.D; ++d) workspace[d] = with_weights(workspaces[d], l, d, all);
       if (!all.wait()) return;
       const bool both = call.D == 2 && count == 1;
@@ -196,8 +219,8 @@ struct ForwardStack {
     const Team alone{0, 1, nullptr, &token};
     const WorkShare part{0, false, {0, call.rows.B}, {0, blocks_of<T>(call.H)}, alone};
     for (Index l = thread; l < call.L; l += count) {
-      const ForwardWorkspace<Cell, T> workspace = with_weights(workspaces[thread], l, 0, alone);
-      Forward<Cell, T> forward = loop(l, 0, workspace, row_ptrs[thread], part);
+      const ForwardWorkspace<T> workspace = with_weights(workspaces[thread], l, 0, alone);
+      Forward<T> forward = loop(l, 0, workspace, row_ptrs[thread], part);
       forward.load_initial_state();
       int chunks = 0;
       for (Index done = 0; done < call.rows.T; done += workspace.chunk) {
@@ -211,90 +234,60 @@ struct ForwardStack {
     }
   }
 
-  bool drops(Index l) const { return l > 0 && call.dropout.p > 0; }
-  Sequence<T> dropped() const {
-    const Index C = call.D * call.P;
-    return {call.dropped, call.rows.B * C, C};
-  }
-  void drop_input(Index l, Index from, Index steps, const Team& team) const {
-    if (!drops(l)) return;
-    apply_dropout(from_step(call.dropout, from), l, steps_of(call.rows, from, steps),
-                  call.D * call.P, from_step(call.layers[l].x, from), from_step(dropped(), from),
-                  team);
-  }
   void add_input(Index l, Index from, Index steps, const Team& team) const {
     const Layer<T>& layer = call.layers[l];
     add_sequences<T>(steps_of(call.rows, from, steps), call.D * call.P, from_step(layer.x, from),
                      from_step(read_only(layer.y), from), from_step(layer.out, from), team);
   }
   // A workspace with a layer's weights, packed now or before.
-  ForwardWorkspace<Cell, T> with_weights(ForwardWorkspace<Cell, T> workspace, Index l, Index d,
-                                         const Team& team) const {
+  ForwardWorkspace<T> with_weights(ForwardWorkspace<T> workspace, Index l, Index d,
+                                   const Team& team) const {
     const Layer<T>& layer = call.layers[l];
     if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
       Arena kept{reinterpret_cast<char*>(packed)};
-      workspace.weights.allocate(kept, layer.inputs, call.H, call.P);
+      workspace.weights.allocate(kept, cell, layer.inputs, call.H, call.P);
     } else {
-      workspace.weights.pack(layer.direction[d], layer.inputs, call.H, call.P, team);
+      workspace.weights.pack(layer.direction[d], layer.inputs, team);
     }
     return workspace;
   }
-  Forward<Cell, T> loop(Index l, Index d, const ForwardWorkspace<Cell, T>& workspace,
-                        const ForwardRowPointers<T>& pointers, const WorkShare& part) const {
+  Forward<T> loop(Index l, Index d, const ForwardWorkspace<T>& workspace,
+                  const ForwardRowPointers<T>& pointers, const WorkShare& part) const {
     const Layer<T>& layer = call.layers[l];
     const Sequence<T> y{layer.y.data + d * call.P, layer.y.time_stride, layer.y.row_stride};
-    return {cell,
-            static_cast<T>(call.constants.projection_clip),
-            call.rows,
-            call.H,
-            call.P,
-            layer.inputs,
-            drops(l) ? read_only(dropped()) : layer.x,
-            y,
-            layer.direction[d],
-            d == 1,
-            call.from_end,
-            workspace,
-            pointers,
-            part};
+    return {functions, cell,          call.constants, call.rows, call.H,
+            call.P,    layer.inputs,  this->input(l), y,         layer.direction[d],
+            d == 1,    call.from_end, workspace,      pointers,  part};
   }
 };
 
 // ---- backward --------------------------------------------------------------------------------
 
-template <class Cell, class T>
-struct BackwardStack {
-  const BackwardCall<T>& call;
-  Cell cell;
-  LayerPipeline pipeline;
-  int threads;
-  Barriers barriers;
-  Progress* progress;                      // [L] of the layers in a line, in chunks
-  BackwardWorkspace<Cell, T>* workspaces;  // of each direction; in a line, of each thread
-  Index workspace_count;
-  BackwardRowPointers<T>* row_ptrs;
-  double* squares;  // [L, D, roles, square lanes]
+template <class T>
+struct BackwardStack : Stack<T, BackwardCall<T>> {
+  using Base = Stack<T, BackwardCall<T>>;
+  using Base::barriers, Base::call, Base::cell, Base::drop_input, Base::drops, Base::functions,
+      Base::pipeline, Base::progress, Base::threads, Base::workspace_count;
+  BackwardWorkspace<T>* workspaces;
+  BackwardRowPointers<T>* row_ptrs;  // of each thread
+  double* squares;                   // [L, D, roles, square lanes]
   GradientNorm* result;
 
-  BackwardStack(const Cell& of, const BackwardCall<T>& c, Arena& arena)
-      : call(c), cell(of), pipeline(pipeline_of<Cell>(c)) {
-    const Index I = most_inputs(call.layers[0].inputs, call.L, call.D * call.P);
-    threads = pipeline.threads > 1 ? pipeline.threads : worthwhile<Cell>(call.threads, call);
-    workspace_count = pipeline.threads > 1 ? threads : call.D;
-    barriers.allocate(arena);
-    progress = arena.allocate<Progress>(call.L);
-    workspaces = arena.allocate<BackwardWorkspace<Cell, T>>(workspace_count);
+  BackwardStack(const CellFunctions<T>& of, const BackwardCall<T>& c, Arena& arena) : Base(of, c) {
+    const Index I = this->most_inputs();
+    Base::allocate(arena);
+    workspaces = arena.allocate<BackwardWorkspace<T>>(workspace_count());
     result = arena.allocate<GradientNorm>(1);
     squares = arena.allocate<double>(call.L * call.D * kRoles * kSquareLanes<T>);
-    BackwardWorkspace<Cell, T> workspace;
-    for (Index i = 0; i < workspace_count; ++i) {
-      workspace.allocate(arena, call.rows, I, call.H, call.P,
+    BackwardWorkspace<T> workspace;
+    for (Index i = 0; i < workspace_count(); ++i) {
+      workspace.allocate(arena, cell, call.rows, I, call.H, call.P,
                          call.gradients[0].direction[0].trace.dh != nullptr,
                          call.flow_penalty != 0.0, pipeline.chunk);
       if (arena.base) workspaces[i] = workspace;
     }
     row_ptrs = arena.allocate<BackwardRowPointers<T>>(threads);
-    const Index n = most(most(call.rows.B, workspace.most_rows), Cell::gates * call.H);
+    const Index n = most(most(call.rows.B, workspace.most_rows), cell.gates * call.H);
     for (int i = 0; i < threads; ++i) {
       BackwardRowPointers<T> pointers;
       pointers.allocate(arena, n);
@@ -303,9 +296,8 @@ struct BackwardStack {
   }
 
   void begin() const {
-    barriers.clear();
-    for (Index l = 0; l < call.L; ++l) progress[l] = Progress{};
-    for (Index i = 0; i < workspace_count; ++i) *workspaces[i].finite = 1;
+    Base::begin();
+    for (Index i = 0; i < workspace_count(); ++i) *workspaces[i].finite = 1;
     *result = {0, 1, true};
   }
   GradientNorm run() const {
@@ -341,7 +333,7 @@ struct BackwardStack {
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
     const Index C = call.D * call.P;
-    const BackwardWorkspace<Cell, T>* const workspace = workspaces + (in_pipeline ? thread : 0);
+    const BackwardWorkspace<T>* const workspace = workspaces + (in_pipeline ? thread : 0);
     // From dx after dropout to dx before it, and past the layer.
     const auto complete_dx = [&](Index from, Index steps) {
       const Schedule part = steps_of(rows, from, steps);
@@ -355,8 +347,8 @@ struct BackwardStack {
     };
     if (!in_pipeline) drop_input(l, 0, rows.T, all);
     const Index last = call.D - 1;
-    Backward<Cell, T> loops[2] = {loop(l, 0, workspace[0], row_ptrs[thread]),
-                                  loop(l, last, workspace[last], row_ptrs[thread])};
+    Backward<T> loops[2] = {loop(l, 0, workspace[0], row_ptrs[thread]),
+                            loop(l, last, workspace[last], row_ptrs[thread])};
     const WorkShare part = work_share_of(*all.token, all.index, count, call.D, rows.B,
                                          blocks_of<T>(call.H), barriers.directions());
     const bool both = call.D == 2 && count == 1;
@@ -366,8 +358,7 @@ struct BackwardStack {
     for (Index d = 0; d < call.D; ++d) {
       loops[d].pack(all);
       if (mine(d)) loops[d].load_initial_state(part, call.accumulate);
-      const Range part_of_squares =
-          all.share_of(workspace[d].all_square_rows(call.H, call.P) * kSquareLanes<T>);
+      const Range part_of_squares = all.share_of(workspace[d].all_square_rows() * kSquareLanes<T>);
       for (Index i = part_of_squares.first; i < part_of_squares.last; ++i)
         workspace[d].squares[i] = 0;
     }
@@ -409,19 +400,20 @@ struct BackwardStack {
   }
 
   // A direction's time loop.
-  Backward<Cell, T> loop(Index l, Index d, const BackwardWorkspace<Cell, T>& workspace,
-                         const BackwardRowPointers<T>& pointers) const {
+  Backward<T> loop(Index l, Index d, const BackwardWorkspace<T>& workspace,
+                   const BackwardRowPointers<T>& pointers) const {
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
     const Index column = d * call.P;
     const T* dy = gradient.dy.data ? gradient.dy.data + column : nullptr;
-    return {cell,
-            static_cast<T>(call.constants.projection_clip),
+    return {functions,
+            cell,
+            call.constants,
             call.rows,
             call.H,
             call.P,
             layer.inputs,
-            drops(l) ? read_only(dropped()) : layer.x,
+            this->input(l),
             {layer.y.data + column, layer.y.time_stride, layer.y.row_stride},
             {dy, gradient.dy.time_stride, gradient.dy.row_stride},
             gradient.dx,
@@ -433,18 +425,6 @@ struct BackwardStack {
             d == 1,
             workspace,
             pointers};
-  }
-
-  bool drops(Index l) const { return l > 0 && call.dropout.p > 0; }
-  Sequence<T> dropped() const {
-    const Index C = call.D * call.P;
-    return {call.dropped, call.rows.B * C, C};
-  }
-  void drop_input(Index l, Index from, Index steps, const Team& team) const {
-    if (!drops(l)) return;
-    apply_dropout(from_step(call.dropout, from), l, steps_of(call.rows, from, steps),
-                  call.D * call.P, from_step(call.layers[l].x, from), from_step(dropped(), from),
-                  team);
   }
 
   // Two directions reach a step of dx in an order that depends on chunks: both add to zeros.
@@ -461,13 +441,13 @@ struct BackwardStack {
       }
   }
 
-  void gather_squares(Index l, Index d, const BackwardWorkspace<Cell, T>& workspace) const {
+  void gather_squares(Index l, Index d, const BackwardWorkspace<T>& workspace) const {
     constexpr Index lanes = kSquareLanes<T>;
     const double* from = workspace.squares;
     for (int r = 0; r < kRoles; ++r) {
       double* sum = squares + ((l * call.D + d) * kRoles + r) * lanes;
       for (Index i = 0; i < lanes; ++i) sum[i] = 0;
-      const Index count = workspace.square_rows(static_cast<Role>(r), call.H, call.P);
+      const Index count = workspace.square_rows(static_cast<Role>(r));
       for (Index row = 0; row < count; ++row, from += lanes)
         for (Index i = 0; i < lanes; ++i) sum[i] += from[i];
     }
@@ -478,7 +458,7 @@ struct BackwardStack {
     for (Index i = 0; i < call.L * call.D * kRoles * kSquareLanes<T>; ++i) sum += squares[i];
     const double norm = __builtin_sqrt(sum);
     bool finite = true;
-    for (Index i = 0; i < workspace_count; ++i) finite = finite && *workspaces[i].finite;
+    for (Index i = 0; i < workspace_count(); ++i) finite = finite && *workspaces[i].finite;
     finite = finite && norm < __builtin_inf();  // doubles whose squares overflow count as exploded
     const double scale = finite ? call.clip.norm / (norm + 1e-6) : 1.0;  // PyTorch's constant
     return {norm, scale < 1.0 ? scale : 1.0, finite};
@@ -489,8 +469,8 @@ struct BackwardStack {
     for (Index l = 0; l < call.L; ++l)
       for (Index d = 0; d < call.D; ++d) {
         const DirectionGradient<T>& g = call.gradients[l].direction[d];
-        const Index extents[] = {Cell::gates * call.H, call.H, call.P, call.layers[l].inputs, 1};
-        for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p)
+        const Index extents[] = {cell.gates * call.H, call.H, call.P, call.layers[l].inputs, 1};
+        for (const ParameterInfo* p = cell.info->parameters; p->name; ++p)
           if (T* const values = g.parameters[p->role])
             multiply(values, extents[int(p->rows)] * extents[int(p->columns)], all);
       }

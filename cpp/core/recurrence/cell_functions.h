@@ -1,0 +1,220 @@
+// A cell's maths on the values of a time step: what is compiled for each cell (pointwise.h has the
+// table through which the time loops call it).
+#pragma once
+
+#include "recurrence/pointwise.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class Cell, class T>
+struct CellMaths {
+  using V = Vec<T>;
+
+  // ---- forward -------------------------------------------------------------------------------
+
+  template <int phase_index>
+  static void forward(const ForwardStep<T>& step, Index n, Index block, int count) {
+    const ForwardStep<T> s = step;  // in locals: the cell's stores might change what is elsewhere
+    const Cell cell(*s.constants);
+    Index i = 0;
+    if (count == 1)
+      for (; i + 1 < n; i += 2) stored<phase_index, 2>(cell, s, {i, i + 1}, {block, block});
+    for (; i < n; ++i) {
+      int p = 0;
+      for (; p + 1 < count; p += 2)
+        stored<phase_index, 2>(cell, s, {i, i}, {block + p, block + p + 1});
+      if (p < count) stored<phase_index, 1>(cell, s, {i}, {block + p});
+    }
+  }
+  template <int phase_index, int N>
+  RNNKERN_INLINE void stored(const Cell& cell, const ForwardStep<T>& s, const Index (&row)[N],
+                             const Index (&block)[N]) {
+    units<phase_index, N>(cell, s, row, block, [&](int g) {
+      return load_each<T, Units<T, N>>([&](int i) {
+        return s.z[row[i]] + Cell::recurrent_slot[g] * s.Hp + block[i] * kLanes<T>;
+      });
+    });
+  }
+
+  template <int phase_index>
+  static void forward_tile(const ForwardStep<T>& s, const TileCall<T>& call, Index block,
+                           int panels) {
+    one_row<phase_index, panels_at_once<Cell::phase[phase_index].count>(1, 0)>(s, call, block,
+                                                                               panels);
+  }
+  template <int phase_index, int NP>
+  RNNKERN_INLINE void one_row(const ForwardStep<T>& s, const TileCall<T>& call, Index block,
+                              int panels) {
+    constexpr int G = Cell::phase[phase_index].count;
+    if (panels == NP)
+      in_registers<phase_index, NP>(s, call, block);
+    else if constexpr (NP > G / kPanel<G>)
+      one_row<phase_index, NP / 2>(s, call, block, panels);
+  }
+  template <int phase_index, int NP>
+  __attribute__((noinline)) static void in_registers(const ForwardStep<T>& s,
+                                                     const TileCall<T>& call, Index block) {
+    constexpr int first = Cell::phase[phase_index].first, G = Cell::phase[phase_index].count,
+                  NV = kPanel<G>;
+    V sum[1][NP][NV];
+    multiply(call, Places<T, G, NP>(call), sum);
+    const auto argument = [&](int b, int g) {
+      return sum[0][b * (G / NV) + (g - first) / NV][(g - first) % NV];
+    };
+    const Cell cell(*s.constants);
+    constexpr int blocks = NP * NV / G;
+    if constexpr (blocks == 1)
+      units<phase_index, 1>(cell, s, {0}, {block}, [&](int g) { return argument(0, g); });
+    else
+#pragma GCC unroll 4
+      for (int b = 0; b < blocks; b += 2)
+        units<phase_index, 2>(cell, s, {0, 0}, {block + b, block + b + 1}, [&](int g) {
+          return Units<T, 2>{argument(b, g), argument(b + 1, g)};
+        });
+  }
+
+  // N vectors of units, each of one row (of this part) at a step. argument(g): of gate g.
+  template <int phase_index, int N, class Argument>
+  RNNKERN_INLINE void units(const Cell& cell, const ForwardStep<T>& s, const Index (&row)[N],
+                            const Index (&block)[N], const Argument& argument) {
+    using U = Units<T, N>;
+    constexpr Phase ph = Cell::phase[phase_index];
+    T* z[N];
+    Index at_h[N];  // in an array of [B, padded H]
+    for (int i = 0; i < N; ++i) {
+      z[i] = s.z[row[i]] + block[i] * kLanes<T>;
+      at_h[i] = row[i] * s.Hp + block[i] * kLanes<T>;
+    }
+    const auto slot = [&](int k) { return [&z, k, &s](int i) { return z[i] + k * s.Hp; }; };
+    const auto of = [&](auto* rows) { return [&at_h, rows](int i) { return rows + at_h[i]; }; };
+    ForwardUnit<U> u;
+#pragma GCC unroll 4
+    for (int g = ph.first; g < ph.first + ph.count; ++g) u.a[g] = argument(g);
+    for (int k = 0; k < Cell::saved; ++k)
+      if (ph.reads >> k & 1u) u.saved[k] = load_each<T, U>(slot(k));
+    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(s.h_before));
+    for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_each<T, U>(of(s.c + k * s.state));
+    cell.template forward<phase_index>(u);
+    for (int k = 0; k < Cell::saved; ++k)
+      if (ph.keeps >> k & 1u || (s.keeps && ph.writes >> k & 1u))
+        store_each<T>(slot(k), u.saved[k]);
+    constexpr bool last = phase_index + 1 == Cell::phases;
+    if constexpr (!last || Cell::projects) {
+      store_each<T>(of(s.operand), u.operand);
+    } else {
+      store_each<T>(of(s.h), u.h);
+      const auto out = [&](int i) {
+        return s.y + (s.order ? s.order[row[i]] : row[i]) * s.y_row + block[i] * kLanes<T>;
+      };
+      store_each<T>(out, u.h, [&](int i) { return s.H - block[i] * kLanes<T>; });
+    }
+    for (int k = 0; last && k < Cell::carried; ++k) {
+      store_each<T>(of(s.c + k * s.state), u.c[k]);
+      if (!s.carried) continue;
+      const auto kept = [&](int i) {
+        return s.carried + (row[i] * Cell::carried + k) * s.Hp + block[i] * kLanes<T>;
+      };
+      store_each<T>(kept, u.c[k]);
+    }
+  }
+
+  // ---- backward ------------------------------------------------------------------------------
+
+  template <int phase_index>
+  static void backward(const BackwardRow<T>& from, const BackwardStep<T>& step) {
+    const BackwardRow<T> row = from;
+    const BackwardStep<T> s = step;
+    const Cell cell(*s.constants);
+    const V bound = splat(s.step_value);
+    const StepClip<V> limits{-bound, bound};
+    Index block = s.blocks.first;
+    for (; block + 1 < s.blocks.last; block += 2) {
+      fetch(row, s, block);
+      fetch(row, s, block + 1);
+      units<phase_index, 2>(cell, row, s.H, block, limits);
+    }
+    if (block < s.blocks.last) {
+      fetch(row, s, block);
+      units<phase_index, 1>(cell, row, s.H, block, limits);
+    }
+  }
+
+  // Asks memory for a vector of the row that comes `ahead` rows later: what forward has kept is out
+  // of the caches. Behind the last row this asks for what is not needed, and does no harm.
+  RNNKERN_INLINE void fetch(const BackwardRow<T>& row, const BackwardStep<T>& s, Index block) {
+    const Index j = block * kLanes<T>, Hp = padded<T>(s.H);
+    for (int k = 0; k < Cell::saved; ++k)
+      __builtin_prefetch(row.saved + (s.ahead * Cell::saved + k) * Hp + j);
+    for (int k = 0; k < Cell::carried; ++k)
+      __builtin_prefetch(row.c_before[k] + s.ahead * Cell::carried * Hp + j);
+    if (row.dy) __builtin_prefetch(row.dy + s.ahead * s.dy_row + j);
+  }
+
+  // N vectors of units of a row.
+  template <int phase_index, int N>
+  RNNKERN_INLINE void units(const Cell& cell, const BackwardRow<T>& row, Index H, Index block,
+                            const StepClip<V>& limits) {
+    using U = Units<T, N>;
+    constexpr Phase ph = Cell::phase[phase_index];
+    // Whether the cell's derivative is that of its own outputs, dL/dh completed by dL/dy.
+    constexpr bool completes_dh = phase_index + 1 == Cell::phases && !Cell::projects;
+    const Index Hp = padded<T>(H), j = block * kLanes<T>;
+    const auto at = [j](auto* from) {
+      return [from, j](int i) { return from + j + i * kLanes<T>; };
+    };
+    const auto left = [H, j](int i) { return H - j - i * kLanes<T>; };
+    BackwardUnit<U> u;
+    for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_each<T, U>(at(row.saved + s * Hp));
+    if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(at(row.h_before), left);
+    if constexpr (Cell::reads_h) u.h = load_each<T, U>(at(row.h), left);
+    for (int k = 0; k < Cell::carried; ++k) {
+      u.c[k] = load_each<T, U>(at(row.c[k]));
+      u.c_before[k] = load_each<T, U>(at(row.c_before[k]), left);
+      u.dc[k] = load_each<T, U>(at(row.dc[k]));
+    }
+    if constexpr (completes_dh) {
+      U from_y{};
+      if (row.dy) from_y = load_each<T, U>(at(row.dy), left);
+      u.dh = scaled_sum(load_each<T, U>(at(row.dh)), splat(row.scale), from_y);
+      if (row.dh_full) store_each<T>(at(row.dh_full), u.dh);
+    } else {
+      u.dh = load_each<T, U>(at(row.d_operand));
+      if constexpr (!Cell::projects) u.direct = load_each<T, U>(at(row.dh));
+    }
+    cell.template backward<phase_index>(u, limits);
+    for (int s = 0; s < Cell::slots; ++s)
+      if (ph.slots >> s & 1u) store_each<T>(at(row.da + s * Hp), u.da[s]);
+    if constexpr (Cell::projects)
+      store_each<T>(at(row.projected), u.operand);
+    else
+      store_each<T>(at(row.dh), u.direct);
+    for (int k = 0; k < Cell::carried; ++k) store_each<T>(at(row.dc[k]), u.dc[k]);
+  }
+  static V scaled_sum(V dh, V scale, V from_y) { return fma(dh, scale, from_y); }
+  static Pair<V> scaled_sum(Pair<V> dh, V scale, Pair<V> from_y) {
+    return fma(dh, Pair<V>{scale, scale}, from_y);
+  }
+
+  static void operand(const T* saved, const T* h, T* to, Range blocks, Index stride) {
+    for (Index b = blocks.first; b < blocks.last; ++b)
+      store(to + b * stride, Cell::operand(load(saved + b * kLanes<T>), load(h + b * stride)));
+  }
+};
+
+// A cell's row of the table.
+template <class Cell, class T>
+constexpr CellFunctions<T> functions_of() {
+  using Maths = CellMaths<Cell, T>;
+  CellFunctions<T> f{layout_of<Cell>(), {}, nullptr};
+  f.phase[0].forward = Maths::template forward<0>;
+  f.phase[0].backward = Maths::template backward<0>;
+  if constexpr (!Cell::elementwise) f.phase[0].forward_tile = Maths::template forward_tile<0>;
+  if constexpr (Cell::phases > 1) {
+    f.phase[1] = {Maths::template forward<1>, Maths::template forward_tile<1>,
+                  Maths::template backward<1>};
+    f.operand = Maths::operand;
+  }
+  return f;
+}
+
+}  // namespace rnnkern::RNNKERN_ISA

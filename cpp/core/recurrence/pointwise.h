@@ -1,0 +1,87 @@
+// The seam between the time loops, which are compiled once for all cells, and a cell's maths, which
+// is compiled for each cell: records of where the values of a time step lie, and a table of
+// functions on them.
+#pragma once
+
+#include "cells/contract.h"
+#include "product/tiles.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+// Rows of one part of the batch at one time step of forward.
+template <class T>
+struct ForwardStep {
+  const CellConstants* constants;
+  T* const* z;        // [rows] the cell's slots
+  const T* h_before;  // [rows, padded H] as are those below
+  T *h, *c, *operand;
+  T* carried;  // [rows, states but h, padded H]; null: not kept, as c and operand where there are
+               // none
+  T* y;
+  Index y_row;         // from row to row of y
+  const Index* order;  // of y's rows; null: as they come
+  Index H, Hp;
+  Index state;  // from one of the carried states to the next in c
+  bool keeps;   // what backward reads
+};
+
+// One row at one time step of backward. Null: there are none, or they are not wanted.
+template <class T>
+struct BackwardRow {
+  const T *saved, *h_before, *h, *dy, *d_operand;
+  const T *c_before[kMostCarried], *c[kMostCarried];
+  T* dc[kMostCarried];
+  T *dh, *dh_full, *da, *projected;
+  T scale;  // step_norm's factor of dh
+};
+
+// What all rows of a part have in common.
+template <class T>
+struct BackwardStep {
+  const CellConstants* constants;
+  Index H;
+  Range blocks;
+  T step_value;  // infinity: off
+  Index ahead;   // rows that memory is asked for before they are needed
+  Index dy_row;  // from row to row of dy
+};
+
+template <class T>
+struct CellFunctions {
+  CellLayout layout;
+  struct OfPhase {
+    // The cell's maths for n rows and `count` blocks, on gates' arguments that stand in the rows of
+    // z.
+    void (*forward)(const ForwardStep<T>&, Index n, Index block, int count);
+    // A tile of one row, and the cell's maths on its sums while they are in registers; `panels` is
+    // a power of two. Null in an elementwise recurrence.
+    void (*forward_tile)(const ForwardStep<T>&, const TileCall<T>&, Index block, int panels);
+    // The cell's derivative, the step clip included, for one row.
+    void (*backward)(const BackwardRow<T>&, const BackwardStep<T>&);
+  } phase[kMostPhases];
+  // Phase 1's operand of a row again, from what was saved: h and to are blocks `stride` apart. Null
+  // in a cell of one phase.
+  void (*operand)(const T* saved, const T* h, T* to, Range blocks, Index stride);
+};
+
+// Calls use(Count<n>()) for n gates.
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+template <class Use>
+RNNKERN_INLINE auto with_gates(int n, const Use& use) {
+  static_assert(kMostGates == 4);
+  switch (n) {
+    case 1:
+      return use(Count<1>());
+    case 2:
+      return use(Count<2>());
+    case 3:
+      return use(Count<3>());
+    default:
+      return use(Count<4>());
+  }
+}
+
+}  // namespace rnnkern::RNNKERN_ISA
