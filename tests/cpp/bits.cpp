@@ -50,7 +50,9 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   const KindInfo& info = kKinds[static_cast<int>(kind)];
   const Index G = info.gates, line = 64 / static_cast<Index>(sizeof(T));
   bool has[kRoles] = {};
-  for (const ParameterInfo* p = info.parameters; p->name; ++p) has[p->role] = true;
+  int times[kRoles] = {};
+  for (const ParameterInfo* p = info.parameters; p->name; ++p)
+    has[p->role] = true, times[p->role] = p->times;
   const auto padded = [&](Index n) { return (n + line - 1) / line * line; };
   const Index P = has[projection_matrix] ? (H + 1) / 2 : H, D = 2, C = D * P;
   Numbers numbers;
@@ -76,8 +78,12 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
     // The numbers are drawn for every cell alike, whether it has such an array or not.
     Direction<T>& to = layer.direction[d];
     DirectionGradient<T>& back = gradient.direction[d];
-    const Index sizes[kRoles] = {G * H * I, G * H * P, G * H, G * H,
-                                 has[projection_matrix] ? P * H : 0};
+    const Index sizes[kRoles] = {G * H * I,
+                                 G * H * P,
+                                 G * H,
+                                 G * H,
+                                 times[projection_matrix] * P * H,
+                                 times[unit_vectors] * H};
     const Index widths[] = {P, H};
     const auto given = [&](int role, const T* values) { return has[role] ? values : nullptr; };
     for (int r = 0; r < kRoles; ++r) to.parameters[r] = given(r, make(a.parameters[r], sizes[r]));

@@ -261,7 +261,8 @@ class Inputs {
         DirectionGradient<T> gradient{};
         for (const ParameterInfo* of = p.info().parameters; of->name; ++of)
           if (p.bias || !kIsBias[of->role])
-            at.parameters[of->role] = make(p.extent(of->rows, I) * p.extent(of->columns, I), scale);
+            at.parameters[of->role] =
+                make(of->times * p.extent(of->rows, I) * p.extent(of->columns, I), scale);
         for (int s = 0; p.info().states[s].name; ++s) {
           const Index n = p.B * p.extent(p.info().states[s].width, I);
           if (p.state) at.first[s] = make(n, 1);
@@ -378,8 +379,8 @@ class Outputs {
         g = inputs.gradients[i];
         for (const ParameterInfo* of = info.parameters; of->name; ++of)
           if (p.bias || !kIsBias[of->role])
-            g.parameters[of->role] = make(
-                of->name, p.extent(of->rows, layer.inputs) * p.extent(of->columns, layer.inputs));
+            g.parameters[of->role] = make(of->name, of->times * p.extent(of->rows, layer.inputs) *
+                                                        p.extent(of->columns, layer.inputs));
         for (int s = 0; info.states[s].name; ++s)
           g.first[s] = make(info.states[s].name, p.B * width(s));
         if (p.trace) {

@@ -106,6 +106,13 @@ inline Index extent_of(Extent extent, int gates, Index H, Index P, Index I) {
   return 1;
 }
 
+// A vector of the cell's unit vectors; null stands for zeros.
+template <class T>
+Vec<T> vector_at(const Direction<T>& d, int vector, Index H, Index unit) {
+  const T* const of = d.parameters[unit_vectors];
+  return of ? load_n(of + vector * H + unit, H - unit) : Vec<T>{};
+}
+
 // ---- forward -----------------------------------------------------------------------------------
 
 // One direction of one layer.
@@ -191,6 +198,7 @@ struct NaiveForward {
       for (int s = 0; s < Cell::saved; ++s)
         if (ph.reads >> s & 1u) u.saved[s] = load_n(&saved[s * H + j], n);
       if constexpr (Cell::reads_h_before) u.h_before = load_n(&h[j], n);
+      for (int v = 0; v < Cell::vectors; ++v) u.vectors[v] = vector_at(d, v, H, j);
       for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_n(&c[k][j], n);
       cell.template forward<phase_index>(u);
       for (int s = 0; s < Cell::saved; ++s)
@@ -302,6 +310,7 @@ struct NaiveBackward {
   double flow_penalty;
   bool reverse;
   std::vector<T> da;           // [alive rows, slots, H]
+  std::vector<T> d_vectors;    // [alive rows, vectors, H] what their gradients are sums of
   std::vector<T> flow;         // [alive rows, P] what flow_penalty adds to h' in dW_hh
   std::vector<T> d_projected;  // [alive rows, P] dL/d(W_hr operand)
   std::vector<T> operands;     // [alive rows, H] of the projection
@@ -309,6 +318,7 @@ struct NaiveBackward {
 
   void run() {
     da.resize(rows.before.back() * slots * H);
+    d_vectors.resize(rows.before.back() * Cell::vectors * H);
     flow.resize(rows.before.back() * P), whole.resize(P);
     d_projected.resize(rows.before.back() * P), operands.resize(rows.before.back() * H);
     direct.resize(H), zeros.resize(std::max(H, P));
@@ -394,6 +404,7 @@ struct NaiveBackward {
       for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_n(saved_of(t, rank, s) + j, n);
       if constexpr (Cell::reads_h_before) u.h_before = load_n(h_before(t, b) + j, n);
       if constexpr (Cell::reads_h) u.h = load_n(at(y, t, b) + j, n);
+      for (int v = 0; v < Cell::vectors; ++v) u.vectors[v] = vector_at(d, v, H, j);
       for (int k = 0; k < Cell::carried; ++k) {
         u.c[k] = load_n(carried_of(k, t, rank) + j, n);
         u.c_before[k] = load_n(c_before(k, t, rank, b) + j, n);
@@ -410,6 +421,9 @@ struct NaiveBackward {
       cell.template backward<phase_index>(u, limits);
       for (int s = 0; s < slots; ++s)
         if (ph.slots >> s & 1u) store_n(da_of(t, rank, s) + j, u.da[s], n);
+      for (int v = 0; v < Cell::vectors; ++v)
+        store_n(&d_vectors[((rows.before[t] + rank) * Cell::vectors + v) * H + j], u.d_vectors[v],
+                n);
       store_n(&direct[j], u.direct, n);
       if constexpr (Cell::projects)
         store_n(&operands[(rows.before[t] + rank) * H + j], u.operand, n);
@@ -462,7 +476,8 @@ struct NaiveBackward {
         std::fill_n(values, rows_of(*p) * columns_of(*p), T(0));
     T *const dw_ih = gradient.parameters[input_matrix],
              *const dw_hh = gradient.parameters[recurrent_matrix],
-             *const dw_hr = gradient.parameters[projection_matrix];
+             *const dw_hr = gradient.parameters[projection_matrix],
+             *const dv = gradient.parameters[unit_vectors];
     T *const db_ih = gradient.parameters[input_bias], *const db_hh =
                                                           gradient.parameters[recurrent_bias];
     std::vector<T> operand(std::max(H, P)), dx_row(I);
@@ -493,6 +508,8 @@ struct NaiveBackward {
             if (db_hh) db_hh[g * H + j] += da_h[j];
           }
         }
+        for (Index v = 0; dv && v < Cell::vectors * H; ++v)
+          dv[v] += d_vectors[place * Cell::vectors * H + v];
         for (Index p = 0; dw_hr && p < P; ++p)
           add_product(dw_hr + p * H, H, &d_projected[place * P + p], 1, &operands[place * H], 1, 0);
         for (Index k = 0; k < I; ++k) {
@@ -503,20 +520,23 @@ struct NaiveBackward {
     }
   }
 
-  Index rows_of(const ParameterInfo& p) const { return extent_of(p.rows, Cell::gates, H, P, I); }
+  Index rows_of(const ParameterInfo& p) const {
+    return p.times * extent_of(p.rows, Cell::gates, H, P, I);
+  }
   Index columns_of(const ParameterInfo& p) const {
     return extent_of(p.columns, Cell::gates, H, P, I);
   }
 
   // `value`, and what the joint norm is made of: squares by column, row by row. A bias counts as a
-  // row for each gate.
+  // row for each gate, a unit vector as one row.
   ParameterSquares<T> finalize_gradient(bool& finite) const {
     const T bound = static_cast<T>(clip.value);
     ParameterSquares<T> squares;
     for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p) {
       T* const values = gradient.parameters[p->role];
-      const Index count = kIsBias[p->role] ? G : rows_of(*p);
-      const Index columns = kIsBias[p->role] ? H : columns_of(*p);
+      const bool by_unit = kIsBias[p->role] || p->role == unit_vectors;
+      const Index columns = by_unit ? H : columns_of(*p);
+      const Index count = by_unit ? rows_of(*p) / H : rows_of(*p);
       for (Index r = 0; values && r < count; ++r) {
         Squares<T> row;
         for (Index c = 0; c < columns; ++c) {
@@ -570,6 +590,7 @@ GradientNorm naive_backward(const Cell& cell, const BackwardCall<T>& call, const
                                    {},
                                    {},
                                    {},
+                                   {},
                                    {}};
       naive.run();
       squares[l * call.D + d] = naive.finalize_gradient(result.finite);
@@ -599,7 +620,7 @@ GradientNorm naive_backward(const Cell& cell, const BackwardCall<T>& call, const
           return extent_of(of, Cell::gates, call.H, call.P, call.layers[l].inputs);
         };
         T* const values = g.parameters[p->role];
-        for (Index i = 0; values && i < extent(p->rows) * extent(p->columns); ++i)
+        for (Index i = 0; values && i < p->times * extent(p->rows) * extent(p->columns); ++i)
           values[i] = static_cast<T>(static_cast<double>(values[i]) * result.scale);
       }
     }

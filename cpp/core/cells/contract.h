@@ -13,6 +13,10 @@
 // Projection. A cell with a projection matrix writes its H outputs to `operand` in its last phase;
 // the core multiplies them, clips the product and makes it h (P wide). Backward gets dL/d operand
 // as `dh` and writes the operand again, for the gradient of the matrix.
+//
+// Unit vectors. A cell can have parameters that are one value for each unit (peepholes, the
+// recurrent weights of an IndRNN). It reads them as `vectors` and writes, for each row and step,
+// what their gradients are sums of.
 #pragma once
 
 #include "simd/simd.h"
@@ -22,6 +26,7 @@ namespace rnnkern::RNNKERN_ISA {
 inline constexpr int kMostGates = 4;
 inline constexpr int kMostSaved = 4;
 inline constexpr int kMostPhases = 2;
+inline constexpr int kMostVectors = 3;
 
 // One phase of a cell: gates [first, first + count) get their recurrent product in it.
 struct Phase {
@@ -37,6 +42,7 @@ struct ForwardUnit {
   V a[kMostGates];           // in: the gates' arguments
   V saved[kMostSaved];       // in and out, as the phase says
   V h_before;                // in, where the cell reads it
+  V vectors[kMostVectors];   // in
   V c_before[kMostCarried];  // in: the carried states
   V h;                       // out of the last phase of a cell that does not project
   V c[kMostCarried];         // out of the last phase
@@ -45,13 +51,15 @@ struct ForwardUnit {
 
 template <class V>
 struct BackwardUnit {
-  V saved[kMostSaved];       // in: as forward left them
-  V h_before, h;             // in, where the cell reads them
-  V c_before[kMostCarried];  // in
-  V c[kMostCarried];         // in
-  V dh;                      // in: dL/dh, complete; dL/d operand where there is an operand
-  V dc[kMostCarried];        // in: dL/dc; out: dL/dc'
-  V da[kMostGates];          // out: gradient slots of the phase
+  V saved[kMostSaved];        // in: as forward left them
+  V h_before, h;              // in, where the cell reads them
+  V vectors[kMostVectors];    // in
+  V c_before[kMostCarried];   // in
+  V c[kMostCarried];          // in
+  V dh;                       // in: dL/dh, complete; dL/d operand where there is an operand
+  V dc[kMostCarried];         // in: dL/dc; out: dL/dc'
+  V da[kMostGates];           // out: gradient slots of the phase
+  V d_vectors[kMostVectors];  // out: what this row and step add to the gradients of `vectors`
   V direct;   // out of the last phase, in and out of phase 0: dL/dh' that takes no product
   V operand;  // out, of a cell that projects: as in forward
 };
@@ -77,22 +85,24 @@ struct CellOf {
     while (info.states[1 + n].name) ++n;
     return n;
   }();
-  static constexpr bool has(Role role) {
+  static constexpr int times(Role role) {  // 0: the cell has no such parameter
     for (const ParameterInfo* p = info.parameters; p->name; ++p)
-      if (p->role == role) return true;
-    return false;
+      if (p->role == role) return p->times;
+    return 0;
   }
-  static constexpr bool projects = has(projection_matrix);
+  static constexpr bool projects = times(projection_matrix) > 0;
+  static constexpr int vectors = times(unit_vectors);
 };
 
 // The same as values, and what the cell's struct says of itself: for the time loops, which are
 // compiled once for all cells.
 struct CellLayout {
   const KindInfo* info;
-  int gates, saved, carried, slots, phases;
+  int gates, saved, carried, slots, vectors, phases;
   bool elementwise, projects, reads_h_before, reads_h;
   Phase phase[kMostPhases];
   int input_slot[kMostGates], recurrent_slot[kMostGates];
+  int vector_slot[kMostVectors];  // where backward writes d_vectors: behind the cell's own slots
 
   // Whether one of the cell's products takes something else than x and h'.
   bool has_operand() const { return phases > 1 || projects; }
@@ -112,6 +122,7 @@ constexpr CellLayout layout_of() {
                     Cell::saved,
                     Cell::carried,
                     Cell::slots,
+                    Cell::vectors,
                     Cell::phases,
                     Cell::elementwise,
                     Cell::projects,
@@ -119,7 +130,10 @@ constexpr CellLayout layout_of() {
                     Cell::reads_h,
                     {},
                     {},
+                    {},
                     {}};
+  static_assert(Cell::vectors == 0 || Cell::phases == 1);
+  for (int v = 0; v < Cell::vectors; ++v) layout.vector_slot[v] = Cell::slots + v;
   for (int p = 0; p < Cell::phases; ++p) layout.phase[p] = Cell::phase[p];
   for (int g = 0; g < Cell::gates; ++g) {
     layout.input_slot[g] = Cell::input_slot[g];

@@ -17,14 +17,16 @@ enum Role : int {
   input_bias,         // added to the input's part
   recurrent_bias,     // added to the recurrent part
   projection_matrix,  // its product with the cell's H outputs gives h
+  unit_vectors,       // one or several values for each unit, which the cell itself reads
   kRoles
 };
-inline constexpr bool kIsBias[kRoles] = {false, false, true, true, false};
+inline constexpr bool kIsBias[kRoles] = {false, false, true, true, false, false};
 
 struct ParameterInfo {
   const char* name;  // before "_l0", "_l0_reverse"; null: the end of a list
   Role role;
   Extent rows, columns;  // columns of extent one: a vector
+  int times = 1;         // rows: so many times the extent
 };
 
 struct StateInfo {
@@ -52,6 +54,9 @@ inline constexpr ParameterInfo kBiasIh{"bias_ih", input_bias, Extent::gates, Ext
 inline constexpr ParameterInfo kBiasHh{"bias_hh", recurrent_bias, Extent::gates, Extent::one};
 inline constexpr ParameterInfo kWeightHr{"weight_hr", projection_matrix, Extent::outputs,
                                          Extent::hidden};
+// The recurrent weights of units that see their own state alone, and peepholes of i, f and o.
+inline constexpr ParameterInfo kWeightOwn{"weight_hh", unit_vectors, Extent::hidden, Extent::one};
+inline constexpr ParameterInfo kWeightCh{"weight_ch", unit_vectors, Extent::hidden, Extent::one, 3};
 inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
 
 // clang-format off

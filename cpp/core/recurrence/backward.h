@@ -43,6 +43,7 @@ struct BackwardWorkspace {
   T* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates * H, lanes]
   T* input;             // W_ih in columns: [blocks of I, G * H, lanes]
   T* projection;        // W_hr in columns: [blocks of H, P, lanes]
+  T* vectors;           // [vectors, padded H]
   T* dh;                // [B, padded P] dL/dh': what takes no product, then all of it
   T* dc;                // [states but h, B, padded H]
   T* d_operand;         // [B, padded H] of phase 1, or of the projection
@@ -59,13 +60,15 @@ struct BackwardWorkspace {
   double* squares;      // [square_rows, square lanes], parameter by parameter
   int* finite;          // 0 once a parameter gradient was not
 
-  // dL/da of a row at a step, slot by slot, and dL/d(W_hr operand) behind them.
-  Index da_row_size() const {
-    return padded<T>(H) * cell->slots + (cell->projects ? padded<T>(P) : 0);
-  }
-  // Rows of squares of one parameter: one a row of a matrix, one a gate of a bias.
+  // dL/da of a row at a step, slot by slot; behind them what the gradients of unit vectors are sums
+  // of, then dL/d(W_hr operand).
+  Index slots() const { return cell->slots + cell->vectors; }
+  Index da_row_size() const { return padded<T>(H) * slots() + (cell->projects ? padded<T>(P) : 0); }
+  // Rows of squares of one parameter: one a row of a matrix, one a gate of a bias, one a unit
+  // vector.
   Index square_rows(Role role) const {
     if (!cell->has(role)) return 0;
+    if (role == unit_vectors) return cell->vectors;
     return kIsBias[role] ? cell->gates : role == projection_matrix ? P : cell->gates * H;
   }
   Index square_rows_before(int role) const {
@@ -91,6 +94,7 @@ struct BackwardWorkspace {
     recurrent = arena.allocate<T>(of.elementwise ? 0 : output_lanes * G * H);
     input = arena.allocate<T>(input_lanes * G * H);
     projection = arena.allocate<T>(of.projects ? hidden_lanes * P : 0);
+    vectors = arena.allocate<T>(of.vectors * Hp);
     dh = arena.allocate<T>(s.B * Pp);
     dc = arena.allocate<T>(of.carried * s.B * Hp);
     d_operand = arena.allocate<T>(of.has_operand() ? s.B * Hp : 0);
@@ -205,6 +209,9 @@ struct Backward {
     }
     pack(d.parameters[input_matrix], cell.gates * H, I, workspace.input);
     if (cell.projects) pack(d.parameters[projection_matrix], P, H, workspace.projection);
+    if (all.index == 0)
+      pack_bias(d.parameters[unit_vectors], static_cast<const T*>(nullptr), cell.vectors, H,
+                workspace.vectors);
   }
 
   void load_initial_state(const WorkShare& part, bool accumulate) const {
@@ -275,7 +282,7 @@ struct Backward {
     const Range own = outputs(part);
     const V bound = splat(static_cast<T>(constants.projection_clip));
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
-      T* const to = da_row(t, r) + cell.slots * padded<T>(H);
+      T* const to = da_row(t, r) + workspace.slots() * padded<T>(H);
       const T* from_y =
           dy.data ? dy.data + t * dy.time_stride + row_of(rows, r) * dy.row_stride : nullptr;
       for (Index j = own.first * kLanes<T>; j < own.last * kLanes<T>; j += kLanes<T>) {
@@ -294,7 +301,7 @@ struct Backward {
   void unproject(const WorkShare& part, Index t, Index n) const {
     const Index Hp = padded<T>(H);
     for (Index i = 0; i < n; ++i) {
-      row_ptrs.a[i] = da_row(t, part.rows.first + i) + cell.slots * Hp;
+      row_ptrs.a[i] = da_row(t, part.rows.first + i) + workspace.slots() * Hp;
       row_ptrs.to[i] = workspace.d_operand + (part.rows.first + i) * Hp;
     }
     product<1>(*part.team.token, n, row_ptrs.a, Depth{1, P, 1, {0}},
@@ -307,9 +314,13 @@ struct Backward {
 
   // The cell's derivative of one phase, the step clip included.
   void pointwise(int phase, const WorkShare& part, Index t, Index n) const {
-    const BackwardStep<T> step{
-        &constants,   H, part.blocks, static_cast<T>(clip.step_value), ceil_div(units_ahead, H),
-        dy.row_stride};
+    const BackwardStep<T> step{&constants,
+                               workspace.vectors,
+                               H,
+                               part.blocks,
+                               static_cast<T>(clip.step_value),
+                               ceil_div(units_ahead, H),
+                               dy.row_stride};
     const auto derivative = functions.phase[phase].backward;
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
       derivative(row_at(phase, t, r), step);
@@ -496,7 +507,7 @@ struct Backward {
   // Adds the chunk's part to all of this direction's parameter gradients.
   void parameters(const Team& all, bool first, bool last) const {
     const Index G = cell.gates;
-    const Range units = all.share_of(G * H), gates = all.share_of(G);
+    const Range units = all.share_of(G * H);
     const auto add = [&](Role role, Range mine, MatrixRows rows_of_dw, const T* operand,
                          Index columns) {
       matrix(all, mine, rows_of_dw, operand, columns, gradient.parameters[role],
@@ -508,12 +519,16 @@ struct Backward {
           {cell.recurrent_slot, cell.phase[p].first, cell.phase[p].count, H},
           p == 0 ? workspace.h : workspace.operand, P);
     if (cell.projects) {
-      add(projection_matrix, all.share_of(P), {&cell.slots, 0, 1, P}, workspace.operand, H);
+      const int behind_all = static_cast<int>(workspace.slots());
+      add(projection_matrix, all.share_of(P), {&behind_all, 0, 1, P}, workspace.operand, H);
     }
-    static constexpr Role biases[] = {input_bias, recurrent_bias};
-    for (const Role role : biases)
-      bias(all, gates, role == input_bias ? cell.input_slot : cell.recurrent_slot,
-           gradient.parameters[role], workspace.squares_of(role), first, last);
+    const auto add_column_sums = [&](Role role, int count, const int* slot) {
+      column_sums(all, all.share_of(count), slot, gradient.parameters[role],
+                  workspace.squares_of(role), first, last);
+    };
+    add_column_sums(input_bias, cell.gates, cell.input_slot);
+    add_column_sums(recurrent_bias, cell.gates, cell.recurrent_slot);
+    add_column_sums(unit_vectors, cell.vectors, cell.vector_slot);
   }
 
   // dL/da of all the chunk's rows in one slot, from `unit` on: a cache line of units a row.
@@ -555,14 +570,14 @@ struct Backward {
     }
   }
 
-  // db[unit] += sum over the chunk's rows of da[row, unit].
-  void bias(const Team& all, Range gates, const int* slot, T* out, double* squares, bool first,
-            bool last) const {
+  // out[unit] += sum over the chunk's rows of a slot's [row, unit], for each of some slots.
+  void column_sums(const Team& all, Range slots, const int* slot, T* out, double* squares,
+                   bool first, bool last) const {
     if (!out) return;
     // Several sums side by side: one alone waits for each addition.
     constexpr Index together = 4, width = together * kLanes<T>;
     const Index n = chunk_rows();
-    for (Index g = gates.first; g < gates.last; ++g)
+    for (Index g = slots.first; g < slots.last; ++g)
       for (Index j = 0; j < H; j += width) {
         const Index end = least(H, j + width);
         T* const row = out + g * H;

@@ -93,6 +93,9 @@ struct CellMaths {
     for (int k = 0; k < Cell::saved; ++k)
       if (ph.reads >> k & 1u) u.saved[k] = load_each<T, U>(slot(k));
     if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(s.h_before));
+    for (int v = 0; v < Cell::vectors; ++v)
+      u.vectors[v] =
+          load_each<T, U>([&](int i) { return s.vectors + v * s.Hp + block[i] * kLanes<T>; });
     for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_each<T, U>(of(s.c + k * s.state));
     cell.template forward<phase_index>(u);
     for (int k = 0; k < Cell::saved; ++k)
@@ -131,11 +134,11 @@ struct CellMaths {
     for (; block + 1 < s.blocks.last; block += 2) {
       fetch(row, s, block);
       fetch(row, s, block + 1);
-      units<phase_index, 2>(cell, row, s.H, block, limits);
+      units<phase_index, 2>(cell, row, s, block, limits);
     }
     if (block < s.blocks.last) {
       fetch(row, s, block);
-      units<phase_index, 1>(cell, row, s.H, block, limits);
+      units<phase_index, 1>(cell, row, s, block, limits);
     }
   }
 
@@ -152,13 +155,13 @@ struct CellMaths {
 
   // N vectors of units of a row.
   template <int phase_index, int N>
-  RNNKERN_INLINE void units(const Cell& cell, const BackwardRow<T>& row, Index H, Index block,
-                            const StepClip<V>& limits) {
+  RNNKERN_INLINE void units(const Cell& cell, const BackwardRow<T>& row,
+                            const BackwardStep<T>& step, Index block, const StepClip<V>& limits) {
     using U = Units<T, N>;
     constexpr Phase ph = Cell::phase[phase_index];
     // Whether the cell's derivative is that of its own outputs, dL/dh completed by dL/dy.
     constexpr bool completes_dh = phase_index + 1 == Cell::phases && !Cell::projects;
-    const Index Hp = padded<T>(H), j = block * kLanes<T>;
+    const Index H = step.H, Hp = padded<T>(H), j = block * kLanes<T>;
     const auto at = [j](auto* from) {
       return [from, j](int i) { return from + j + i * kLanes<T>; };
     };
@@ -167,6 +170,8 @@ struct CellMaths {
     for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_each<T, U>(at(row.saved + s * Hp));
     if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(at(row.h_before), left);
     if constexpr (Cell::reads_h) u.h = load_each<T, U>(at(row.h), left);
+    for (int v = 0; v < Cell::vectors; ++v)
+      u.vectors[v] = load_each<T, U>(at(step.vectors + v * Hp));
     for (int k = 0; k < Cell::carried; ++k) {
       u.c[k] = load_each<T, U>(at(row.c[k]));
       u.c_before[k] = load_each<T, U>(at(row.c_before[k]), left);
@@ -184,6 +189,8 @@ struct CellMaths {
     cell.template backward<phase_index>(u, limits);
     for (int s = 0; s < Cell::slots; ++s)
       if (ph.slots >> s & 1u) store_each<T>(at(row.da + s * Hp), u.da[s]);
+    for (int v = 0; v < Cell::vectors; ++v)
+      store_each<T>(at(row.da + (Cell::slots + v) * Hp), u.d_vectors[v]);
     if constexpr (Cell::projects)
       store_each<T>(at(row.projected), u.operand);
     else

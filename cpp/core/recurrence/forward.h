@@ -16,6 +16,7 @@ struct ForwardWeights {
   T* projection;  // [blocks of P, H, lanes]
   T* bias;        // [G, padded H] what the input's product starts from
   T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
+  T* vectors;     // [vectors, padded H]
 
   void allocate(Arena& arena, const CellLayout& of, Index I, Index hidden, Index outputs) {
     cell = &of, H = hidden, P = outputs;
@@ -25,6 +26,7 @@ struct ForwardWeights {
     projection = arena.allocate<T>(of.projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
     bias = arena.allocate<T>(of.gates * padded<T>(H));
     bias_hh = arena.allocate<T>(of.gates * padded<T>(H));
+    vectors = arena.allocate<T>(of.vectors * padded<T>(H));
   }
   T* panels(int phase) const {
     return recurrent + blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * P;
@@ -47,6 +49,8 @@ struct ForwardWeights {
                     projection);
     if (team.index != 0) return;
     const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
+    pack_bias(d.parameters[unit_vectors], static_cast<const T*>(nullptr), cell->vectors, H,
+              vectors);
     pack_bias(b_hh, static_cast<const T*>(nullptr), G, H, bias_hh);
     for (int g = 0; g < G; ++g)
       pack_bias(b_ih ? b_ih + g * H : nullptr,
@@ -325,6 +329,7 @@ struct Forward {
         &constants,
         row_ptrs.z_now,
         workspace.h[now] + skipped,
+        workspace.weights.vectors,
         workspace.h[now ^ 1] + skipped,
         cell.carried ? workspace.c + skipped : nullptr,
         cell.has_operand() ? workspace.operand + skipped : nullptr,

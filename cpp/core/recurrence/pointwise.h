@@ -14,6 +14,7 @@ struct ForwardStep {
   const CellConstants* constants;
   T* const* z;        // [rows] the cell's slots
   const T* h_before;  // [rows, padded H] as are those below
+  const T* vectors;   // [vectors, padded H]
   T *h, *c, *operand;
   T* carried;  // [rows, states but h, padded H]; null: not kept, as c and operand where there are
                // none
@@ -39,6 +40,7 @@ struct BackwardRow {
 template <class T>
 struct BackwardStep {
   const CellConstants* constants;
+  const T* vectors;  // [vectors, padded H]
   Index H;
   Range blocks;
   T step_value;  // infinity: off

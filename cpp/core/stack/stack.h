@@ -472,7 +472,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
         const Index extents[] = {cell.gates * call.H, call.H, call.P, call.layers[l].inputs, 1};
         for (const ParameterInfo* p = cell.info->parameters; p->name; ++p)
           if (T* const values = g.parameters[p->role])
-            multiply(values, extents[int(p->rows)] * extents[int(p->columns)], all);
+            multiply(values, p->times * extents[int(p->rows)] * extents[int(p->columns)], all);
       }
   }
   void multiply(T* values, Index n, const Team& all) const {
