@@ -2,8 +2,10 @@
 #pragma once
 
 #include "gru.h"
+#include "ind_rnn.h"
 #include "lstm.h"
 #include "min_gru.h"
+#include "min_lstm.h"
 #include "rnn.h"
 
 namespace rnnkern::RNNKERN_ISA {

@@ -71,7 +71,12 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
   ROW(lstm_clipped, LstmClipped, 4, 4, false, {kH, kC}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})  \
   ROW(lstm_projected, LstmProjected, 4, 4, false, {kH, kC},                                        \
       {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr})                                         \
-  ROW(min_gru, MinGru, 2, 2, true, {kH}, {kWeightIh, kBiasIh})
+  ROW(min_gru, MinGru, 2, 2, true, {kH}, {kWeightIh, kBiasIh})                                     \
+  ROW(min_lstm, MinLstm, 3, 4, true, {kH}, {kWeightIh, kBiasIh})                                   \
+  ROW(ind_rnn_tanh, IndRnnTanh, 1, 0, true, {kH}, {kWeightIh, kWeightOwn, kBiasIh})                \
+  ROW(ind_rnn_relu, IndRnnRelu, 1, 0, true, {kH}, {kWeightIh, kWeightOwn, kBiasIh})                \
+  ROW(lstm_peephole, LstmPeephole, 4, 4, false, {kH, kC},                                          \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightCh})
 // clang-format on
 
 #define RNNKERN_NAME(kind, Cell, ...) kind,

@@ -221,6 +221,14 @@ struct Pair {
   V first, second;
 };
 template <class V>
+RNNKERN_INLINE Pair<V> operator+(Pair<V> a, Pair<V> b) {
+  return {a.first + b.first, a.second + b.second};
+}
+template <class V>
+RNNKERN_INLINE Pair<V> operator/(Pair<V> a, Pair<V> b) {
+  return {a.first / b.first, a.second / b.second};
+}
+template <class V>
 RNNKERN_INLINE Pair<V> operator-(Pair<V> a, Pair<V> b) {
   return {a.first - b.first, a.second - b.second};
 }
@@ -432,6 +440,13 @@ RNNKERN_INLINE Power<T> power(Vec<T> x) {
   // n and the bias, moved up, are the exponent. What comes of nan is of no account, r is nan then.
   const Bits scale = reinterpret_cast<Bits>(shifted) << E::mantissa;
   return {reinterpret_cast<Vec<T>>(scale), fma(r2, p, r)};
+}
+
+// e^x for x up to 0; zero below where it would be subnormal. nan stays.
+template <class T>
+RNNKERN_INLINE Vec<T> exponential(Vec<T> x) {
+  const Power<T> e = power<T, 1>(x);
+  return x < Exponential<T>::lowest ? Vec<T>{} : fma(e.scale, e.rest, e.scale);
 }
 
 // 1 / (1 + e^-x). Any x; at most 3 ULP (float, measured over every float:

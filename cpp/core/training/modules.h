@@ -25,13 +25,6 @@ static double logarithm(double x) {
   return n * 0x1.62e42fee00000p-1 + (2 * s + (2 * s * series + n * 0x1.a39ef35793c76p-33));
 }
 
-// e^x for x up to 0; zero below where it would be subnormal. nan stays.
-template <class T>
-RNNKERN_INLINE Vec<T> exponential(Vec<T> x) {
-  const Power<T> e = power<T, 1>(x);
-  return x < Exponential<T>::lowest ? Vec<T>{} : fma(e.scale, e.rest, e.scale);
-}
-
 // One row's loss -ln p[target], p = softmax(x); dx = factor (p - one at the target). x and dx may
 // be the same. Three sweeps: only the first finds the row in memory, the others in cache. The sum
 // runs by place modulo a cache line, the same order on every instruction set; in double, so that p
