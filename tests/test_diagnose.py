@@ -11,9 +11,10 @@ from helpers import KINDS, make_layer, parts, random_problem, run_reference
 
 import rnnkern as rk
 from rnnkern import diagnose, reference
+from rnnkern.diagnose import common
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-GATES = {kind: "".join(gates) for kind, gates in diagnose.GATES.items()}
+GATES = {kind: "".join(gates) for kind, gates in common.GATES.items()}
 
 
 def has_c(kind):

@@ -1,0 +1,154 @@
+"""What the diagnoses share: checks of arguments, layers and directions, parts of states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from ..checks import integer
+from ..layers import Gradients, Trace, _Layer
+
+__all__ = [
+    "GATES",
+    "Array",
+    "Layer",
+    "State",
+    "check_layer",
+    "hiddens_of",
+    "joined",
+    "lengths_of",
+    "lost_rows",
+    "parts_of",
+    "place_at",
+    "place_name",
+    "places_of",
+    "steps_with_rows",
+    "trace_of",
+    "units_of",
+    "untrapped",
+]
+
+Array = NDArray[Any]
+Layer: TypeAlias = _Layer
+State: TypeAlias = Array | tuple[Array, Array]
+
+# The gates of each kind, in the order of its matrices' rows, with their activations.
+LSTM_GATES = {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"}
+GRU_GATES = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
+GATES = {
+    "rnn_tanh": {"h": "tanh"},
+    "rnn_relu": {"h": "relu"},
+    "lstm": LSTM_GATES,
+    "lstm_clipped": LSTM_GATES,
+    "lstm_projected": LSTM_GATES,
+    "gru": GRU_GATES,
+    "gru_reset_before": GRU_GATES,
+    "min_gru": {"z": "sigmoid", "v": "sigmoid or linear"},
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def untrapped(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` where NumPy neither warns nor raises: here 0, infinity and nan are findings."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def check_layer(layer: Any) -> None:
+    """Raise unless `layer` is a layer and not an ensemble."""
+    if not isinstance(layer, _Layer):
+        raise TypeError(f"layer: expected an RNN, LSTM, GRU or MinGRU, got {type(layer).__name__}")
+    if layer.ensemble:
+        raise ValueError("layer: expected a layer alone, got an ensemble (use its member(e))")
+
+
+def places_of(layer: Layer) -> list[tuple[int, int]]:
+    """(layer, direction) in the order of states."""
+    return [(l, d) for l in range(layer.num_layers) for d in range(1 + layer.bidirectional)]
+
+
+def place_at(layer: Layer, index: int) -> tuple[int, int]:
+    places = places_of(layer)
+    last = len(places) - 1
+    return places[integer("index", index, f"an integer from 0 to {last}", 0, last)]
+
+
+def place_name(layer: int, direction: int) -> str:
+    return f"layer {layer}" + (", reverse" if direction else "")
+
+
+def hiddens_of(layer: Layer, tape: Any) -> list[Array]:
+    """The outputs (T, B, D*P) of each layer, of a tape that fits the layer."""
+    if not isinstance(tape, _core.Tape):
+        raise TypeError(f"tape: expected a Tape, got {type(tape).__name__}")
+    hiddens = tape.hiddens
+    width = (1 + layer.bidirectional) * layer.output_size
+    fits = len(hiddens) == layer.num_layers and hiddens[0].ndim == 3  # an ensemble's have 4
+    fits = fits and hiddens[0].shape[-1] == width
+    count = len(GATES[layer._kind]) + (layer._kind == "gru")  # which also saves W_hn h' + b_hn
+    saved = {gates.shape[2:] for gates in tape.gates}
+    expected = {(count, layer.hidden_size)} if count > 1 else set()
+    has_cells = len(layer._state_names) > 1
+    if not (fits and saved == expected and bool(tape.cells) == has_cells):
+        raise ValueError("tape: expected one of this layer's forward, got another's")
+    return hiddens
+
+
+def steps_with_rows(arrays: list[Array]) -> list[Array]:
+    """Arrays (T, B, ...), without steps if B is 0: an empty batch may claim any T."""
+    return [a if a.shape[1] else a[:0] for a in arrays]
+
+
+def units_of(layer: Layer, direction: int) -> slice:
+    """A direction's channels of its layer's outputs."""
+    return slice(direction * layer.output_size, (direction + 1) * layer.output_size)
+
+
+def lost_rows(layer: Layer, hiddens: list[Array]) -> Array:
+    """Where a row's h is nan: (L*D, T, B)."""
+    return np.stack(
+        [np.isnan(hiddens[l][..., units_of(layer, d)]).any(-1) for l, d in places_of(layer)]
+    )
+
+
+def lengths_of(lengths: Any, T: int, B: int) -> Array:
+    """Each row's number of steps."""
+    if lengths is None:
+        return np.full(B, T)
+    if not isinstance(lengths, np.ndarray) or lengths.dtype.kind not in "iu":
+        got = str(lengths.dtype) if isinstance(lengths, np.ndarray) else type(lengths).__name__
+        raise TypeError(f"lengths: expected an array of integers, got {got}")
+    own: Array = np.array(lengths)  # no other thread writes to it
+    if own.shape != (B,):
+        raise ValueError(f"lengths: expected shape ({B},), got {own.shape}")
+    if ((own < 0) | (own > T)).any():
+        raise ValueError(f"lengths: expected values from 0 to {T}, got {own.tolist()}")
+    return own
+
+
+def parts_of(state: State) -> list[Array]:
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def joined(parts: list[Array]) -> State:
+    return (parts[0], parts[1]) if len(parts) == 2 else parts[0]
+
+
+def trace_of(grads: Any) -> Trace:
+    if not isinstance(grads, Gradients):
+        raise TypeError(f"grads: expected Gradients, got {type(grads).__name__}")
+    if grads.trace is None:
+        raise ValueError("grads: expected a trace (backward with trace=True), got none")
+    return grads.trace
