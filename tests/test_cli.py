@@ -22,8 +22,11 @@ import pytest
 from test_files import mounted
 
 import rnnkern as rk
-from rnnkern import bench, charlm, cli, files, reference
-from rnnkern.charlm import CharLM, Corpus, Settings, Trainer, Vocabulary
+from rnnkern import cli, files, reference
+from rnnkern.cli import bench, charlm
+from rnnkern.cli.charlm import CharLM, Settings, Trainer
+from rnnkern.cli.text import UNKNOWN, CharLMError, Corpus, Vocabulary, read_texts, stdlib_texts
+from rnnkern.cli.train import _draw
 
 for module in ("rich", "matplotlib", "safetensors"):
     pytest.importorskip(module, reason="the command's extra is not installed")
@@ -257,7 +260,7 @@ def test_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     trainer.step()
     state = np.asarray(trainer._state, np.float32)
     assert np.isfinite(state).all()  # else no later step would be finite again
-    cli._draw(trainer, 1.0, tmp_path / "picture.png")
+    _draw(trainer, 1.0, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
@@ -369,8 +372,8 @@ def test_held_out_is_the_end_of_each_file_and_rare_characters_are_unknown() -> N
 
 
 def test_stdlib_texts_are_bounded_and_in_order() -> None:
-    few = charlm.stdlib_texts(200_000)
-    more = charlm.stdlib_texts(400_000)
+    few = stdlib_texts(200_000)
+    more = stdlib_texts(400_000)
     assert more[: len(few)] == few
     assert len(more) > len(few)
     assert sum(map(len, few[:-1])) < 200_000 <= sum(map(len, few))
@@ -382,7 +385,7 @@ def test_folder_gives_its_text_files_in_order(tmp_path: Path) -> None:
     (tmp_path / "a" / "z.txt").write_text("\ufeffaé\r\n", encoding="utf-8", newline="")
     (tmp_path / "a" / "y.bin").write_bytes(b"\xff\xfe")
     (tmp_path / ".hidden").write_text("no", encoding="utf-8")
-    assert charlm.read_texts([tmp_path]) == ["aé\n", "bb"]
+    assert read_texts([tmp_path]) == ["aé\n", "bb"]
 
 
 # ------------------------------------------------------------------------------ sample, model file
@@ -407,7 +410,7 @@ def test_sample_goes_on_from_a_prompt_with_unknown_characters(
     assert all(out.startswith("∀ def ") and len(out) == len("∀ def ") + 40 + 1 for out in outs)
     assert outs[0] == outs[1]
     assert len(set(outs)) == 3
-    assert charlm.UNKNOWN not in "".join(outs)
+    assert UNKNOWN not in "".join(outs)
 
 
 def test_sample_without_temperature_is_the_argmax_of_the_whole_text(saved: Path) -> None:
@@ -744,12 +747,12 @@ def test_settings_hold_plain_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("characters", ["", "aba"])
 def test_vocabulary_refuses_none_and_repeated_characters(characters: str) -> None:
-    with pytest.raises(charlm.CharLMError, match=r"^vocabulary: expected at least one character"):
+    with pytest.raises(CharLMError, match=r"^vocabulary: expected at least one character"):
         Vocabulary(characters)
 
 
 def test_text_of_one_held_out_character_is_named() -> None:
-    with pytest.raises(charlm.CharLMError, match="at least 2 characters held out, got 1"):
+    with pytest.raises(CharLMError, match="at least 2 characters held out, got 1"):
         Trainer(Corpus.of(["a" * 9]), replace(TINY, batch=1, length=1))
 
 
@@ -784,7 +787,7 @@ def test_model_that_is_not_finite_is_not_saved(tmp_path: Path, kind: str) -> Non
     name = poison(trainer, kind)
     for target in (path, tmp_path / "none"):
         for dry_run in (False, True):
-            with pytest.raises(charlm.CharLMError) as caught:
+            with pytest.raises(CharLMError) as caught:
                 trainer.save(target, dry_run=dry_run)
             assert str(caught.value).startswith(f"{target}: not saved: {name}: expected finite")
     assert path.read_bytes() == before
@@ -1111,7 +1114,7 @@ def test_picture_takes_any_history(tmp_path: Path, row: tuple[float, float, floa
     trainer = Trainer(Corpus.of([TEXT]), TINY)
     for rows in ([row], [row] * 60, [(4.0, 1.0, 0.3, 1.0), *[row] * 60]):
         trainer.history, trainer.held_out = rows, [(1.0, row[0])]
-        cli._draw(trainer, row[0], tmp_path / "picture.png")
+        _draw(trainer, row[0], tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 

@@ -19,7 +19,8 @@ from dataclasses import replace
 import pytest
 
 from rnnkern import files
-from rnnkern.charlm import CELLS, Corpus, Settings, Trainer
+from rnnkern.cli.charlm import CELLS, Settings, Trainer
+from rnnkern.cli.text import Corpus
 
 _, _, threadpoolctl = (
     pytest.importorskip(module, reason="the command's extra is not installed")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 import rnnkern as rk
-from rnnkern.charlm import stdlib_texts
+from rnnkern.cli.text import stdlib_texts
 
 H = 128
 WIDTH = 64  # of the layers that learn

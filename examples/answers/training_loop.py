@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 import rnnkern as rk
 from rnnkern import reference
-from rnnkern.charlm import stdlib_texts
+from rnnkern.cli.text import stdlib_texts
 
 try:
     import torch

@@ -1,4 +1,4 @@
-"""A character-level language model on top of a layer: its text, its training and its file.
+"""A character-level language model on top of a layer: its settings, its training and its file.
 
 Letters: T steps, B lanes of text read side by side, E embedding size, H hidden units,
 V characters in the vocabulary. Losses are in bits per character, gradients in nats.
@@ -6,12 +6,9 @@ V characters in the vocabulary. Losses are in bits per character, gradients in n
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
 import math
-import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,15 +21,13 @@ import rnnkern as rk
 from rnnkern import files, reference
 from rnnkern.checks import integer, number
 
+from .text import CharLMError, Corpus, Vocabulary
+
 Array: TypeAlias = NDArray[Any]
 State: TypeAlias = "Array | tuple[Array, Array] | None"
 
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # how <unk>, id 0, is written
-MIN_COUNT = 3  # characters seen less often than this in the training text become <unk>
-HELD_OUT_SHARE = 0.1
 HELD_OUT_CHARACTERS = 32_768  # read in one evaluation, so that it costs a fraction of a second
 EVALUATE_EVERY = 50  # steps; fixed, so that the history does not depend on where a run stopped
-STDLIB_CHARACTERS = 16_000_000
 FILE_VERSION = 1
 METADATA_KEY = "rnnkern.charlm"
 CELLS = {"rnn": rk.RNN, "gru": rk.GRU, "lstm": rk.LSTM}
@@ -46,167 +41,6 @@ ABOUT: dict[str, type] = {  # what the metadata of a file holds
     "dropout_step": int,
     "generator": dict,
 }
-
-
-class CharLMError(ValueError):
-    """Text, parameters or surroundings that the character model can't work with."""
-
-
-def extra(name: str) -> Any:
-    """Import a module of the ``cli`` extra, or say how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise CharLMError(f"{name} is missing ({error}): pip install 'rnnkern[cli]'") from error
-
-
-def stdlib_texts(limit: int = STDLIB_CHARACTERS) -> list[str]:
-    """Read the source of the running interpreter's standard library.
-
-    Parameters
-    ----------
-    limit : int
-        Read no further file once this many characters are there.
-
-    Returns
-    -------
-    list of str
-        One text a module, in the order of their paths; no tests, no installed packages,
-        nothing that is not UTF-8.
-    """
-    root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-    texts: list[str] = []
-    total = 0
-    for path in sorted(root.rglob("*.py")):
-        if skipped.isdisjoint(path.relative_to(root).parts) and (text := _text_of(path)):
-            texts.append(text)
-            total += len(text)
-            if total >= limit:
-                break
-    if not texts:
-        raise CharLMError(f"{root}: no source of the standard library here; give FILE")
-    return texts
-
-
-def read_texts(paths: Iterable[Path]) -> list[str]:
-    """Read files, and folders with all UTF-8 files under them that are not hidden, sorted.
-
-    Raises
-    ------
-    CharLMError
-        A path is missing, is empty or, where a file was named, is not UTF-8.
-    """
-    texts: list[str] = []
-    for path in paths:
-        if path.is_dir():
-            found: list[str] = []
-            for file in sorted(path.rglob("*")):
-                hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-                if file.is_file() and not hidden and (text := _text_of(file)):
-                    found.append(text)
-            if not found:
-                raise CharLMError(f"{path}: expected UTF-8 text in this folder, found none")
-            texts += found
-        else:
-            text = _text_of(path)
-            if text is None:
-                raise CharLMError(f"{path}: expected UTF-8 text, got other bytes")
-            if not text:
-                raise CharLMError(f"{path}: expected text, got an empty file")
-            texts.append(text)
-    return texts
-
-
-def _text_of(path: Path) -> str | None:
-    try:
-        with files.naming(str(path)):
-            text = path.read_text(encoding="utf-8-sig")
-    except files.FileError:  # other bytes than UTF-8
-        return None
-    return None if "\0" in text else text
-
-
-class Vocabulary:
-    """The characters a model knows; id 0 is <unk>, all others are ``characters`` in order.
-
-    Parameters
-    ----------
-    characters : str
-        Distinct characters, at least one.
-
-    Raises
-    ------
-    CharLMError
-        There is none, or one occurs twice.
-
-    Examples
-    --------
-    >>> from rnnkern.charlm import Vocabulary
-    >>> Vocabulary("ab").encode("ba?").tolist()
-    [2, 1, 0]
-    """
-
-    def __init__(self, characters: str) -> None:
-        if not 0 < len(set(characters)) == len(characters):
-            expected = "at least one character, and each once"
-            raise CharLMError(f"vocabulary: expected {expected}, got {characters[:80]!r}")
-        self.characters = characters
-        codes = np.array([ord(c) for c in characters], np.int64)
-        self._ids = np.zeros(0x110000, np.int32)  # one entry for each code point
-        self._ids[codes] = np.arange(1, len(codes) + 1)
-
-    def __len__(self) -> int:
-        return len(self.characters) + 1
-
-    @classmethod
-    def of(cls, text: str) -> Vocabulary:
-        """Take the characters that `text` holds at least ``MIN_COUNT`` times."""
-        codes, counts = np.unique(_code_points(text), return_counts=True)
-        frequent = codes[counts >= MIN_COUNT]
-        if not len(frequent):
-            raise CharLMError(
-                f"text: expected a character that occurs at least {MIN_COUNT} times in the part to "
-                f"train on, got none"
-            )
-        return cls("".join(map(chr, frequent)))
-
-    def encode(self, text: str) -> Array:
-        """Return the ids of `text`, int32 (len(text),)."""
-        return self._ids[_code_points(text)]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`."""
-        letters = UNKNOWN + self.characters
-        return "".join(letters[i] for i in ids)
-
-
-def _code_points(text: str) -> Array:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Text as ids: `train` and `held_out` (n,) int32, and the SHA-256 of the whole.
-
-    The last tenth of *each* file is held out: files differ in style, and so the number does
-    not hang on which of them come last. The vocabulary is that of the training part.
-    """
-
-    vocabulary: Vocabulary
-    train: Array
-    held_out: Array
-    digest: str
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> Corpus:
-        """Split `texts` and encode them."""
-        cuts = [len(text) - math.ceil(len(text) * HELD_OUT_SHARE) for text in texts]
-        train = "".join(text[:cut] for text, cut in zip(texts, cuts, strict=True))
-        held_out = "".join(text[cut:] for text, cut in zip(texts, cuts, strict=True))
-        vocabulary = Vocabulary.of(train)
-        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-        return cls(vocabulary, vocabulary.encode(train), vocabulary.encode(held_out), digest)
 
 
 @dataclass(frozen=True)
@@ -275,7 +109,7 @@ class CharLM:
     Examples
     --------
     >>> import numpy as np
-    >>> from rnnkern.charlm import CharLM, Settings, Vocabulary
+    >>> from rnnkern.cli.charlm import CharLM, Settings, Vocabulary
     >>> model = CharLM(Vocabulary("ab"), Settings(hidden=8, embedding=4))
     >>> ids = np.array([[1], [2], [1]])  # T = 2 characters and the one behind them, B = 1
     >>> bits, state = model.loss(ids[:-1], ids[1:])

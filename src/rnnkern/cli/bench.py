@@ -48,7 +48,7 @@ class PlainLSTM:
 
     Examples
     --------
-    >>> from rnnkern.bench import PlainLSTM
+    >>> from rnnkern.cli.bench import PlainLSTM
     >>> zeros = {"weight_ih_l0": [[0.0]] * 4, "weight_hh_l0": [[0.0]] * 4}
     >>> plain = PlainLSTM(zeros | {"bias_ih_l0": [0.0] * 4, "bias_hh_l0": [9.0] * 4})
     >>> [round(h, 3) for (h,) in plain.forward([[1.0], [1.0]])]

@@ -1,14 +1,13 @@
-"""The command ``rnnkern``: train and sample a character model, measure, show the build."""
+"""The commands ``train`` and ``sample``."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import os
+import importlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -18,20 +17,10 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
-from rnnkern import bench, files
-from rnnkern.charlm import (
-    CELLS,
-    LARGEST,
-    CharLM,
-    CharLMError,
-    Corpus,
-    Settings,
-    Trainer,
-    extra,
-    load_model,
-    read_texts,
-    stdlib_texts,
-)
+from rnnkern import files
+
+from .charlm import CharLM, Settings, Trainer, load_model
+from .text import CharLMError, Corpus, read_texts, stdlib_texts
 
 STEPS = 800  # without --steps and --seconds
 PRINT_EVERY = 3.0  # seconds, where there is no terminal for a progress bar
@@ -39,165 +28,27 @@ RUNNING = 50  # steps in running means
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments without the program's name; ``sys.argv[1:]`` if None.
-
-    Returns
-    -------
-    int
-        0; 1 after an error in the input, in a file, in standard output or of memory, reported
-        in one line; 130 after Ctrl-C. Errors in the arguments themselves raise
-        ``SystemExit(2)``, as argparse does.
-
-    Examples
-    --------
-    >>> from rnnkern.cli import main
-    >>> status = main(["info"])  # doctest: +ELLIPSIS
-    version...
-    """
-    if sys.stdout is None:  # closed by the caller
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-    parser = _parser()
-    args = parser.parse_args(argv)
-    try:
-        try:
-            with rk.num_threads(args.threads or rk.get_num_threads()):
-                return int(args.run(args))
-        finally:
-            _flush()
-    except (CharLMError, files.FileError, MemoryError, OSError) as error:
-        unnamed = isinstance(error, OSError) and error.filename is None  # files are named
-        text = f"standard output: {error}" if unnamed else error
-        print(f"rnnkern {args.command}: error: {text}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"rnnkern {args.command}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-
-
-def _flush() -> None:
-    """Write out what was printed; what standard output can't take does not fail again at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
-
-
-def _number(
-    kind: type[int] | type[float], low: float, high: float = math.inf, *, above: bool = False
-) -> Callable[[str], Any]:
-    """Make an argparse type: a finite number from `low` (or above it) to `high`."""
-    range_ = f"{'above' if above else 'at least'} {low:g}"
-    range_ += f" and at most {high:.12g}" if high < math.inf else ""
-
-    def parse(text: str) -> Any:
-        wanted = f"expected {'an integer' if kind is int else 'a number'} {range_}, got {text!r}"
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(wanted) from None
-        if not low <= value <= high or value == math.inf or (above and value == low):
-            raise argparse.ArgumentTypeError(wanted)
-        return value
-
-    return parse
-
-
-def _path(text: str) -> Path:
-    if not text:  # Path would take it as the working folder
-        raise argparse.ArgumentTypeError("expected a path, got ''")
-    return Path(text)
-
-
-def _limit(text: str) -> float | None:
-    """Parse a clip limit: a number above 0, or ``off``."""
-    try:
-        return None if text == "off" else float(_number(float, 0, LARGEST, above=True)(text))
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error} (or 'off')") from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rnnkern", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"rnnkern {rk.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    count, positive = _number(int, 1, 2**20), _number(float, 0, above=True)
-    seed = _number(int, 0, 2**32 - 1)
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--threads", type=_number(int, 1, 1024), help="of the kernels")
-        sub.set_defaults(run=run)
-        return sub
-
-    train = command("train", _train, "Train a character-level model and draw a sample from it.")
-    train.add_argument(
-        "files", nargs="*", type=_path, metavar="FILE", help="UTF-8 text files, or folders of such;"
-        " default: the source of Python's standard library. The last tenth of each is held out.",
-    )  # fmt: skip
-    defaults = Settings()
-
-    def setting(name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
-        value = getattr(defaults, name)
-        text = f"{text} (default: {'off' if value is None else value})"
-        option = "--" + name.replace("_", "-")
-        # Suppressed, so that what was given can be told from what was not: see --resume.
-        train.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, **more)
-
-    setting("cell", str, "recurrent layer", choices=sorted(CELLS))
-    setting("hidden", count, "hidden units")
-    setting("embedding", count, "size of a character's embedding")
-    setting("layers", _number(int, 1, 64), "stacked layers")
-    setting("dropout", _number(float, 0, 0.99), "share of outputs dropped between layers")
-    setting("batch", count, "lanes of text read side by side")
-    setting("length", count, "steps of truncated BPTT")
-    setting("lr", _number(float, 0, LARGEST, above=True), "learning rate of Adam")
-    setting("clip_norm", _limit, "joint L2 norm of all gradients, or off")
-    setting("clip_value", _limit, "each element of each parameter's gradient, or off")
-    setting("clip_step_value", _limit, "each step's gate gradients, elementwise, or off")
-    setting("clip_step_norm", _limit, "L2 norm of each row's gradient handed back a step, or off")
-    setting("l2", _number(float, 0, LARGEST), "L2 penalty on the weights, not on the biases")
-    setting("seed", seed, "of parameters, dropout, order and sample")
-    train.add_argument(
-        "--steps", type=count, help=f"stop at this step (default: {STEPS}, none with --seconds)"
-    )
-    train.add_argument("--seconds", type=positive, help="stop after this time (default: none)")
-    train.add_argument("--out", type=_path, default=Path("rnnkern-run"), metavar="FOLDER",
-                       help="for model and picture; two runs at once into one folder are refused"
-                       " (default: %(default)s)")  # fmt: skip
-    train.add_argument("--resume", action="store_true", help="go on with the run in FOLDER")
-    train.add_argument("--save-every", type=count, default=500, metavar="STEPS",
-                       help="save in between (default: %(default)s); a save that fails is"
-                       " reported and tried again at the next and at the end")  # fmt: skip
-    train.set_defaults(error=train.error)
-
-    sample = command("sample", _sample, "Write text with a trained model, one step at a time.")
-    sample.add_argument("model", type=_path, metavar="MODEL", help="a model.safetensors of train")
-    sample.add_argument("--prompt", default="def ", help="text to go on from (default: 'def ')")
-    sample.add_argument("--length", type=count, default=500, help="characters (default: 500)")
-    sample.add_argument("--temperature", type=_number(float, 0, 100), default=0.8,
-                        help="0: always the likeliest character (default: 0.8)")  # fmt: skip
-    sample.add_argument("--seed", type=seed, default=0, help="of the draws (default: 0)")
-
-    measure = command("bench", _bench, "Time forward and training against NumPy and Python.")
-    measure.add_argument("--quick", action="store_true", help="small sizes, under 15 s")
-    command("info", _info, "Show version, instruction sets, threads and build.")
-    return parser
-
-
-def _train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace) -> int:
     with _own(args.out, make=not args.resume):
         try:
             return _run(args)
         except MemoryError as error:
             sizes = "FILE, --hidden, --embedding, --layers, --batch and --length"
             raise CharLMError(f"{sizes}: expected sizes that fit in memory: {error}") from error
+
+
+def sample(args: argparse.Namespace) -> int:
+    model = load_model(args.model)
+    _write_sample(model, args.model, args.prompt, args.length, args.temperature, args.seed)
+    return 0
+
+
+def _extra(name: str) -> Any:
+    """Import a module of the ``cli`` extra, or say how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CharLMError(f"{name} is missing ({error}): pip install 'rnnkern[cli]'") from error
 
 
 @contextmanager
@@ -218,7 +69,7 @@ def _own(folder: Path, make: bool) -> Iterator[None]:
 def _run(args: argparse.Namespace) -> int:
     """Train, save, draw and sample as the options say, in a folder that exists."""
     for name in ("rich.progress", "matplotlib", "threadpoolctl"):
-        extra(name)  # ask now, not after the training
+        _extra(name)  # ask now, not after the training
     given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
     path = args.out / "model.safetensors"
     if path.exists() and not args.resume:
@@ -250,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     # NumPy's products are small here, and its threads would spin where the kernels' want to run:
     # on two cores that halves the speed.
-    with extra("threadpoolctl").threadpool_limits(1, user_api="blas"):
+    with _extra("threadpoolctl").threadpool_limits(1, user_api="blas"):
         try:
             interrupted = _loop(trainer, steps, args.seconds, args.save_every, path)
         except OSError:  # standard output is a closed pipe or on a full disk
@@ -279,7 +130,7 @@ def _loop(
     trainer: Trainer, steps: int | None, seconds: float | None, save_every: int, path: Path
 ) -> bool:
     """Train until `steps` or `seconds` are up; True where Ctrl-C came first."""
-    progress = extra("rich.progress")
+    progress = _extra("rich.progress")
     terminal = sys.stdout.isatty()
     interrupted = False
 
@@ -339,7 +190,7 @@ def _status(trainer: Trainer, steps_a_second: float) -> tuple[str, str]:
 
 def _draw(trainer: Trainer, held_out: float, path: Path) -> None:
     """Draw loss and gradient norms over the steps."""
-    figure = extra("matplotlib.figure").Figure(figsize=(9, 7), layout="constrained")
+    figure = _extra("matplotlib.figure").Figure(figsize=(9, 7), layout="constrained")
     loss, gradient = figure.subplots(2, 1, sharex=True)
     bits, norm, scale, applied = np.array(trainer.history).T
     steps = np.arange(1, len(bits) + 1)
@@ -371,12 +222,6 @@ def _draw(trainer: Trainer, held_out: float, path: Path) -> None:
         figure.savefig(path, dpi=120)
 
 
-def _sample(args: argparse.Namespace) -> int:
-    model = load_model(args.model)
-    _write_sample(model, args.model, args.prompt, args.length, args.temperature, args.seed)
-    return 0
-
-
 def _write_sample(
     model: CharLM, path: Path, prompt: str, length: int, temperature: float, seed: int
 ) -> None:
@@ -391,22 +236,3 @@ def _write(text: str) -> None:
     """Print `text`, with what the terminal's encoding lacks as question marks."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding))
-
-
-def _bench(args: argparse.Namespace) -> int:
-    print(f"{rk.get_num_threads()} threads, instruction set {rk.info()['isa']}; medians, float32")
-    bench.show(bench.run(quick=args.quick))
-    return 0
-
-
-def _info(args: argparse.Namespace) -> int:
-    items = rk.info()
-    width = max(map(len, items))
-    for name, value in items.items():
-        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        print(f"{name:{width}}  {text}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The command ``rnnkern``: train and sample a character model, measure, show the build."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rnnkern as rk
+from rnnkern import files
+
+from . import bench, train
+from .charlm import CELLS, LARGEST, Settings
+from .text import CharLMError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments without the program's name; ``sys.argv[1:]`` if None.
+
+    Returns
+    -------
+    int
+        0; 1 after an error in the input, in a file, in standard output or of memory, reported
+        in one line; 130 after Ctrl-C. Errors in the arguments themselves raise
+        ``SystemExit(2)``, as argparse does.
+
+    Examples
+    --------
+    >>> from rnnkern.cli import main
+    >>> status = main(["info"])  # doctest: +ELLIPSIS
+    version...
+    """
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        try:
+            with rk.num_threads(args.threads or rk.get_num_threads()):
+                return int(args.run(args))
+        finally:
+            _flush()
+    except (CharLMError, files.FileError, MemoryError, OSError) as error:
+        unnamed = isinstance(error, OSError) and error.filename is None  # files are named
+        text = f"standard output: {error}" if unnamed else error
+        print(f"rnnkern {args.command}: error: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"rnnkern {args.command}: interrupted", file=sys.stderr)
+        return train.INTERRUPTED
+
+
+def _flush() -> None:
+    """Write out what was printed; what standard output can't take does not fail again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _number(
+    kind: type[int] | type[float], low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], Any]:
+    """Make an argparse type: a finite number from `low` (or above it) to `high`."""
+    range_ = f"{'above' if above else 'at least'} {low:g}"
+    range_ += f" and at most {high:.12g}" if high < math.inf else ""
+
+    def parse(text: str) -> Any:
+        wanted = f"expected {'an integer' if kind is int else 'a number'} {range_}, got {text!r}"
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(wanted) from None
+        if not low <= value <= high or value == math.inf or (above and value == low):
+            raise argparse.ArgumentTypeError(wanted)
+        return value
+
+    return parse
+
+
+def _path(text: str) -> Path:
+    if not text:  # Path would take it as the working folder
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
+
+
+def _limit(text: str) -> float | None:
+    """Parse a clip limit: a number above 0, or ``off``."""
+    try:
+        return None if text == "off" else float(_number(float, 0, LARGEST, above=True)(text))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error} (or 'off')") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rnnkern", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"rnnkern {rk.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    count, positive = _number(int, 1, 2**20), _number(float, 0, above=True)
+    seed = _number(int, 0, 2**32 - 1)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--threads", type=_number(int, 1, 1024), help="of the kernels")
+        sub.set_defaults(run=run)
+        return sub
+
+    training = command(
+        "train", train.train, "Train a character-level model and draw a sample from it."
+    )
+    training.add_argument(
+        "files", nargs="*", type=_path, metavar="FILE", help="UTF-8 text files, or folders of such;"
+        " default: the source of Python's standard library. The last tenth of each is held out.",
+    )  # fmt: skip
+    defaults = Settings()
+
+    def setting(name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
+        value = getattr(defaults, name)
+        text = f"{text} (default: {'off' if value is None else value})"
+        option = "--" + name.replace("_", "-")
+        # Suppressed, so that what was given can be told from what was not: see --resume.
+        training.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, **more)
+
+    setting("cell", str, "recurrent layer", choices=sorted(CELLS))
+    setting("hidden", count, "hidden units")
+    setting("embedding", count, "size of a character's embedding")
+    setting("layers", _number(int, 1, 64), "stacked layers")
+    setting("dropout", _number(float, 0, 0.99), "share of outputs dropped between layers")
+    setting("batch", count, "lanes of text read side by side")
+    setting("length", count, "steps of truncated BPTT")
+    setting("lr", _number(float, 0, LARGEST, above=True), "learning rate of Adam")
+    setting("clip_norm", _limit, "joint L2 norm of all gradients, or off")
+    setting("clip_value", _limit, "each element of each parameter's gradient, or off")
+    setting("clip_step_value", _limit, "each step's gate gradients, elementwise, or off")
+    setting("clip_step_norm", _limit, "L2 norm of each row's gradient handed back a step, or off")
+    setting("l2", _number(float, 0, LARGEST), "L2 penalty on the weights, not on the biases")
+    setting("seed", seed, "of parameters, dropout, order and sample")
+    training.add_argument(
+        "--steps",
+        type=count,
+        help=f"stop at this step (default: {train.STEPS}, none with --seconds)",
+    )
+    training.add_argument("--seconds", type=positive, help="stop after this time (default: none)")
+    training.add_argument("--out", type=_path, default=Path("rnnkern-run"), metavar="FOLDER",
+                       help="for model and picture; two runs at once into one folder are refused"
+                       " (default: %(default)s)")  # fmt: skip
+    training.add_argument("--resume", action="store_true", help="go on with the run in FOLDER")
+    training.add_argument("--save-every", type=count, default=500, metavar="STEPS",
+                       help="save in between (default: %(default)s); a save that fails is"
+                       " reported and tried again at the next and at the end")  # fmt: skip
+    training.set_defaults(error=training.error)
+
+    sample = command("sample", train.sample, "Write text with a trained model, one step at a time.")
+    sample.add_argument("model", type=_path, metavar="MODEL", help="a model.safetensors of train")
+    sample.add_argument("--prompt", default="def ", help="text to go on from (default: 'def ')")
+    sample.add_argument("--length", type=count, default=500, help="characters (default: 500)")
+    sample.add_argument("--temperature", type=_number(float, 0, 100), default=0.8,
+                        help="0: always the likeliest character (default: 0.8)")  # fmt: skip
+    sample.add_argument("--seed", type=seed, default=0, help="of the draws (default: 0)")
+
+    measure = command("bench", _bench, "Time forward and training against NumPy and Python.")
+    measure.add_argument("--quick", action="store_true", help="small sizes, under 15 s")
+    command("info", _info, "Show version, instruction sets, threads and build.")
+    return parser
+
+
+def _bench(args: argparse.Namespace) -> int:
+    print(f"{rk.get_num_threads()} threads, instruction set {rk.info()['isa']}; medians, float32")
+    bench.show(bench.run(quick=args.quick))
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    items = rk.info()
+    width = max(map(len, items))
+    for name, value in items.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        print(f"{name:{width}}  {text}")
+    return 0
