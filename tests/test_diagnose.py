@@ -11,10 +11,9 @@ from helpers import KINDS, make_layer, parts, random_problem, run_reference
 
 import rnnkern as rk
 from rnnkern import diagnose, reference
-from rnnkern.diagnose import common
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-GATES = {kind: "".join(gates) for kind, gates in common.GATES.items()}
+GATES = {kind: "".join(gate.name for gate in reference.CELLS[kind].gate_table) for kind in KINDS}
 
 
 def has_c(kind):
@@ -451,8 +450,9 @@ def test_report_says_what_a_step_keeps(kind):
     tape = random_problem(layer, 12, 3).forward(layer)[2]
     (flow,) = (report := diagnose.report(layer, tape)).flows
     mean = {one.gate: one.mean for one in flow.saturation}
-    keeps = {"lstm": "f", "gru": "z"}.get(kind.split("_")[0])
-    want = 1.0 - mean["z"] if kind == "min_gru" else mean[keeps] if keeps else None
+    table = reference.CELLS[kind].gate_table
+    shares = {"keep": lambda m: m, "update": lambda m: 1.0 - m}
+    (want,) = [shares[g.role](mean[g.name]) for g in table if g.role] or [None]
     assert flow.kept == want
     assert ("of its state on average" in str(report)) == (want is not None)
 
@@ -852,7 +852,7 @@ def test_wrong_arguments_are_named():
     _, _, tape_of_many = many.forward(x)
     of_many = many.backward(tape_of_many, trace=True)
     cases = [
-        (lambda: diagnose.spectrum(3), TypeError, "layer: expected an RNN, LSTM, GRU or M"),
+        (lambda: diagnose.spectrum(3), TypeError, "layer: expected a recurrent layer, got int"),
         (
             lambda: diagnose.spectrum(rk.GRU(1, 2, ensemble=3)),
             ValueError,

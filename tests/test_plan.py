@@ -19,6 +19,7 @@ CXX = shutil.which("g++")
 def test_the_table_of_kinds_is_read_whole():
     assert tuple(kinds()) == KINDS
     assert [kind.gates for kind in kinds().values()] == [cell.gates for cell in CELLS.values()]
+    assert [kind.saved for kind in kinds().values()] == [len(c.saved) for c in CELLS.values()]
 
 
 def test_a_constant_that_a_header_lacks_is_named():

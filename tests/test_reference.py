@@ -860,6 +860,48 @@ def test_step_clips_against_torch_hooks(case, reverse, clip):
     )
 
 
+# ---------------------------------------------------------------------------- the table of gates
+
+RANGES = {"sigmoid": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "sigmoid or linear": (0, np.inf)}
+
+
+def gates_by_name(problem):
+    """Each gate's values [B, H] in the first step."""
+    step = problem.forward()[2].steps[0][0]
+    table = CELLS[problem.config.cell].gate_table
+    return dict(zip([g.name for g in table], np.split(step.gates, len(table), axis=1), strict=True))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gates_have_the_range_of_their_activations(cell):
+    problem = Problem(config_of(cell), steps=1, rows=200)
+    problem.x *= 3.0  # so that some gates are near their ends
+    values = gates_by_name(problem)
+    for gate in CELLS[cell].gate_table:
+        low, high = RANGES[gate.activation]
+        assert low <= values[gate.name].min() < low + 0.1, gate
+        assert min(high, 2.0) - 0.1 < values[gate.name].max() <= high, gate
+        assert (values[gate.name] == 0.0).any() == (gate.activation == "relu"), gate
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_gate_with_a_role_is_the_share_of_the_state_that_a_step_keeps(cell):
+    """Where gates see x alone, the last state adds to its successor by this share alone."""
+    problem = Problem(config_of(cell), steps=1)
+    for p in CELLS[cell].parameters:
+        if not p.role.startswith(("input", "projection")):
+            problem.params[p.name + "_l0"][...] = 0.0
+    before = split(problem.forward()[1])[-1]
+    values = gates_by_name(problem)
+    shares = {"keep": lambda gate: gate, "update": lambda gate: 1 - gate}
+    gates = [gate for gate in CELLS[cell].gate_table if gate.role]
+    problem.states[-1] += 1.0
+    kept = split(problem.forward()[1])[-1] - before
+    assert len(gates) == (np.abs(kept) > 0).any()
+    for gate in gates:
+        assert_same(kept[0], shares[gate.role](values[gate.name]), gate)
+
+
 # -------------------------------------------------------------------------------- the package
 
 

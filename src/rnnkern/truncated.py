@@ -147,7 +147,7 @@ def truncated_bptt(
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or MinGRU
+    layer : recurrent layer
         Of one direction.
     x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
         The sequence, also as a ``np.memmap``; an ensemble's as for the layer.
@@ -209,7 +209,7 @@ def truncated_bptt(
     True
     """
     if not isinstance(layer, _Layer):
-        raise TypeError(f"layer: expected an RNN, LSTM, GRU or MinGRU, got {type(layer).__name__}")
+        raise TypeError(f"layer: expected a recurrent layer, got {type(layer).__name__}")
     if layer.bidirectional:
         raise ValueError(
             "layer: expected one of one direction, got a bidirectional one: its outputs need the "

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..checks import integer
-from ..layers import Gradients, Trace, _Layer
+from ..layers import Gradients, State, Trace, _Layer
+from ..reference import CELLS, Cell
 
 __all__ = [
-    "GATES",
     "Array",
     "Layer",
     "State",
+    "cell_of",
     "check_layer",
     "hiddens_of",
-    "joined",
     "lengths_of",
     "lost_rows",
     "parts_of",
@@ -35,21 +35,6 @@ __all__ = [
 
 Array = NDArray[Any]
 Layer: TypeAlias = _Layer
-State: TypeAlias = Array | tuple[Array, Array]
-
-# The gates of each kind, in the order of its matrices' rows, with their activations.
-LSTM_GATES = {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"}
-GRU_GATES = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
-GATES = {
-    "rnn_tanh": {"h": "tanh"},
-    "rnn_relu": {"h": "relu"},
-    "lstm": LSTM_GATES,
-    "lstm_clipped": LSTM_GATES,
-    "lstm_projected": LSTM_GATES,
-    "gru": GRU_GATES,
-    "gru_reset_before": GRU_GATES,
-    "min_gru": {"z": "sigmoid", "v": "sigmoid or linear"},
-}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,9 +54,14 @@ def untrapped(function: Callable[P, R]) -> Callable[P, R]:
 def check_layer(layer: Any) -> None:
     """Raise unless `layer` is a layer and not an ensemble."""
     if not isinstance(layer, _Layer):
-        raise TypeError(f"layer: expected an RNN, LSTM, GRU or MinGRU, got {type(layer).__name__}")
+        raise TypeError(f"layer: expected a recurrent layer, got {type(layer).__name__}")
     if layer.ensemble:
         raise ValueError("layer: expected a layer alone, got an ensemble (use its member(e))")
+
+
+def cell_of(layer: Layer) -> Cell:
+    """The tables of the layer's cell."""
+    return CELLS[layer._kind]
 
 
 def places_of(layer: Layer) -> list[tuple[int, int]]:
@@ -97,10 +87,10 @@ def hiddens_of(layer: Layer, tape: Any) -> list[Array]:
     width = (1 + layer.bidirectional) * layer.output_size
     fits = len(hiddens) == layer.num_layers and hiddens[0].ndim == 3  # an ensemble's have 4
     fits = fits and hiddens[0].shape[-1] == width
-    count = len(GATES[layer._kind]) + (layer._kind == "gru")  # which also saves W_hn h' + b_hn
+    cell = cell_of(layer)
     saved = {gates.shape[2:] for gates in tape.gates}
-    expected = {(count, layer.hidden_size)} if count > 1 else set()
-    has_cells = len(layer._state_names) > 1
+    expected = {(len(cell.saved), layer.hidden_size)} if cell.saved else set()
+    has_cells = len(cell.states) > 1
     if not (fits and saved == expected and bool(tape.cells) == has_cells):
         raise ValueError("tape: expected one of this layer's forward, got another's")
     return hiddens
@@ -140,10 +130,6 @@ def lengths_of(lengths: Any, T: int, B: int) -> Array:
 
 def parts_of(state: State) -> list[Array]:
     return list(state) if isinstance(state, tuple) else [state]
-
-
-def joined(parts: list[Array]) -> State:
-    return (parts[0], parts[1]) if len(parts) == 2 else parts[0]
 
 
 def trace_of(grads: Any) -> Trace:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..checks import integer
-from .common import Array, Layer, State, check_layer, joined, parts_of, untrapped
+from ..stream import join_state
+from .common import Array, Layer, State, check_layer, parts_of, untrapped
 
 __all__ = ["lyapunov"]
 
@@ -33,7 +34,7 @@ def lyapunov(
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or MinGRU
+    layer : recurrent layer
         Not bidirectional. Dropout does not act, and nothing of the layer is changed.
     x, state
         As in calling the layer; T at least 1. All rows have T steps.
@@ -111,11 +112,11 @@ def lyapunov(
     growth = np.where(lost, np.nan, 0.0)  # one number for each row
     low, high = np.finfo(layer.dtype).tiny * 1e6, np.finfo(layer.dtype).max / 1e6
     for k in reversed(blocks):
-        todo = [(*span(k), joined([kept[k] for kept in before]))]
+        todo = [(*span(k), join_state(tuple(kept[k] for kept in before)))]
         while todo:
             start, stop, state = todo.pop()
             _, _, tape = layer.forward(steps(start, stop), state)
-            pulled = parts_of(layer.backward(tape, dstate=joined(v)).state)
+            pulled = parts_of(layer.backward(tape, dstate=join_state(tuple(v))).state)
             size = _norm(pulled)
             if stop - start > 1 and not ((low < size) & (size < high) | lost).all():
                 half = (start + stop) // 2

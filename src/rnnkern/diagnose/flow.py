@@ -9,12 +9,13 @@ import numpy as np
 from .. import _core
 from ..checks import integer, number
 from ..layers import Gradients, Trace
+from ..stream import join_state
 from .common import (
     Array,
     Layer,
+    cell_of,
     check_layer,
     hiddens_of,
-    joined,
     lengths_of,
     lost_rows,
     parts_of,
@@ -174,10 +175,10 @@ def report(
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or MinGRU
-        The layer.
+    layer : recurrent layer
+        An `RNN`, for example.
     tape : Tape
-        Of its `forward`.
+        Of the layer's `forward`.
     grads : Gradients, optional
         Of ``layer.backward(tape, ..., trace=True)``.
     vanished, exploded : float
@@ -255,9 +256,10 @@ def report(
 def _kept(layer: Layer, gates: list[Saturation]) -> float | None:
     """The mean share of its state that a step keeps; None without a gate for it."""
     mean = {gate.gate: gate.mean for gate in gates}
-    if layer._kind == "min_gru":
-        return 1.0 - mean["z"]
-    return mean.get("f", mean.get("z"))
+    for gate in cell_of(layer).gate_table:
+        if gate.role:
+            return mean[gate.name] if gate.role == "keep" else 1.0 - mean[gate.name]
+    return None
 
 
 def _lost_on_the_way(layer: Layer, hiddens: list[Array]) -> Array:
@@ -279,7 +281,7 @@ def _probe(layer: Layer, tape: _core.Tape, B: int, seed: int) -> Gradients:
     if B == 1:  # which may have come without the axis of rows: a backward tells
         v = v.reshape(parts_of(layer.backward(tape).state)[0].shape)
     others = [np.zeros((*v.shape[:-1], layer.hidden_size), v.dtype)] * (len(layer._state_names) - 1)
-    return layer.backward(tape, dstate=joined([v, *others]), trace=True)
+    return layer.backward(tape, dstate=join_state((v, *others)), trace=True)
 
 
 def _logs(trace: Trace, index: int, direction: int, lengths: Array, lost: Array) -> list[Array]:

@@ -9,9 +9,9 @@ import numpy as np
 from .. import _core
 from ..checks import number
 from .common import (
-    GATES,
     Array,
     Layer,
+    cell_of,
     check_layer,
     hiddens_of,
     lengths_of,
@@ -33,7 +33,7 @@ class Saturation(NamedTuple):
     layer, direction : int
         Which; direction 1 runs backward in time.
     gate : str
-        As in `Block`; also ``c``, which is tanh(c) of an LSTM; ``z`` and ``v`` (MinGRU).
+        As in `Block`; also ``c``, which is tanh(c) of an LSTM.
     low, high : ndarray, shape (T,); (0,) of a batch without rows
         Share of units and rows below the lower threshold, and above the upper one, at each step;
         nan where no row is left. Rows whose h is nan are left out, as padding is.
@@ -72,10 +72,10 @@ def saturation(
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or MinGRU
-        The layer.
+    layer : recurrent layer
+        An `RNN`, for example.
     tape : Tape
-        Of its `forward`.
+        Of the layer's `forward`.
     low, high, tanh : float
         The thresholds, each above 0 and below 1, `low` not above `high`.
     lengths : ndarray of integers, shape (B,), optional
@@ -128,7 +128,9 @@ def saturation_of(
     lengths = lengths_of(lengths, *hiddens[0].shape[:2])
     hiddens, gates, cells = map(steps_with_rows, (hiddens, tape.gates, tape.cells))
     T, H = len(hiddens[0]), layer.hidden_size
-    activations = {**GATES[layer._kind], "c": "tanh"}
+    cell = cell_of(layer)
+    activations = {gate.name: gate.activation for gate in cell.gate_table}
+    activations |= {state.name: state.activation for state in cell.states if state.activation}
     ends = {
         "sigmoid": (low, high),
         "sigmoid or linear": (low, np.inf),
@@ -140,14 +142,12 @@ def saturation_of(
     for index, (place, direction) in enumerate(places_of(layer)):
         alive = there[index]
         counts = H * alive.sum(axis=1)
+        seen = {"h": hiddens[place][..., units_of(layer, direction)]}
         if gates:
-            values = {gate: gates[index][:, :, k] for k, gate in enumerate(GATES[layer._kind])}
-        else:
-            values = {"h": hiddens[place][..., units_of(layer, direction)]}
-        if cells:
-            values["c"] = np.tanh(cells[index])
-        for gate, value in values.items():
-            lower, upper = ends[activations[gate]]
+            seen |= {name: gates[index][:, :, k] for k, name in enumerate(cell.saved)}
+        seen |= {state.name: np.tanh(cells[index]) for state in cell.states if state.activation}
+        for gate, activation in activations.items():
+            value, (lower, upper) = seen[gate], ends[activation]
             below, above = value < lower, value > upper
             sums = [(near & alive[..., None]).sum(axis=(1, 2)) for near in (below, above)]
             at = [np.divide(s, counts, out=np.full(T, np.nan), where=counts > 0) for s in sums]

@@ -36,8 +36,8 @@ def plot_flow(
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or MinGRU
-        The layer.
+    layer : recurrent layer
+        An `RNN`, for example.
     grads : Gradients
         Of ``layer.backward(tape, ..., trace=True)``.
     axes : matplotlib Axes, optional
@@ -142,8 +142,8 @@ def plot_spectrum(layer: Layer, axes: Any = None) -> Any:
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or MinGRU
-        The layer.
+    layer : recurrent layer
+        An `RNN`, for example.
     axes : matplotlib Axes, optional
         Where to draw; on a figure of its own if not given.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .common import GATES, Array, Layer, check_layer, places_of, untrapped
+from .common import Array, Layer, cell_of, check_layer, places_of, untrapped
 
 __all__ = ["Block", "spectrum"]
 
@@ -23,7 +23,7 @@ class Block(NamedTuple):
     layer, direction : int
         Which; direction 1 runs backward in time.
     gate : str
-        ``h`` (RNN); ``i``, ``f``, ``g``, ``o`` (LSTM); ``r``, ``z``, ``n`` (GRU).
+        Its name in the cell's formulas, such as ``f`` (LSTM) or ``z`` (GRU); ``h`` of an RNN.
     eigenvalues : ndarray of complex, shape (P,)
         The largest modulus first.
     radius : float
@@ -50,14 +50,14 @@ def spectrum(layer: Layer) -> list[Block]:
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or MinGRU
+    layer : recurrent layer
         Its parameters, as they are now.
 
     Returns
     -------
     list of Block
         Layer by layer, direction by direction, gate by gate; nan for a matrix that is not finite.
-        Empty for a `MinGRU`, which has no recurrent matrix.
+        Empty for a layer without recurrent matrices, such as `MinGRU`.
 
     Raises
     ------
@@ -79,16 +79,17 @@ def spectrum(layer: Layer) -> list[Block]:
     ('h', 0.9, 0.9)
     """
     check_layer(layer)
-    blocks = []
+    cell = cell_of(layer)
     params = dict(layer._checked_params())
-    gates = GATES[layer._kind]
+    blocks = []
     for place, direction in places_of(layer):
         suffix = f"_l{place}" + ("_reverse" if direction else "")
-        weights, projection = params.get("weight_hh" + suffix), params.get("weight_hr" + suffix)
+        by_role = {p.role: params[p.name + suffix] for p in cell.parameters if not p.is_bias}
+        weights, projection = by_role.get("recurrent_matrix"), by_role.get("projection_matrix")
         if weights is None:
             continue
-        matrices = np.split(weights.astype(np.float64), len(gates))
-        for gate, matrix in zip(gates, matrices, strict=True):
+        matrices = np.split(weights.astype(np.float64), cell.gates)
+        for (gate, *_), matrix in zip(cell.gate_table, matrices, strict=True):
             matrix = matrix if projection is None else projection.astype(np.float64) @ matrix
             values, singular = np.full(len(matrix), np.nan, np.complex128), np.nan
             if np.isfinite(matrix).all():

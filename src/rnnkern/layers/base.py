@@ -461,9 +461,9 @@ class _Layer:
 
         Returns
         -------
-        RNN, LSTM, GRU or MinGRU
-            Its ``params`` are views: what is written to them is the ensemble's, and the other way
-            round.
+        recurrent layer
+            Of the ensemble's class. Its ``params`` are views: what is written to them is the
+            ensemble's, and the other way round.
 
         Raises
         ------

@@ -27,13 +27,14 @@ from .layers import (
 )
 from .losses import cross_entropy
 from .optim import adam, adamw, penalized, rmsprop, sgd
-from .types import ClipLike, Parameter, StateInfo, Step
+from .types import ClipLike, Gate, Parameter, StateInfo, Step
 
 __all__ = [
     "CELLS",
     "Cell",
     "ClipLike",
     "Config",
+    "Gate",
     "Gradients",
     "Parameter",
     "StateInfo",

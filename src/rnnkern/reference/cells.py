@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .types import Array, Parameter, State, StateInfo, Step, StepBack, Weights
+from .types import Array, Gate, Parameter, State, StateInfo, Step, StepBack, Weights
 
 # --------------------------------------------------------------------------------- pointwise
 
@@ -54,7 +54,8 @@ def _affine_backward(da: Array, x: Array, w: Weights, of: str) -> tuple[Array, W
 class Cell(ABC):
     """One step of a recurrence: its tables, its equations, and their derivatives.
 
-    The tables of parameters and states are in the order in which they are given and returned.
+    The tables of parameters and states are in the order in which they are given and returned. The
+    table of gates is in the order of the rows of "G*H".
 
     Examples
     --------
@@ -64,7 +65,6 @@ class Cell(ABC):
     bias_ih ('G*H',)
     """
 
-    gates: ClassVar[int]
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
         Parameter("weight_hh", "recurrent_matrix", ("G*H", "P")),
@@ -74,6 +74,24 @@ class Cell(ABC):
     states: ClassVar[tuple[StateInfo, ...]] = (StateInfo("h", "P"),)
     options: ClassVar[tuple[str, ...]] = ()  # fields that `Config` sets; None is off
     has_flow_penalty: ClassVar[bool] = False
+    also_saved: ClassVar[tuple[str, ...]] = ()  # what the kernels save besides gates and states
+
+    @property
+    @abstractmethod
+    def gate_table(self) -> tuple[Gate, ...]:
+        """Name, activation and role of each gate; a class attribute where no field changes it."""
+
+    @property
+    def gates(self) -> int:
+        """G."""
+        return len(self.gate_table)
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Names of the vectors of H elements that the kernels save for backward, in order."""
+        states = [state.name for state in self.states]
+        gates = [gate.name for gate in self.gate_table if gate.name not in states]
+        return (*gates, *self.also_saved)
 
     @property
     def projects(self) -> bool:
@@ -99,10 +117,15 @@ class Cell(ABC):
 class _RNN(Cell):
     """Elman 1990, Finding structure in time."""
 
-    gates = 1
     has_flow_penalty = True
+    activation: str  # the name of act
     act: Callable[[Array], Array]
     slope: Callable[[Array], Array]  # act'(a), as a function of h = act(a)
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """h itself."""
+        return (Gate("h", self.activation),)
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
@@ -123,8 +146,13 @@ class _RNN(Cell):
 class _LSTM(Cell):
     """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000."""
 
-    gates = 4
-    states = (StateInfo("h", "P"), StateInfo("c", "H"))
+    gate_table = (
+        Gate("i", "sigmoid"),
+        Gate("f", "sigmoid", "keep"),
+        Gate("g", "tanh"),
+        Gate("o", "sigmoid"),
+    )
+    states = (StateInfo("h", "P"), StateInfo("c", "H", "tanh"))
     cell_clip: float | None = None
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
@@ -188,8 +216,9 @@ class _ProjectedLSTM(_LSTM):
 class _GRUResetAfter(Cell):
     """Cho et al. 2014, arXiv 1406.1078v1: r acts on the product W_hn h_prev + b_hn, here q."""
 
-    gates = 3
+    gate_table = (Gate("r", "sigmoid"), Gate("z", "sigmoid", "keep"), Gate("n", "tanh"))
     has_flow_penalty = True
+    also_saved = ("q",)
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
@@ -220,7 +249,7 @@ class _GRUResetAfter(Cell):
 class _GRUResetBefore(Cell):
     """Cho et al. 2014, arXiv 1406.1078v3: r acts on the state, W_hn (r h_prev) + b_hn."""
 
-    gates = 3
+    gate_table = (Gate("r", "sigmoid"), Gate("z", "sigmoid", "keep"), Gate("n", "tanh"))
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
@@ -260,7 +289,7 @@ class _GRUResetBefore(Cell):
 class _MinGRU(Cell):
     """Feng et al. 2024, arXiv 2410.01201: the gate z and the candidate g depend on x alone."""
 
-    gates = 2
+    gate_table = (Gate("z", "sigmoid", "update"), Gate("v", "sigmoid or linear"))
     parameters = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
         Parameter("bias_ih", "input_bias", ("G*H",)),
@@ -288,8 +317,8 @@ class _MinGRU(Cell):
 
 
 CELLS: dict[str, Cell] = {
-    "rnn_tanh": _RNN(act=np.tanh, slope=lambda h: 1 - h**2),
-    "rnn_relu": _RNN(act=_relu, slope=lambda h: (h > 0).astype(np.float64)),
+    "rnn_tanh": _RNN("tanh", act=np.tanh, slope=lambda h: 1 - h**2),
+    "rnn_relu": _RNN("relu", act=_relu, slope=lambda h: (h > 0).astype(np.float64)),
     "lstm": _LSTM(),
     "gru": _GRUResetAfter(),
     "gru_reset_before": _GRUResetBefore(),

@@ -38,6 +38,21 @@ class StateInfo(NamedTuple):
 
     name: str
     width: str  # "P" or "H"
+    activation: str = ""  # tanh, if the cell's output reads the state through it
+
+
+class Gate(NamedTuple):
+    """One row of a cell's table of gates.
+
+    Examples
+    --------
+    >>> Gate("f", "sigmoid", "keep").name
+    'f'
+    """
+
+    name: str  # as in the formulas; h if the gate is the state itself
+    activation: str  # sigmoid, tanh, relu, or "sigmoid or linear": linear from 0 on
+    role: str = ""  # keep: the share of a state that a step keeps; update: the share it replaces
 
 
 class Step(NamedTuple):
