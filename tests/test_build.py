@@ -167,6 +167,14 @@ def test_modules_without_extras(module):
     assert imported(f"import {module}") == ["numpy", "rnnkern"]
 
 
+def test_layers_do_without_the_reference():
+    """Its import would cost as much as the package's own."""
+    imported("""import numpy as np, rnnkern as rk
+        gru = rk.GRU(3, 5)
+        gru.backward(gru.forward(np.zeros((2, 1, 3), np.float32))[2])
+        assert "rnnkern.reference" not in sys.modules""")
+
+
 LATER = {
     "diagnose": [],
     "modules": ["Embedding", "Linear", "ModuleGradients", "cross_entropy"],

@@ -27,6 +27,7 @@ from rnnkern.cli import bench, charlm
 from rnnkern.cli.charlm import CharLM, Settings, Trainer
 from rnnkern.cli.text import UNKNOWN, CharLMError, Corpus, Vocabulary, read_texts, stdlib_texts
 from rnnkern.cli.train import _draw
+from rnnkern.layers import LAYERS, _Layer
 
 for module in ("rich", "matplotlib", "safetensors"):
     pytest.importorskip(module, reason="the command's extra is not installed")
@@ -140,7 +141,7 @@ def test_resumed_run_has_the_bytes_of_an_uninterrupted_one(train: Train) -> None
     assert parts.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("cell", LAYERS)
 def test_loaded_run_goes_on_with_the_same_bytes(tmp_path: Path, cell: str) -> None:
     settings = replace(TINY, cell=cell, layers=2, dropout=0.3)
     whole = trained(settings, 110)  # more than one pass over the text
@@ -307,7 +308,7 @@ def test_terminal_gets_a_progress_bar(tmp_path: Path, text: Path) -> None:
 # ------------------------------------------------------------------------------------- model
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("cell", LAYERS)
 def test_gradients_are_those_of_central_differences(cell: str) -> None:
     model = CharLM(Vocabulary("abcd"), replace(TINY, cell=cell, layers=2), dtype=np.float64)
     generator = np.random.default_rng(0)
@@ -463,7 +464,7 @@ def foreign(path: Path) -> None:
 
 
 BIAS = "model.output.bias"
-LAYERS = vars(TINY) | {"layers": 2}
+STACK = vars(TINY) | {"layers": 2}
 DAMAGE = {
     "truncated": (truncate, "bytes of arrays, got"),
     "garbled": (garble, "expected a header of at most"),
@@ -471,15 +472,15 @@ DAMAGE = {
     "version": (lambda p: rewrite(p, {"version": 99}), "expected file version 1, got 99"),
     "settings": (lambda p: rewrite(p, {"settings": {"size": 3}}), "damaged: TypeError"),
     "metadata": (lambda p: rewrite(p, {"settings": 5}), "settings: expected dict, got int"),
-    "no cell": (lambda p: rewrite(p, {"settings": LAYERS | {"cell": "x"}}), "'x'"),
-    "giant": (lambda p: rewrite(p, {"settings": LAYERS | {"hidden": 10**9}}), "hidden: expected"),
+    "no cell": (lambda p: rewrite(p, {"settings": STACK | {"cell": "x"}}), "'x'"),
+    "giant": (lambda p: rewrite(p, {"settings": STACK | {"hidden": 10**9}}), "hidden: expected"),
     "large": (
-        lambda p: rewrite(p, {"settings": LAYERS | {"hidden": 10**6}}),
+        lambda p: rewrite(p, {"settings": STACK | {"hidden": 10**6}}),
         "1000000), got float",
     ),
-    "deep": (lambda p: rewrite(p, {"settings": LAYERS | {"layers": 10**9}}), "layers: expected"),
+    "deep": (lambda p: rewrite(p, {"settings": STACK | {"layers": 10**9}}), "layers: expected"),
     "clip": (
-        lambda p: rewrite(p, {"settings": LAYERS | {"clip_norm": "no"}}),
+        lambda p: rewrite(p, {"settings": STACK | {"clip_norm": "no"}}),
         "clip_norm: expected a number, got str",
     ),
     "missing": (lambda p: rewrite(p, tensors={BIAS: None}), f"{BIAS}' as float32 (32,), got none"),
@@ -526,14 +527,14 @@ GENERATOR = np.random.default_rng(0).bit_generator.state
         ({"digest": ""}, {}, "was trained on another text"),
         ({"vocabulary": "é" * 31}, {}, "was trained on another text"),
         ({"vocabulary": "é" * 30}, {}, "'model.embedding.weight' as float32 .31, 6.,"),
-        ({"settings": LAYERS | {"batch": 10**6}}, {}, "'state.0' as float32 .2, 1000000, 12."),
-        ({"settings": LAYERS | {"length": 0}}, {}, "length: expected an integer from 1 to"),
-        ({"settings": LAYERS | {"length": 10**5}}, {}, "text: expected at least 400001 characters"),
-        ({"settings": LAYERS | {"lr": float("nan")}}, {}, "lr: expected"),
-        ({"settings": LAYERS | {"dropout": 2}}, {}, "dropout: expected"),
-        ({"settings": LAYERS | {"l2": 1e300}}, {}, "l2: expected a number from 0 to 3.40282e.38"),
-        ({"settings": LAYERS | {"clip_value": 1e300}}, {}, "clip_value: expected a number above 0"),
-        ({"settings": LAYERS | {"seed": -1}}, {}, "seed: expected an integer from 0 to 2..32 - 1"),
+        ({"settings": STACK | {"batch": 10**6}}, {}, "'state.0' as float32 .2, 1000000, 12."),
+        ({"settings": STACK | {"length": 0}}, {}, "length: expected an integer from 1 to"),
+        ({"settings": STACK | {"length": 10**5}}, {}, "text: expected at least 400001 characters"),
+        ({"settings": STACK | {"lr": float("nan")}}, {}, "lr: expected"),
+        ({"settings": STACK | {"dropout": 2}}, {}, "dropout: expected"),
+        ({"settings": STACK | {"l2": 1e300}}, {}, "l2: expected a number from 0 to 3.40282e.38"),
+        ({"settings": STACK | {"clip_value": 1e300}}, {}, "clip_value: expected a number above 0"),
+        ({"settings": STACK | {"seed": -1}}, {}, "seed: expected an integer from 0 to 2..32 - 1"),
         ({}, {"history": np.zeros((2, 3))}, "'history' as float64 .2, 4., got float64 .2, 3."),
         ({}, {"history": np.zeros(())}, "IndexError"),
         ({}, {"history": None}, "KeyError.'history'"),
@@ -705,7 +706,7 @@ def test_giant_settings_allocate_nothing(saved: Path, tmp_path: Path) -> None:
         for name, array in load(path).items()
         if "layer" in name or "optimizer.1" in name or "state" in name
     }
-    rewrite(path, {"settings": LAYERS | {"embedding": 1, "hidden": hidden}}, own | none)
+    rewrite(path, {"settings": STACK | {"embedding": 1, "hidden": hidden}}, own | none)
     tracemalloc.start()
     try:
         with pytest.raises(files.FileError, match="model: expected 'optimizer"):
@@ -715,8 +716,15 @@ def test_giant_settings_allocate_nothing(saved: Path, tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+def test_cells_are_the_public_classes_of_layers() -> None:
+    public = [getattr(rk, name) for name in rk.__all__]
+    layers = [c for c in public if isinstance(c, type) and issubclass(c, _Layer)]
+    assert {c.__name__.lower(): c for c in layers} == LAYERS
+    assert list(LAYERS) == sorted(LAYERS)
+
+
 def test_layout_is_that_of_the_saved_file(tmp_path: Path) -> None:
-    for cell in charlm.CELLS:
+    for cell in LAYERS:
         trainer = trained(replace(TINY, cell=cell, layers=3), 51)
         trainer.save(tmp_path / "model")
         with files.Reader(tmp_path / "model") as file:
@@ -1264,7 +1272,7 @@ def test_bench_quick_prints_its_table(capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["bench", "--quick"]) == 0
     out = capsys.readouterr().out
     assert f"{rk.get_num_threads()} threads" in out
-    assert out.count("NumPy float64") == 3 * 2 * len(bench.QUICK)
+    assert out.count("NumPy float64") == len(LAYERS) * 2 * len(bench.QUICK)
     assert out.count("Python lists") == 2
 
 

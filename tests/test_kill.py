@@ -19,8 +19,9 @@ from dataclasses import replace
 import pytest
 
 from rnnkern import files
-from rnnkern.cli.charlm import CELLS, Settings, Trainer
+from rnnkern.cli.charlm import Settings, Trainer
 from rnnkern.cli.text import Corpus
+from rnnkern.layers import LAYERS
 
 _, _, threadpoolctl = (
     pytest.importorskip(module, reason="the command's extra is not installed")
@@ -161,7 +162,7 @@ def kill_and_resume(run, cell, folder, kills):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_killed_run_is_resumed_with_the_same_bytes(forked, tmp_path, cell, kills):
     kill_and_resume(forked, cell, tmp_path, kills)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import rnnkern as rk
 from rnnkern import files
+from rnnkern.layers import LAYERS
 
 from . import bench, train
-from .charlm import CELLS, LARGEST, Settings
+from .charlm import LARGEST, Settings
 from .text import CharLMError
 
 
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         # Suppressed, so that what was given can be told from what was not: see --resume.
         training.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, **more)
 
-    setting("cell", str, "recurrent layer", choices=sorted(CELLS))
+    setting("cell", str, "recurrent layer", choices=list(LAYERS))
     setting("hidden", count, "hidden units")
     setting("embedding", count, "size of a character's embedding")
     setting("layers", _number(int, 1, 64), "stacked layers")

@@ -14,11 +14,11 @@ import numpy as np
 
 import rnnkern as rk
 from rnnkern import reference
+from rnnkern.layers import LAYERS
 
 Vector = list[float]
 Matrix = list[Vector]
 
-CELLS = {"rnn_tanh": rk.RNN, "lstm": rk.LSTM, "gru": rk.GRU}
 QUICK = [(32, 1, 32, 64), (64, 8, 32, 64)]  # (T, B, I, H)
 FULL = [(100, 1, 64, 128), (64, 32, 128, 256), (64, 32, 256, 512)]
 PLAIN = (20, 1, 16, 32)
@@ -122,9 +122,9 @@ def run(quick: bool = False) -> list[Row]:
     """
     seconds = 0.2 if quick else 2.0
     rows: list[Row] = []
-    for cell in CELLS:
+    for name in LAYERS:
         for sizes in QUICK if quick else FULL:
-            rows += _against_numpy(cell, sizes, seconds)
+            rows += _against_numpy(name, sizes, seconds)
     return rows + _against_python(PLAIN, seconds)
 
 
@@ -151,10 +151,11 @@ def show(rows: Sequence[Row]) -> None:
     Console(width=100).print(table)
 
 
-def _against_numpy(cell: str, sizes: tuple[int, int, int, int], seconds: float) -> list[Row]:
+def _against_numpy(name: str, sizes: tuple[int, int, int, int], seconds: float) -> list[Row]:
     steps, batch, inputs, hidden = sizes
-    layer = CELLS[cell](inputs, hidden, seed=0)
-    config = reference.Config(cell, inputs, hidden)
+    layer = LAYERS[name](inputs, hidden, seed=0)
+    kind = layer._kind
+    config = reference.Config(kind, inputs, hidden)
     generator = np.random.default_rng(0)
     x = generator.standard_normal((steps, batch, inputs), np.float32)
     dy = generator.standard_normal((steps, batch, hidden), np.float32)
@@ -172,8 +173,8 @@ def _against_numpy(cell: str, sizes: tuple[int, int, int, int], seconds: float) 
     forward = _medians(lambda: layer(x), lambda: reference.forward(config, params, x64), seconds)
     training = _medians(ours, theirs, seconds)
     return [
-        Row(cell, "forward", sizes, "NumPy float64", *forward),
-        Row(cell, "training", sizes, "NumPy float64", *training),
+        Row(kind, "forward", sizes, "NumPy float64", *forward),
+        Row(kind, "training", sizes, "NumPy float64", *training),
     ]
 
 

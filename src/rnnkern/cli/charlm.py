@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 import rnnkern as rk
 from rnnkern import files, reference
-from rnnkern.checks import integer, number
+from rnnkern.checks import choice, integer, number
+from rnnkern.layers import LAYERS
+from rnnkern.stream import join_state
 
 from .text import CharLMError, Corpus, Vocabulary
 
@@ -30,7 +32,6 @@ HELD_OUT_CHARACTERS = 32_768  # read in one evaluation, so that it costs a fract
 EVALUATE_EVERY = 50  # steps; fixed, so that the history does not depend on where a run stopped
 FILE_VERSION = 1
 METADATA_KEY = "rnnkern.charlm"
-CELLS = {"rnn": rk.RNN, "gru": rk.GRU, "lstm": rk.LSTM}
 LARGEST = float(np.finfo(np.float32).max)  # of the numbers in `Settings`: parameters are float32
 ABOUT: dict[str, type] = {  # what the metadata of a file holds
     "version": int,
@@ -69,12 +70,10 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.cell not in list(CELLS):
-            raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {self.cell!r}")
-
         def take(name: str, check: Callable[..., Any], *bounds: Any) -> None:
             object.__setattr__(self, name, check(name, getattr(self, name), *bounds))
 
+        take("cell", choice, tuple(LAYERS))
         for name in ("layers", "hidden", "embedding", "batch", "length"):
             high = 64 if name == "layers" else 2**20
             take(name, integer, f"an integer from 1 to {high}", 1, high)
@@ -103,8 +102,8 @@ class CharLM:
     ----------
     params : dict of str to ndarray
         ``embedding.weight`` (V, E), ``output.weight`` (V, H) and ``output.bias`` (V,).
-    layer : RNN, GRU or LSTM
-        The recurrent layer, with its own ``params``.
+    layer : recurrent layer
+        Of the class that ``settings.cell`` names, with its own ``params``.
 
     Examples
     --------
@@ -120,7 +119,7 @@ class CharLM:
     def __init__(self, vocabulary: Vocabulary, settings: Settings, dtype: Any = np.float32) -> None:
         v, e, h = len(vocabulary), settings.embedding, settings.hidden
         self.vocabulary = vocabulary
-        self.layer = CELLS[settings.cell](
+        self.layer = LAYERS[settings.cell](
             e, h, settings.layers, dropout=settings.dropout, dtype=dtype, seed=settings.seed
         )
         self.embedding = rk.Embedding(v, e, dtype=dtype, seed=0)
@@ -406,10 +405,8 @@ class Trainer:
             trainer.optimizer.load_state_dict(
                 {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
             )
-            if isinstance(trainer._state, tuple):
-                trainer._state = tensors["state.0"], tensors["state.1"]
-            else:
-                trainer._state = tensors["state.0"]
+            states = range(len(_cell(settings)[1].states))
+            trainer._state = join_state(tuple(tensors[f"state.{i}"] for i in states))
             trainer.history = [(a, b, c, d) for a, b, c, d in tensors["history"].tolist()]
             trainer.held_out = [(step, bits) for step, bits in tensors["held_out"].tolist()]
             expected, span = f"an integer from 0 to {trainer._span}", trainer._span
@@ -423,8 +420,9 @@ class Trainer:
 
     def _zeros(self) -> State:
         s = self.settings
-        h, c = np.zeros((2, s.layers, s.batch, s.hidden), np.float32)
-        return (h, c) if s.cell == "lstm" else h
+        shape = (len(_cell(s)[1].states), s.layers, s.batch, s.hidden)
+        state: State = join_state(tuple(np.zeros(shape, np.float32)))
+        return state
 
     def _tensors(self) -> dict[str, Array]:
         """The arrays of a file by name, but for the histories."""
@@ -497,7 +495,7 @@ def _check_finite(tensors: dict[str, Array]) -> None:
 def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:
     """What `Trainer.save` writes after `steps` steps; nothing of it is allocated."""
     e, h = settings.embedding, settings.hidden
-    kind = "rnn_tanh" if settings.cell == "rnn" else settings.cell
+    kind, cell = _cell(settings)
     own = {"embedding.weight": (v, e), "output.weight": (v, h), "output.bias": (v,)}
     layer = reference.parameter_shapes(reference.Config(kind, e, h, settings.layers))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -505,7 +503,7 @@ def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:
         for name, shape in parameters.items():
             moments = (f"optimizer.{i}.{name}.{moment}" for moment in ("first", "second"))
             shapes |= dict.fromkeys((f"{owner}.{name}", *moments), shape)
-    for i in range(2 if settings.cell == "lstm" else 1):
+    for i in range(len(cell.states)):
         shapes[f"state.{i}"] = (settings.layers, settings.batch, h)
     float64, int64 = np.dtype(np.float64), np.dtype(np.int64)
     return {
@@ -515,6 +513,12 @@ def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:
         "history": files.Spec(float64, (steps, 4)),
         "held_out": files.Spec(float64, (steps // EVALUATE_EVERY, 2)),
     }
+
+
+def _cell(settings: Settings) -> tuple[str, reference.Cell]:
+    """The kind of the layer's cell, and its tables."""
+    kind = LAYERS[settings.cell](1, 1, seed=0)._kind
+    return kind, reference.CELLS[kind]
 
 
 def _model_tensors(model: CharLM) -> dict[str, Array]:

@@ -204,7 +204,7 @@ def _draw(trainer: Trainer, held_out: float, path: Path) -> None:
     points = [p for p in trainer.held_out if p[0] < len(bits)] + [(float(len(bits)), held_out)]
     loss.plot(*zip(*points, strict=True), "o-", color="C1", markersize=3, label="held-out")
     loss.set(ylabel="loss (bits per character)")
-    name = f"{trainer.settings.cell.upper()} with {trainer.settings.hidden} hidden units"
+    name = f"{type(trainer.model.layer).__name__} with {trainer.settings.hidden} hidden units"
     loss.set_title(f"{name}: {held_out:.2f} bits per character held out")
     limit = trainer.settings.clip_norm
     acted = f", acted in {(scale < 1).mean():.0%} of the steps" if limit else ""

@@ -1,5 +1,7 @@
 """Recurrent layers: their parameters, checks, defaults and docstrings. The maths is in the core."""
 
+from collections.abc import Callable
+
 from .base import _Layer
 from .gru import GRU
 from .lstm import LSTM
@@ -7,4 +9,20 @@ from .min_gru import MinGRU
 from .results import Array, Gradients, State, Trace
 from .rnn import RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "Array", "Gradients", "MinGRU", "State", "Trace", "_Layer"]
+__all__ = [
+    "GRU",
+    "LAYERS",
+    "LSTM",
+    "RNN",
+    "Array",
+    "Gradients",
+    "MinGRU",
+    "State",
+    "Trace",
+    "_Layer",
+]
+
+# Every class of layers by the name that the command line gives it, such as "lstm".
+LAYERS: dict[str, Callable[..., _Layer]] = {
+    cls.__name__.lower(): cls for cls in sorted(_Layer.__subclasses__(), key=lambda c: c.__name__)
+}

@@ -20,7 +20,6 @@ from .results import Array, Gradients, State, Trace, omega
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-PENALIZED = ("rnn_tanh", "rnn_relu", "gru")  # kinds that flow_penalty is defined for
 NO_CLIP = Clip()
 
 
@@ -391,11 +390,8 @@ class _Layer:
             raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
         trace = flag("trace", trace)
         weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
-        if weight > 0 and self._kind not in PENALIZED:
-            raise ValueError(
-                f"flow_penalty: expected 0 for {self._kind} (it is defined for RNN and the "
-                f"reset-after GRU), got {weight!r}"
-            )
+        if weight > 0:
+            self._check_flow_penalty(weight)
         params, dx, first, norm, scale, finite, traced = self._stack.backward(
             self._params,
             tape,
@@ -418,6 +414,14 @@ class _Layer:
             seen if trace else None,
             omega(seen) if seen and weight > 0 else 0.0,
         )
+
+    def _check_flow_penalty(self, weight: float) -> None:
+        from ..reference import CELLS  # here: most programs do without the reference
+
+        kinds = [kind for kind, cell in CELLS.items() if cell.has_flow_penalty]
+        if self._kind not in kinds:
+            defined = f"defined for {', '.join(kinds)}"
+            raise ValueError(f"flow_penalty: expected 0 for {self._kind} ({defined}), got {weight}")
 
     def stream(self, batch_size: int = 1) -> Stream:
         """Make a stream: one step, or a block of steps, at a time.
