@@ -104,7 +104,9 @@ class _Layer:
             self._dropout_seeds.append(int(generator.integers(2**63)))
             for name, values in self._params.items():
                 shape = values.shape[1:]
-                values[member] = initial(init, name, shape, self._hidden_size, generator)
+                values[member] = initial(
+                    init, self._kind, name, shape, self._hidden_size, generator
+                )
         if self._ensemble is None:
             self._params = {name: values[0] for name, values in self._params.items()}
         self._stack = stack

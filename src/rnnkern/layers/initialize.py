@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ..reference import Parameter
 
 __all__ = ["INITIALIZERS", "initial"]
 
 Array = NDArray[Any]
 
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
-MAPS_STATES = ("weight_hh", "weight_hr")  # what `orthogonal` and `identity` treat apart
+MAPS_STATES = ("recurrent_matrix", "projection_matrix")  # roles that two of them treat apart
 
 
 def initial(
-    init: str, name: str, shape: tuple[int, ...], hidden: int, generator: np.random.Generator
+    init: str,
+    kind: str,
+    name: str,
+    shape: tuple[int, ...],
+    hidden: int,
+    generator: np.random.Generator,
 ) -> Array:
     """One parameter's first values, float64."""
     if init == "uniform":
         bound = 1.0 / math.sqrt(hidden)
         return generator.uniform(-bound, bound, shape)
-    if len(shape) == 1:
+    parameter = _parameter(kind, name)
+    if parameter.is_bias:
         return np.zeros(shape)
-    rows = shape[0] if name.startswith("weight_hr") else hidden  # of one gate
+    rows = hidden if parameter.shape[0] == "G*H" else shape[0]  # of one gate
     gates, columns = shape[0] // rows, shape[1]
-    maps_states = name.startswith(MAPS_STATES)
+    maps_states = parameter.role in MAPS_STATES
     if init == "identity":
         if maps_states:
             return np.tile(np.eye(rows, columns), (gates, 1))
@@ -41,3 +50,11 @@ def initial(
         return np.reshape(q if rows >= columns else q.swapaxes(1, 2), shape)
     bound = math.sqrt(6.0 / (rows + columns))
     return generator.uniform(-bound, bound, shape)
+
+
+def _parameter(kind: str, name: str) -> Parameter:
+    """The row of ``{name}_l{k}{_reverse}`` in the cell's table."""
+    from ..reference import CELLS  # here: the default does without the reference
+
+    before = name.rpartition("_l")[0]
+    return next(p for p in CELLS[kind].parameters if p.name == before)
