@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from rnnkern import reference
-from rnnkern.reference import CELLS, Config, backward, forward, parameter_shapes
+from rnnkern.reference import CELLS, PLANNED, Config, backward, forward, parameter_shapes
+
+ALL = CELLS | PLANNED
 
 # Two float64 evaluations of one formula, in another order of summation: sums of at most a few
 # hundred terms of size 1, each rounded to 2^-53, stay well below 1e-12.
@@ -24,7 +26,7 @@ T, B, I, P = 3, 3, 3, 2
 
 # Every cell without options, and with finite forward clips where it has them.
 CASES = {
-    **{cell: {"cell": cell} for cell in CELLS},
+    **{cell: {"cell": cell} for cell in ALL},
     "lstm_clipped finite": {"cell": "lstm_clipped", "cell_clip": 0.6},
     "lstm_projected finite": {"cell": "lstm_projected", "cell_clip": 0.6, "proj_clip": 0.2},
 }
@@ -34,7 +36,7 @@ def config_of(
     case, inputs=I, outputs=P, num_layers=1, bidirectional=False, bias=True, residual=False
 ):
     """Configure a case so that h is `outputs` wide: H is outputs, one more with a projection."""
-    projects = CELLS[CASES[case]["cell"]].projects
+    projects = ALL[CASES[case]["cell"]].projects
     return Config(
         input_size=inputs,
         hidden_size=outputs + projects,
@@ -66,7 +68,7 @@ class Problem:
         widths = {"P": config.output_size, "H": config.hidden_size}
         shapes = [
             (config.num_layers * config.directions, rows, widths[state.width])
-            for state in CELLS[config.cell].states
+            for state in ALL[config.cell].states
         ]
         self.config = config
         self.lengths = None if lengths is None else np.array(lengths)
@@ -273,16 +275,20 @@ def lstm_step(config, a, c, W_hr):
 @every_case
 def test_one_step_of_one_output_is_the_equation(case):
     config = config_of(case, 1, 1)
-    cell, gates, units = config.cell, CELLS[config.cell].gates, config.hidden_size
+    cell, gates, units = config.cell, ALL[config.cell].gates, config.hidden_size
     w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates * units).reshape(4, gates, units)
     x, h, c = 0.7, -0.4, np.array([0.9, -0.5])[:units]
-    W_hr = np.array([1.1, 0.8]) if CELLS[cell].projects else None
+    W_hr = np.array([1.1, 0.8]) if ALL[cell].projects else None
     if cell == "rnn_relu":
         b = b + 1  # on the side where relu passes something
     if cell == "min_gru":
         z, v = (w[k] * x + b[k] for k in (0, 1))
         g = v + 0.5 if v >= 0 else sigmoid(v)
         expected = [(1 - sigmoid(z)) * h + sigmoid(z) * g]
+    elif cell == "min_lstm":
+        f, i, v = (w[k] * x + b[k] for k in (0, 1, 2))
+        g = v + 0.5 if v >= 0 else sigmoid(v)
+        expected = [(sigmoid(f) * h + sigmoid(i) * g) / (sigmoid(f) + sigmoid(i))]
     elif cell.startswith("gru"):
         r, z = (sigmoid(w[k] * x + b[k] + u[k] * h + d[k]) for k in (0, 1))
         if cell == "gru":
@@ -316,6 +322,20 @@ def test_min_gru_candidate_on_each_side_of_zero(w_v, g):
     assert_same(y.item(), (1 - sigmoid(0.3)) * 0.2 + sigmoid(0.3) * g, "h")
 
 
+@pytest.mark.parametrize("far", [-40.0, -700.0, -1e5])
+def test_min_lstm_divides_the_gates_where_both_are_closed(far):
+    # Where both arguments are very negative, sigmoid(a) = exp(a) to 1e-17, and f / (f + i) depends
+    # on their difference alone; from -746 on, both gates are zero in float64.
+    params = {"weight_ih_l0": [[far], [far - 1.0], [2.0]]}
+    config = Config("min_lstm", 1, 1, bias=False)
+    y, _, tape = forward(config, params, [[[1.0]]], [[[0.2]]])
+    f = sigmoid(1.0)
+    assert_same(y.item(), f * 0.2 + (1 - f) * 2.5, "h")
+    grads = backward(config, params, tape, [[[1.0]]])
+    ds = (0.2 - 2.5) * f * (1 - f)
+    assert_same(grads.params["weight_ih_l0"].ravel(), [ds, -ds, 1 - f], "da")
+
+
 @pytest.mark.parametrize("bound", [None, np.inf])
 def test_lstm_clipped_without_a_bound_is_the_lstm(bound):
     one = Problem(Config("lstm", I, P, 2, bidirectional=True), lengths=LENGTHS)
@@ -339,7 +359,7 @@ def test_saturated_gates_stay_finite_without_a_warning(case):
     "cell", ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "lstm_clipped"]
 )
 def test_parameter_shapes(cell):
-    G = CELLS[cell].gates
+    G = ALL[cell].gates
     assert list(parameter_shapes(Config(cell, 5, 3, 2, bidirectional=True)).items()) == [
         ("weight_ih_l0", (3 * G, 5)),
         ("weight_hh_l0", (3 * G, 3)),
@@ -781,7 +801,7 @@ def test_forward_and_backward_against_torch(cell, layers, bidirectional, bias, l
 
 def hooked_step(torch, config, x, state, w, clip):
     """One row's step in torch, with the step clips as hooks where the definition has them."""
-    cell, gates = config.cell, CELLS[config.cell].gates
+    cell, gates = config.cell, ALL[config.cell].gates
 
     def clipped(a):  # the identity; on the way back, each element of da to [-c, c]
         a.register_hook(lambda d: d.clamp(-clip.step_value, clip.step_value))
@@ -800,6 +820,10 @@ def hooked_step(torch, config, x, state, w, clip):
     if cell == "min_gru":
         z, v = torch.sigmoid(clipped(from_x[0])), clipped(from_x[1])
         return [(1 - z) * h_prev + z * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))]
+    if cell == "min_lstm":
+        f, i = (torch.nn.functional.logsigmoid(clipped(from_x[k])) for k in (0, 1))
+        f, v = torch.sigmoid(f - i), clipped(from_x[2])
+        return [f * h_prev + (1 - f) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))]
     W_h = w["weight_hh"].reshape(gates, -1, len(h_prev))
     b_h = w["bias_hh"].reshape(gates, -1)
 
@@ -841,7 +865,7 @@ def test_step_clips_against_torch_hooks(case, reverse, clip):
     states = [torch.tensor(s, requires_grad=True) for s in problem.states]
     loss = torch.zeros((), dtype=torch.float64)
     for d, suffix in enumerate(("_l0", "_l0_reverse")[: config.directions]):
-        w = {p.name: params[p.name + suffix] for p in CELLS[config.cell].parameters}
+        w = {p.name: params[p.name + suffix] for p in ALL[config.cell].parameters}
         for b, end in enumerate(problem.lengths):
             state = [s[d, b] for s in states]
             for t in reversed(range(end)) if d == 1 else range(end):

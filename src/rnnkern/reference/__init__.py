@@ -4,8 +4,8 @@ Forward, backpropagation through time, the clips, the loss and the optimizers: w
 kernels compute is defined here, and tested against here. The module imports nothing of the package.
 
 Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, P outputs (the
-width of h; H without a projection), L layers, D directions, G gates (RNN 1, minGRU 2, GRU 3,
-LSTM 4). All quantities are dimensionless.
+width of h; H without a projection), L layers, D directions, G gates (RNN 1, minGRU 2, GRU and
+minLSTM 3, LSTM 4). All quantities are dimensionless.
 
 In the formulas ``a`` is the argument of a gate's nonlinearity, ``h_prev`` and ``c_prev`` are the
 state one step before, and ``dv`` is the gradient of the loss with respect to ``v``.
@@ -13,7 +13,7 @@ state one step before, and ``dv`` is the gradient of the loss with respect to ``
 
 from __future__ import annotations
 
-from .cells import CELLS, Cell
+from .cells import CELLS, PLANNED, Cell
 from .layers import (
     Config,
     Gradients,
@@ -31,6 +31,7 @@ from .types import ClipLike, Gate, Parameter, StateInfo, Step
 
 __all__ = [
     "CELLS",
+    "PLANNED",
     "Cell",
     "ClipLike",
     "Config",

@@ -23,6 +23,20 @@ def _relu(a: Array) -> Array:
     return np.maximum(a, 0.0)
 
 
+def _softplus(a: Array) -> Array:
+    return np.logaddexp(0.0, a)
+
+
+def _min_candidate(a: Array) -> Array:
+    """Feng et al. 2024, arXiv 2410.01201 appendix B: positive and continuous."""
+    return np.where(a >= 0, a + 0.5, _sigmoid(a))
+
+
+def _min_candidate_slope(a: Array) -> Array:
+    s = _sigmoid(a)
+    return np.where(a >= 0, 1.0, s * (1 - s))
+
+
 def clip_value(d: Array, c: float | None) -> Array:
     return d if c is None else np.clip(d, -c, c)
 
@@ -299,7 +313,7 @@ class _MinGRU(Cell):
         (h_prev,) = state
         a_z, a_v = np.split(_affine(x, w, "ih"), 2, axis=1)
         z = _sigmoid(a_z)
-        g = np.where(a_v >= 0, a_v + 0.5, _sigmoid(a_v))
+        g = _min_candidate(a_v)
         h = (1 - z) * h_prev + z * g
         return (h,), np.hstack([z, g])
 
@@ -310,10 +324,44 @@ class _MinGRU(Cell):
         z, g = np.split(step.gates, 2, axis=1)
         _, a_v = np.split(_affine(step.x, w, "ih"), 2, axis=1)
         da_z = dh * (g - h_prev) * z * (1 - z)
-        da_v = dh * z * np.where(a_v >= 0, 1.0, g * (1 - g))
+        da_v = dh * z * _min_candidate_slope(a_v)
         da = clip_value(np.hstack([da_z, da_v]), step_value)
         dx, dw_ih = _affine_backward(da, step.x, w, "ih")
         return StepBack(dx, (dh * (1 - z),), dw_ih, da)
+
+
+class _MinLSTM(Cell):
+    """Feng et al. 2024, arXiv 2410.01201: minGRU with two gates, normalized so that f + i = 1.
+
+    With the gates s_f = sigmoid(a_f) and s_i = sigmoid(a_i), f = s_f / (s_f + s_i), which is
+    sigmoid(log s_f - log s_i): this form has no 0 / 0 where both arguments are very negative.
+    """
+
+    gates = 3
+    parameters = _MinGRU.parameters
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,) = state
+        a_f, a_i, a_v = np.split(_affine(x, w, "ih"), 3, axis=1)
+        f = _sigmoid(_softplus(-a_i) - _softplus(-a_f))  # log sigmoid(a) = -softplus(-a)
+        i = 1 - f
+        g = _min_candidate(a_v)
+        h = f * h_prev + i * g
+        return (h,), np.hstack([f, i, g])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,) = d_state, step.prev
+        f, i, g = np.split(step.gates, 3, axis=1)
+        a_f, a_i, a_v = np.split(_affine(step.x, w, "ih"), 3, axis=1)
+        ds = dh * (h_prev - g) * f * i  # of s = log s_f - log s_i, the argument of f
+        da_f = ds * _sigmoid(-a_f)
+        da_i = -ds * _sigmoid(-a_i)
+        da_v = dh * i * _min_candidate_slope(a_v)
+        da = clip_value(np.hstack([da_f, da_i, da_v]), step_value)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        return StepBack(dx, (dh * f,), dw_ih, da)
 
 
 CELLS: dict[str, Cell] = {
@@ -325,4 +373,8 @@ CELLS: dict[str, Cell] = {
     "lstm_clipped": _ClippedLSTM(),
     "lstm_projected": _ProjectedLSTM(),
     "min_gru": _MinGRU(),
+}
+
+PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels
+    "min_lstm": _MinLSTM(),
 }

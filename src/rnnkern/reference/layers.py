@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .cells import CELLS, Cell, clip_value
+from .cells import CELLS, PLANNED, Cell, clip_value
 from .types import Array, ClipLike, Parameter, State, Step, Weights
+
+_ALL = CELLS | PLANNED
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Config:
     Parameters
     ----------
     cell : str
-        A key of `CELLS`.
+        A key of `CELLS` or `PLANNED`.
     input_size : int
         I.
     hidden_size : int
@@ -43,7 +45,8 @@ class Config:
     Raises
     ------
     ValueError
-        When `cell` is not a key of `CELLS`, or an option is out of range or not one of the cell's.
+        When `cell` is not a key of `CELLS` or `PLANNED`, or an option is out of range or not one
+        of the cell's.
 
     Examples
     --------
@@ -65,9 +68,9 @@ class Config:
     proj_clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.cell not in CELLS:
-            raise ValueError(f"cell: expected one of {list(CELLS)}, got {self.cell!r}")
-        cell, H = CELLS[self.cell], self.hidden_size
+        if self.cell not in _ALL:
+            raise ValueError(f"cell: expected one of {list(_ALL)}, got {self.cell!r}")
+        cell, H = _ALL[self.cell], self.hidden_size
         if self.proj_size not in (range(1, H) if cell.projects else (0,)):
             size = f"an integer >= 1 and < hidden_size = {H}" if cell.projects else "0"
             raise ValueError(f"proj_size: expected {size} for {self.cell}, got {self.proj_size!r}")
@@ -433,7 +436,7 @@ def _alive(steps: list[Step], T: int, B: int) -> Array:
 
 def _cell(config: Config) -> Cell:
     """The cell, with the values of its options."""
-    cell = CELLS[config.cell]
+    cell = _ALL[config.cell]
     return replace(cell, **{name: getattr(config, name) for name in cell.options})
 
 
@@ -441,7 +444,7 @@ def _sizes(config: Config, layer: int) -> dict[str, int]:
     """What the letters of the cell's tables stand for in a layer."""
     H, P = config.hidden_size, config.output_size
     I = config.input_size if layer == 0 else config.directions * P
-    return {"G*H": CELLS[config.cell].gates * H, "H": H, "P": P, "I": I}
+    return {"G*H": _ALL[config.cell].gates * H, "H": H, "P": P, "I": I}
 
 
 def _each_parameter(config: Config) -> Iterator[tuple[int, Parameter, str, tuple[int, ...]]]:
@@ -449,7 +452,7 @@ def _each_parameter(config: Config) -> Iterator[tuple[int, Parameter, str, tuple
     for layer in range(config.num_layers):
         sizes = _sizes(config, layer)
         for d, suffix in enumerate(("", "_reverse")[: config.directions]):
-            for p in CELLS[config.cell].parameters:
+            for p in _ALL[config.cell].parameters:
                 shape = tuple(sizes[letter] for letter in p.shape)
                 yield layer * config.directions + d, p, f"{p.name}_l{layer}{suffix}", shape
 
@@ -471,7 +474,7 @@ def _named(config: Config, weights: list[Weights]) -> dict[str, Array]:
 
 
 def _states(config: Config, name: str, state: Any, B: int) -> State:
-    table, sizes = CELLS[config.cell].states, _sizes(config, 0)
+    table, sizes = _ALL[config.cell].states, _sizes(config, 0)
     k = config.num_layers * config.directions
     shapes = [(k, B, sizes[s.width]) for s in table]
     if state is None:
