@@ -279,7 +279,7 @@ def test_one_step_of_one_output_is_the_equation(case):
     w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates * units).reshape(4, gates, units)
     x, h, c = 0.7, -0.4, np.array([0.9, -0.5])[:units]
     W_hr = np.array([1.1, 0.8]) if ALL[cell].projects else None
-    if cell == "rnn_relu":
+    if cell.endswith("relu"):
         b = b + 1  # on the side where relu passes something
     if cell == "min_gru":
         z, v = (w[k] * x + b[k] for k in (0, 1))
@@ -297,10 +297,10 @@ def test_one_step_of_one_output_is_the_equation(case):
             n = np.tanh(w[2] * x + b[2] + u[2] * (r * h) + d[2])
         expected = [(1 - z) * n + z * h]
     else:
-        a = w * x + b + u * h + d
-        if cell == "rnn_tanh":
+        a = w * x + b + u * h + (0 if cell.startswith("ind") else d)
+        if cell in ("rnn_tanh", "ind_rnn_tanh"):
             expected = [np.tanh(a[0])]
-        elif cell == "rnn_relu":
+        elif cell in ("rnn_relu", "ind_rnn_relu"):
             expected = [a[0]]
             assert np.all(a > 0)
         else:
@@ -320,6 +320,25 @@ def test_min_gru_candidate_on_each_side_of_zero(w_v, g):
     params = {"weight_ih_l0": [[0.3], [w_v]]}
     y, _, _ = forward(Config("min_gru", 1, 1, bias=False), params, [[[1.0]]], [[[0.2]]])
     assert_same(y.item(), (1 - sigmoid(0.3)) * 0.2 + sigmoid(0.3) * g, "h")
+
+
+@pytest.mark.parametrize("act", ["tanh", "relu"])
+def test_ind_rnn_is_the_rnn_of_a_diagonal_recurrent_matrix(act):
+    ind = Problem(Config(f"ind_rnn_{act}", I, P, 2, bidirectional=True), lengths=LENGTHS)
+    rnn = Problem(Config(f"rnn_{act}", I, P, 2, bidirectional=True), lengths=LENGTHS)
+    for name, p in rnn.params.items():
+        given = ind.params.get(name, 0.0)  # IndRNN has no bias_hh
+        p[...] = np.diag(given) if "weight_hh" in name else given
+    rnn.x, rnn.dy, rnn.states, rnn.dstates = ind.x, ind.dy, ind.states, ind.dstates
+    assert_same(ind.forward()[0], rnn.forward()[0], "y")
+    # The clips of the step act on the same da and on the same rows.
+    for clip in (None, Clip(step_value=0.05, step_norm=0.3)):
+        grads, of_rnn = ind.backward(clip), rnn.backward(clip)
+        expected = {
+            name: np.diag(of_rnn.params[name]) if "weight_hh" in name else of_rnn.params[name]
+            for name in ind.params
+        }
+        assert_same_gradients(grads, expected, of_rnn.x, split(of_rnn.state))
 
 
 @pytest.mark.parametrize("far", [-40.0, -700.0, -1e5])
@@ -413,6 +432,20 @@ def test_parameter_shapes_without_a_recurrent_product():
         ("weight_ih_l1", (6, 3)),
         ("bias_ih_l1", (6,)),
     ]
+
+
+def test_parameter_shapes_with_vectors():
+    config = Config("ind_rnn_tanh", 5, 3, bidirectional=True)
+    assert list(parameter_shapes(config).items()) == [
+        ("weight_ih_l0", (3, 5)),
+        ("weight_hh_l0", (3,)),
+        ("bias_ih_l0", (3,)),
+        ("weight_ih_l0_reverse", (3, 5)),
+        ("weight_hh_l0_reverse", (3,)),
+        ("bias_ih_l0_reverse", (3,)),
+    ]
+    without_bias = parameter_shapes(Config("ind_rnn_tanh", 5, 3, bias=False))
+    assert without_bias == {"weight_ih_l0": (3, 5), "weight_hh_l0": (3,)}
 
 
 @every_case
@@ -824,6 +857,9 @@ def hooked_step(torch, config, x, state, w, clip):
         f, i = (torch.nn.functional.logsigmoid(clipped(from_x[k])) for k in (0, 1))
         f, v = torch.sigmoid(f - i), clipped(from_x[2])
         return [f * h_prev + (1 - f) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))]
+    if cell.startswith("ind"):
+        act = {"ind_rnn_tanh": torch.tanh, "ind_rnn_relu": torch.relu}[cell]
+        return [act(clipped(from_x[0] + w["weight_hh"] * h_prev))]
     W_h = w["weight_hh"].reshape(gates, -1, len(h_prev))
     b_h = w["bias_hh"].reshape(gates, -1)
 

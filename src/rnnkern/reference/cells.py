@@ -19,8 +19,18 @@ def _sigmoid(a: Array) -> Array:
     return np.where(a >= 0, 1.0, e) / (1.0 + e)
 
 
+def _tanh_slope(h: Array) -> Array:
+    """Return tanh'(a), as a function of h = tanh(a)."""
+    return 1 - h**2
+
+
 def _relu(a: Array) -> Array:
     return np.maximum(a, 0.0)
+
+
+def _relu_slope(h: Array) -> Array:
+    """Return relu'(a), as a function of h = relu(a); 0 at 0."""
+    return (h > 0).astype(np.float64)
 
 
 def _softplus(a: Array) -> Array:
@@ -79,6 +89,7 @@ class Cell(ABC):
     bias_ih ('G*H',)
     """
 
+    vectors: ClassVar[int] = 0  # V, in the parameter whose role is vectors
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
         Parameter("weight_hh", "recurrent_matrix", ("G*H", "P")),
@@ -337,7 +348,12 @@ class _MinLSTM(Cell):
     sigmoid(log s_f - log s_i): this form has no 0 / 0 where both arguments are very negative.
     """
 
-    gates = 3
+    gate_table = (
+        Gate("f", "sigmoid", "keep"),
+        Gate("i", "sigmoid"),
+        Gate("v", "sigmoid or linear"),
+    )
+    also_saved = ("1 - s_f",)
     parameters = _MinGRU.parameters
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
@@ -364,9 +380,43 @@ class _MinLSTM(Cell):
         return StepBack(dx, (dh * f,), dw_ih, da)
 
 
+@dataclass(frozen=True)
+class _IndRNN(Cell):
+    """Li et al. 2018, arXiv 1803.04831: each unit sees its own state alone, by its factor u."""
+
+    vectors = 1
+    parameters = (
+        Parameter("weight_ih", "input_matrix", ("G*H", "I")),
+        Parameter("weight_hh", "vectors", ("V*H",)),
+        Parameter("bias_ih", "input_bias", ("G*H",)),
+    )
+    activation: str  # the name of act
+    act: Callable[[Array], Array]
+    slope: Callable[[Array], Array]  # act'(a), as a function of h = act(a)
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """h itself."""
+        return (Gate("h", self.activation),)
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,), u = state, w["weight_hh"]
+        h = self.act(_affine(x, w, "ih") + u * h_prev)
+        return (h,), h
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,), (h,), u = d_state, step.prev, step.new, w["weight_hh"]
+        da = clip_value(dh * self.slope(h), step_value)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        du = (da * h_prev).sum(axis=0)
+        return StepBack(dx, (da * u,), dw_ih | {"weight_hh": du}, da)
+
+
 CELLS: dict[str, Cell] = {
-    "rnn_tanh": _RNN("tanh", act=np.tanh, slope=lambda h: 1 - h**2),
-    "rnn_relu": _RNN("relu", act=_relu, slope=lambda h: (h > 0).astype(np.float64)),
+    "rnn_tanh": _RNN("tanh", act=np.tanh, slope=_tanh_slope),
+    "rnn_relu": _RNN("relu", act=_relu, slope=_relu_slope),
     "lstm": _LSTM(),
     "gru": _GRUResetAfter(),
     "gru_reset_before": _GRUResetBefore(),
@@ -377,4 +427,6 @@ CELLS: dict[str, Cell] = {
 
 PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels
     "min_lstm": _MinLSTM(),
+    "ind_rnn_tanh": _IndRNN("tanh", act=np.tanh, slope=_tanh_slope),
+    "ind_rnn_relu": _IndRNN("relu", act=_relu, slope=_relu_slope),
 }

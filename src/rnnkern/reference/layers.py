@@ -444,7 +444,8 @@ def _sizes(config: Config, layer: int) -> dict[str, int]:
     """What the letters of the cell's tables stand for in a layer."""
     H, P = config.hidden_size, config.output_size
     I = config.input_size if layer == 0 else config.directions * P
-    return {"G*H": _ALL[config.cell].gates * H, "H": H, "P": P, "I": I}
+    cell = _ALL[config.cell]
+    return {"G*H": cell.gates * H, "V*H": cell.vectors * H, "H": H, "P": P, "I": I}
 
 
 def _each_parameter(config: Config) -> Iterator[tuple[int, Parameter, str, tuple[int, ...]]]:

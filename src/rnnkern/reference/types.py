@@ -24,8 +24,10 @@ class Parameter(NamedTuple):
     """
 
     name: str  # PyTorch's, before "_l0" or "_l0_reverse"
-    role: str  # input_matrix, recurrent_matrix, input_bias, recurrent_bias or projection_matrix
-    shape: tuple[str, ...]  # letters: "G*H", "H", "P" or "I"; above the first layer I is D*P
+    # input_matrix, recurrent_matrix, input_bias, recurrent_bias, projection_matrix, or vectors: of
+    # one element per unit, one behind the other, each multiplied elementwise
+    role: str
+    shape: tuple[str, ...]  # letters: "G*H", "V*H", "H", "P" or "I"; above the first layer I is D*P
 
     @property
     def is_bias(self) -> bool:
