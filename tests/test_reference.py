@@ -28,6 +28,7 @@ T, B, I, P = 3, 3, 3, 2
 CASES = {
     **{cell: {"cell": cell} for cell in ALL},
     "lstm_clipped finite": {"cell": "lstm_clipped", "cell_clip": 0.6},
+    "lstm_peephole finite": {"cell": "lstm_peephole", "cell_clip": 0.5},
     "lstm_projected finite": {"cell": "lstm_projected", "cell_clip": 0.6, "proj_clip": 0.2},
 }
 
@@ -256,14 +257,14 @@ def sigmoid(a):
     return 1 / (1 + np.exp(-a))
 
 
-def lstm_step(config, a, c, W_hr):
-    """One step of each LSTM, from the gates' arguments."""
-    i, f, o = sigmoid(a[0]), sigmoid(a[1]), sigmoid(a[3])
+def lstm_step(config, a, c, p, W_hr):
+    """One step of each LSTM, from the gates' arguments without the peepholes' part."""
+    i, f = sigmoid(a[0] + p[0] * c), sigmoid(a[1] + p[1] * c)
     c_new = f * c + i * np.tanh(a[2])
     if config.cell_clip is not None:
         assert np.any(np.abs(c_new) > config.cell_clip)
         c_new = np.minimum(np.maximum(c_new, -config.cell_clip), config.cell_clip)
-    h_new = o * np.tanh(c_new)
+    h_new = sigmoid(a[3] + p[2] * c_new) * np.tanh(c_new)
     if W_hr is not None:
         h_new = np.array([W_hr[0] * h_new[0] + W_hr[1] * h_new[1]])
     if config.proj_clip is not None:
@@ -279,6 +280,7 @@ def test_one_step_of_one_output_is_the_equation(case):
     w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates * units).reshape(4, gates, units)
     x, h, c = 0.7, -0.4, np.array([0.9, -0.5])[:units]
     W_hr = np.array([1.1, 0.8]) if ALL[cell].projects else None
+    p = np.array([[0.5], [-1.2], [0.7]]) if cell == "lstm_peephole" else np.zeros((3, 1))
     if cell.endswith("relu"):
         b = b + 1  # on the side where relu passes something
     if cell == "min_gru":
@@ -304,8 +306,9 @@ def test_one_step_of_one_output_is_the_equation(case):
             expected = [a[0]]
             assert np.all(a > 0)
         else:
-            expected = lstm_step(config, a, c, W_hr)
-    given = {"weight_ih": w, "weight_hh": u, "bias_ih": b, "bias_hh": d, "weight_hr": W_hr}
+            expected = lstm_step(config, a, c, p, W_hr)
+    given = {"weight_ih": w, "weight_hh": u, "bias_ih": b, "bias_hh": d}
+    given |= {"weight_ch": p, "weight_hr": W_hr}
     shapes = parameter_shapes(config)
     params = {name: given[name.removesuffix("_l0")].reshape(s) for name, s in shapes.items()}
     state = joined([np.reshape(s, (1, 1, -1)) for s in (h, c)[: len(expected)]])
@@ -363,6 +366,45 @@ def test_lstm_clipped_without_a_bound_is_the_lstm(bound):
     )
     np.testing.assert_array_equal(one.forward()[0], other.forward()[0])
     np.testing.assert_array_equal(flat(one.backward()), flat(other.backward()))
+
+
+@pytest.mark.parametrize("bound", [None, 0.6])
+def test_peephole_lstm_of_zero_vectors_is_the_lstm(bound):
+    options = {"num_layers": 2, "bidirectional": True, "cell_clip": bound}
+    one = Problem(Config("lstm_clipped", I, P, **options), lengths=LENGTHS)
+    other = Problem(Config("lstm_peephole", I, P, **options), lengths=LENGTHS)
+    other.params = {
+        name: one.params.get(name, np.zeros_like(p)) for name, p in other.params.items()
+    }
+    for name in ("x", "dy", "states", "dstates"):
+        setattr(other, name, getattr(one, name))
+    assert_same(one.forward()[0], other.forward()[0], "y")
+    for clip in (None, Clip(step_value=0.05, step_norm=0.3)):
+        expected, grads = one.backward(clip), other.backward(clip)
+        for name, g in expected.params.items():
+            assert_same(grads.params[name], g, name)
+        assert_same(grads.x, expected.x, "x")
+        for d, d_expected in zip(grads.state, expected.state, strict=True):
+            assert_same(d, d_expected, "state")
+        assert all(np.any(g) for name, g in grads.params.items() if "weight_ch" in name)
+
+
+def test_peephole_lstm_gives_the_values_that_onnx_publishes():
+    # The node test test_lstm_with_peepholes of ONNX 1.23: one step from zero states, all weights
+    # and peepholes 0.1. Its expected values are those of float32 NumPy in ONNX's own test helper,
+    # printed to 7 digits. The gates' order does not show, as all rows are alike; i and f do not
+    # see c_prev = 0, o sees c.
+    x = np.arange(1.0, 9.0).reshape(1, 2, 4)
+    config = Config("lstm_peephole", 4, 3)
+    params = {
+        name: np.full(shape, 0.0 if "bias" in name else 0.1)
+        for name, shape in parameter_shapes(config).items()
+    }
+    y, (h, _), _ = forward(config, params, x)
+    expected = np.repeat([[0.3750691], [0.6801309]], 3, axis=1)
+    # Half a unit of the seventh digit, and a few roundings of float32 in each of a few operations.
+    np.testing.assert_allclose(h[0], expected, rtol=0, atol=3e-7)
+    np.testing.assert_array_equal(y[0], h[0])
 
 
 @every_case
@@ -432,6 +474,19 @@ def test_parameter_shapes_without_a_recurrent_product():
         ("weight_ih_l1", (6, 3)),
         ("bias_ih_l1", (6,)),
     ]
+
+
+def test_parameter_shapes_with_peepholes():
+    assert list(parameter_shapes(Config("lstm_peephole", 5, 3, 2, bias=False)).items()) == [
+        ("weight_ih_l0", (12, 5)),
+        ("weight_hh_l0", (12, 3)),
+        ("weight_ch_l0", (9,)),
+        ("weight_ih_l1", (12, 3)),
+        ("weight_hh_l1", (12, 3)),
+        ("weight_ch_l1", (9,)),
+    ]
+    with_bias = parameter_shapes(Config("lstm_peephole", 5, 3))
+    assert list(with_bias)[2:] == ["bias_ih_l0", "bias_hh_l0", "weight_ch_l0"]
 
 
 def test_parameter_shapes_with_vectors():
@@ -624,8 +679,9 @@ def test_step_clips_in_a_scalar_rnn_written_out():
 @every_case
 def test_step_value_bounds_each_argument_of_a_single_step(case):
     # With one step and one row, the gradient of bias_ih is da itself. Every da of the RNNs, of
-    # the LSTMs and of minGRU, and z and n of the GRUs is reached from dh alone, and clips by
-    # itself; r is reached through n, so it starts from the clipped da_n.
+    # the LSTMs without peepholes, of minGRU and minLSTM, and z and n of the GRUs is reached from dh
+    # alone, and clips by itself; r is reached through n, so it starts from the clipped da_n, and
+    # with peepholes i, f and g through o, so they start from the clipped da_o.
     config = config_of(case, I, 20)  # enough to exceed the bound in every gate, and some not
     cell, n_units = config.cell, config.hidden_size
     problem = Problem(config, steps=1, rows=1)
@@ -639,6 +695,13 @@ def test_step_value_bounds_each_argument_of_a_single_step(case):
         W_hn = problem.params["weight_hh_l0"][2 * n_units :]
         ratio = (da[2] @ W_hn) / (da_free[2] @ W_hn)  # the rest of da_r does not depend on da_n
         expected[0] = np.clip(da_free[0] * ratio, -c, c)
+    elif cell == "lstm_peephole":
+        (dh,), (dc_next,) = (d[0] for d in problem.dstates)
+        _, (h_new, c_new), _ = problem.forward()
+        tanh_c, p_o = np.tanh(c_new[0, 0]), problem.params["weight_ch_l0"][2 * n_units :]
+        dc = dc_next + (dh + problem.dy[0, 0]) * h_new[0, 0] / tanh_c * (1 - tanh_c**2)
+        ratio = (dc + p_o * da[3]) / (dc + p_o * da_free[3])
+        expected[:3] = np.clip(da_free[:3] * ratio, -c, c)
     over = np.abs(da_free) > c
     assert np.all(np.any(over, axis=1) & ~np.all(over, axis=1)), "each gate on both sides"
     assert_same(da, expected, "da")
@@ -863,17 +926,19 @@ def hooked_step(torch, config, x, state, w, clip):
     W_h = w["weight_hh"].reshape(gates, -1, len(h_prev))
     b_h = w["bias_hh"].reshape(gates, -1)
 
-    def a(k):
-        return clipped(from_x[k] + W_h[k] @ h_prev + b_h[k])
+    def a(k, seen=0.0):
+        return clipped(from_x[k] + W_h[k] @ h_prev + b_h[k] + seen)
 
     if cell == "rnn_tanh":
         return [torch.tanh(a(0))]
     if cell == "rnn_relu":
         return [torch.relu(a(0))]
     if cell.startswith("lstm"):
-        c = torch.sigmoid(a(1)) * state[1] + torch.sigmoid(a(0)) * torch.tanh(a(2))
-        c = limited(c, config.cell_clip)
-        h = torch.sigmoid(a(3)) * torch.tanh(c)
+        c = state[1]
+        p = w["weight_ch"].reshape(3, -1) if "weight_ch" in w else torch.zeros(3, 1)
+        i, f, g = torch.sigmoid(a(0, p[0] * c)), torch.sigmoid(a(1, p[1] * c)), torch.tanh(a(2))
+        c = limited(f * c + i * g, config.cell_clip)
+        h = torch.sigmoid(a(3, p[2] * c)) * torch.tanh(c)
         if "weight_hr" in w:
             h = limited(w["weight_hr"] @ h, config.proj_clip)
         return [h, c]

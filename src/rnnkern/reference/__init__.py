@@ -5,8 +5,8 @@ kernels compute is defined here, and tested against here. The module imports not
 
 Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, P outputs (the
 width of h; H without a projection), L layers, D directions, G gates (RNN and
-IndRNN 1, minGRU 2, GRU and minLSTM 3, LSTM 4), V vectors of one element per unit (IndRNN 1). All
-quantities are dimensionless.
+IndRNN 1, minGRU 2, GRU and minLSTM 3, LSTM 4), V vectors of one element per unit (IndRNN 1,
+peephole LSTM 3). All quantities are dimensionless.
 
 In the formulas ``a`` is the argument of a gate's nonlinearity, ``h_prev`` and ``c_prev`` are the
 state one step before, and ``dv`` is the gradient of the loss with respect to ``v``.

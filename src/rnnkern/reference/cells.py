@@ -89,7 +89,7 @@ class Cell(ABC):
     bias_ih ('G*H',)
     """
 
-    vectors: ClassVar[int] = 0  # V, in the parameter whose role is vectors
+    vectors: ClassVar[int] = 0  # V, in the parameter whose role is unit_vectors
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
         Parameter("weight_hh", "recurrent_matrix", ("G*H", "P")),
@@ -387,7 +387,7 @@ class _IndRNN(Cell):
     vectors = 1
     parameters = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
-        Parameter("weight_hh", "vectors", ("V*H",)),
+        Parameter("weight_hh", "unit_vectors", ("V*H",)),
         Parameter("bias_ih", "input_bias", ("G*H",)),
     )
     activation: str  # the name of act
@@ -414,6 +414,45 @@ class _IndRNN(Cell):
         return StepBack(dx, (da * u,), dw_ih | {"weight_hh": du}, da)
 
 
+@dataclass(frozen=True)
+class _PeepholeLSTM(_LSTM):
+    """Gers & Schmidhuber 2000: i and f see c_prev, o sees c, each by a factor per unit."""
+
+    vectors = 3
+    parameters = (*_LSTM.parameters, Parameter("weight_ch", "unit_vectors", ("V*H",)))  # i, f, o
+    options = ("cell_clip",)
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        h_prev, c_prev = state
+        p_i, p_f, p_o = np.split(w["weight_ch"], 3)
+        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
+        i, f, g = _sigmoid(a_i + p_i * c_prev), _sigmoid(a_f + p_f * c_prev), np.tanh(a_g)
+        c = clip_value(f * c_prev + i * g, self.cell_clip)
+        o = _sigmoid(a_o + p_o * c)
+        return (o * np.tanh(c), c), np.hstack([i, f, g, o])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh, dc_next), (h_prev, c_prev), (_, c) = d_state, step.prev, step.new
+        p_i, p_f, p_o = np.split(w["weight_ch"], 3)
+        i, f, g, o = np.split(step.gates, 4, axis=1)
+        tanh_c = np.tanh(c)
+        da_o = clip_value(dh * tanh_c * o * (1 - o), step_value)
+        dc = dc_next + dh * o * (1 - tanh_c**2) + da_o * p_o
+        dc = _clip_value_backward(dc, f * c_prev + i * g, self.cell_clip)
+        da_i = clip_value(dc * g * i * (1 - i), step_value)
+        da_f = clip_value(dc * c_prev * f * (1 - f), step_value)
+        da_g = clip_value(dc * i * (1 - g**2), step_value)
+        da = np.hstack([da_i, da_f, da_g, da_o])
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dc_prev = dc * f + da_i * p_i + da_f * p_f
+        dp = np.hstack([da_i * c_prev, da_f * c_prev, da_o * c]).sum(axis=0)
+        return StepBack(dx, (dh_prev, dc_prev), dw_ih | dw_hh | {"weight_ch": dp}, da)
+
+
 CELLS: dict[str, Cell] = {
     "rnn_tanh": _RNN("tanh", act=np.tanh, slope=_tanh_slope),
     "rnn_relu": _RNN("relu", act=_relu, slope=_relu_slope),
@@ -423,10 +462,8 @@ CELLS: dict[str, Cell] = {
     "lstm_clipped": _ClippedLSTM(),
     "lstm_projected": _ProjectedLSTM(),
     "min_gru": _MinGRU(),
-}
-
-PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels
     "min_lstm": _MinLSTM(),
     "ind_rnn_tanh": _IndRNN("tanh", act=np.tanh, slope=_tanh_slope),
     "ind_rnn_relu": _IndRNN("relu", act=_relu, slope=_relu_slope),
+    "lstm_peephole": _PeepholeLSTM(),
 }
