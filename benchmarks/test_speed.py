@@ -27,11 +27,13 @@ def options_of(kind: str, size: int) -> dict[str, Any]:
 def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
     options = {"dtype": dtype, "seed": 0, **options_of(kind, size)}
     if kind.startswith("lstm"):
-        return rk.LSTM(size, size, **options)
+        return rk.LSTM(size, size, peephole=kind == "lstm_peephole", **options)
     if kind.startswith("gru"):
         return rk.GRU(size, size, reset_after=kind == "gru", **options)
-    if kind == "min_gru":
-        return rk.MinGRU(size, size, **options)
+    if kind.startswith("min"):
+        return (rk.MinGRU if kind == "min_gru" else rk.MinLSTM)(size, size, **options)
+    if kind.startswith("ind_rnn"):
+        return rk.IndRNN(size, size, nonlinearity=kind.removeprefix("ind_rnn_"), **options)
     return rk.RNN(size, size, nonlinearity=kind.removeprefix("rnn_"), **options)
 
 

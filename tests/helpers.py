@@ -32,6 +32,10 @@ MAKERS = {
     "lstm_clipped": partial(rk.LSTM, cell_clip=CLIPS["cell_clip"]),
     "lstm_projected": _projected,
     "min_gru": rk.MinGRU,
+    "min_lstm": rk.MinLSTM,
+    "ind_rnn_tanh": partial(rk.IndRNN, nonlinearity="tanh"),
+    "ind_rnn_relu": rk.IndRNN,
+    "lstm_peephole": partial(rk.LSTM, peephole=True, cell_clip=CLIPS["cell_clip"]),
 }
 DTYPES = (np.float32, np.float64)
 

@@ -191,7 +191,8 @@ def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
 @each_kind
 @each_dtype
 def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
-    layer, *problem = case(kind, 4, 33, 200, 3, dtype=dtype, num_layers=2)
+    H = 65 if is_elementwise(kind) else 33  # with work enough for two threads
+    layer, *problem = case(kind, 4, H, 200, 3, dtype=dtype, num_layers=2)
     several = "units" if is_elementwise(kind) else "layers"  # without barriers units are cheaper
     assert plan_of(layer, 200, 3, threads).shared == (several if threads == 2 else "nothing")
     check(layer, *problem, threads=threads)

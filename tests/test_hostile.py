@@ -40,7 +40,7 @@ OPTIMIZERS = {
     "adamw": rk.AdamW,
 }
 # Kinds whose calls take memory of all shapes: of c, of gates alone, of a projection, of no product.
-OF_EACH_SHAPE = ("lstm", "gru", "gru_reset_before", "lstm_projected", "min_gru")
+OF_EACH_SHAPE = ("lstm", "gru", "gru_reset_before", "lstm_projected", "min_gru", "lstm_peephole")
 CLIPS = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1)
 
 
@@ -1204,6 +1204,8 @@ CLASSES = {
     "LSTM": rk.LSTM,
     "GRU": rk.GRU,
     "MinGRU": rk.MinGRU,
+    "MinLSTM": rk.MinLSTM,
+    "IndRNN": rk.IndRNN,
     "Stream": rk.Stream,
     "Linear": rk.Linear,
     "Embedding": rk.Embedding,

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 from rnnkern import reference
-from rnnkern.reference import CELLS, PLANNED, Config, backward, forward, parameter_shapes
-
-ALL = CELLS | PLANNED
+from rnnkern.reference import CELLS, Config, backward, forward, parameter_shapes
 
 # Two float64 evaluations of one formula, in another order of summation: sums of at most a few
 # hundred terms of size 1, each rounded to 2^-53, stay well below 1e-12.
@@ -26,7 +24,7 @@ T, B, I, P = 3, 3, 3, 2
 
 # Every cell without options, and with finite forward clips where it has them.
 CASES = {
-    **{cell: {"cell": cell} for cell in ALL},
+    **{cell: {"cell": cell} for cell in CELLS},
     "lstm_clipped finite": {"cell": "lstm_clipped", "cell_clip": 0.6},
     "lstm_peephole finite": {"cell": "lstm_peephole", "cell_clip": 0.5},
     "lstm_projected finite": {"cell": "lstm_projected", "cell_clip": 0.6, "proj_clip": 0.2},
@@ -37,7 +35,7 @@ def config_of(
     case, inputs=I, outputs=P, num_layers=1, bidirectional=False, bias=True, residual=False
 ):
     """Configure a case so that h is `outputs` wide: H is outputs, one more with a projection."""
-    projects = ALL[CASES[case]["cell"]].projects
+    projects = CELLS[CASES[case]["cell"]].projects
     return Config(
         input_size=inputs,
         hidden_size=outputs + projects,
@@ -69,7 +67,7 @@ class Problem:
         widths = {"P": config.output_size, "H": config.hidden_size}
         shapes = [
             (config.num_layers * config.directions, rows, widths[state.width])
-            for state in ALL[config.cell].states
+            for state in CELLS[config.cell].states
         ]
         self.config = config
         self.lengths = None if lengths is None else np.array(lengths)
@@ -276,10 +274,10 @@ def lstm_step(config, a, c, p, W_hr):
 @every_case
 def test_one_step_of_one_output_is_the_equation(case):
     config = config_of(case, 1, 1)
-    cell, gates, units = config.cell, ALL[config.cell].gates, config.hidden_size
+    cell, gates, units = config.cell, CELLS[config.cell].gates, config.hidden_size
     w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates * units).reshape(4, gates, units)
     x, h, c = 0.7, -0.4, np.array([0.9, -0.5])[:units]
-    W_hr = np.array([1.1, 0.8]) if ALL[cell].projects else None
+    W_hr = np.array([1.1, 0.8]) if CELLS[cell].projects else None
     p = np.array([[0.5], [-1.2], [0.7]]) if cell == "lstm_peephole" else np.zeros((3, 1))
     if cell.endswith("relu"):
         b = b + 1  # on the side where relu passes something
@@ -420,7 +418,7 @@ def test_saturated_gates_stay_finite_without_a_warning(case):
     "cell", ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "lstm_clipped"]
 )
 def test_parameter_shapes(cell):
-    G = ALL[cell].gates
+    G = CELLS[cell].gates
     assert list(parameter_shapes(Config(cell, 5, 3, 2, bidirectional=True)).items()) == [
         ("weight_ih_l0", (3 * G, 5)),
         ("weight_hh_l0", (3 * G, 3)),
@@ -897,7 +895,7 @@ def test_forward_and_backward_against_torch(cell, layers, bidirectional, bias, l
 
 def hooked_step(torch, config, x, state, w, clip):
     """One row's step in torch, with the step clips as hooks where the definition has them."""
-    cell, gates = config.cell, ALL[config.cell].gates
+    cell, gates = config.cell, CELLS[config.cell].gates
 
     def clipped(a):  # the identity; on the way back, each element of da to [-c, c]
         a.register_hook(lambda d: d.clamp(-clip.step_value, clip.step_value))
@@ -966,7 +964,7 @@ def test_step_clips_against_torch_hooks(case, reverse, clip):
     states = [torch.tensor(s, requires_grad=True) for s in problem.states]
     loss = torch.zeros((), dtype=torch.float64)
     for d, suffix in enumerate(("_l0", "_l0_reverse")[: config.directions]):
-        w = {p.name: params[p.name + suffix] for p in ALL[config.cell].parameters}
+        w = {p.name: params[p.name + suffix] for p in CELLS[config.cell].parameters}
         for b, end in enumerate(problem.lengths):
             state = [s[d, b] for s in states]
             for t in reversed(range(end)) if d == 1 else range(end):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import runtime
 from .clip import Clip
-from .layers import GRU, LSTM, RNN, Gradients, MinGRU, Trace
+from .layers import GRU, LSTM, RNN, Gradients, IndRNN, MinGRU, MinLSTM, Trace
 from .runtime import (
     force_isa,
     get_num_threads,
@@ -29,8 +29,10 @@ __all__ = [
     "Clip",
     "Embedding",
     "Gradients",
+    "IndRNN",
     "Linear",
     "MinGRU",
+    "MinLSTM",
     "ModuleGradients",
     "RMSprop",
     "Step",

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from .base import _Layer
 from .gru import GRU
+from .ind_rnn import IndRNN
 from .lstm import LSTM
 from .min_gru import MinGRU
+from .min_lstm import MinLSTM
 from .results import Array, Gradients, State, Trace
 from .rnn import RNN
 
@@ -16,7 +18,9 @@ __all__ = [
     "RNN",
     "Array",
     "Gradients",
+    "IndRNN",
     "MinGRU",
+    "MinLSTM",
     "State",
     "Trace",
     "_Layer",

@@ -28,6 +28,8 @@ def initial(
     generator: np.random.Generator,
 ) -> Array:
     """One parameter's first values, float64."""
+    if len(shape) == 1 and name.startswith("weight"):  # one value for each unit, or several
+        return _unit_vectors(init, name, shape, hidden, generator)
     if init == "uniform":
         bound = 1.0 / math.sqrt(hidden)
         return generator.uniform(-bound, bound, shape)
@@ -50,6 +52,17 @@ def initial(
         return np.reshape(q if rows >= columns else q.swapaxes(1, 2), shape)
     bound = math.sqrt(6.0 / (rows + columns))
     return generator.uniform(-bound, bound, shape)
+
+
+def _unit_vectors(
+    init: str, name: str, shape: tuple[int, ...], hidden: int, generator: np.random.Generator
+) -> Array:
+    """Recurrent weights of units that see their own state alone, or peepholes."""
+    if name.startswith("weight_hh"):
+        orthogonal = init in ("orthogonal", "identity")  # a diagonal matrix of ones
+        return np.ones(shape) if orthogonal else generator.uniform(0.0, 1.0, shape)
+    bound = 1.0 / math.sqrt(hidden)
+    return generator.uniform(-bound, bound, shape) if init == "uniform" else np.zeros(shape)
 
 
 def _parameter(kind: str, name: str) -> Parameter:

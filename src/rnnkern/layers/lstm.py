@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ..checks import fixed, integer, number, size
+from ..checks import fixed, flag, integer, number, size
 from .base import Cell, _Layer
 
 __all__ = ["LSTM"]
@@ -36,6 +36,9 @@ class LSTM(_Layer):
         carried (TFLite, ELMo). Its gradient passes where c was within the bound.
     proj_clip : float, optional
         The same for h, after the projection. Needs `proj_size`.
+    peephole : bool
+        Whether gates see c by one weight for each unit [5]_: i and f see c', o sees c. The
+        weights are ``weight_ch_l{k}{_reverse}`` (3H,), rows i, f, o. Not with `proj_size`.
 
     Raises
     ------
@@ -52,6 +55,7 @@ class LSTM(_Layer):
        network architectures", ICML 2015.
     .. [4] H. Sak, A. Senior and F. Beaufays, "Long short-term memory based recurrent neural network
        architectures for large vocabulary speech recognition", 2014, arXiv:1402.1128.
+    .. [5] F. Gers and J. Schmidhuber, "Recurrent nets that time and count", IJCNN 2000.
 
     Examples
     --------
@@ -65,10 +69,11 @@ class LSTM(_Layer):
     ((7, 2, 2), (1, 2, 2), (1, 2, 8))
     """
 
-    _shown_if_set: ClassVar = ("proj_size", "cell_clip", "proj_clip")
+    _shown_if_set: ClassVar = ("proj_size", "cell_clip", "proj_clip", "peephole")
     proj_size: Final[int] = fixed("proj_size", "P of the projection; 0 if there is none.")
     cell_clip: Final[float | None] = fixed("cell_clip", "Bound of the elements of c, or None.")
     proj_clip: Final[float | None] = fixed("proj_clip", "Bound of the elements of h, or None.")
+    peephole: Final[bool] = fixed("peephole", "Whether gates see c.")
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class LSTM(_Layer):
         proj_size: int | None = None,
         cell_clip: float | None = None,
         proj_clip: float | None = None,
+        peephole: bool = False,
         **options: Any,
     ) -> None:
         hidden = size("hidden_size", hidden_size)
@@ -89,9 +95,14 @@ class LSTM(_Layer):
         cell_clip, proj_clip = _clip("cell_clip", cell_clip), _clip("proj_clip", proj_clip)
         if proj_clip is not None and not proj:
             raise ValueError(f"proj_clip: expected None without proj_size, got {proj_clip}")
-        kind = "lstm_projected" if proj else "lstm" if cell_clip is None else "lstm_clipped"
+        peephole = flag("peephole", peephole)
+        if peephole and proj:
+            raise ValueError("peephole: expected False with proj_size, got True")
+        kind = "lstm" if cell_clip is None else "lstm_clipped"
+        kind = "lstm_projected" if proj else "lstm_peephole" if peephole else kind
         cell = Cell(kind, proj, cell_clip, proj_clip)
         super().__init__(cell, input_size, hidden, num_layers, **options)
+        self._peephole = peephole
         if forget_bias is None:
             return
         largest = float(np.finfo(self.dtype).max)

@@ -14,7 +14,7 @@ state one step before, and ``dv`` is the gradient of the loss with respect to ``
 
 from __future__ import annotations
 
-from .cells import CELLS, PLANNED, Cell
+from .cells import CELLS, Cell
 from .layers import (
     Config,
     Gradients,
@@ -32,7 +32,6 @@ from .types import ClipLike, Gate, Parameter, StateInfo, Step
 
 __all__ = [
     "CELLS",
-    "PLANNED",
     "Cell",
     "ClipLike",
     "Config",

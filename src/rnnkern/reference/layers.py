@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .cells import CELLS, PLANNED, Cell, clip_value
+from .cells import CELLS, Cell, clip_value
 from .types import Array, ClipLike, Parameter, State, Step, Weights
-
-_ALL = CELLS | PLANNED
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Config:
     Parameters
     ----------
     cell : str
-        A key of `CELLS` or `PLANNED`.
+        A key of `CELLS`.
     input_size : int
         I.
     hidden_size : int
@@ -45,7 +43,7 @@ class Config:
     Raises
     ------
     ValueError
-        When `cell` is not a key of `CELLS` or `PLANNED`, or an option is out of range or not one
+        When `cell` is not a key of `CELLS`, or an option is out of range or not one
         of the cell's.
 
     Examples
@@ -68,9 +66,9 @@ class Config:
     proj_clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.cell not in _ALL:
-            raise ValueError(f"cell: expected one of {list(_ALL)}, got {self.cell!r}")
-        cell, H = _ALL[self.cell], self.hidden_size
+        if self.cell not in CELLS:
+            raise ValueError(f"cell: expected one of {list(CELLS)}, got {self.cell!r}")
+        cell, H = CELLS[self.cell], self.hidden_size
         if self.proj_size not in (range(1, H) if cell.projects else (0,)):
             size = f"an integer >= 1 and < hidden_size = {H}" if cell.projects else "0"
             raise ValueError(f"proj_size: expected {size} for {self.cell}, got {self.proj_size!r}")
@@ -436,7 +434,7 @@ def _alive(steps: list[Step], T: int, B: int) -> Array:
 
 def _cell(config: Config) -> Cell:
     """The cell, with the values of its options."""
-    cell = _ALL[config.cell]
+    cell = CELLS[config.cell]
     return replace(cell, **{name: getattr(config, name) for name in cell.options})
 
 
@@ -444,7 +442,7 @@ def _sizes(config: Config, layer: int) -> dict[str, int]:
     """What the letters of the cell's tables stand for in a layer."""
     H, P = config.hidden_size, config.output_size
     I = config.input_size if layer == 0 else config.directions * P
-    cell = _ALL[config.cell]
+    cell = CELLS[config.cell]
     return {"G*H": cell.gates * H, "V*H": cell.vectors * H, "H": H, "P": P, "I": I}
 
 
@@ -453,7 +451,7 @@ def _each_parameter(config: Config) -> Iterator[tuple[int, Parameter, str, tuple
     for layer in range(config.num_layers):
         sizes = _sizes(config, layer)
         for d, suffix in enumerate(("", "_reverse")[: config.directions]):
-            for p in _ALL[config.cell].parameters:
+            for p in CELLS[config.cell].parameters:
                 shape = tuple(sizes[letter] for letter in p.shape)
                 yield layer * config.directions + d, p, f"{p.name}_l{layer}{suffix}", shape
 
@@ -475,7 +473,7 @@ def _named(config: Config, weights: list[Weights]) -> dict[str, Array]:
 
 
 def _states(config: Config, name: str, state: Any, B: int) -> State:
-    table, sizes = _ALL[config.cell].states, _sizes(config, 0)
+    table, sizes = CELLS[config.cell].states, _sizes(config, 0)
     k = config.num_layers * config.directions
     shapes = [(k, B, sizes[s.width]) for s in table]
     if state is None:

@@ -24,8 +24,8 @@ class Parameter(NamedTuple):
     """
 
     name: str  # PyTorch's, before "_l0" or "_l0_reverse"
-    # input_matrix, recurrent_matrix, input_bias, recurrent_bias, projection_matrix, or vectors: of
-    # one element per unit, one behind the other, each multiplied elementwise
+    # input_matrix, recurrent_matrix, input_bias, recurrent_bias, projection_matrix, or
+    # unit_vectors: of one element per unit, one behind the other, each multiplied elementwise
     role: str
     shape: tuple[str, ...]  # letters: "G*H", "V*H", "H", "P" or "I"; above the first layer I is D*P
 

@@ -1,0 +1,72 @@
+"""The IndRNN."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ..checks import choice, fixed
+from .base import Cell, _Layer
+
+__all__ = ["IndRNN"]
+
+
+class IndRNN(_Layer):
+    """IndRNN: h = act(W_ih x + b_ih + u h'), each unit with its own state alone [1]_.
+
+    u is one recurrent weight for each unit, so the recurrence is elementwise: the products of all
+    time steps are computed together. Units mix in the next layer, hence these networks are deep.
+    Over n steps a unit's gradient changes by u**n at most: with act ReLU and u near 1 it neither
+    vanishes nor explodes.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        As in `RNN`.
+    nonlinearity : {"relu", "tanh"}
+        The name of act.
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed
+        As in `RNN`.
+    init : {"uniform", "xavier", "orthogonal", "identity"}
+        As in `RNN`, but for u: uniform over [0, 1), so that there are units of long and of short
+        memory; all ones with ``orthogonal`` and ``identity``.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight_ih_l{k}{_reverse}`` (H, inputs), ``weight_hh_l{k}{_reverse}`` (H,), which is u, and
+        ``bias_ih_l{k}{_reverse}`` (H,). Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    References
+    ----------
+    .. [1] S. Li, W. Li, C. Cook, C. Zhu and Y. Gao, "Independently recurrent neural network
+       (IndRNN): building a longer and deeper RNN", CVPR 2018, arXiv:1803.04831.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> rnn = rk.IndRNN(3, 5, num_layers=2, seed=0)
+    >>> y, h = rnn(np.ones((7, 2, 3), np.float32))
+    >>> y.shape, rnn.params["weight_hh_l0"].shape
+    ((7, 2, 5), (5,))
+    """
+
+    nonlinearity: Final[str] = fixed("nonlinearity", "The name of act.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "relu",
+        **options: Any,
+    ) -> None:
+        nonlinearity = choice("nonlinearity", nonlinearity, ("relu", "tanh"))
+        kind = f"ind_rnn_{nonlinearity}"
+        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
+        self._nonlinearity = nonlinearity

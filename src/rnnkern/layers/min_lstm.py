@@ -1,0 +1,55 @@
+"""The minLSTM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Cell, _Layer
+
+__all__ = ["MinLSTM"]
+
+
+class MinLSTM(_Layer):
+    """minLSTM: a forget and an input gate of x alone, which add up to one; h = f h' + i v [1]_.
+
+    With s_f = sigmoid(W_f x + b_f) and s_i = sigmoid(W_i x + b_i), f = s_f / (s_f + s_i) and
+    i = s_i / (s_f + s_i); v = g(W_v x + b_v), and g(a) is a + 1/2 where a >= 0, and sigmoid(a)
+    elsewhere. There is no cell state and no recurrent matrix: the products of all time steps are
+    computed together, as in a `MinGRU`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        As in `RNN`.
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    init
+        As in `MinGRU`.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight_ih_l{k}{_reverse}`` (3H, inputs) and ``bias_ih_l{k}{_reverse}`` (3H,), rows f, i,
+        then v. Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    References
+    ----------
+    .. [1] L. Feng, F. Tung, M. Ahmed, Y. Bengio and H. Hajimirsadeghi, "Were RNNs all we needed?",
+       2024, arXiv:2410.01201.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> y, h = rk.MinLSTM(3, 5, num_layers=2, seed=0)(np.ones((7, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((7, 2, 5), (2, 2, 5))
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any
+    ) -> None:
+        super().__init__(Cell("min_lstm"), input_size, hidden_size, num_layers, **options)
