@@ -45,6 +45,11 @@ def is_elementwise(kind):
     return all(p.role != "recurrent_matrix" for p in CELLS[kind].parameters)
 
 
+def wide(kind, H):
+    """H units, or more of a cell with so little work that fewer threads would share it."""
+    return 3 * H if is_elementwise(kind) and CELLS[kind].gates == 1 else H
+
+
 def sets():
     """The instruction sets that this build has and this machine runs."""
     return rk.info()["available"]

@@ -23,6 +23,7 @@ from helpers import (
     random_problem,
     run_reference,
     sets,
+    wide,
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -191,8 +192,7 @@ def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
 @each_kind
 @each_dtype
 def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
-    H = 65 if is_elementwise(kind) else 33  # with work enough for two threads
-    layer, *problem = case(kind, 4, H, 200, 3, dtype=dtype, num_layers=2)
+    layer, *problem = case(kind, 4, wide(kind, 33), 200, 3, dtype=dtype, num_layers=2)
     several = "units" if is_elementwise(kind) else "layers"  # without barriers units are cheaper
     assert plan_of(layer, 200, 3, threads).shared == (several if threads == 2 else "nothing")
     check(layer, *problem, threads=threads)
@@ -256,25 +256,29 @@ def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
     hiddens = np.zeros((2, T, B, 2, P))
     cells = np.zeros((4, T, B, H))
     gates = np.zeros((4, T, B, G, H))
-    products = np.zeros((4, T, B, H))  # W_hn h' + b_hn, which the reset-after GRU keeps too
+    also = np.zeros((4, T, B, len(CELLS[kind].also_saved), H))
     for k, steps in enumerate(want.tape.steps):
         direction = f"l{k // 2}" + "_reverse" * (k % 2)
         for s in steps:
             hiddens[k // 2, s.t, s.rows, k % 2] = s.new[0]
             cells[k, s.t, s.rows] = s.new[-1]
             gates[k, s.t, s.rows] = s.gates.reshape(-1, G, H)
-            if kind == "gru":
-                W_hn = layer.params[f"weight_hh_{direction}"].astype(float)[-H:]
-                b_hn = layer.params[f"bias_hh_{direction}"].astype(float)[-H:]
-                products[k, s.t, s.rows] = s.prev[0] @ W_hn.T + b_hn
-    if kind == "gru":
-        gates = np.concatenate([gates, products[:, :, :, None]], axis=3)
+            p = {
+                name.removesuffix(f"_{direction}"): values.astype(float)
+                for name, values in layer.params.items()
+            }
+            if kind == "gru":  # W_hn h' + b_hn
+                also[k, s.t, s.rows, 0] = s.prev[0] @ p["weight_hh"][-H:].T + p["bias_hh"][-H:]
+            if kind == "min_lstm":  # 1 - sigmoid(a_f)
+                a_f = s.x @ p["weight_ih"][:H].T + p["bias_ih"][:H]
+                also[k, s.t, s.rows, 0] = 1 / (1 + np.exp(a_f))
 
     assert_close(np.array(tape.hiddens), hiddens.reshape(2, T, B, 2 * P), dtype, "hiddens")
-    if kind.startswith("rnn"):  # whose gates are its outputs
+    if CELLS[kind].saved:
+        saved = np.concatenate([gates, also], axis=3)
+        assert_close(np.array(tape.gates), saved, dtype, "gates")
+    else:  # whose gates are its outputs
         assert tape.gates == []
-    else:
-        assert_close(np.array(tape.gates), gates, dtype, "gates")
     if len(CELLS[kind].states) == 2:
         assert_close(np.array(tape.cells), cells, dtype, "cells")
     else:
@@ -302,7 +306,7 @@ def test_two_tapes_alive_at_once(kind):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_backward_from_another_thread(kind, threads):
     T, B = 60, 9
-    layer, problem, _ = case(kind, 17, 65, T, B)
+    layer, problem, _ = case(kind, 17, wide(kind, 65), T, B)
     assert plan_of(layer, T, B, threads).threads == threads
     results = []
     want = run(layer, problem, threads=threads)

@@ -13,6 +13,7 @@ from helpers import (
     on_threads,
     parts,
     random_problem,
+    wide,
 )
 from plan import threads_of_members
 
@@ -123,7 +124,7 @@ def test_members_with_checkpoints(kind, shared):
 @pytest.mark.parametrize("shared", [False, True])
 def test_same_bits_for_any_threads_and_set(kind, shared):
     T, B = 60, 5
-    layer = make_layer(kind, 16, 40, ensemble=9)
+    layer = make_layer(kind, 16, wide(kind, 40), ensemble=9)
     problem = problem_of(layer, T, B)
     if shared:
         problem = problem.but(x=np.ascontiguousarray(problem.x[:, 0]))

@@ -158,6 +158,11 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
             for b in (True, "1", [1.0], 1j, np.ones(2))
         ),
         *(
+            (rk.LSTM, {"peephole": value}, TypeError, "peephole: expected True or False, got")
+            for value in (1, "yes", None, np.ones(2))
+        ),
+        (rk.LSTM, {**PROJECTED, "peephole": True}, ValueError, "peephole: expected False with"),
+        *(
             (rk.LSTM, {**none, "proj_clip": 0.5}, ValueError, f"proj_clip: {ALONE}, got 0.5")
             for none in ({}, {"proj_size": None}, {"proj_size": 0})
         ),

@@ -32,6 +32,22 @@ def maps_states(kind, name):
     return row_of(kind, name).role in ("recurrent_matrix", "projection_matrix")
 
 
+def assert_unit_vectors(kind, name, array, init):
+    """Values for each unit: recurrent weights over [0, 1) or of ones, peepholes as biases are."""
+    if name.startswith("weight_hh") and init in ("orthogonal", "identity"):
+        assert (array == 1).all(), name
+    elif name.startswith("weight_hh"):
+        assert_uniform(2 * array.astype(np.float64) - 1, 1)
+    elif init == "uniform":
+        assert_uniform(array, H**-0.5)
+    else:
+        assert not array.any(), name
+
+
+def is_unit_vectors(kind, name):
+    return row_of(kind, name).role == "unit_vectors"
+
+
 def assert_uniform(array, bound):
     """Against U(-bound, bound): range, and the Kolmogorov-Smirnov distance.
 
@@ -51,7 +67,10 @@ def test_uniform_is_pytorchs(kind, dtype):
     layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="uniform")
     for name, array in layer.params.items():
         assert array.dtype == dtype, name
-        assert_uniform(array, H**-0.5)
+        if is_unit_vectors(kind, name):
+            assert_unit_vectors(kind, name, array, "uniform")
+        else:
+            assert_uniform(array, H**-0.5)
     default = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype)
     assert all(np.array_equal(default.params[n], a) for n, a in layer.params.items())
 
@@ -63,6 +82,9 @@ def test_xavier_takes_each_gate_as_a_matrix(kind, dtype):
     for name, array in layer.params.items():
         if name.startswith("bias"):
             assert not array.any(), name
+            continue
+        if is_unit_vectors(kind, name):
+            assert_unit_vectors(kind, name, array, "xavier")
             continue
         for gate in gates_of(kind, name, array):
             assert_uniform(gate, np.sqrt(6 / sum(gate.shape)))
@@ -78,6 +100,8 @@ def test_orthogonal_makes_each_recurrent_gate_orthogonal(kind, dtype):
     for name, array in layer.params.items():
         if name.startswith("bias"):
             assert not array.any(), name
+        elif is_unit_vectors(kind, name):
+            assert_unit_vectors(kind, name, array, "orthogonal")
         elif maps_states(kind, name):
             for Q in gates_of(kind, name, array):
                 products = Q.T @ Q if len(Q) >= Q.shape[1] else Q @ Q.T
@@ -109,6 +133,8 @@ def test_identity(kind, dtype):
     for name, array in layer.params.items():
         if name.startswith("bias"):
             assert not array.any(), name
+        elif is_unit_vectors(kind, name):
+            assert_unit_vectors(kind, name, array, "identity")
         elif maps_states(kind, name):
             for gate in gates_of(kind, name, array):
                 assert np.array_equal(gate, np.eye(*gate.shape))
@@ -150,7 +176,7 @@ def test_a_seed_gives_the_same_parameters_and_another_gives_others(kind, init):
     drawn = [
         name
         for name, array in one.params.items()
-        if array.any() and not (init == "identity" and maps_states(kind, name))
+        if len(np.unique(array)) > 2  # neither zeros nor ones
     ]
     assert {"weight_ih_l0", "weight_ih_l1"} <= set(drawn)
     for name in drawn:

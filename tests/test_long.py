@@ -18,6 +18,7 @@ from helpers import (
     parts,
     random_problem,
     run_reference,
+    wide,
 )
 from plan import plan_of
 
@@ -146,7 +147,7 @@ def test_a_reset_at_the_first_step_drops_the_initial_state(kind):
     ("shared", "T", "B", "H"), [("rows", 32, 24, 40), ("units", 20, 2, 256)], ids=["rows", "units"]
 )
 def test_resets_have_the_same_bits_for_any_threads_rows_and_set(kind, shared, T, B, H):
-    layer = make_layer(kind, I, H, num_layers=2)
+    layer = make_layer(kind, I, wide(kind, H), num_layers=2)
     problem = random_problem(layer, T, B, resets=0.2)
     clip = rk.Clip(step_norm=0.5)
 
@@ -435,7 +436,9 @@ def test_residual_wants_two_layers():
 @pytest.mark.parametrize(("layers", "rows", "steps"), [(2, 1, 300), (5, 3, 150)])
 def test_layers_side_by_side_change_no_bit(kind, layers, rows, steps):
     """Few rows and many steps: each thread runs layers of its own, behind those below."""
-    layer = make_layer(kind, 20, 40, num_layers=layers, dropout=0.2, residual=layers > 2)
+    layer = make_layer(
+        kind, 20, wide(kind, 40), num_layers=layers, dropout=0.2, residual=layers > 2
+    )
     problem = random_problem(layer, steps, rows, lengths="random", resets=0.02)
     clip = rk.Clip(step_value=0.5, step_norm=0.9, norm=1.0)
 

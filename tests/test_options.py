@@ -20,6 +20,7 @@ from helpers import (
     random_problem,
     run_reference,
     sets,
+    wide,
 )
 from plan import plan_of
 
@@ -57,6 +58,7 @@ OWN = {
     "lstm": OF_LSTM,
     "lstm_clipped": {**OF_LSTM, "cell_clip": 0.2},
     "lstm_projected": {**OF_LSTM, "cell_clip": 0.2, "proj_clip": 0.05, "proj_size": 2},
+    "lstm_peephole": {**OF_LSTM, "cell_clip": 0.2},
 }
 BETWEEN_LAYERS = ("dropout", "residual")
 
@@ -84,6 +86,7 @@ def test_repr_shows_what_every_attribute_is():
         assert f"{option}=True, " in repr(rk.GRU(3, 5, **{option: True}))
     assert "ensemble=7" in repr(rk.RNN(3, 5, ensemble=7))
     assert repr(rk.LSTM(3, 5, proj_size=2)).startswith("LSTM(3, 5, 1, proj_size=2, bias=True, ")
+    assert repr(rk.LSTM(3, 5, peephole=True)).startswith("LSTM(3, 5, 1, peephole=True, bias=True, ")
     for option, shown in (
         ("cell_clip", "5, 1, cell_clip=0.5, bias"),
         ("proj_clip", "2, proj_clip=0.5, "),
@@ -98,8 +101,8 @@ def test_every_constructor_option_is_tested(kind):
     owners = inspect.getmro(owner)[:2]
     named = [p for owner in owners for p in inspect.signature(owner).parameters.values()]
     options = {p.name for p in named if p.kind is p.KEYWORD_ONLY} | {"num_layers"}
-    # Two options make kinds of their own, and test_ensemble.py is about another.
-    others = {"nonlinearity", "reset_after", "ensemble"}
+    # Three options make kinds of their own, and test_ensemble.py is about another.
+    others = {"nonlinearity", "reset_after", "peephole", "ensemble"}
     kinds = [k for k in KINDS if type(make_layer(k, 3, 5)) is owner]
     assert options - others == {*COMMON}.union(*(OWN.get(k, {}) for k in kinds))
 
@@ -200,7 +203,8 @@ def test_clips_of_states_bound_every_step(kind, dtype):
             assert all(np.abs(a).max() == bound for a in values), clip
             assert all(np.abs(a).max() > bound for a in others), clip
     # A bound that no value reaches changes nothing.
-    without = rk.LSTM(3, 6, 2, dtype=dtype, seed=1, proj_size=layer.proj_size)
+    same = {"proj_size": layer.proj_size, "peephole": layer.peephole}
+    without = rk.LSTM(3, 6, 2, dtype=dtype, seed=1, **same)
     assert not differ(without(problem.x)[0], free(problem.x)[0])
 
 
@@ -435,7 +439,7 @@ def test_a_mask_is_kept_by_its_tape():
 
 @each_kind
 def test_a_mask_does_not_depend_on_threads_batch_or_padding(kind):
-    T, B, H = 12, 40, 40
+    T, B, H = 12, 40, wide(kind, 40)
     layer = make_layer(kind, 20, H, num_layers=2, bidirectional=True, dropout=0.4)
     x = random_problem(layer, T, B).x
 
