@@ -61,7 +61,8 @@ def test_spectrum_is_that_of_each_block(kind):
     matrices = []
     for name in names:
         project = params.get(name.replace("weight_hh", "weight_hr"), np.eye(5))
-        matrices += [project @ m for m in params[name].reshape(-1, 5, layer.output_size)]
+        weights = np.diag(params[name]) if params[name].ndim == 1 else params[name]
+        matrices += [project @ m for m in weights.reshape(-1, 5, layer.output_size)]
     assert [(b.layer, b.direction, b.gate) for b in blocks] == [
         (l, d, gate) for l in (0, 1) for d in (0, 1) for gate in GATES[kind] if names
     ]
@@ -152,7 +153,7 @@ def test_lyapunov_is_the_growth_of_a_product_of_jacobians(kind, settle):
 @each_kind
 def test_lyapunov_tends_to_the_largest_singular_value_of_the_product(kind):
     layer = make_layer(kind, 2, 3, dtype=np.float64)
-    if kind == "rnn_relu":
+    if kind.endswith("rnn_relu"):
         layer.params["bias_ih_l0"] += 1.0  # so that at each step some unit is alive
     x = 0.5 * np.random.default_rng(0).normal(size=(300, 2))  # no step at which clips stop all
     zeros = layer(x[:0])[1]
@@ -161,8 +162,8 @@ def test_lyapunov_tends_to_the_largest_singular_value_of_the_product(kind):
         product = J @ product
         size = np.linalg.norm(product, 2)
         product, logs = product / size, logs + np.log(size)
-    # v is at least some hundredth along the direction that grows most: log(100) / 300.
-    assert abs(diagnose.lyapunov(layer, x) - logs / 300) < 0.016
+    # v is at least a two-hundredth along the direction that grows most: log(200) / 300.
+    assert abs(diagnose.lyapunov(layer, x) - logs / 300) < 0.018
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -249,7 +250,7 @@ def test_saturation_is_a_count_of_the_references_gates(kind, lengths):
             if not values.size:
                 assert np.isnan([one.low[t], one.high[t]]).all()
                 continue
-            if kind == "rnn_relu":
+            if kind.endswith("rnn_relu"):
                 below, above = values == 0, values < 0
             elif one.gate == "v":  # linear above 1/2
                 below, above = values < 0.2, values < 0

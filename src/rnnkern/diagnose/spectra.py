@@ -57,7 +57,8 @@ def spectrum(layer: Layer) -> list[Block]:
     -------
     list of Block
         Layer by layer, direction by direction, gate by gate; nan for a matrix that is not finite.
-        Empty for a layer without recurrent matrices, such as `MinGRU`.
+        Empty for a layer without recurrent weights, such as `MinGRU`; of an `IndRNN`, the weights
+        themselves.
 
     Raises
     ------
@@ -86,6 +87,8 @@ def spectrum(layer: Layer) -> list[Block]:
         suffix = f"_l{place}" + ("_reverse" if direction else "")
         by_role = {p.role: params[p.name + suffix] for p in cell.parameters if not p.is_bias}
         weights, projection = by_role.get("recurrent_matrix"), by_role.get("projection_matrix")
+        if weights is None and "unit_vectors" in by_role:  # each unit sees its own state alone
+            weights = np.diag(by_role["unit_vectors"])
         if weights is None:
             continue
         matrices = np.split(weights.astype(np.float64), cell.gates)
