@@ -262,6 +262,15 @@ def test_a_stream_that_no_layer_made():
         rk.Stream.step(None, x)
 
 
+def test_a_second_construction_is_refused_and_changes_nothing():
+    stream, layer = make_layer("lstm", I, H).stream(B), make_layer("gru", I, H)
+    state = tuple(np.full((1, B, H), value, np.float32) for value in (0.25, 0.5))
+    with pytest.raises(TypeError, match="expected a new object, got one that is constructed"):
+        stream.__init__(layer._stack, layer.params, B)
+    stream.state = state
+    assert all((a == b).all() for a, b in zip(stream.state, state, strict=True))
+
+
 @pytest.mark.parametrize("attempt", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_stream_has_no_copies(attempt):
     with pytest.raises(TypeError, match="Stream"):

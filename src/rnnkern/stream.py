@@ -46,6 +46,9 @@ class Stream(_core.Stream):
     _state_names: tuple[str, ...] = ("h",)  # until the constructor runs; the core then refuses
 
     def __init__(self, stack: _core.LayerStack, params: dict[str, Array], batch_size: int) -> None:
+        if "_state_names" in vars(self):  # the core's stream would stay the old one
+            name = type(self).__name__
+            raise TypeError(f"{name}: expected a new object, got one that is constructed already")
         super().__init__(stack, params, batch_size)
         self._state_names = stack.state_names()
 
