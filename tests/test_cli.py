@@ -516,6 +516,11 @@ GENERATOR = np.random.default_rng(0).bit_generator.state
         ({"generator": {"bit_generator": "MT19937"}}, {}, "damaged: ValueError|state must be for"),
         ({"generator": GENERATOR | {"state": {"state": 2**200, "inc": 1}}}, {}, "OverflowError"),
         ({"generator": GENERATOR | {"has_uint32": []}}, {}, "TypeError"),
+        (
+            {"generator": GENERATOR | {"state": {"state": 1.5, "inc": 1}}},
+            {},
+            "generator: expected a state of PCG64, got one with other values",
+        ),
         ({"position": None}, {}, "position: expected int, got NoneType"),
         ({"position": True}, {}, "position: expected int, got bool"),
         ({"version": True}, {}, "version: expected int, got bool"),

@@ -416,6 +416,8 @@ class Trainer:
                 raise ValueError(f"dropout_step: expected {expected}, got {about['dropout_step']}")
             trainer.model.layer.dropout_step = about["dropout_step"]
             trainer._generator.bit_generator.state = about["generator"]
+            if trainer._generator.bit_generator.state != about["generator"]:
+                raise ValueError("generator: expected a state of PCG64, got one with other values")
         return trainer
 
     def _zeros(self) -> State:
