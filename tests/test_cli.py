@@ -917,6 +917,14 @@ def test_folder_that_cannot_be_made_is_refused_before_the_first_step(
     assert [p.name for p in text.parent.iterdir()] == ["text.py"]
 
 
+def test_folder_may_be_many_levels_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("a/" * 1000)  # as many levels as Python allows frames
+    with cli._own(folder, make=True):
+        assert folder.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("disk", "hidden", "message"),
     [

@@ -56,8 +56,8 @@ def _own(folder: Path, make: bool) -> Iterator[None]:
     """Hold the folder against other runs; remove what was made for it if it stays empty."""
     made = [path for path in (folder, *folder.parents) if make and not path.exists()]
     try:
-        if make:
-            folder.mkdir(parents=True, exist_ok=True)
+        for path in reversed(made):  # mkdir(parents=True) recurses: a long path would be too deep
+            path.mkdir(exist_ok=True)
         with files.lock(folder):
             yield
     finally:
