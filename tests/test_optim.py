@@ -320,6 +320,16 @@ def test_norm_of_gradients_is_not_measured_again():
     assert params["w"][0] == -done.scale
 
 
+def test_norm_of_gradients_may_underflow_whatever_numpy_traps():
+    norm, finite = np.array([1e-300, 1e300]), np.ones(2, bool)
+    params, g = {"w": np.zeros((2, 3))}, {"w": np.zeros((2, 3))}
+    told = SimpleNamespace(params=g, norm=norm, scale=np.array([1e-300, 1e300]), finite=finite)
+    with np.errstate(all="raise"):
+        done = rk.SGD(params, lr=1.0, ensemble=2).step(told)
+    assert done.norm.tolist() == [0.0, math.inf]
+    assert done.applied.tolist() == [True, False]
+
+
 # ---------------------------------------------------------------------------------- penalties
 
 

@@ -335,7 +335,8 @@ class _Optimizer:
     def _told(self, name: str, g: Any) -> tuple[list[list[float]], list[list[float]]]:
         """The norm that gradients bring, and whether they are finite, as lists over members."""
         try:
-            norm, finite = _floats(g.norm * g.scale), _floats(g.finite)
+            with np.errstate(all="ignore"):  # the product may underflow, and the host trap on it
+                norm, finite = _floats(g.norm * g.scale), _floats(g.finite)
         except (AttributeError, TypeError, ValueError) as error:
             expected = "a dict of arrays, or gradients with the numbers norm, scale and finite"
             raise TypeError(f"{name}: expected {expected}, got {type(g).__name__}") from error
