@@ -1048,6 +1048,22 @@ def test_failed_save_is_reported_and_tried_again(
     assert len(load(path)["history"]) == 10
 
 
+def test_run_goes_on_where_a_failed_save_cannot_be_reported(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Trainer.save
+
+    def failing(self: Trainer, path: Path, *, dry_run: bool = False) -> None:
+        if len(self.history) == 2:
+            raise OSError(28, "No space left", "x")
+        save(self, path, dry_run=dry_run)
+
+    monkeypatch.setattr(Trainer, "save", failing)
+    monkeypatch.setattr(sys, "stderr", Full())
+    path = train("run", "--steps", "3", "--save-every", "1")
+    assert len(load(path)["history"]) == 3
+
+
 def test_folder_that_is_removed_during_a_run_is_named(
     train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -1068,10 +1084,10 @@ def test_folder_that_is_removed_during_a_run_is_named(
 
 
 class Full(io.StringIO):
-    """Standard output into a file on a disk that is full once the first step is there."""
+    """A file on a disk that is full once the first line of the training is there."""
 
     def write(self, text: str) -> int:
-        if "step 1:" in text:
+        if "step 1:" in text or "warning:" in text:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return super().write(text)
 

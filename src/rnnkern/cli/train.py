@@ -171,7 +171,8 @@ def _loop(
                         trainer.save(path)
                     except (files.FileError, OSError) as error:
                         text = f"rnnkern train: warning: step {done} not saved, going on: {error}"
-                        print(text, file=sys.stderr, flush=True)
+                        with suppress(OSError):  # standard error may be on the same full disk
+                            print(text, file=sys.stderr, flush=True)
     finally:
         signal.signal(signal.SIGINT, before)
 
