@@ -374,7 +374,8 @@ HALF = 0.7  # core time of such work: without a poll, Ctrl-C would come 0.5 s la
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_ends_the_packing_of_weights(monkeypatch, threads):
     monkeypatch.setattr(  # drawing them would take longer than all else
-        "rnnkern.layers.base.initial", lambda init, name, shape, *_: np.zeros(shape, np.float32)
+        "rnnkern.layers.base.initial",
+        lambda init, kind, name, shape, *_: np.zeros(shape, np.float32),
     )
     H, few = 1024, 2
     layer = make_layer("gru", H, H, num_layers=few)
