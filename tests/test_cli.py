@@ -26,7 +26,7 @@ from rnnkern import cli, files, reference
 from rnnkern.cli import bench, charlm
 from rnnkern.cli.charlm import CharLM, Settings, Trainer
 from rnnkern.cli.text import UNKNOWN, CharLMError, Corpus, Vocabulary, read_texts, stdlib_texts
-from rnnkern.cli.train import _draw
+from rnnkern.cli.train import _draw, _own
 from rnnkern.layers import LAYERS, _Layer
 
 for module in ("rich", "matplotlib", "safetensors"):
@@ -920,7 +920,7 @@ def test_folder_that_cannot_be_made_is_refused_before_the_first_step(
 def test_folder_may_be_many_levels_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path("a/" * 1000)  # as many levels as Python allows frames
-    with cli._own(folder, make=True):
+    with _own(folder, make=True):
         assert folder.is_dir()
     assert not list(tmp_path.iterdir())
 
