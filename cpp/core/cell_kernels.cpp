@@ -24,7 +24,7 @@ RNNKERN_KINDS(RNNKERN_ALIAS)
 
 extern const CellFunctions<float> RNNKERN_F32;
 extern const CellFunctions<double> RNNKERN_F64;
-constexpr CellFunctions<float> RNNKERN_F32 = functions_of<RNNKERN_STRUCT<float>, float>();
-constexpr CellFunctions<double> RNNKERN_F64 = functions_of<RNNKERN_STRUCT<double>, double>();
+constexpr CellFunctions<float> RNNKERN_F32 = CellRow<RNNKERN_STRUCT<float>, float>::functions();
+constexpr CellFunctions<double> RNNKERN_F64 = CellRow<RNNKERN_STRUCT<double>, double>::functions();
 
 }  // namespace rnnkern::RNNKERN_ISA

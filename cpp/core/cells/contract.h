@@ -100,6 +100,7 @@ struct CellLayout {
   const KindInfo* info;
   int gates, saved, carried, slots, vectors, phases;
   bool elementwise, projects, reads_h_before, reads_h;
+  bool has_sums_alone;  // of any gate: see stands_alone
   Phase phase[kMostPhases];
   int input_slot[kMostGates], recurrent_slot[kMostGates];
   int vector_slot[kMostVectors];  // where backward writes d_vectors: behind the cell's own slots
@@ -107,7 +108,7 @@ struct CellLayout {
   // Whether one of the cell's products takes something else than x and h'.
   bool has_operand() const { return phases > 1 || projects; }
   // Whether a gate's recurrent sum has a slot of its own beside the input's part.
-  bool stands_alone(int gate) const { return recurrent_slot[gate] != input_slot[gate]; }
+  constexpr bool stands_alone(int gate) const { return recurrent_slot[gate] != input_slot[gate]; }
   bool has(Role role) const {
     for (const ParameterInfo* p = info->parameters; p->name; ++p)
       if (p->role == role) return true;
@@ -128,6 +129,7 @@ constexpr CellLayout layout_of() {
                     Cell::projects,
                     Cell::reads_h_before,
                     Cell::reads_h,
+                    false,
                     {},
                     {},
                     {},
@@ -138,6 +140,7 @@ constexpr CellLayout layout_of() {
   for (int g = 0; g < Cell::gates; ++g) {
     layout.input_slot[g] = Cell::input_slot[g];
     layout.recurrent_slot[g] = Cell::recurrent_slot[g];
+    if (layout.stands_alone(g)) layout.has_sums_alone = true;
   }
   return layout;
 }

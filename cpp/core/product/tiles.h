@@ -19,15 +19,17 @@ struct Depth {
   Index start[4];
 };
 
+inline constexpr Index kOnePlace[] = {0};
+
 // Where C lies and what its chains start from.
 template <class T>
 struct Target {
-  T* const* rows;   // vector v of block b of row r: rows[r] + slot[v] + b * lanes
+  T* const* rows;   // vector v of block b of row r: rows[r] + place[v] + b * lanes
   const T* shared;  // laid out as a row is: what all rows start from; null: from where they stand
   bool from_zero;   // from nothing
   bool adds;        // C += start + A B instead: as a whole, after the chain
   Index columns;    // of a row; what a last block has beyond is not touched
-  Index slot[4] = {};
+  const Index* place = kOnePlace;
 };
 
 // Rows of one tile at most; the tile's accumulators leave workspace for a panel vector and
@@ -48,8 +50,8 @@ struct TileCall {
   T* const* to;
   const T* shared;
   bool from_zero;
-  Index column;       // of the block, in elements
-  const Index* slot;  // of the first panel's first vector
+  Index column;        // of the block, in elements
+  const Index* place;  // of the first panel's first vector
   int segments;
   Index length, stride;
   const Index* start;
@@ -64,7 +66,7 @@ struct Places {
   Index slot[G];
   explicit Places(const TileCall<T>& c) {
 #pragma GCC unroll 4
-    for (int v = 0; v < (NP < panels ? NP * NV : G); ++v) slot[v] = c.column + c.slot[v];
+    for (int v = 0; v < (NP < panels ? NP * NV : G); ++v) slot[v] = c.column + c.place[v];
   }
   Index operator()(int p, int v) const {
     return slot[p % panels * NV + v] + p / panels * kLanes<T>;
@@ -159,7 +161,7 @@ RNNKERN_INLINE void select_panel(TileCall<T>& call, const T* panels, Index panel
                                  const Target<T>& c) {
   constexpr int NV = kPanel<G>, S = G / NV;
   call.column = panel / S * kLanes<T>;
-  call.slot = c.slot + panel % S * NV;
+  call.place = c.place + panel % S * NV;
   call.panel = panels + panel * call.panel_stride;
 }
 

@@ -36,24 +36,8 @@ struct CellMaths {
     });
   }
 
-  template <int phase_index>
-  static void forward_tile(const ForwardStep<T>& s, const TileCall<T>& call, Index block,
-                           int panels) {
-    one_row<phase_index, panels_at_once<Cell::phase[phase_index].count>(1, 0)>(s, call, block,
-                                                                               panels);
-  }
   template <int phase_index, int NP>
-  RNNKERN_INLINE void one_row(const ForwardStep<T>& s, const TileCall<T>& call, Index block,
-                              int panels) {
-    constexpr int G = Cell::phase[phase_index].count;
-    if (panels == NP)
-      in_registers<phase_index, NP>(s, call, block);
-    else if constexpr (NP > G / kPanel<G>)
-      one_row<phase_index, NP / 2>(s, call, block, panels);
-  }
-  template <int phase_index, int NP>
-  __attribute__((noinline)) static void in_registers(const ForwardStep<T>& s,
-                                                     const TileCall<T>& call, Index block) {
+  static void tile(const ForwardStep<T>& s, const TileCall<T>& call, Index block) {
     constexpr int first = Cell::phase[phase_index].first, G = Cell::phase[phase_index].count,
                   NV = kPanel<G>;
     V sum[1][NP][NV];
@@ -210,18 +194,33 @@ struct CellMaths {
 
 // A cell's row of the table.
 template <class Cell, class T>
-constexpr CellFunctions<T> functions_of() {
+struct CellRow {
   using Maths = CellMaths<Cell, T>;
-  CellFunctions<T> f{layout_of<Cell>(), {}, nullptr};
-  f.phase[0].forward = Maths::template forward<0>;
-  f.phase[0].backward = Maths::template backward<0>;
-  if constexpr (!Cell::elementwise) f.phase[0].forward_tile = Maths::template forward_tile<0>;
-  if constexpr (Cell::phases > 1) {
-    f.phase[1] = {Maths::template forward<1>, Maths::template forward_tile<1>,
-                  Maths::template backward<1>};
-    f.operand = Maths::operand;
+
+  template <int phase, int panels>
+  static constexpr auto tile() {
+    using Tile = void (*)(const ForwardStep<T>&, const TileCall<T>&, Index);
+    constexpr int G = Cell::phase[phase].count;
+    if constexpr (!Cell::elementwise && panels >= G / kPanel<G> &&
+                  panels <= panels_at_once<G>(1, 0))
+      return Tile{Maths::template tile<phase, panels>};
+    else
+      return Tile{nullptr};
   }
-  return f;
-}
+  template <int phase>
+  static constexpr typename CellFunctions<T>::OfPhase of_phase() {
+    return {Maths::template forward<phase>,
+            {tile<phase, 1>(), tile<phase, 2>(), tile<phase, 4>(), tile<phase, 8>()},
+            Maths::template backward<phase>};
+  }
+  static constexpr CellFunctions<T> functions() {
+    CellFunctions<T> f{layout_of<Cell>(), {of_phase<0>()}, nullptr};
+    if constexpr (Cell::phases > 1) {
+      f.phase[1] = of_phase<1>();
+      f.operand = Maths::operand;
+    }
+    return f;
+  }
+};
 
 }  // namespace rnnkern::RNNKERN_ISA

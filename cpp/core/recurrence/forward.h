@@ -17,6 +17,8 @@ struct ForwardWeights {
   T* bias;        // [G, padded H] what the input's product starts from
   T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
   T* vectors;     // [vectors, padded H]
+  // [G] where a gate's sums stand in a row of z: the input's, the recurrent ones.
+  Index *input_place, *recurrent_place;
 
   void allocate(Arena& arena, const CellLayout& of, Index I, Index hidden, Index outputs) {
     cell = &of, H = hidden, P = outputs;
@@ -27,6 +29,8 @@ struct ForwardWeights {
     bias = arena.allocate<T>(of.gates * padded<T>(H));
     bias_hh = arena.allocate<T>(of.gates * padded<T>(H));
     vectors = arena.allocate<T>(of.vectors * padded<T>(H));
+    input_place = arena.allocate<Index>(kMostGates);
+    recurrent_place = arena.allocate<Index>(kMostGates);
   }
   T* panels(int phase) const {
     return recurrent + blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * P;
@@ -48,6 +52,10 @@ struct ForwardWeights {
       pack_gates<1>(token, d.parameters[projection_matrix], 0, P, H, team.share_of(blocks_of<T>(P)),
                     projection);
     if (team.index != 0) return;
+    for (int g = 0; g < G; ++g) {
+      input_place[g] = cell->input_slot[g] * padded<T>(H);
+      recurrent_place[g] = cell->recurrent_slot[g] * padded<T>(H);
+    }
     const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
     pack_bias(d.parameters[unit_vectors], static_cast<const T*>(nullptr), cell->vectors, H,
               vectors);
@@ -123,6 +131,7 @@ struct Forward {
   const Direction<T>& d;
   bool reverse, from_end;
   const ForwardWorkspace<T>& workspace;
+  const ForwardWeights<T>& weights;
   const ForwardRowPointers<T>& row_ptrs;
   WorkShare part;
   Index first_step = 0;  // of the chunk at hand
@@ -167,41 +176,49 @@ struct Forward {
   // Both products of some units, then of the next: so the second half of them all stays in cache
   // for the next call.
   void only_step() {
-    const Index n = alive(0), width = with_gates(cell.gates, [&](auto gates) {
-                                return blocks_at_once<decltype(gates)::value>(n, H);
-                              });
+    with_gates(cell.gates, [&](auto gates) { only_step_of<decltype(gates)::value>(); });
+  }
+  template <int G>
+  void only_step_of() {
+    const Index n = alive(0), width = blocks_at_once<G>(n, H);
     reset(0, n);
     const Index count = ceil_div(part.blocks.size(), width);
     for (Index i = 0; i < count && n > 0; ++i) {
       const Index first = part.blocks.first + (from_end ? count - 1 - i : i) * width;
       const Range blocks{first, least(first + width, part.blocks.last)};
-      input_product(1, blocks);
-      phase(0, 0, n, blocks);
+      input_product<G>(1, blocks);
+      phase<G>(0, 0, n, blocks);
+      if (part.team.stopped()) break;
     }
     if (n == 0 || !part.team.wait()) return;
     now ^= 1;
-    for (Index r = part.rows.first; r < part.rows.first + n; ++r) store_final_state(r);
+    for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
+      store_final_state(r);
+      if (!part.team.worked(part.blocks.size())) return;
+    }
   }
 
   // Copies the initial states to where the loop wants them, for this thread's units.
   void load_initial_state() {
     const Range own = outputs();
     const Index Hp = padded<T>(H), Pp = padded<T>(P), started = rows.T > 0 ? alive_at(rows, 0) : 0;
-    const auto start = [&](int state, Index width, Range blocks, T* to, Index r) {
+    const auto start = [&](int state, Index width, Index stride, Range blocks, T* to, Index r) {
       const Index caller = row_of(rows, r) * width, end = least(width, blocks.last * kLanes<T>);
       for (Index j = blocks.first * kLanes<T>; j < end; j += kLanes<T>) {
         const V v = d.first[state] ? load_n(d.first[state] + caller + j, end - j) : V{};
-        store(to + r * padded<T>(width) + j, v);
+        store(to + r * stride + j, v);
         if (r >= started) store_n(d.last[state] + caller + j, v, end - j);  // no step will
       }
     };
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
-      start(0, P, own, workspace.h[0], r);
-      if (rows.count) start(0, P, own, workspace.h[1], r);  // back in time, rows join at any step
+      start(0, P, Pp, own, workspace.h[0], r);
+      if (rows.count)
+        start(0, P, Pp, own, workspace.h[1], r);  // back in time, rows join at any step
       for (int k = 0; k < cell.carried; ++k)
-        start(1 + k, H, part.blocks, workspace.c + k * rows.B * Hp, r);
+        start(1 + k, H, Hp, part.blocks, workspace.c + k * rows.B * Hp, r);
       for (int half = 0; half < 2; ++half) row_ptrs.h[half][r] = workspace.h[half] + r * Pp;
       if (cell.has_operand()) row_ptrs.operand[r] = workspace.operand + r * Hp;
+      if (!part.team.worked(own.size())) return;
     }
     if (rows.resets)
       for (Index j = 0; j < Pp; ++j) row_ptrs.zeros[j] = T(0);
@@ -217,6 +234,11 @@ struct Forward {
 
   // The input's part of the gates' arguments for all rows of the chunk.
   void input_product(Index steps, Range blocks) const {
+    with_gates(cell.gates,
+               [&](auto gates) { input_product<decltype(gates)::value>(steps, blocks); });
+  }
+  template <int G>
+  void input_product(Index steps, Range blocks) const {
     Index n = 0;
     for (Index t = first_step; t < first_step + steps; ++t)
       for (Index i = 0; i < alive(t); ++i, ++n) {
@@ -224,24 +246,20 @@ struct Forward {
         row_ptrs.x[n] = x.data + t * x.time_stride + row_of(rows, r) * x.row_stride;
         row_ptrs.z[n] = z_row(t, r);
       }
-    const Index Hp = padded<T>(H);
-    Target<T> target{row_ptrs.z, workspace.weights.bias, false, false, Hp};
-    for (int g = 0; g < cell.gates; ++g) target.slot[g] = cell.input_slot[g] * Hp;
-    with_gates(cell.gates, [&](auto gates) {
-      constexpr int G = decltype(gates)::value;
-      product<G>(*part.team.token, n, row_ptrs.x, Depth{1, I, 1, {0}},
-                 static_cast<const T*>(workspace.weights.input), blocks, false, target,
-                 [&](Index block, int np) {
-                   for (int g = 0; g < G; ++g)
-                     if (cell.stands_alone(g)) start_alone(g, n, block, np);
-                 });
-    });
+    const Target<T> target{row_ptrs.z, weights.bias, false,
+                           false,      padded<T>(H), weights.input_place};
+    product<G>(*part.team.token, n, row_ptrs.x, Depth{1, I, 1, {0}},
+               static_cast<const T*>(weights.input), blocks, false, target,
+               [&](Index block, int np) {
+                 for (int g = 0; cell.has_sums_alone && g < G; ++g)
+                   if (cell.stands_alone(g)) start_alone(g, n, block, np);
+               });
   }
   // What a recurrent sum that stands alone starts from.
   void start_alone(int g, Index n, Index block, int np) const {
     const Index Hp = padded<T>(H);
     for (Index j = block * kLanes<T>; j < (block + np) * kLanes<T>; j += kLanes<T>) {
-      const V bias = load(workspace.weights.bias_hh + g * Hp + j);
+      const V bias = load(weights.bias_hh + g * Hp + j);
       for (Index i = 0; i < n; ++i) store(row_ptrs.z[i] + cell.recurrent_slot[g] * Hp + j, bias);
     }
   }
@@ -304,7 +322,7 @@ struct Forward {
     const V bound = splat(static_cast<T>(constants.projection_clip));
     for (Index i = 0; i < n; ++i) row_ptrs.projected[i] = workspace.h[now ^ 1] + (first + i) * Pp;
     product<1>(*part.team.token, n, row_ptrs.operand + first, Depth{1, H, 1, {0}},
-               static_cast<const T*>(workspace.weights.projection), outputs(), false,
+               static_cast<const T*>(weights.projection), outputs(), false,
                Target<T>{row_ptrs.projected, nullptr, true, false, Pp}, [&](Index block, int np) {
                  for (Index i = 0; i < n; ++i)
                    for (Index j = block * kLanes<T>; j < (block + np) * kLanes<T>; j += kLanes<T>) {
@@ -321,7 +339,11 @@ struct Forward {
 
   // The recurrent product of one phase's gates, and the cell's maths on what it leaves in cache.
   void phase(int index, Index t, Index n, Range blocks) const {
-    const Phase ph = cell.phase[index];
+    with_gates(cell.phase[index].count,
+               [&](auto gates) { phase<decltype(gates)::value>(index, t, n, blocks); });
+  }
+  template <int G>
+  void phase(int index, Index t, Index n, Range blocks) const {
     const auto& maths = functions.phase[index];
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
     for (Index i = 0; i < n; ++i) row_ptrs.z_now[i] = z_row(t, first + i);
@@ -329,7 +351,7 @@ struct Forward {
         &constants,
         row_ptrs.z_now,
         workspace.h[now] + skipped,
-        workspace.weights.vectors,
+        weights.vectors,
         workspace.h[now ^ 1] + skipped,
         cell.carried ? workspace.c + skipped : nullptr,
         cell.has_operand() ? workspace.operand + skipped : nullptr,
@@ -347,23 +369,21 @@ struct Forward {
       part.team.worked(n * blocks.size() * vector_operations);
       return;
     }
-    Target<T> target{row_ptrs.z_now, nullptr, false, false, Hp};
-    for (int g = 0; g < ph.count; ++g) target.slot[g] = cell.recurrent_slot[ph.first + g] * Hp;
+    const Target<T> target{
+        row_ptrs.z_now, nullptr, false,
+        false,          Hp,      weights.recurrent_place + cell.phase[index].first};
     const T* const* const a = (index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + first;
-    const T* const panels = workspace.weights.panels(index);
+    const T* const panels = weights.panels(index);
     const Depth depth{1, P, 1, {0}};
     const bool backwards = from_end != (now == 1);
-    with_gates(ph.count, [&](auto gates) {
-      constexpr int G = decltype(gates)::value;
-      if (n == 1)
-        one_row_product<G>(*part.team.token, a, depth, panels, blocks, backwards, target,
-                           [&](const TileCall<T>& call, Index block, int np) {
-                             maths.forward_tile(s, call, block, np);
-                           });
-      else
-        product<G>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
-                   [&](Index block, int np) { maths.forward(s, n, block, np); });
-    });
+    if (n == 1)
+      one_row_product<G>(*part.team.token, a, depth, panels, blocks, backwards, target,
+                         [&](const TileCall<T>& call, Index block, int np) {
+                           maths.tile[tile_index(np)](s, call, block);
+                         });
+    else
+      product<G>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
+                 [&](Index block, int np) { maths.forward(s, n, block, np); });
   }
 };
 

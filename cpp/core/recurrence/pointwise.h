@@ -48,6 +48,9 @@ struct BackwardStep {
   Index dy_row;  // from row to row of dy
 };
 
+// The place of a tile of so many panels in OfPhase::tile.
+inline int tile_index(int panels) { return __builtin_ctz(static_cast<unsigned>(panels)); }
+
 template <class T>
 struct CellFunctions {
   CellLayout layout;
@@ -55,9 +58,9 @@ struct CellFunctions {
     // The cell's maths for n rows and `count` blocks, on gates' arguments that stand in the rows of
     // z.
     void (*forward)(const ForwardStep<T>&, Index n, Index block, int count);
-    // A tile of one row, and the cell's maths on its sums while they are in registers; `panels` is
-    // a power of two. Null in an elementwise recurrence.
-    void (*forward_tile)(const ForwardStep<T>&, const TileCall<T>&, Index block, int panels);
+    // A tile of one row and 1, 2, 4 or 8 panels, and the cell's maths on its sums while they are in
+    // registers. Null where there is no such tile, and in an elementwise recurrence.
+    void (*tile[4])(const ForwardStep<T>&, const TileCall<T>&, Index block);
     // The cell's derivative, the step clip included, for one row.
     void (*backward)(const BackwardRow<T>&, const BackwardStep<T>&);
   } phase[kMostPhases];

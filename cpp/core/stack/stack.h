@@ -48,6 +48,7 @@ inline double work_to_share(const CellLayout& cell, const ForwardCall<T>& call) 
 }
 template <class Call>
 inline int worthwhile(const CellLayout& cell, int threads, const Call& call) {
+  if (threads == 1) return 1;
   int n = capped(threads, work_to_share(cell, call) / ThreadingThresholds::flops_of_a_thread);
   if (!cell.elementwise && call.rows.B * call.D < 4 * n)
     n = capped(
@@ -200,13 +201,13 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
                                          blocks_of<T>(call.H), barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
       drop_input(l, 0, call.rows.T, all);
-      ForwardWorkspace<T> workspace[2];
-      for (Index d = 0; d < call.D; ++d) workspace[d] = with_weights(workspaces[d], l, d, all);
+      ForwardWeights<T> weights[2];
+      for (Index d = 0; d < call.D; ++d) weights[d] = weights_of(l, d, workspaces[d], all);
       if (!all.wait()) return;
       const bool both = call.D == 2 && count == 1;
       for (Index d = 0; d < call.D; ++d)
         if (!part.idle && (both || d == part.direction))
-          loop(l, d, workspace[d], row_ptrs[thread], part).run();
+          loop(l, d, workspaces[d], weights[d], row_ptrs[thread], part).run();
       if (!all.wait()) return;
       if (!call.residual || l == 0) continue;
       add_input(l, 0, call.rows.T, all);
@@ -219,8 +220,9 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     const Team alone{0, 1, nullptr, &token};
     const WorkShare part{0, false, {0, call.rows.B}, {0, blocks_of<T>(call.H)}, alone};
     for (Index l = thread; l < call.L; l += count) {
-      const ForwardWorkspace<T> workspace = with_weights(workspaces[thread], l, 0, alone);
-      Forward<T> forward = loop(l, 0, workspace, row_ptrs[thread], part);
+      const ForwardWorkspace<T>& workspace = workspaces[thread];
+      const ForwardWeights<T> weights = weights_of(l, 0, workspace, alone);
+      Forward<T> forward = loop(l, 0, workspace, weights, row_ptrs[thread], part);
       forward.load_initial_state();
       int chunks = 0;
       for (Index done = 0; done < call.rows.T; done += workspace.chunk) {
@@ -239,25 +241,28 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     add_sequences<T>(steps_of(call.rows, from, steps), call.D * call.P, from_step(layer.x, from),
                      from_step(read_only(layer.y), from), from_step(layer.out, from), team);
   }
-  // A workspace with a layer's weights, packed now or before.
-  ForwardWorkspace<T> with_weights(ForwardWorkspace<T> workspace, Index l, Index d,
-                                   const Team& team) const {
+  // A layer's weights, packed before, or now into a workspace's.
+  ForwardWeights<T> weights_of(Index l, Index d, const ForwardWorkspace<T>& workspace,
+                               const Team& team) const {
     const Layer<T>& layer = call.layers[l];
     if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
       Arena kept{reinterpret_cast<char*>(packed)};
-      workspace.weights.allocate(kept, cell, layer.inputs, call.H, call.P);
-    } else {
-      workspace.weights.pack(layer.direction[d], layer.inputs, team);
+      ForwardWeights<T> weights;
+      weights.allocate(kept, cell, layer.inputs, call.H, call.P);
+      return weights;
     }
-    return workspace;
+    workspace.weights.pack(layer.direction[d], layer.inputs, team);
+    return workspace.weights;
   }
   Forward<T> loop(Index l, Index d, const ForwardWorkspace<T>& workspace,
-                  const ForwardRowPointers<T>& pointers, const WorkShare& part) const {
+                  const ForwardWeights<T>& weights, const ForwardRowPointers<T>& pointers,
+                  const WorkShare& part) const {
     const Layer<T>& layer = call.layers[l];
     const Sequence<T> y{layer.y.data + d * call.P, layer.y.time_stride, layer.y.row_stride};
     return {functions, cell,          call.constants, call.rows, call.H,
             call.P,    layer.inputs,  this->input(l), y,         layer.direction[d],
-            d == 1,    call.from_end, workspace,      pointers,  part};
+            d == 1,    call.from_end, workspace,      weights,   pointers,
+            part};
   }
 };
 
