@@ -414,6 +414,21 @@ def test_ctrl_c_ends_the_preparation_of_rows(what):
     sent[0].assert_in_time()
 
 
+def test_ctrl_c_ends_a_gradients_product(monkeypatch):
+    """Two rows, and a matrix so large that its gradient alone takes longer than a call may."""
+    monkeypatch.setattr(
+        "rnnkern.layers.base.initial",
+        lambda init, kind, name, shape, *_: np.zeros(shape, np.float32),
+    )
+    layer, sent = make_layer("min_gru", 8192, 8192), []
+    x = np.ones((2, 1, 8192), np.float32)
+    with rk.num_threads(1):
+        y, _, tape = layer.forward(x)
+        with pytest.raises(KeyboardInterrupt):
+            signalled(lambda: forever(lambda: layer.backward(tape, y)), 0.4, sent=sent)
+    sent[0].assert_in_time()
+
+
 def test_ctrl_c_ends_the_reading_of_a_tape():
     layer, sent = make_layer("rnn_tanh", 1, 1), []
 

@@ -230,7 +230,7 @@ struct Backward {
       start(0, P, outputs(part), workspace.dh, r);
       for (int k = 0; k < cell.carried; ++k)
         start(1 + k, H, part.blocks, workspace.dc + k * rows.B * padded<T>(H), r);
-      if (!part.team.worked(part.blocks.size() * kLanes<T>)) return;
+      if (!part.team.worked(kRowOperations + part.blocks.size() * kLanes<T>)) return;
     }
   }
 
@@ -250,7 +250,7 @@ struct Backward {
       for (int k = 0; k < cell.carried; ++k)
         for (Index j = part.blocks.first * kLanes<T>; j < end(H, part.blocks); ++j)
           gradient.first[1 + k][caller * H + j] = workspace.dc[(k * rows.B + r) * Hp + j];
-      if (!part.team.worked(part.blocks.size() * kLanes<T>)) return;
+      if (!part.team.worked(kRowOperations + part.blocks.size() * kLanes<T>)) return;
     }
   }
 

@@ -194,7 +194,7 @@ struct Forward {
     now ^= 1;
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
       store_final_state(r);
-      if (!part.team.worked(part.blocks.size())) return;
+      if (!part.team.worked(kRowOperations + part.blocks.size())) return;
     }
   }
 
@@ -218,7 +218,7 @@ struct Forward {
         start(1 + k, H, Hp, part.blocks, workspace.c + k * rows.B * Hp, r);
       for (int half = 0; half < 2; ++half) row_ptrs.h[half][r] = workspace.h[half] + r * Pp;
       if (cell.has_operand()) row_ptrs.operand[r] = workspace.operand + r * Hp;
-      if (!part.team.worked(own.size())) return;
+      if (!part.team.worked(kRowOperations + own.size())) return;
     }
     if (rows.resets)
       for (Index j = 0; j < Pp; ++j) row_ptrs.zeros[j] = T(0);
@@ -245,6 +245,7 @@ struct Forward {
         const Index r = part.rows.first + i;
         row_ptrs.x[n] = x.data + t * x.time_stride + row_of(rows, r) * x.row_stride;
         row_ptrs.z[n] = z_row(t, r);
+        if (!part.team.worked(kRowOperations)) return;
       }
     const Target<T> target{row_ptrs.z, weights.bias, false,
                            false,      padded<T>(H), weights.input_place};

@@ -24,6 +24,9 @@ RNNKERN_INLINE bool go_on(CancelToken& token, Index work) {
   return (token.left -= work) > 0 || look(token);
 }
 
+// What a row costs a loop that touches some of its memory for the first time, in vector operations.
+inline constexpr Index kRowOperations = 64;
+
 // Runs body(watch, thread, threads) on up to `threads` threads, the calling thread being the first.
 // One thread does not enter OpenMP at all.
 template <class Body>
