@@ -44,7 +44,8 @@ std::vector<Parameter> parameters_of(const Sizes& s) {
     for (Index direction = 0; direction < s.D; ++direction)
       for (const ParameterInfo* p = s.info().parameters; p->name; ++p) {
         if (kIsBias[p->role] && !s.bias) continue;
-        const Index rows = p->times * s.extent(p->rows, layer), columns = s.extent(p->columns, layer);
+        const Index rows = p->times * s.extent(p->rows, layer),
+                    columns = s.extent(p->columns, layer);
         const std::string suffix = "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
         Parameter one{p->name + suffix, p->role, layer, direction, {rows}, rows * columns};
         if (p->columns != Extent::one) one.shape.push_back(columns);
