@@ -7,13 +7,37 @@ import doctest
 import importlib
 import inspect
 import pkgutil
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from rnnkern import reference
-from rnnkern.reference import CELLS, Config, backward, forward, parameter_shapes
+from rnnkern.reference import (
+    ACTIVATIONS,
+    CELLS,
+    PLANNED,
+    Config,
+    backward,
+    forward,
+    parameter_shapes,
+)
+from rnnkern.reference.activations import (
+    Affine,
+    Elu,
+    HardSigmoid,
+    LeakyRelu,
+    Relu,
+    ScaledTanh,
+    Sigmoid,
+    Softplus,
+    Softsign,
+    Tanh,
+    ThresholdedRelu,
+)
+
+ALL = CELLS | PLANNED
 
 # Two float64 evaluations of one formula, in another order of summation: sums of at most a few
 # hundred terms of size 1, each rounded to 2^-53, stay well below 1e-12.
@@ -22,12 +46,58 @@ SAME_FORMULA = {"rtol": 1e-10, "atol": 1e-12}
 LENGTHS = [3, 0, 2]  # unsorted, with a full row, an empty row and a padded one
 T, B, I, P = 3, 3, 3, 2
 
-# Every cell without options, and with finite forward clips where it has them.
+# Every cell without options, and with all that it has: each clip finite, and activations that tell
+# from their value what their argument was, so that `Problem.limited` sees the forward clip.
 CASES = {
-    **{cell: {"cell": cell} for cell in CELLS},
+    **{cell: {"cell": cell} for cell in ALL},
     "lstm_clipped finite": {"cell": "lstm_clipped", "cell_clip": 0.6},
     "lstm_peephole finite": {"cell": "lstm_peephole", "cell_clip": 0.5},
     "lstm_projected finite": {"cell": "lstm_projected", "cell_clip": 0.6, "proj_clip": 0.2},
+    "rnn_general finite": {
+        "cell": "rnn_general",
+        "activations": (Softsign(),),
+        "forward_clip": 1.5,
+    },
+    "lstm_general finite": {
+        "cell": "lstm_general",
+        "peephole": True,
+        "activations": (Softplus(), Elu(0.7), Softsign()),
+        "forward_clip": 1.5,
+        "cell_clip": 0.7,
+    },
+    "lstm_general_projected finite": {
+        "cell": "lstm_general_projected",
+        "peephole": True,
+        "activations": (Sigmoid(), ScaledTanh(1.2, 0.8), LeakyRelu(0.3)),
+        "forward_clip": 1.5,
+        "cell_clip": 0.7,
+        "proj_clip": 0.2,
+    },
+    "cifg_general finite": {
+        "cell": "cifg_general",
+        "peephole": True,
+        "activations": (Sigmoid(), Softsign(), Affine(0.8, 0.1)),
+        "forward_clip": 1.5,
+        "cell_clip": 0.4,
+    },
+    "cifg_general_projected finite": {
+        "cell": "cifg_general_projected",
+        "peephole": True,
+        "activations": (Softsign(), Tanh(), ScaledTanh(0.9, 1.1)),
+        "forward_clip": 1.5,
+        "cell_clip": 0.7,
+        "proj_clip": 0.1,
+    },
+    "gru_general finite": {
+        "cell": "gru_general",
+        "activations": (Softsign(), LeakyRelu(0.4)),
+        "forward_clip": 1.5,
+    },
+    "gru_reset_before_general finite": {
+        "cell": "gru_reset_before_general",
+        "activations": (Sigmoid(), Elu()),
+        "forward_clip": 1.5,
+    },
 }
 
 
@@ -35,7 +105,7 @@ def config_of(
     case, inputs=I, outputs=P, num_layers=1, bidirectional=False, bias=True, residual=False
 ):
     """Configure a case so that h is `outputs` wide: H is outputs, one more with a projection."""
-    projects = CELLS[CASES[case]["cell"]].projects
+    projects = ALL[CASES[case]["cell"]].projects
     return Config(
         input_size=inputs,
         hidden_size=outputs + projects,
@@ -46,6 +116,37 @@ def config_of(
         proj_size=outputs * projects,
         **CASES[case],
     )
+
+
+def clips_of(case):
+    return [option for option in CASES[case] if option.endswith("_clip")]
+
+
+# Each activation once more, of NumPy's or PyTorch's functions m.
+FORMULAS = {
+    "Relu": lambda m, a: m.where(a > 0, a, 0.0 * a),
+    "Tanh": lambda m, a: m.tanh(a),
+    "Sigmoid": lambda m, a: 1 / (1 + m.exp(-a)),
+    "Affine": lambda m, a, alpha, beta: alpha * a + beta,
+    "LeakyRelu": lambda m, a, alpha: m.where(a > 0, a, alpha * a),
+    "ThresholdedRelu": lambda m, a, alpha: m.where(a > alpha, a, 0.0 * a),
+    "ScaledTanh": lambda m, a, alpha, beta: alpha * m.tanh(beta * a),
+    "HardSigmoid": lambda m, a, alpha, beta: m.clip(alpha * a + beta, 0.0, 1.0),
+    "Elu": lambda m, a, alpha: m.where(a > 0, a, alpha * (m.exp(a) - 1)),
+    "Softsign": lambda m, a: a / (1 + m.abs(a)),
+    "Softplus": lambda m, a: m.log(1 + m.exp(a)),
+}
+
+
+def activated(m, config, of, a):
+    """The activation of a gate's argument, or of the LSTM's c, by the functions of m."""
+    if config.activations is not None:
+        act = config.activations[{"g": 1, "n": 1, "c": 2}.get(of, 0)]
+    else:
+        act = Relu() if config.cell.endswith("relu") else Tanh() if of in "hgnc" else Sigmoid()
+    if config.forward_clip is not None and of != "c":
+        a = m.clip(a, -config.forward_clip, config.forward_clip)
+    return FORMULAS[type(act).__name__](m, a, *vars(act).values())
 
 
 @dataclass(frozen=True)
@@ -67,7 +168,7 @@ class Problem:
         widths = {"P": config.output_size, "H": config.hidden_size}
         shapes = [
             (config.num_layers * config.directions, rows, widths[state.width])
-            for state in CELLS[config.cell].states
+            for state in ALL[config.cell].states
         ]
         self.config = config
         self.lengths = None if lengths is None else np.array(lengths)
@@ -98,9 +199,22 @@ class Problem:
     def limited(self, option):
         """Which elements a forward clip limits, over layers, directions and steps."""
         *_, tape = self.forward()
+        if option == "forward_clip":
+            bounds = self.config.forward_clip * np.array([[-1.0], [1.0]])
+            table = ALL[self.config.cell].gate_table
+            ends = np.hstack([activated(np, self.config, gate.name, bounds) for gate in table])
+            ends = np.repeat(ends, self.config.hidden_size, axis=1)
+            gates = np.vstack([step.gates for steps in tape.steps for step in steps])
+            return np.any(np.isclose(gates, ends[:, None], rtol=1e-12), axis=0)
         state = {"cell_clip": 1, "proj_clip": 0}[option]
         values = [step.new[state].ravel() for steps in tape.steps for step in steps]
         return np.abs(np.concatenate(values)) == getattr(self.config, option)
+
+    def taking(self, other):
+        """The same parameters, with the arguments of another problem."""
+        self.x, self.dy = other.x, other.dy
+        self.states, self.dstates = other.states, other.dstates
+        return self
 
     def row(self, b):
         """The same problem, with this row alone and its padding cut off."""
@@ -188,12 +302,11 @@ def assert_gradients_are_differences(problem):
 
 @every_case
 @every_shape
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize(("bias", "lengths"), [(True, LENGTHS), (False, None)])
 def test_gradients_are_the_central_differences(case, layers, bidirectional, bias, lengths):
     config = config_of(case, I, P, layers, bidirectional, bias)
     problem = Problem(config, lengths=lengths, dropout=layers > 1)
-    for option in CASES[case].keys() - {"cell"}:
+    for option in clips_of(case):
         limited = problem.limited(option)
         assert np.any(limited), f"{option} limits no element"
         assert not np.all(limited), f"{option} limits every element"
@@ -257,12 +370,25 @@ def sigmoid(a):
 
 def lstm_step(config, a, c, p, W_hr):
     """One step of each LSTM, from the gates' arguments without the peepholes' part."""
-    i, f = sigmoid(a[0] + p[0] * c), sigmoid(a[1] + p[1] * c)
-    c_new = f * c + i * np.tanh(a[2])
+
+    def act(of, argument):
+        return activated(np, config, of, argument)
+
+    if config.cell.startswith("cifg"):
+        (a_i, a_g, a_o), (p_i, p_o) = a, p
+        i = act("i", a_i + p_i * c)
+        f = 1 - i
+    else:
+        (a_i, a_f, a_g, a_o), (p_i, p_f, p_o) = a, p
+        i, f = act("i", a_i + p_i * c), act("f", a_f + p_f * c)
+    if config.forward_clip is not None:
+        assert np.any(np.abs(a_i + p_i * c) > config.forward_clip)
+        assert np.any(np.abs(a_g) > config.forward_clip)
+    c_new = f * c + i * act("g", a_g)
     if config.cell_clip is not None:
         assert np.any(np.abs(c_new) > config.cell_clip)
         c_new = np.minimum(np.maximum(c_new, -config.cell_clip), config.cell_clip)
-    h_new = sigmoid(a[3] + p[2] * c_new) * np.tanh(c_new)
+    h_new = act("o", a_o + p_o * c_new) * act("c", c_new)
     if W_hr is not None:
         h_new = np.array([W_hr[0] * h_new[0] + W_hr[1] * h_new[1]])
     if config.proj_clip is not None:
@@ -274,11 +400,16 @@ def lstm_step(config, a, c, p, W_hr):
 @every_case
 def test_one_step_of_one_output_is_the_equation(case):
     config = config_of(case, 1, 1)
-    cell, gates, units = config.cell, CELLS[config.cell].gates, config.hidden_size
+    # Within the range of these values; c goes beyond the forward clip, which is not for it.
+    within = {"forward_clip": 0.38, "cell_clip": 0.4, "proj_clip": 0.05}
+    clips = {name: bound for name, bound in within.items() if name in clips_of(case)}
+    config = replace(config, **clips)
+    cell, gates, units = config.cell, ALL[config.cell].gates, config.hidden_size
     w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates * units).reshape(4, gates, units)
     x, h, c = 0.7, -0.4, np.array([0.9, -0.5])[:units]
-    W_hr = np.array([1.1, 0.8]) if CELLS[cell].projects else None
-    p = np.array([[0.5], [-1.2], [0.7]]) if cell == "lstm_peephole" else np.zeros((3, 1))
+    W_hr = np.array([1.1, 0.8]) if ALL[cell].projects else None
+    p = np.outer([0.5, -1.2, 0.7], [1.0, -0.4])[: ALL[cell].vectors or 3, :units]
+    p = p * (cell == "lstm_peephole" or config.peephole)
     if cell.endswith("relu"):
         b = b + 1  # on the side where relu passes something
     if cell == "min_gru":
@@ -290,19 +421,18 @@ def test_one_step_of_one_output_is_the_equation(case):
         g = v + 0.5 if v >= 0 else sigmoid(v)
         expected = [(sigmoid(f) * h + sigmoid(i) * g) / (sigmoid(f) + sigmoid(i))]
     elif cell.startswith("gru"):
-        r, z = (sigmoid(w[k] * x + b[k] + u[k] * h + d[k]) for k in (0, 1))
-        if cell == "gru":
-            n = np.tanh(w[2] * x + b[2] + r * (u[2] * h + d[2]))
+        r, z = (activated(np, config, "r", w[k] * x + b[k] + u[k] * h + d[k]) for k in (0, 1))
+        if "before" in cell:
+            a_n = w[2] * x + b[2] + u[2] * (r * h) + d[2]
         else:
-            n = np.tanh(w[2] * x + b[2] + u[2] * (r * h) + d[2])
+            a_n = w[2] * x + b[2] + r * (u[2] * h + d[2])
+        n = activated(np, config, "n", a_n)
         expected = [(1 - z) * n + z * h]
     else:
         a = w * x + b + u * h + (0 if cell.startswith("ind") else d)
-        if cell in ("rnn_tanh", "ind_rnn_tanh"):
-            expected = [np.tanh(a[0])]
-        elif cell in ("rnn_relu", "ind_rnn_relu"):
-            expected = [a[0]]
-            assert np.all(a > 0)
+        if "rnn" in cell:
+            expected = [activated(np, config, "h", a[0])]
+            assert not cell.endswith("relu") or np.all(a > 0)
         else:
             expected = lstm_step(config, a, c, p, W_hr)
     given = {"weight_ih": w, "weight_hh": u, "bias_ih": b, "bias_hh": d}
@@ -330,7 +460,7 @@ def test_ind_rnn_is_the_rnn_of_a_diagonal_recurrent_matrix(act):
     for name, p in rnn.params.items():
         given = ind.params.get(name, 0.0)  # IndRNN has no bias_hh
         p[...] = np.diag(given) if "weight_hh" in name else given
-    rnn.x, rnn.dy, rnn.states, rnn.dstates = ind.x, ind.dy, ind.states, ind.dstates
+    rnn.taking(ind)
     assert_same(ind.forward()[0], rnn.forward()[0], "y")
     # The clips of the step act on the same da and on the same rows.
     for clip in (None, Clip(step_value=0.05, step_norm=0.3)):
@@ -374,8 +504,7 @@ def test_peephole_lstm_of_zero_vectors_is_the_lstm(bound):
     other.params = {
         name: one.params.get(name, np.zeros_like(p)) for name, p in other.params.items()
     }
-    for name in ("x", "dy", "states", "dstates"):
-        setattr(other, name, getattr(one, name))
+    other.taking(one)
     assert_same(one.forward()[0], other.forward()[0], "y")
     for clip in (None, Clip(step_value=0.05, step_norm=0.3)):
         expected, grads = one.backward(clip), other.backward(clip)
@@ -405,6 +534,110 @@ def test_peephole_lstm_gives_the_values_that_onnx_publishes():
     np.testing.assert_array_equal(y[0], h[0])
 
 
+GENERAL = {
+    "rnn_tanh": "rnn_general",
+    "lstm": "lstm_general",
+    "lstm_projected": "lstm_general_projected",
+    "lstm_peephole": "lstm_general",
+    "gru": "gru_general",
+    "gru_reset_before": "gru_reset_before_general",
+}
+
+
+@pytest.mark.parametrize(("cell", "kind"), GENERAL.items())
+def test_general_cell_of_the_usual_activations_is_the_cell(cell, kind):
+    clips = dict.fromkeys(ALL[cell].options, 0.6)
+    one = Problem(config_of(cell, I, P, 2, bidirectional=True), lengths=LENGTHS)
+    one.config = replace(one.config, **clips)
+    other = Problem(config_of(kind, I, P, 2, bidirectional=True), lengths=LENGTHS).taking(one)
+    other.config = replace(other.config, peephole=cell == "lstm_peephole", **clips)
+    other.params = one.params
+    assert parameter_shapes(other.config) == parameter_shapes(one.config)
+    assert_same(other.forward()[0], one.forward()[0], "y")
+    for clip in (None, Clip(step_value=0.05, step_norm=0.3)):
+        grads, expected = other.backward(clip), one.backward(clip)
+        assert_same_gradients(grads, expected.params, expected.x, split(expected.state))
+
+
+@pytest.mark.parametrize("projected", ["", "_projected"])
+@pytest.mark.parametrize("peephole", [False, True])
+def test_cifg_is_the_lstm_whose_forget_gate_is_the_negated_input_gate(projected, peephole):
+    clips = {"forward_clip": 1.5, "cell_clip": 0.5}
+
+    def problem(kind):
+        made = Problem(config_of(kind + projected, I, P, 2, bidirectional=True), lengths=LENGTHS)
+        made.config = replace(made.config, peephole=peephole, **clips)
+        made.params = Problem(made.config).params
+        return made
+
+    cifg = problem("cifg_general")
+    lstm = problem("lstm_general").taking(cifg)
+    H = cifg.config.hidden_size
+
+    def shared(name):
+        return "weight_hr" in name
+
+    for name, given in cifg.params.items():
+        i, rest = np.split(given, [H])  # sigmoid(-a) = 1 - sigmoid(a): rows i, -i, and the rest
+        lstm.params[name] = given if shared(name) else np.concatenate([i, -i, rest])
+    assert_same(lstm.forward()[0], cifg.forward()[0], "y")
+    grads, of_lstm = cifg.backward(), lstm.backward()
+    expected = {}
+    for name, g in of_lstm.params.items():
+        i, f, rest = np.split(g, [H, 2 * H])  # both gates' gradients meet in the rows of i
+        expected[name] = g if shared(name) else np.concatenate([i - f, rest])
+    assert_same_gradients(grads, expected, of_lstm.x, split(of_lstm.state))
+
+
+SOME = {
+    **{one: ACTIVATIONS[one]() for one in ACTIVATIONS if one != "ScaledTanh"},
+    "ScaledTanh": ScaledTanh(1.7, 0.6),
+    **{"Affine other": Affine(-0.4, 0.3), "LeakyRelu other": LeakyRelu(-0.5)},
+    **{"ThresholdedRelu other": ThresholdedRelu(-0.75), "Elu other": Elu(2.5)},
+    **{"HardSigmoid other": HardSigmoid(-0.5, 0.1)},
+}
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_activation_is_its_formula_and_its_slope_the_difference_quotient(name):
+    act, a = SOME[name], np.linspace(-4.03, 4.0, 97)  # no kink within eps
+    formula = FORMULAS[type(act).__name__]
+    assert_same(act.value(a), formula(np, a, *vars(act).values()), "value")
+    # The errors of a central difference: eps^2 / 6 times the third derivative, below 1 here, and
+    # 2^-53 / eps times the value.
+    eps = 2.0**-17
+    quotient = (act.value(a + eps) - act.value(a - eps)) / (2 * eps)
+    np.testing.assert_allclose(act.slope(a), quotient, rtol=0, atol=3e-10)
+    limited = act.limited(1.25)
+    np.testing.assert_array_equal(limited.value(a), act.value(np.clip(a, -1.25, 1.25)))
+    within = np.abs(a) <= 1.25
+    np.testing.assert_array_equal(limited.slope(a), np.where(within, act.slope(a), 0.0))
+    at_the_bound = np.array([-1.25, 1.25])
+    np.testing.assert_array_equal(limited.slope(at_the_bound), act.slope(at_the_bound))
+
+
+@pytest.mark.parametrize(
+    ("act", "kink", "slope"),
+    [
+        (Relu(), 0.0, 0.0),
+        (LeakyRelu(0.25), 0.0, 0.25),
+        (ThresholdedRelu(2.0), 2.0, 0.0),
+        (Elu(0.5), 0.0, 0.5),
+        (HardSigmoid(0.25, 0.5), -2.0, 0.0),
+        (HardSigmoid(0.25, 0.5), 2.0, 0.0),
+    ],
+)
+def test_slope_at_a_kink(act, kink, slope):
+    assert act.slope(np.array([kink])).item() == slope
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_activation_far_from_zero_is_finite_without_a_warning(name):
+    far = np.array([-1e300, -1e5, -800.0, 800.0, 1e5, 1e300])
+    assert np.isfinite(SOME[name].value(far)).all()
+    assert np.isfinite(SOME[name].slope(far)).all()
+
+
 @every_case
 def test_saturated_gates_stay_finite_without_a_warning(case):
     problem = Problem(config_of(case))
@@ -418,7 +651,7 @@ def test_saturated_gates_stay_finite_without_a_warning(case):
     "cell", ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "lstm_clipped"]
 )
 def test_parameter_shapes(cell):
-    G = CELLS[cell].gates
+    G = ALL[cell].gates
     assert list(parameter_shapes(Config(cell, 5, 3, 2, bidirectional=True)).items()) == [
         ("weight_ih_l0", (3 * G, 5)),
         ("weight_hh_l0", (3 * G, 3)),
@@ -485,6 +718,20 @@ def test_parameter_shapes_with_peepholes():
     ]
     with_bias = parameter_shapes(Config("lstm_peephole", 5, 3))
     assert list(with_bias)[2:] == ["bias_ih_l0", "bias_hh_l0", "weight_ch_l0"]
+
+
+def test_parameter_shapes_of_coupled_gates():
+    config = Config("cifg_general_projected", 5, 3, proj_size=2, peephole=True)
+    assert list(parameter_shapes(config).items()) == [
+        ("weight_ih_l0", (9, 5)),
+        ("weight_hh_l0", (9, 2)),
+        ("bias_ih_l0", (9,)),
+        ("bias_hh_l0", (9,)),
+        ("weight_ch_l0", (6,)),
+        ("weight_hr_l0", (2, 3)),
+    ]
+    without = list(parameter_shapes(replace(config, bias=False, peephole=False)))
+    assert without == ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]
 
 
 def test_parameter_shapes_with_vectors():
@@ -674,6 +921,26 @@ def test_step_clips_in_a_scalar_rnn_written_out():
     assert_same([*da, du, dh0], [1.5, 1.5, 1.5 * h1 + 1.5 * h0, 2.0], "both")
 
 
+def cell_gradient(problem):
+    """The gradient of c (H,) before its clip, in a problem of one step and row, without clips."""
+    *_, tape = problem.forward()
+    (step,) = tape.steps[0]
+    c, H = step.new[1][0], problem.config.hidden_size
+
+    def out(c):
+        return activated(np, problem.config, "c", c)
+
+    out_slope = (out(c + 1e-6) - out(c - 1e-6)) / 2e-6
+    o, p_o = step.gates[0, -H:], problem.params["weight_ch_l0"][-H:]
+    dm = problem.dy[0, 0] + problem.dstates[0][0, 0]
+    if problem.config.proj_size:
+        if problem.config.proj_clip is not None:
+            dm = np.where(np.abs(step.new[0][0]) < problem.config.proj_clip, dm, 0.0)
+        dm = dm @ problem.params["weight_hr_l0"]
+    da_o = problem.backward().params["bias_ih_l0"][-H:]
+    return problem.dstates[1][0, 0] + dm * o * out_slope + p_o * da_o
+
+
 @every_case
 def test_step_value_bounds_each_argument_of_a_single_step(case):
     # With one step and one row, the gradient of bias_ih is da itself. Every da of the RNNs, of
@@ -687,19 +954,19 @@ def test_step_value_bounds_each_argument_of_a_single_step(case):
     grads = problem.backward(Clip(step_value=c))
     da_free, da = (g.params["bias_ih_l0"].reshape(-1, n_units) for g in (free, grads))
     expected = np.clip(da_free, -c, c)
-    if cell == "gru":
-        expected[0] = np.clip(da_free[0] * (da[2] / da_free[2]), -c, c)
-    elif cell == "gru_reset_before":
+    if cell in ("gru", "gru_general"):
+        passed = da_free[2] != 0  # not where the forward clip limits a_n
+        ratio = np.divide(da[2], da_free[2], out=np.zeros(n_units), where=passed)
+        expected[0] = np.clip(da_free[0] * ratio, -c, c)
+    elif cell.startswith("gru_reset_before"):
         W_hn = problem.params["weight_hh_l0"][2 * n_units :]
         ratio = (da[2] @ W_hn) / (da_free[2] @ W_hn)  # the rest of da_r does not depend on da_n
         expected[0] = np.clip(da_free[0] * ratio, -c, c)
-    elif cell == "lstm_peephole":
-        (dh,), (dc_next,) = (d[0] for d in problem.dstates)
-        _, (h_new, c_new), _ = problem.forward()
-        tanh_c, p_o = np.tanh(c_new[0, 0]), problem.params["weight_ch_l0"][2 * n_units :]
-        dc = dc_next + (dh + problem.dy[0, 0]) * h_new[0, 0] / tanh_c * (1 - tanh_c**2)
-        ratio = (dc + p_o * da[3]) / (dc + p_o * da_free[3])
-        expected[:3] = np.clip(da_free[:3] * ratio, -c, c)
+    elif "weight_ch_l0" in problem.params:
+        # c's gradient is the one in which da_o is not clipped, plus p_o times the clip's change.
+        da_o = problem.params["weight_ch_l0"][-n_units:] * (da[-1] - da_free[-1])
+        dc = cell_gradient(problem)
+        expected[:-1] = np.clip(da_free[:-1] * ((dc + da_o) / dc), -c, c)
     over = np.abs(da_free) > c
     assert np.all(np.any(over, axis=1) & ~np.all(over, axis=1)), "each gate on both sides"
     assert_same(da, expected, "da")
@@ -895,7 +1162,7 @@ def test_forward_and_backward_against_torch(cell, layers, bidirectional, bias, l
 
 def hooked_step(torch, config, x, state, w, clip):
     """One row's step in torch, with the step clips as hooks where the definition has them."""
-    cell, gates = config.cell, CELLS[config.cell].gates
+    cell, gates = config.cell, ALL[config.cell].gates
 
     def clipped(a):  # the identity; on the way back, each element of da to [-c, c]
         a.register_hook(lambda d: d.clamp(-clip.step_value, clip.step_value))
@@ -903,11 +1170,14 @@ def hooked_step(torch, config, x, state, w, clip):
 
     def handed_back(h):  # the identity; on the way back, the row to at most norm c
         h = h.clone()
-        h.register_hook(lambda d: d * min(1.0, clip.step_norm / float(d.norm())))
+        h.register_hook(lambda d: d * (clip.step_norm / max(clip.step_norm, float(d.norm()))))
         return h
 
     def limited(v, bound):
         return v if bound is None else v.clamp(-bound, bound)
+
+    def act(of, argument):
+        return activated(torch, config, of, argument)
 
     h_prev = handed_back(state[0])
     from_x = (w["weight_ih"] @ x + w["bias_ih"]).reshape(gates, -1)
@@ -919,32 +1189,30 @@ def hooked_step(torch, config, x, state, w, clip):
         f, v = torch.sigmoid(f - i), clipped(from_x[2])
         return [f * h_prev + (1 - f) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))]
     if cell.startswith("ind"):
-        act = {"ind_rnn_tanh": torch.tanh, "ind_rnn_relu": torch.relu}[cell]
-        return [act(clipped(from_x[0] + w["weight_hh"] * h_prev))]
+        return [act("h", clipped(from_x[0] + w["weight_hh"] * h_prev))]
     W_h = w["weight_hh"].reshape(gates, -1, len(h_prev))
     b_h = w["bias_hh"].reshape(gates, -1)
 
     def a(k, seen=0.0):
         return clipped(from_x[k] + W_h[k] @ h_prev + b_h[k] + seen)
 
-    if cell == "rnn_tanh":
-        return [torch.tanh(a(0))]
-    if cell == "rnn_relu":
-        return [torch.relu(a(0))]
-    if cell.startswith("lstm"):
+    if cell.startswith("rnn"):
+        return [act("h", a(0))]
+    if cell.startswith(("lstm", "cifg")):
         c = state[1]
-        p = w["weight_ch"].reshape(3, -1) if "weight_ch" in w else torch.zeros(3, 1)
-        i, f, g = torch.sigmoid(a(0, p[0] * c)), torch.sigmoid(a(1, p[1] * c)), torch.tanh(a(2))
+        p = w["weight_ch"].reshape(gates - 1, -1) if "weight_ch" in w else torch.zeros(3, 1)
+        i, g = act("i", a(0, p[0] * c)), act("g", a(gates - 2))
+        f = act("f", a(1, p[1] * c)) if gates == 4 else 1 - i
         c = limited(f * c + i * g, config.cell_clip)
-        h = torch.sigmoid(a(3, p[2] * c)) * torch.tanh(c)
+        h = act("o", a(gates - 1, p[gates - 2] * c)) * act("c", c)
         if "weight_hr" in w:
             h = limited(w["weight_hr"] @ h, config.proj_clip)
         return [h, c]
-    r, z = torch.sigmoid(a(0)), torch.sigmoid(a(1))
-    if cell == "gru":
-        n = torch.tanh(clipped(from_x[2] + r * (W_h[2] @ h_prev + b_h[2])))
+    r, z = act("r", a(0)), act("z", a(1))
+    if "before" in cell:
+        n = act("n", clipped(from_x[2] + W_h[2] @ (r * h_prev) + b_h[2]))
     else:
-        n = torch.tanh(clipped(from_x[2] + W_h[2] @ (r * h_prev) + b_h[2]))
+        n = act("n", clipped(from_x[2] + r * (W_h[2] @ h_prev + b_h[2])))
     return [(1 - z) * n + z * h_prev]
 
 
@@ -957,14 +1225,15 @@ def test_step_clips_against_torch_hooks(case, reverse, clip):
     torch = pytest.importorskip("torch")
     config = config_of(case, 5, 6, bidirectional=reverse)
     problem = Problem(config, steps=7, rows=2, lengths=[7, 3])
-    for option in CASES[case].keys() - {"cell"}:
+    for option in clips_of(case):
         assert 0 < problem.limited(option).mean() < 1
     params = {k: torch.tensor(p, requires_grad=True) for k, p in problem.params.items()}
     x = torch.tensor(problem.x, requires_grad=True)
     states = [torch.tensor(s, requires_grad=True) for s in problem.states]
     loss = torch.zeros((), dtype=torch.float64)
     for d, suffix in enumerate(("_l0", "_l0_reverse")[: config.directions]):
-        w = {p.name: params[p.name + suffix] for p in CELLS[config.cell].parameters}
+        table = ALL[config.cell].parameters
+        w = {p.name: params[p.name + suffix] for p in table if p.name + suffix in params}
         for b, end in enumerate(problem.lengths):
             state = [s[d, b] for s in states]
             for t in reversed(range(end)) if d == 1 else range(end):
@@ -983,6 +1252,86 @@ def test_step_clips_against_torch_hooks(case, reverse, clip):
     )
 
 
+# ----------------------------------------------------------------------- against ONNX Runtime
+
+ONNX = {  # the operator, the order of its rows, the order of ours, and what selects the kind
+    "rnn_general": ("RNN", "h", "h", {}),
+    "lstm_general": ("LSTM", "iofg", "ifgo", {}),
+    "cifg_general": ("LSTM", "iofg", "igo", {"input_forget": 1}),
+    "gru_general": ("GRU", "zrn", "rzn", {"linear_before_reset": 1}),
+    "gru_reset_before_general": ("GRU", "zrn", "rzn", {}),
+}
+ONNX_ACTIVATIONS = [
+    None,
+    (HardSigmoid(0.3, 0.4), ScaledTanh(1.2, 0.7), Elu(0.8)),
+    (Softsign(), Softplus(), LeakyRelu(0.3)),
+    (Affine(0.3, 0.2), Relu(), ThresholdedRelu(0.2)),
+]
+
+
+def onnx_outputs(operator, given, **attributes):
+    """Y and the final states of an operator of ONNX Runtime, in float32."""
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    values = {name: np.asarray(value, np.float32) for name, value in given.items()}
+    inputs = ["X", "W", "R", "B", "", "initial_h", "initial_c", "P"]
+    inputs = [name if name in values else "" for name in inputs[: 8 if operator == "LSTM" else 6]]
+    outputs = ["Y", "Y_h", "Y_c"][: 3 if operator == "LSTM" else 2]
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = make.make_graph(
+        [make.make_node(operator, inputs, outputs, **attributes)],
+        operator,
+        [make.make_tensor_value_info(name, kind, v.shape) for name, v in values.items()],
+        [make.make_tensor_value_info(name, kind, None) for name in outputs],
+    )
+    opset = [make.make_opsetid("", 14)]
+    model = make.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    return runtime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peephole"),
+    [*((kind, False) for kind in ONNX), ("lstm_general", True), ("cifg_general", True)],
+)
+@pytest.mark.parametrize("forward_clip", [None, 0.7])
+@pytest.mark.parametrize("acts", ONNX_ACTIVATIONS)
+def test_general_cells_against_onnx_runtime(kind, peephole, forward_clip, acts):
+    operator, theirs, ours, selects = ONNX[kind]
+    I, H, draw = 4, 6, np.random.default_rng(1).normal
+    attributes = {"hidden_size": H, **selects}
+    options = {"peephole": peephole, "forward_clip": forward_clip}
+    if forward_clip is not None:
+        attributes["clip"] = forward_clip
+    if acts is not None:
+        acts = options["activations"] = acts[: len(ALL[kind].activated)]
+        attributes["activations"] = [type(act).__name__ for act in acts]
+        for name in ("alpha", "beta"):
+            values = [vars(act)[name] for act in acts if name in vars(act)]
+            attributes |= {f"activation_{name}": values} if values else {}
+    p = Problem(Config(kind, I, H, bias=False, **options), steps=5)
+    shapes = [(H * len(theirs), I), (H * len(theirs), H), (3 * H,)]
+    W, R, P = (draw(0, 0.6, shape).astype(np.float32) for shape in shapes)
+
+    def ordered(a, order, wanted):
+        blocks = dict(zip(order, np.split(a, len(order)), strict=True))
+        return np.concatenate([blocks[letter] for letter in wanted])
+
+    p.params["weight_ih_l0"] = ordered(W, theirs, ours)
+    p.params["weight_hh_l0"] = ordered(R, theirs, ours)
+    given = {"X": p.x, "W": W[None], "R": R[None]}
+    given |= dict(zip(("initial_h", "initial_c"), p.states, strict=False))
+    if peephole:
+        p.params["weight_ch_l0"] = ordered(P, "iof", ours.replace("g", ""))
+        given["P"] = P[None]
+    y_theirs, *final_theirs = onnx_outputs(operator, given, **attributes)
+    y, final, _ = p.forward()
+    # Chains of 10 products and a few more operations a step over 5 steps, in float32: some 50
+    # roundings of 6e-8 of values up to 10.
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(y, y_theirs[:, 0], **tolerance)
+    for s, s_theirs in zip(split(final), final_theirs, strict=True):
+        np.testing.assert_allclose(s, s_theirs, **tolerance)
+
+
 # ---------------------------------------------------------------------------- the table of gates
 
 RANGES = {"sigmoid": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "sigmoid or linear": (0, np.inf)}
@@ -991,33 +1340,45 @@ RANGES = {"sigmoid": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "sigmoid or l
 def gates_by_name(problem):
     """Each gate's values [B, H] in the first step."""
     step = problem.forward()[2].steps[0][0]
-    table = CELLS[problem.config.cell].gate_table
+    table = ALL[problem.config.cell].gate_table
     return dict(zip([g.name for g in table], np.split(step.gates, len(table), axis=1), strict=True))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ALL)
 def test_gates_have_the_range_of_their_activations(cell):
     problem = Problem(config_of(cell), steps=1, rows=200)
     problem.x *= 3.0  # so that some gates are near their ends
     values = gates_by_name(problem)
-    for gate in CELLS[cell].gate_table:
+    for gate in ALL[cell].gate_table:
         low, high = RANGES[gate.activation]
         assert low <= values[gate.name].min() < low + 0.1, gate
         assert min(high, 2.0) - 0.1 < values[gate.name].max() <= high, gate
         assert (values[gate.name] == 0.0).any() == (gate.activation == "relu"), gate
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("case", [case for case in CASES if "activations" in CASES[case]])
+def test_tables_of_a_general_cell_name_its_activations(case):
+    cell = replace(ALL[CASES[case]["cell"]], activations=CASES[case]["activations"])
+    rows = [*cell.gate_table, *(state for state in cell.states if state.activation)]
+    expected = {
+        letter: type(act).__name__.lower()
+        for values, act in zip(cell.activated, cell.activations, strict=True)
+        for letter in re.findall(r"\b\w\b", values)  # of "i, f and o"
+    }
+    assert {row.name: row.activation for row in rows} == expected
+
+
+@pytest.mark.parametrize("cell", ALL)
 def test_a_gate_with_a_role_is_the_share_of_the_state_that_a_step_keeps(cell):
     """Where gates see x alone, the last state adds to its successor by this share alone."""
     problem = Problem(config_of(cell), steps=1)
-    for p in CELLS[cell].parameters:
-        if not p.role.startswith(("input", "projection")):
+    for p in ALL[cell].parameters:
+        if not p.role.startswith(("input", "projection")) and p.needs != "peephole":
             problem.params[p.name + "_l0"][...] = 0.0
     before = split(problem.forward()[1])[-1]
     values = gates_by_name(problem)
     shares = {"keep": lambda gate: gate, "update": lambda gate: 1 - gate}
-    gates = [gate for gate in CELLS[cell].gate_table if gate.role]
+    gates = [gate for gate in ALL[cell].gate_table if gate.role]
     problem.states[-1] += 1.0
     kept = split(problem.forward()[1])[-1] - before
     assert len(gates) == (np.abs(kept) > 0).any()
@@ -1098,6 +1459,25 @@ def test_an_unknown_cell_is_named():
             {"cell": "lstm_clipped", "proj_clip": 3.0},
             "proj_clip: expected None for lstm_clipped, got 3.0",
         ),
+        ({"cell": "lstm", "forward_clip": 3.0}, "forward_clip: expected None for lstm, got 3.0"),
+        (
+            {"cell": "gru_general", "forward_clip": 0.0},
+            "forward_clip: expected None or a number > 0 for gru_general, got 0.0",
+        ),
+        ({"cell": "lstm", "peephole": True}, "peephole: expected False for lstm, got True"),
+        (
+            {"cell": "lstm_peephole", "peephole": True},
+            "peephole: expected False for lstm_peephole, got True",
+        ),
+        (
+            {"cell": "gru", "activations": (Sigmoid(), Tanh())},
+            r"activations: expected None for gru, got \(Sigmoid\(\), Tanh\(\)\)",
+        ),
+        (
+            {"cell": "gru_general", "activations": (Tanh(),)},
+            r"activations: expected None or a tuple of 2, of r and z; n, for gru_general, got \(",
+        ),
+        ({"cell": "gru", "activations": ()}, r"activations: expected None for gru, got \(\)"),
         *(
             ({name: bad}, f"{name}: expected None or a number > 0 for lstm_projected, got {bad}")
             for name in ("cell_clip", "proj_clip")
@@ -1117,7 +1497,7 @@ def test_options_out_of_range_are_named(options, message):
 def test_flow_penalty_is_refused_where_it_is_not_defined(case):
     problem = Problem(config_of(case), steps=0)
     *_, tape = problem.forward()
-    if case in ("rnn_tanh", "rnn_relu", "gru"):
+    if CASES[case]["cell"] in ("rnn_tanh", "rnn_relu", "gru", "rnn_general", "gru_general"):
         backward(problem.config, problem.params, tape, flow_penalty=0.5)
         return
     backward(problem.config, problem.params, tape, flow_penalty=0.0)

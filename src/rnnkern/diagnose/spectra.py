@@ -85,7 +85,7 @@ def spectrum(layer: Layer) -> list[Block]:
     blocks = []
     for place, direction in places_of(layer):
         suffix = f"_l{place}" + ("_reverse" if direction else "")
-        by_role = {p.role: params[p.name + suffix] for p in cell.parameters if not p.is_bias}
+        by_role = {p.role: params[p.name + suffix] for p in cell.parameters if not p.needs}
         weights, projection = by_role.get("recurrent_matrix"), by_role.get("projection_matrix")
         if weights is None and "unit_vectors" in by_role:  # each unit sees its own state alone
             weights = np.diag(by_role["unit_vectors"])

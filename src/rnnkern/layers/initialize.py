@@ -34,7 +34,7 @@ def initial(
         bound = 1.0 / math.sqrt(hidden)
         return generator.uniform(-bound, bound, shape)
     parameter = _parameter(kind, name)
-    if parameter.is_bias:
+    if parameter.needs == "bias":
         return np.zeros(shape)
     rows = hidden if parameter.shape[0] == "G*H" else shape[0]  # of one gate
     gates, columns = shape[0] // rows, shape[1]

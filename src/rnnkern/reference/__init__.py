@@ -5,8 +5,8 @@ kernels compute is defined here, and tested against here. The module imports not
 
 Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, P outputs (the
 width of h; H without a projection), L layers, D directions, G gates (RNN and
-IndRNN 1, minGRU 2, GRU and minLSTM 3, LSTM 4), V vectors of one element per unit (IndRNN 1,
-peephole LSTM 3). All quantities are dimensionless.
+IndRNN 1, minGRU 2, GRU, minLSTM and CIFG 3, LSTM 4), V vectors of one element per unit (IndRNN 1,
+peepholes of CIFG 2, of LSTM 3). All quantities are dimensionless.
 
 In the formulas ``a`` is the argument of a gate's nonlinearity, ``h_prev`` and ``c_prev`` are the
 state one step before, and ``dv`` is the gradient of the loss with respect to ``v``.
@@ -14,7 +14,8 @@ state one step before, and ``dv`` is the gradient of the loss with respect to ``
 
 from __future__ import annotations
 
-from .cells import CELLS, Cell
+from .activations import ACTIVATIONS, Activation
+from .cells import CELLS, PLANNED, Cell
 from .layers import (
     Config,
     Gradients,
@@ -31,7 +32,10 @@ from .optim import adam, adamw, penalized, rmsprop, sgd
 from .types import ClipLike, Gate, Parameter, StateInfo, Step
 
 __all__ = [
+    "ACTIVATIONS",
     "CELLS",
+    "PLANNED",
+    "Activation",
     "Cell",
     "ClipLike",
     "Config",

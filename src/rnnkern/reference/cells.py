@@ -9,14 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from .activations import Activation, Sigmoid, Tanh, sigmoid, softplus
 from .types import Array, Gate, Parameter, State, StateInfo, Step, StepBack, Weights
 
 # --------------------------------------------------------------------------------- pointwise
-
-
-def _sigmoid(a: Array) -> Array:
-    e = np.exp(-np.abs(a))  # the exponent is never positive: no overflow, full accuracy
-    return np.where(a >= 0, 1.0, e) / (1.0 + e)
 
 
 def _tanh_slope(h: Array) -> Array:
@@ -33,17 +29,13 @@ def _relu_slope(h: Array) -> Array:
     return (h > 0).astype(np.float64)
 
 
-def _softplus(a: Array) -> Array:
-    return np.logaddexp(0.0, a)
-
-
 def _min_candidate(a: Array) -> Array:
     """Feng et al. 2024, arXiv 2410.01201 appendix B: positive and continuous."""
-    return np.where(a >= 0, a + 0.5, _sigmoid(a))
+    return np.where(a >= 0, a + 0.5, sigmoid(a))
 
 
 def _min_candidate_slope(a: Array) -> Array:
-    s = _sigmoid(a)
+    s = sigmoid(a)
     return np.where(a >= 0, 1.0, s * (1 - s))
 
 
@@ -71,6 +63,12 @@ def _affine_backward(da: Array, x: Array, w: Weights, of: str) -> tuple[Array, W
     return da @ w["weight_" + of], dw
 
 
+def _by_gate(w: Weights) -> list[Weights]:
+    """Return W_hh and b_hh of each of a GRU's gates."""
+    pairs = zip(np.split(w["weight_hh"], 3), np.split(w["bias_hh"], 3), strict=True)
+    return [{"weight_hh": W, "bias_hh": b} for W, b in pairs]
+
+
 # ------------------------------------------------------------------------------------- cells
 
 
@@ -93,13 +91,18 @@ class Cell(ABC):
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
         Parameter("weight_hh", "recurrent_matrix", ("G*H", "P")),
-        Parameter("bias_ih", "input_bias", ("G*H",)),
-        Parameter("bias_hh", "recurrent_bias", ("G*H",)),
+        Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
+        Parameter("bias_hh", "recurrent_bias", ("G*H",), "bias"),
     )
-    states: ClassVar[tuple[StateInfo, ...]] = (StateInfo("h", "P"),)
-    options: ClassVar[tuple[str, ...]] = ()  # fields that `Config` sets; None is off
+    options: ClassVar[tuple[str, ...]] = ()  # fields that `Config` sets; None is the default
+    activated: ClassVar[tuple[str, ...]] = ()  # the values that the option `activations` is for
     has_flow_penalty: ClassVar[bool] = False
     also_saved: ClassVar[tuple[str, ...]] = ()  # what the kernels save besides gates and states
+
+    @property
+    def states(self) -> tuple[StateInfo, ...]:
+        """Name, width and activation of each state; a class attribute where no field changes it."""
+        return (StateInfo("h", "P"),)
 
     @property
     @abstractmethod
@@ -184,7 +187,7 @@ class _LSTM(Cell):
         h_prev, c_prev = state
         a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
-        i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
+        i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
         c = clip_value(f * c_prev + i * g, self.cell_clip)
         h = self._output(o * np.tanh(c), w)
         return (h, c), np.hstack([i, f, g, o])
@@ -249,8 +252,8 @@ class _GRUResetAfter(Cell):
         (h_prev,) = state
         x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
         h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
-        r = _sigmoid(x_r + h_r)
-        z = _sigmoid(x_z + h_z)
+        r = sigmoid(x_r + h_r)
+        z = sigmoid(x_z + h_z)
         n = np.tanh(x_n + r * q)
         h = (1 - z) * n + z * h_prev
         return (h,), np.hstack([r, z, n])
@@ -278,10 +281,10 @@ class _GRUResetBefore(Cell):
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
-        w_r, w_z, w_n = self._recurrent_weights(w)
+        w_r, w_z, w_n = _by_gate(w)
         x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
-        r = _sigmoid(x_r + _affine(h_prev, w_r, "hh"))
-        z = _sigmoid(x_z + _affine(h_prev, w_z, "hh"))
+        r = sigmoid(x_r + _affine(h_prev, w_r, "hh"))
+        z = sigmoid(x_z + _affine(h_prev, w_z, "hh"))
         n = np.tanh(x_n + _affine(r * h_prev, w_n, "hh"))
         h = (1 - z) * n + z * h_prev
         return (h,), np.hstack([r, z, n])
@@ -291,7 +294,7 @@ class _GRUResetBefore(Cell):
     ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
         r, z, n = np.split(step.gates, 3, axis=1)
-        w_r, w_z, w_n = self._recurrent_weights(w)
+        w_r, w_z, w_n = _by_gate(w)
         da_n = clip_value(dh * (1 - z) * (1 - n**2), step_value)
         da_z = clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
         drh, dw_n = _affine_backward(da_n, r * h_prev, w_n, "hh")
@@ -304,12 +307,6 @@ class _GRUResetBefore(Cell):
         dw_hh = {name: np.concatenate([dw_r[name], dw_z[name], dw_n[name]]) for name in dw_r}
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
 
-    @staticmethod
-    def _recurrent_weights(w: Weights) -> list[Weights]:
-        """Return W_hh and b_hh of each gate."""
-        by_gate = zip(np.split(w["weight_hh"], 3), np.split(w["bias_hh"], 3), strict=True)
-        return [{"weight_hh": W, "bias_hh": b} for W, b in by_gate]
-
 
 class _MinGRU(Cell):
     """Feng et al. 2024, arXiv 2410.01201: the gate z and the candidate g depend on x alone."""
@@ -317,13 +314,13 @@ class _MinGRU(Cell):
     gate_table = (Gate("z", "sigmoid", "update"), Gate("v", "sigmoid or linear"))
     parameters = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
-        Parameter("bias_ih", "input_bias", ("G*H",)),
+        Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
     )
 
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
         a_z, a_v = np.split(_affine(x, w, "ih"), 2, axis=1)
-        z = _sigmoid(a_z)
+        z = sigmoid(a_z)
         g = _min_candidate(a_v)
         h = (1 - z) * h_prev + z * g
         return (h,), np.hstack([z, g])
@@ -359,7 +356,7 @@ class _MinLSTM(Cell):
     def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
         (h_prev,) = state
         a_f, a_i, a_v = np.split(_affine(x, w, "ih"), 3, axis=1)
-        f = _sigmoid(_softplus(-a_i) - _softplus(-a_f))  # log sigmoid(a) = -softplus(-a)
+        f = sigmoid(softplus(-a_i) - softplus(-a_f))  # log sigmoid(a) = -softplus(-a)
         i = 1 - f
         g = _min_candidate(a_v)
         h = f * h_prev + i * g
@@ -372,8 +369,8 @@ class _MinLSTM(Cell):
         f, i, g = np.split(step.gates, 3, axis=1)
         a_f, a_i, a_v = np.split(_affine(step.x, w, "ih"), 3, axis=1)
         ds = dh * (h_prev - g) * f * i  # of s = log s_f - log s_i, the argument of f
-        da_f = ds * _sigmoid(-a_f)
-        da_i = -ds * _sigmoid(-a_i)
+        da_f = ds * sigmoid(-a_f)
+        da_i = -ds * sigmoid(-a_i)
         da_v = dh * i * _min_candidate_slope(a_v)
         da = clip_value(np.hstack([da_f, da_i, da_v]), step_value)
         dx, dw_ih = _affine_backward(da, step.x, w, "ih")
@@ -388,7 +385,7 @@ class _IndRNN(Cell):
     parameters = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
         Parameter("weight_hh", "unit_vectors", ("V*H",)),
-        Parameter("bias_ih", "input_bias", ("G*H",)),
+        Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
     )
     activation: str  # the name of act
     act: Callable[[Array], Array]
@@ -427,9 +424,9 @@ class _PeepholeLSTM(_LSTM):
         p_i, p_f, p_o = np.split(w["weight_ch"], 3)
         a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
-        i, f, g = _sigmoid(a_i + p_i * c_prev), _sigmoid(a_f + p_f * c_prev), np.tanh(a_g)
+        i, f, g = sigmoid(a_i + p_i * c_prev), sigmoid(a_f + p_f * c_prev), np.tanh(a_g)
         c = clip_value(f * c_prev + i * g, self.cell_clip)
-        o = _sigmoid(a_o + p_o * c)
+        o = sigmoid(a_o + p_o * c)
         return (o * np.tanh(c), c), np.hstack([i, f, g, o])
 
     def backward_step(
@@ -453,6 +450,273 @@ class _PeepholeLSTM(_LSTM):
         return StepBack(dx, (dh_prev, dc_prev), dw_ih | dw_hh | {"weight_ch": dp}, da)
 
 
+@dataclass(frozen=True)
+class _General(Cell):
+    """A cell with other activations, and a forward clip of the arguments of its gates."""
+
+    options: ClassVar[tuple[str, ...]] = ("activations", "forward_clip")
+    activations: tuple[Activation, ...] = ()
+    forward_clip: float | None = None
+
+    def _acts(self) -> tuple[Activation, ...]:
+        """Return the activations as functions of arguments that are not clipped yet."""
+        return tuple(act.limited(self.forward_clip) for act in self.activations)
+
+    def _names(self) -> tuple[str, ...]:
+        """Return the activations' names in the tables: ONNX's in lower case."""
+        return tuple(type(act).__name__.lower() for act in self.activations)
+
+
+@dataclass(frozen=True)
+class _GeneralRNN(_General):
+    """h = act(a)."""
+
+    has_flow_penalty = True
+    activated = ("h",)
+    activations: tuple[Activation, ...] = (Tanh(),)
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """h itself."""
+        (act,) = self._names()
+        return (Gate("h", act),)
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,), (act,) = state, self._acts()
+        h = act.value(_affine(x, w, "ih") + _affine(h_prev, w, "hh"))
+        return (h,), h
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,), (act,) = d_state, step.prev, self._acts()
+        a = _affine(step.x, w, "ih") + _affine(h_prev, w, "hh")
+        da = clip_value(dh * act.slope(a), step_value)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da, da)
+
+
+@dataclass(frozen=True)
+class _GeneralLSTM(_General):
+    """The LSTM with any of: peepholes, a projection, other activations, and the forward clips.
+
+    `gate` is the activation of i, f and o, `cand` that of g, `out` that of c. As in ONNX Runtime,
+    the forward clip does not act on c, the argument of `out`.
+    """
+
+    vectors = 3
+    parameters = (
+        *Cell.parameters,
+        Parameter("weight_ch", "unit_vectors", ("V*H",), "peephole"),  # i, f, o
+    )
+    options: ClassVar[tuple[str, ...]] = (*_General.options, "cell_clip")
+    activated = ("i, f and o", "g", "c")
+    activations: tuple[Activation, ...] = (Sigmoid(), Tanh(), Tanh())
+    cell_clip: float | None = None
+    proj_clip: float | None = None
+
+    @property
+    def states(self) -> tuple[StateInfo, ...]:
+        """h and c, as of the LSTM."""
+        _, _, out = self._names()
+        return (StateInfo("h", "P"), StateInfo("c", "H", out))
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """i, f, g and o."""
+        gate, cand, _ = self._names()
+        return (Gate("i", gate), Gate("f", gate, "keep"), Gate("g", cand), Gate("o", gate))
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev, c_prev), (gate, cand, _), out = state, self._acts(), self.activations[2]
+        p_i, p_f, p_o = np.split(w["weight_ch"], 3)
+        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
+        i = gate.value(a_i + p_i * c_prev)
+        f = gate.value(a_f + p_f * c_prev)
+        g = cand.value(a_g)
+        c = clip_value(f * c_prev + i * g, self.cell_clip)
+        o = gate.value(a_o + p_o * c)
+        h = self._output(o * out.value(c), w)
+        return (h, c), np.hstack([i, f, g, o])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh, dc_next), (h_prev, c_prev), (_, c) = d_state, step.prev, step.new
+        (gate, cand, _), out = self._acts(), self.activations[2]
+        p_i, p_f, p_o = np.split(w["weight_ch"], 3)
+        a = _affine(step.x, w, "ih") + _affine(h_prev, w, "hh")
+        a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
+        i, f, g, o = np.split(step.gates, 4, axis=1)
+        dm, dw_hr = self._output_backward(dh, o * out.value(c), w)
+        da_o = clip_value(dm * out.value(c) * gate.slope(a_o + p_o * c), step_value)
+        dc = dc_next + dm * o * out.slope(c) + da_o * p_o
+        dc = _clip_value_backward(dc, f * c_prev + i * g, self.cell_clip)
+        da_i = clip_value(dc * g * gate.slope(a_i + p_i * c_prev), step_value)
+        da_f = clip_value(dc * c_prev * gate.slope(a_f + p_f * c_prev), step_value)
+        da_g = clip_value(dc * i * cand.slope(a_g), step_value)
+        da = np.hstack([da_i, da_f, da_g, da_o])
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dc_prev = dc * f + da_i * p_i + da_f * p_f
+        dp = np.hstack([da_i * c_prev, da_f * c_prev, da_o * c]).sum(axis=0)
+        dw = dw_ih | dw_hh | dw_hr | {"weight_ch": dp}
+        return StepBack(dx, (dh_prev, dc_prev), dw, da)
+
+    def _output(self, m: Array, w: Weights) -> Array:
+        """Return h (n, P) from m = o out(c) (n, H)."""
+        return clip_value(m @ w["weight_hr"].T, self.proj_clip) if self.projects else m
+
+    def _output_backward(self, dh: Array, m: Array, w: Weights) -> tuple[Array, Weights]:
+        """Return dm, and the gradients of the parameters that only `_output` uses."""
+        if not self.projects:
+            return dh, {}
+        dh = _clip_value_backward(dh, m @ w["weight_hr"].T, self.proj_clip)
+        return dh @ w["weight_hr"], {"weight_hr": dh.T @ m}
+
+
+class _GeneralProjectedLSTM(_GeneralLSTM):
+    parameters = (*_GeneralLSTM.parameters, _ProjectedLSTM.parameters[-1])
+    options = (*_GeneralLSTM.options, "proj_clip")
+
+
+class _GeneralCIFG(_GeneralLSTM):
+    """The general LSTM with coupled gates, f = 1 - i: Greff et al. 2017, arXiv 1503.04069."""
+
+    vectors = 2  # i, o
+    activated = ("i and o", "g", "c")
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """i, g and o."""
+        gate, cand, _ = self._names()
+        return (Gate("i", gate, "update"), Gate("g", cand), Gate("o", gate))
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev, c_prev), (gate, cand, _), out = state, self._acts(), self.activations[2]
+        p_i, p_o = np.split(w["weight_ch"], 2)
+        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a_i, a_g, a_o = np.split(a, 3, axis=1)
+        i = gate.value(a_i + p_i * c_prev)
+        g = cand.value(a_g)
+        c = clip_value((1 - i) * c_prev + i * g, self.cell_clip)
+        o = gate.value(a_o + p_o * c)
+        h = self._output(o * out.value(c), w)
+        return (h, c), np.hstack([i, g, o])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh, dc_next), (h_prev, c_prev), (_, c) = d_state, step.prev, step.new
+        (gate, cand, _), out = self._acts(), self.activations[2]
+        p_i, p_o = np.split(w["weight_ch"], 2)
+        a = _affine(step.x, w, "ih") + _affine(h_prev, w, "hh")
+        a_i, a_g, a_o = np.split(a, 3, axis=1)
+        i, g, o = np.split(step.gates, 3, axis=1)
+        dm, dw_hr = self._output_backward(dh, o * out.value(c), w)
+        da_o = clip_value(dm * out.value(c) * gate.slope(a_o + p_o * c), step_value)
+        dc = dc_next + dm * o * out.slope(c) + da_o * p_o
+        dc = _clip_value_backward(dc, (1 - i) * c_prev + i * g, self.cell_clip)
+        da_i = clip_value(dc * (g - c_prev) * gate.slope(a_i + p_i * c_prev), step_value)
+        da_g = clip_value(dc * i * cand.slope(a_g), step_value)
+        da = np.hstack([da_i, da_g, da_o])
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dc_prev = dc * (1 - i) + da_i * p_i
+        dp = np.hstack([da_i * c_prev, da_o * c]).sum(axis=0)
+        dw = dw_ih | dw_hh | dw_hr | {"weight_ch": dp}
+        return StepBack(dx, (dh_prev, dc_prev), dw, da)
+
+
+class _GeneralProjectedCIFG(_GeneralCIFG):
+    parameters = _GeneralProjectedLSTM.parameters
+    options = _GeneralProjectedLSTM.options
+
+
+@dataclass(frozen=True)
+class _GeneralGRU(_General):
+    """`gate` is the activation of r and z, `cand` that of n."""
+
+    activated = ("r and z", "n")
+    activations: tuple[Activation, ...] = (Sigmoid(), Tanh())
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """r, z and n."""
+        gate, cand = self._names()
+        return (Gate("r", gate), Gate("z", gate, "keep"), Gate("n", cand))
+
+
+class _GeneralGRUResetAfter(_GeneralGRU):
+    """The reset-after GRU."""
+
+    has_flow_penalty = True
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,), (gate, cand) = state, self._acts()
+        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
+        h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        r = gate.value(x_r + h_r)
+        z = gate.value(x_z + h_z)
+        n = cand.value(x_n + r * q)
+        h = (1 - z) * n + z * h_prev
+        return (h,), np.hstack([r, z, n])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,), (gate, cand) = d_state, step.prev, self._acts()
+        x_r, x_z, x_n = np.split(_affine(step.x, w, "ih"), 3, axis=1)
+        h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        r, z, n = np.split(step.gates, 3, axis=1)
+        da_n = clip_value(dh * (1 - z) * cand.slope(x_n + r * q), step_value)
+        da_z = clip_value(dh * (h_prev - n) * gate.slope(x_z + h_z), step_value)
+        da_r = clip_value(da_n * q * gate.slope(x_r + h_r), step_value)
+        da = np.hstack([da_r, da_z, da_n])
+        da_h = np.hstack([da_r, da_z, da_n * r])
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da_h, h_prev, w, "hh")
+        return StepBack(dx, (dh_prev + dh * z,), dw_ih | dw_hh, da, da_h)
+
+
+class _GeneralGRUResetBefore(_GeneralGRU):
+    """The reset-before GRU."""
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        (h_prev,), (gate, cand) = state, self._acts()
+        w_r, w_z, w_n = _by_gate(w)
+        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
+        r = gate.value(x_r + _affine(h_prev, w_r, "hh"))
+        z = gate.value(x_z + _affine(h_prev, w_z, "hh"))
+        n = cand.value(x_n + _affine(r * h_prev, w_n, "hh"))
+        h = (1 - z) * n + z * h_prev
+        return (h,), np.hstack([r, z, n])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,), (gate, cand) = d_state, step.prev, self._acts()
+        w_r, w_z, w_n = _by_gate(w)
+        x_r, x_z, x_n = np.split(_affine(step.x, w, "ih"), 3, axis=1)
+        r, z, n = np.split(step.gates, 3, axis=1)
+        slope_n = cand.slope(x_n + _affine(r * h_prev, w_n, "hh"))
+        slope_z = gate.slope(x_z + _affine(h_prev, w_z, "hh"))
+        slope_r = gate.slope(x_r + _affine(h_prev, w_r, "hh"))
+        da_n = clip_value(dh * (1 - z) * slope_n, step_value)
+        da_z = clip_value(dh * (h_prev - n) * slope_z, step_value)
+        drh, dw_n = _affine_backward(da_n, r * h_prev, w_n, "hh")
+        da_r = clip_value(drh * h_prev * slope_r, step_value)
+        dh_r, dw_r = _affine_backward(da_r, h_prev, w_r, "hh")
+        dh_z, dw_z = _affine_backward(da_z, h_prev, w_z, "hh")
+        da = np.hstack([da_r, da_z, da_n])
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev = dh * z + drh * r + dh_r + dh_z
+        dw_hh = {name: np.concatenate([dw_r[name], dw_z[name], dw_n[name]]) for name in dw_r}
+        return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
+
+
 CELLS: dict[str, Cell] = {
     "rnn_tanh": _RNN("tanh", act=np.tanh, slope=_tanh_slope),
     "rnn_relu": _RNN("relu", act=_relu, slope=_relu_slope),
@@ -466,4 +730,14 @@ CELLS: dict[str, Cell] = {
     "ind_rnn_tanh": _IndRNN("tanh", act=np.tanh, slope=_tanh_slope),
     "ind_rnn_relu": _IndRNN("relu", act=_relu, slope=_relu_slope),
     "lstm_peephole": _PeepholeLSTM(),
+}
+
+PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels
+    "rnn_general": _GeneralRNN(),
+    "lstm_general": _GeneralLSTM(),
+    "lstm_general_projected": _GeneralProjectedLSTM(),
+    "cifg_general": _GeneralCIFG(),
+    "cifg_general_projected": _GeneralProjectedCIFG(),
+    "gru_general": _GeneralGRUResetAfter(),
+    "gru_reset_before_general": _GeneralGRUResetBefore(),
 }

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .cells import CELLS, Cell, clip_value
+from .activations import Activation
+from .cells import CELLS, PLANNED, Cell, clip_value
 from .types import Array, ClipLike, Parameter, State, Step, Weights
+
+_ALL = CELLS | PLANNED
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Config:
     Parameters
     ----------
     cell : str
-        A key of `CELLS`.
+        A key of `CELLS` or `PLANNED`.
     input_size : int
         I.
     hidden_size : int
@@ -39,11 +42,19 @@ class Config:
         Bound of the elements of c, > 0, of a cell that has this option; None for none.
     proj_clip : float, optional
         Bound of the elements of h, > 0, of a cell with a projection; None for none.
+    activations : tuple of Activation, optional
+        Those of a cell that has this option, in the order of `Cell.activated`; None for tanh, and
+        for the logistic function as a gate.
+    forward_clip : float, optional
+        Bound of the elements of the gates' arguments, > 0, of a cell that has this option; None for
+        none. ONNX's `clip`.
+    peephole : bool
+        Whether there are peepholes, of a cell that can have them or not.
 
     Raises
     ------
     ValueError
-        When `cell` is not a key of `CELLS`, or an option is out of range or not one
+        When `cell` is not a key of `CELLS` or `PLANNED`, or an option is out of range or not one
         of the cell's.
 
     Examples
@@ -64,19 +75,28 @@ class Config:
     proj_size: int = 0
     cell_clip: float | None = None
     proj_clip: float | None = None
+    activations: tuple[Activation, ...] | None = None
+    forward_clip: float | None = None
+    peephole: bool = False
 
     def __post_init__(self) -> None:
-        if self.cell not in CELLS:
-            raise ValueError(f"cell: expected one of {list(CELLS)}, got {self.cell!r}")
-        cell, H = CELLS[self.cell], self.hidden_size
+        if self.cell not in _ALL:
+            raise ValueError(f"cell: expected one of {list(_ALL)}, got {self.cell!r}")
+        cell, H = _ALL[self.cell], self.hidden_size
         if self.proj_size not in (range(1, H) if cell.projects else (0,)):
             size = f"an integer >= 1 and < hidden_size = {H}" if cell.projects else "0"
             raise ValueError(f"proj_size: expected {size} for {self.cell}, got {self.proj_size!r}")
-        for name in ("cell_clip", "proj_clip"):
+        for name in ("cell_clip", "proj_clip", "forward_clip"):
             bound = getattr(self, name)
             if bound is not None and not (name in cell.options and bound > 0):
                 expected = "None or a number > 0" if name in cell.options else "None"
                 raise ValueError(f"{name}: expected {expected} for {self.cell}, got {bound!r}")
+        acts, of = self.activations, cell.activated
+        if acts is not None and not (of and len(acts) == len(of)):
+            expected = f"None or a tuple of {len(of)}, of {'; '.join(of)}," if of else "None"
+            raise ValueError(f"activations: expected {expected} for {self.cell}, got {acts!r}")
+        if self.peephole and not any(p.needs == "peephole" for p in cell.parameters):
+            raise ValueError(f"peephole: expected False for {self.cell}, got {self.peephole!r}")
 
     @property
     def directions(self) -> int:
@@ -141,8 +161,8 @@ def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     Returns
     -------
     dict of str to tuple of int
-        ``{name}_l{k}{_reverse}`` for each row of the cell's table, without the biases if there are
-        none: direction by direction, layer by layer.
+        ``{name}_l{k}{_reverse}`` for each row of the cell's table, without the biases and peepholes
+        if there are none: direction by direction, layer by layer.
 
     Examples
     --------
@@ -150,7 +170,9 @@ def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     {'weight_ih_l0': (6, 5), 'weight_hh_l0': (6, 2)}
     """
     return {
-        name: shape for _, p, name, shape in _each_parameter(config) if config.bias or not p.is_bias
+        name: shape
+        for _, p, name, shape in _each_parameter(config)
+        if not p.needs or getattr(config, p.needs)
     }
 
 
@@ -434,24 +456,25 @@ def _alive(steps: list[Step], T: int, B: int) -> Array:
 
 def _cell(config: Config) -> Cell:
     """The cell, with the values of its options."""
-    cell = CELLS[config.cell]
-    return replace(cell, **{name: getattr(config, name) for name in cell.options})
+    cell = _ALL[config.cell]
+    given = {name: getattr(config, name) for name in cell.options}
+    return replace(cell, **{name: value for name, value in given.items() if value is not None})
 
 
 def _sizes(config: Config, layer: int) -> dict[str, int]:
     """What the letters of the cell's tables stand for in a layer."""
     H, P = config.hidden_size, config.output_size
     I = config.input_size if layer == 0 else config.directions * P
-    cell = CELLS[config.cell]
+    cell = _ALL[config.cell]
     return {"G*H": cell.gates * H, "V*H": cell.vectors * H, "H": H, "P": P, "I": I}
 
 
 def _each_parameter(config: Config) -> Iterator[tuple[int, Parameter, str, tuple[int, ...]]]:
-    """Each k = layer * D + direction, table row, name and shape; biases included."""
+    """Each k = layer * D + direction, table row, name and shape; also of those that it lacks."""
     for layer in range(config.num_layers):
         sizes = _sizes(config, layer)
         for d, suffix in enumerate(("", "_reverse")[: config.directions]):
-            for p in CELLS[config.cell].parameters:
+            for p in _ALL[config.cell].parameters:
                 shape = tuple(sizes[letter] for letter in p.shape)
                 yield layer * config.directions + d, p, f"{p.name}_l{layer}{suffix}", shape
 
@@ -473,7 +496,7 @@ def _named(config: Config, weights: list[Weights]) -> dict[str, Array]:
 
 
 def _states(config: Config, name: str, state: Any, B: int) -> State:
-    table, sizes = CELLS[config.cell].states, _sizes(config, 0)
+    table, sizes = _ALL[config.cell].states, _sizes(config, 0)
     k = config.num_layers * config.directions
     shapes = [(k, B, sizes[s.width]) for s in table]
     if state is None:

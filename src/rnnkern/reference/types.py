@@ -10,7 +10,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 State = tuple[Array, ...]  # one array for each row of the cell's table: (h,), for LSTM (h, c)
 # The parameters of one layer and direction, or their gradients, by the names of the cell's table.
-# Biases are zeros in a layer without bias.
+# Those that the layer lacks are zeros.
 Weights = dict[str, Array]
 
 
@@ -19,8 +19,8 @@ class Parameter(NamedTuple):
 
     Examples
     --------
-    >>> Parameter("bias_ih", "input_bias", ("G*H",)).is_bias
-    True
+    >>> Parameter("bias_ih", "input_bias", ("G*H",), needs="bias").needs
+    'bias'
     """
 
     name: str  # PyTorch's, before "_l0" or "_l0_reverse"
@@ -28,11 +28,7 @@ class Parameter(NamedTuple):
     # unit_vectors: of one element per unit, one behind the other, each multiplied elementwise
     role: str
     shape: tuple[str, ...]  # letters: "G*H", "V*H", "H", "P" or "I"; above the first layer I is D*P
-
-    @property
-    def is_bias(self) -> bool:
-        """Whether a layer without bias lacks it."""
-        return self.role.endswith("_bias")
+    needs: str = ""  # the field of `Config` that adds it to a layer; "" if every layer has it
 
 
 class StateInfo(NamedTuple):
@@ -40,7 +36,7 @@ class StateInfo(NamedTuple):
 
     name: str
     width: str  # "P" or "H"
-    activation: str = ""  # tanh, if the cell's output reads the state through it
+    activation: str = ""  # through which the cell's output reads the state, as in `Gate`
 
 
 class Gate(NamedTuple):
@@ -53,7 +49,9 @@ class Gate(NamedTuple):
     """
 
     name: str  # as in the formulas; h if the gate is the state itself
-    activation: str  # sigmoid, tanh, relu, or "sigmoid or linear": linear from 0 on
+    # sigmoid, tanh, relu; of general cells ONNX's name in lower case; "sigmoid or linear": linear
+    # from 0 on
+    activation: str
     role: str = ""  # keep: the share of a state that a step keeps; update: the share it replaces
 
 
