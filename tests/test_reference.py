@@ -98,6 +98,8 @@ CASES = {
         "activations": (Sigmoid(), Elu()),
         "forward_clip": 1.5,
     },
+    "slstm heads": {"cell": "slstm", "heads": 2},
+    "slstm exp": {"cell": "slstm", "exp_forget": True},
 }
 
 
@@ -106,6 +108,9 @@ def config_of(
 ):
     """Configure a case so that h is `outputs` wide: H is outputs, one more with a projection."""
     projects = ALL[CASES[case]["cell"]].projects
+    options = {**CASES[case]}
+    if outputs == 1:
+        options.pop("heads", None)
     return Config(
         input_size=inputs,
         hidden_size=outputs + projects,
@@ -114,7 +119,7 @@ def config_of(
         bias=bias,
         residual=residual,
         proj_size=outputs * projects,
-        **CASES[case],
+        **options,
     )
 
 
@@ -165,10 +170,11 @@ class Problem:
     ):
         draw = np.random.default_rng(seed).normal
         width = config.directions * config.output_size
+        table = ALL[config.cell].states
+        self.names = [state.name for state in table]
         widths = {"P": config.output_size, "H": config.hidden_size}
         shapes = [
-            (config.num_layers * config.directions, rows, widths[state.width])
-            for state in ALL[config.cell].states
+            (config.num_layers * config.directions, rows, widths[state.width]) for state in table
         ]
         self.config = config
         self.lengths = None if lengths is None else np.array(lengths)
@@ -177,6 +183,11 @@ class Problem:
         self.x = draw(size=(steps, rows, config.input_size))
         self.dy = draw(size=(steps, rows, width))
         self.states = [draw(size=shape) for shape in shapes]
+        self.fresh = [
+            np.full(s.shape, info.fresh) for s, info in zip(self.states, table, strict=True)
+        ]
+        if "m" in self.names:
+            self.states[2] = 1 + np.abs(self.states[2])  # n is at least 1: see the cell
         self.dstates = [draw(size=shape) for shape in shapes]
         self.masks = None
         if dropout:
@@ -191,9 +202,14 @@ class Problem:
         *_, tape = self.forward()
         return backward(self.config, self.params, tape, self.dy, joined(self.dstates), clip)
 
-    def loss(self):
+    def loss(self, m_held=None):
+        """The loss; that of sLSTM's c and n is of their values relative to a given m."""
         y, state, _ = self.forward()
-        pairs = zip([y, *split(state)], [self.dy, *self.dstates], strict=True)
+        state = split(state)
+        if m_held is not None:
+            h, c, n, m = state
+            state = [h, c * np.exp(m - m_held), n * np.exp(m - m_held), m_held]
+        pairs = zip([y, *state], [self.dy, *self.dstates], strict=True)
         return sum(np.sum(a * da) for a, da in pairs)
 
     def limited(self, option):
@@ -233,7 +249,7 @@ def split(state):
 
 
 def joined(states):
-    return tuple(states) if len(states) == 2 else states[0]
+    return tuple(states) if len(states) > 1 else states[0]
 
 
 def assert_same(actual, expected, name):
@@ -285,15 +301,16 @@ def difference_quotients(loss, array):
 
 def assert_gradients_are_differences(problem):
     grads = problem.backward()
-    named = {**problem.params, "x": problem.x, **dict(zip("hc", problem.states, strict=False))}
-    analytic = {**grads.params, "x": grads.x, **dict(zip("hc", split(grads.state), strict=False))}
+    named = {**problem.params, "x": problem.x, **dict(zip("hcn", problem.states, strict=False))}
+    analytic = {**grads.params, "x": grads.x, **dict(zip("hcn", split(grads.state), strict=False))}
     assert list(named) == list(analytic)
+    m_held = problem.forward()[1][3] if "m" in problem.names else None
     for name, array in named.items():
         # The error bound of difference_quotients, with |loss| about 10 and f''' up to some
         # hundreds, is 1e-8; a wrong term is of the size of the gradients, 0.01 to 10.
         np.testing.assert_allclose(
             analytic[name],
-            difference_quotients(problem.loss, array),
+            difference_quotients(lambda: problem.loss(m_held), array),
             rtol=1e-7,
             atol=1e-8,
             err_msg=f"gradient of {name}",
@@ -333,8 +350,8 @@ def test_reset_separates_the_steps_before_it_from_the_steps_after_it(case):
     for part, first, last in ((slice(cut), 0, 1), (slice(cut, T), 1, 0)):
         half = Problem(whole.config)
         half.params, half.x, half.dy = whole.params, whole.x[part], whole.dy[part]
-        for s, ds in zip(half.states, half.dstates, strict=True):
-            s[last::2], ds[first::2] = 0.0, 0.0
+        for s, s_fresh, ds in zip(half.states, half.fresh, half.dstates, strict=True):
+            s[last::2], ds[first::2] = s_fresh[last::2], 0.0
         y_half, final_half, _ = half.forward()
         grads_half = half.backward()
         assert_same(y[part], y_half, "y")
@@ -420,6 +437,14 @@ def test_one_step_of_one_output_is_the_equation(case):
         f, i, v = (w[k] * x + b[k] for k in (0, 1, 2))
         g = v + 0.5 if v >= 0 else sigmoid(v)
         expected = [(sigmoid(f) * h + sigmoid(i) * g) / (sigmoid(f) + sigmoid(i))]
+    elif cell == "slstm":
+        i, f, z, o = w * x + b + u * h
+        n, m = 1.4, -0.3
+        f = f if config.exp_forget else np.log(sigmoid(f))
+        m_new = max(i, f + m)  # c exp(m) and n exp(m) follow the equations of the gates exp(i), f
+        c_new = (np.exp(f + m) * c + np.exp(i) * np.tanh(z)) / np.exp(m_new)
+        n_new = (np.exp(f + m) * n + np.exp(i)) / np.exp(m_new)
+        expected = [sigmoid(o) * c_new / n_new, c_new, n_new, m_new]
     elif cell.startswith("gru"):
         r, z = (activated(np, config, "r", w[k] * x + b[k] + u[k] * h + d[k]) for k in (0, 1))
         if "before" in cell:
@@ -439,7 +464,8 @@ def test_one_step_of_one_output_is_the_equation(case):
     given |= {"weight_ch": p, "weight_hr": W_hr}
     shapes = parameter_shapes(config)
     params = {name: given[name.removesuffix("_l0")].reshape(s) for name, s in shapes.items()}
-    state = joined([np.reshape(s, (1, 1, -1)) for s in (h, c)[: len(expected)]])
+    given = (h, c, 1.4, -0.3)[: len(expected)]
+    state = joined([np.reshape(s, (1, 1, -1)) for s in given])
     y, final, _ = forward(config, params, np.full((1, 1, 1), x), state)
     assert_same(y.ravel(), expected[0], "y")
     for s, s_expected in zip(split(final), expected, strict=True):
@@ -589,6 +615,76 @@ def test_cifg_is_the_lstm_whose_forget_gate_is_the_negated_input_gate(projected,
     assert_same_gradients(grads, expected, of_lstm.x, split(of_lstm.state))
 
 
+def slstm(**options):
+    return Problem(Config("slstm", I, 4, 2, bidirectional=True, **options), lengths=LENGTHS)
+
+
+def test_slstm_of_heads_is_the_one_whose_recurrent_matrices_are_of_blocks():
+    heads, dense = slstm(heads=2), slstm()
+    dense.taking(heads)
+    on_the_diagonal = np.kron(np.eye(2), np.ones((2, 2))) > 0
+    expected = {}
+    for name, given in heads.params.items():
+        dense.params[name] = given
+        if "weight_hh" in name:  # (4 gates x 2 heads x 2 units, 2): into the blocks of (4 x 4, 4)
+            dense.params[name] = np.zeros((16, 4))
+            for gate in range(4):
+                for head in range(2):
+                    rows = slice(4 * gate + 2 * head, 4 * gate + 2 * head + 2)
+                    dense.params[name][rows, 2 * head : 2 * head + 2] = given[rows]
+    assert_same(heads.forward()[0], dense.forward()[0], "y")
+    grads, of_dense = heads.backward(), dense.backward()
+    for name, g in of_dense.params.items():
+        of_blocks = g.reshape(4, 4, 4)[:, on_the_diagonal] if "weight_hh" in name else g
+        expected[name] = of_blocks.reshape(heads.params[name].shape)
+    assert_same_gradients(grads, expected, of_dense.x, split(of_dense.state))
+
+
+@pytest.mark.parametrize("exp_forget", [False, True])
+def test_slstm_state_is_c_and_n_relative_to_m(exp_forget):
+    one, other = (slstm(exp_forget=exp_forget) for _ in range(2))
+    shift = 0.7
+    h, c, n, m = other.states
+    other.states = [h, c * np.exp(shift), n * np.exp(shift), m - shift]
+    y, final, _ = one.forward()
+    y_other, final_other, _ = other.forward()
+    assert_same(y, y_other, "y")
+    live = [0, 2]  # not the empty row, whose states are handed through
+    for k in (1, 2):
+        values = [s[k] * np.exp(s[3]) for s in (final, final_other)]
+        assert_same(values[0][:, live], values[1][:, live], "c exp(m) and n exp(m)")
+
+
+@pytest.mark.parametrize("exp_forget", [False, True])
+def test_slstm_from_a_fresh_state_is_the_sum_that_its_gates_weigh(exp_forget):
+    T, H = 6, 2
+    config = Config("slstm", I, H, exp_forget=exp_forget)
+    p = Problem(config, steps=T, rows=1)
+    for name in p.params:
+        if "weight_hh" in name:
+            p.params[name][:] = 0.0  # so that the gates are known ahead
+    y, _, _ = forward(config, p.params, p.x)
+    a = p.x[:, 0] @ p.params["weight_ih_l0"].T + p.params["bias_ih_l0"]
+    i, f, z, o = np.split(a, 4, axis=1)
+    i, f = np.exp(i), np.exp(f) if exp_forget else sigmoid(f)
+    for t in range(T):
+        decay = np.array([np.prod(f[s + 1 : t + 1], axis=0) for s in range(t + 1)])
+        weight = decay * i[: t + 1]
+        mean = np.sum(weight * np.tanh(z[: t + 1]), axis=0) / np.sum(weight, axis=0)
+        assert_same(y[t, 0], sigmoid(o[t]) * mean, "h")
+
+
+def test_slstm_gates_of_any_size_neither_overflow_nor_vanish():
+    far = np.array([1e4, -1e4, 1e4])  # the arguments of i over three steps
+    params = {"weight_ih_l0": np.array([[1.0], [0.0], [0.0], [0.0]])}
+    params |= {"weight_hh_l0": np.zeros((4, 1)), "bias_ih_l0": np.array([0.0, 3.0, 0.8, 0.4])}
+    y, (_, _, n, _), tape = forward(Config("slstm", 1, 1), params, far.reshape(3, 1, 1))
+    assert_same(y.ravel(), np.full(3, sigmoid(0.4) * np.tanh(0.8)), "h")
+    # The third i and the first are alike, but the first has been through f twice.
+    assert_same(n.item(), 1 + sigmoid(3.0) ** 2, "n")
+    assert backward(Config("slstm", 1, 1), params, tape, np.ones((3, 1, 1))).finite
+
+
 SOME = {
     **{one: ACTIVATIONS[one]() for one in ACTIVATIONS if one != "ScaledTanh"},
     "ScaledTanh": ScaledTanh(1.7, 0.6),
@@ -734,6 +830,18 @@ def test_parameter_shapes_of_coupled_gates():
     assert without == ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]
 
 
+def test_parameter_shapes_with_heads():
+    config = Config("slstm", 5, 6, 2, heads=3)
+    assert list(parameter_shapes(config).items()) == [
+        ("weight_ih_l0", (24, 5)),
+        ("weight_hh_l0", (24, 2)),
+        ("bias_ih_l0", (24,)),
+        ("weight_ih_l1", (24, 6)),
+        ("weight_hh_l1", (24, 2)),
+        ("bias_ih_l1", (24,)),
+    ]
+
+
 def test_parameter_shapes_with_vectors():
     config = Config("ind_rnn_tanh", 5, 3, bidirectional=True)
     assert list(parameter_shapes(config).items()) == [
@@ -749,12 +857,13 @@ def test_parameter_shapes_with_vectors():
 
 
 @every_case
-def test_none_stands_for_zeros(case):
+def test_none_stands_for_a_fresh_state_and_for_zero_gradients(case):
     config = config_of(case, I, P, 2, bidirectional=True)
     given = Problem(config)
     zero_state = joined([np.zeros_like(s) for s in given.states])
+    fresh_state = joined(given.fresh)
     y, final, tape = forward(config, given.params, given.x)
-    y_zero, final_zero, _ = forward(config, given.params, given.x, zero_state, [T] * B)
+    y_zero, final_zero, _ = forward(config, given.params, given.x, fresh_state, [T] * B)
     np.testing.assert_array_equal(y, y_zero)
     assert_equal(final, final_zero)
     grads = backward(config, given.params, tape, given.dy)
@@ -943,10 +1052,10 @@ def cell_gradient(problem):
 
 @every_case
 def test_step_value_bounds_each_argument_of_a_single_step(case):
-    # With one step and one row, the gradient of bias_ih is da itself. Every da of the RNNs, of
-    # the LSTMs without peepholes, of minGRU and minLSTM, and z and n of the GRUs is reached from dh
-    # alone, and clips by itself; r is reached through n, so it starts from the clipped da_n, and
-    # with peepholes i, f and g through o, so they start from the clipped da_o.
+    # With one step and one row, the gradient of bias_ih is da itself. Most da are reached from the
+    # states' gradients alone, and clip by themselves. But r of the GRUs is reached through n, so it
+    # starts from the clipped da_n, and with peepholes i, f and g are reached through o, so they
+    # start from the clipped da_o.
     config = config_of(case, I, 20)  # enough to exceed the bound in every gate, and some not
     cell, n_units = config.cell, config.hidden_size
     problem = Problem(config, steps=1, rows=1)
@@ -1190,6 +1299,16 @@ def hooked_step(torch, config, x, state, w, clip):
         return [f * h_prev + (1 - f) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))]
     if cell.startswith("ind"):
         return [act("h", clipped(from_x[0] + w["weight_hh"] * h_prev))]
+    if cell == "slstm":
+        _, c, n, m_prev = state
+        blocks = w["weight_hh"].reshape(gates, config.heads, -1, len(h_prev) // config.heads)
+        from_h = [torch.block_diag(*of_heads) @ h_prev for of_heads in blocks]
+        a_i, a_f, a_z, a_o = (clipped(from_x[k] + from_h[k]) for k in range(4))
+        log_f = a_f if config.exp_forget else torch.nn.functional.logsigmoid(a_f)
+        m = torch.maximum(a_i, log_f + m_prev).detach()
+        i, f = torch.exp(a_i - m), torch.exp(log_f + m_prev.detach() - m)
+        c, n = f * c + i * torch.tanh(a_z), f * n + i
+        return [torch.sigmoid(a_o) * c / n, c, n, m]
     W_h = w["weight_hh"].reshape(gates, -1, len(h_prev))
     b_h = w["bias_hh"].reshape(gates, -1)
 
@@ -1248,7 +1367,7 @@ def test_step_clips_against_torch_hooks(case, reverse, clip):
         grads,
         {k: p.grad.numpy() for k, p in params.items()},
         x.grad.numpy(),
-        [s.grad.numpy() for s in states],
+        [np.zeros_like(s.detach()) if s.grad is None else s.grad.numpy() for s in states],
     )
 
 
@@ -1334,7 +1453,13 @@ def test_general_cells_against_onnx_runtime(kind, peephole, forward_clip, acts):
 
 # ---------------------------------------------------------------------------- the table of gates
 
-RANGES = {"sigmoid": (0, 1), "tanh": (-1, 1), "relu": (0, np.inf), "sigmoid or linear": (0, np.inf)}
+RANGES = {
+    "sigmoid": (0, 1),
+    "tanh": (-1, 1),
+    "relu": (0, np.inf),
+    "sigmoid or linear": (0, np.inf),
+    "exp": (0, 1),  # relative to the largest one so far
+}
 
 
 def gates_by_name(problem):
@@ -1370,17 +1495,18 @@ def test_tables_of_a_general_cell_name_its_activations(case):
 
 @pytest.mark.parametrize("cell", ALL)
 def test_a_gate_with_a_role_is_the_share_of_the_state_that_a_step_keeps(cell):
-    """Where gates see x alone, the last state adds to its successor by this share alone."""
+    """Where gates see x alone, c, or else h, adds to its successor by this share alone."""
     problem = Problem(config_of(cell), steps=1)
     for p in ALL[cell].parameters:
         if not p.role.startswith(("input", "projection")) and p.needs != "peephole":
             problem.params[p.name + "_l0"][...] = 0.0
-    before = split(problem.forward()[1])[-1]
+    carried = min(1, len(problem.states) - 1)
+    before = split(problem.forward()[1])[carried]
     values = gates_by_name(problem)
     shares = {"keep": lambda gate: gate, "update": lambda gate: 1 - gate}
     gates = [gate for gate in ALL[cell].gate_table if gate.role]
-    problem.states[-1] += 1.0
-    kept = split(problem.forward()[1])[-1] - before
+    problem.states[carried] += 1.0
+    kept = split(problem.forward()[1])[carried] - before
     assert len(gates) == (np.abs(kept) > 0).any()
     for gate in gates:
         assert_same(kept[0], shares[gate.role](values[gate.name]), gate)
@@ -1464,6 +1590,15 @@ def test_an_unknown_cell_is_named():
             {"cell": "gru_general", "forward_clip": 0.0},
             "forward_clip: expected None or a number > 0 for gru_general, got 0.0",
         ),
+        ({"cell": "lstm", "heads": 2}, "heads: expected 1 for lstm, got 2"),
+        *(
+            (
+                {"cell": "slstm", "heads": bad},
+                f"heads: expected a divisor of hidden_size = 4 for slstm, got {bad}",
+            )
+            for bad in (0, 3, -2, 8)
+        ),
+        ({"cell": "lstm", "exp_forget": True}, "exp_forget: expected False for lstm, got True"),
         ({"cell": "lstm", "peephole": True}, "peephole: expected False for lstm, got True"),
         (
             {"cell": "lstm_peephole", "peephole": True},

@@ -717,6 +717,88 @@ class _GeneralGRUResetBefore(_GeneralGRU):
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
 
 
+@dataclass(frozen=True)
+class _SLSTM(Cell):
+    """Beck et al. 2024, arXiv 2405.04517: exponential gates, and heads that see their own h alone.
+
+    c and n are held relative to exp(m): (k c, k n, m - log k) is the same state for each k > 0. So
+    no gradient flows through m, which is exact for every loss that sees h alone, and the gradient
+    of m is zero. In a fresh state m is -inf, which makes the first f zero and the first i one.
+    The gates i and f, as saved, are relative to exp(m), too.
+    """
+
+    parameters = (
+        Parameter("weight_ih", "input_matrix", ("G*H", "I")),
+        Parameter("weight_hh", "recurrent_blocks", ("G*H", "P/N")),
+        Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
+    )
+    states = (
+        StateInfo("h", "P"),
+        StateInfo("c", "H"),
+        StateInfo("n", "H"),
+        StateInfo("m", "H", fresh=-np.inf),
+    )
+    options = ("heads", "exp_forget")
+    heads: int = 1
+    exp_forget: bool = False  # exp as the forget gate's nonlinearity, not the logistic function
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """i, f, z and o."""
+        forget = Gate("f", "exp" if self.exp_forget else "sigmoid", "keep")
+        return (Gate("i", "exp"), forget, Gate("z", "tanh"), Gate("o", "sigmoid"))
+
+    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+        h_prev, c_prev, n_prev, m_prev = state
+        a = _affine(x, w, "ih") + self._recurrent(h_prev, w["weight_hh"])
+        a_i, a_f, a_z, a_o = np.split(a, 4, axis=1)
+        log_f = a_f if self.exp_forget else -softplus(-a_f)
+        m = np.maximum(a_i, log_f + m_prev)
+        i, f = np.exp(a_i - m), np.exp(log_f + m_prev - m)
+        z, o = np.tanh(a_z), sigmoid(a_o)
+        c = f * c_prev + i * z
+        n = f * n_prev + i
+        h = o * c / n
+        return (h, c, n, m), np.hstack([i, f, z, o])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh, dc_next, dn_next, _), (h_prev, c_prev, n_prev, _) = d_state, step.prev
+        _, c, n, _ = step.new
+        i, f, z, o = np.split(step.gates, 4, axis=1)
+        a = _affine(step.x, w, "ih") + self._recurrent(h_prev, w["weight_hh"])
+        _, a_f, _, _ = np.split(a, 4, axis=1)
+        dc = dc_next + dh * o / n
+        dn = dn_next - dh * o * c / n**2
+        da_i = (dc * z + dn) * i
+        da_f = (dc * c_prev + dn * n_prev) * f * (1 if self.exp_forget else sigmoid(-a_f))
+        da_z = dc * i * (1 - z**2)
+        da_o = dh * c / n * o * (1 - o)
+        da = clip_value(np.hstack([da_i, da_f, da_z, da_o]), step_value)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._recurrent_backward(da, h_prev, w["weight_hh"])
+        prev = (dh_prev, dc * f, dn * f, np.zeros_like(dc))
+        return StepBack(dx, prev, dw_ih | {"weight_hh": dw_hh}, da)
+
+    def _recurrent(self, h: Array, R: Array) -> Array:
+        """Return R h: the rows of unit j of each gate act on h of the head that j is in."""
+        a: Array = np.einsum("bnk,gnjk->bgnj", *self._by_head(h, R))
+        return a.reshape(len(h), len(R))
+
+    def _recurrent_backward(self, da: Array, h: Array, R: Array) -> tuple[Array, Array]:
+        """Return dh and dR."""
+        h_by_head, R_by_head = self._by_head(h, R)
+        da = da.reshape(len(h), 4, *h_by_head.shape[1:])
+        dh = np.einsum("bgnj,gnjk->bnk", da, R_by_head).reshape(h.shape)
+        return dh, np.einsum("bgnj,bnk->gnjk", da, h_by_head).reshape(R.shape)
+
+    def _by_head(self, h: Array, R: Array) -> tuple[Array, Array]:
+        """Return h [n, N, H/N] and R [4, N, H/N, H/N]."""
+        N, of_head = self.heads, R.shape[1]
+        return h.reshape(len(h), N, of_head), R.reshape(4, N, of_head, of_head)
+
+
 CELLS: dict[str, Cell] = {
     "rnn_tanh": _RNN("tanh", act=np.tanh, slope=_tanh_slope),
     "rnn_relu": _RNN("relu", act=_relu, slope=_relu_slope),
@@ -740,4 +822,5 @@ PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compil
     "cifg_general_projected": _GeneralProjectedCIFG(),
     "gru_general": _GeneralGRUResetAfter(),
     "gru_reset_before_general": _GeneralGRUResetBefore(),
+    "slstm": _SLSTM(),
 }

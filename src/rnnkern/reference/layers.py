@@ -50,6 +50,10 @@ class Config:
         none. ONNX's `clip`.
     peephole : bool
         Whether there are peepholes, of a cell that can have them or not.
+    heads : int
+        N, >= 1, a divisor of H, of a cell with heads; otherwise 1.
+    exp_forget : bool
+        Whether the forget gate's nonlinearity is exp, of a cell that has this option.
 
     Raises
     ------
@@ -78,6 +82,8 @@ class Config:
     activations: tuple[Activation, ...] | None = None
     forward_clip: float | None = None
     peephole: bool = False
+    heads: int = 1
+    exp_forget: bool = False
 
     def __post_init__(self) -> None:
         if self.cell not in _ALL:
@@ -95,6 +101,12 @@ class Config:
         if acts is not None and not (of and len(acts) == len(of)):
             expected = f"None or a tuple of {len(of)}, of {'; '.join(of)}," if of else "None"
             raise ValueError(f"activations: expected {expected} for {self.cell}, got {acts!r}")
+        heads = range(1, H + 1) if "heads" in cell.options else (1,)
+        if self.heads not in heads or H % self.heads:
+            expected = f"a divisor of hidden_size = {H}" if len(heads) != 1 else "1"
+            raise ValueError(f"heads: expected {expected} for {self.cell}, got {self.heads!r}")
+        if self.exp_forget and "exp_forget" not in cell.options:
+            raise ValueError(f"exp_forget: expected False for {self.cell}, got {self.exp_forget!r}")
         if self.peephole and not any(p.needs == "peephole" for p in cell.parameters):
             raise ValueError(f"peephole: expected False for {self.cell}, got {self.peephole!r}")
 
@@ -198,14 +210,15 @@ def forward(
     x : array (T, B, I)
         The inputs.
     state : array (L*D, B, P), for LSTM the tuple (h, c), c (L*D, B, H), optional
-        The initial state, layer-major, then direction; None is zeros.
+        The initial state, layer-major, then direction; None is a fresh one: zeros, but m of sLSTM
+        -inf.
     lengths : array of int (B,), optional
         Steps of each row, 0 <= length <= T, in any order; None is T for each.
     masks : sequence of L-1 arrays (T, B, D*P), optional
         Dropout masks: factors, 0 or 1 / (1 - p), on what layer l hands to layer l + 1.
     resets : array of bool (T, B), optional
         Where a new sequence begins in a row: the steps before it and those from it on do not see
-        each other's state, which starts from zeros there, in both directions.
+        each other's state, which starts from a fresh one there, in both directions.
 
     Returns
     -------
@@ -242,7 +255,8 @@ def forward(
         starts[:T] = _checked("resets", resets, (T, B)).astype(bool)
     factors = None if masks is None else _checked_masks(config, masks, T, B)
     weights = _weights(config, params)
-    states = _states(config, "state", state, B)
+    fresh = [s.fresh for s in cell.states]
+    states = _states(config, "state", state, B, fresh)
     steps: list[list[Step]] = []
 
     y = x
@@ -258,7 +272,10 @@ def forward(
                 # The reverse direction comes from step t + 1, which may begin another sequence.
                 cut = starts[t] if d == 0 else starts[t + 1] & (t + 1 < ends)
                 kept = ~cut[rows]
-                prev = tuple(np.where(kept[:, None], s[k, rows], 0.0) for s in states)
+                prev = tuple(
+                    np.where(kept[:, None], s[k, rows], v)
+                    for s, v in zip(states, fresh, strict=True)
+                )
                 new, gates = cell.forward_step(x[t, rows], prev, weights[k])
                 y[t, rows, d * P : (d + 1) * P] = new[0]
                 for s, s_new in zip(states, new, strict=True):
@@ -326,7 +343,7 @@ def backward(
     clip = _NoClip() if clip is None else clip
     weights = _weights(config, params)
     d_weights = [{name: np.zeros_like(v) for name, v in w.items()} for w in weights]
-    d_states = _states(config, "dstate", dstate, B)
+    d_states = _states(config, "dstate", dstate, B, [0.0] * len(cell.states))
 
     trace = Trace(*(np.zeros((len(tape.steps), T, B)) for _ in Trace._fields))
     trace.scale[:] = 1.0
@@ -466,7 +483,8 @@ def _sizes(config: Config, layer: int) -> dict[str, int]:
     H, P = config.hidden_size, config.output_size
     I = config.input_size if layer == 0 else config.directions * P
     cell = _ALL[config.cell]
-    return {"G*H": cell.gates * H, "V*H": cell.vectors * H, "H": H, "P": P, "I": I}
+    vectors = cell.vectors * H
+    return {"G*H": cell.gates * H, "V*H": vectors, "H": H, "P": P, "P/N": P // config.heads, "I": I}
 
 
 def _each_parameter(config: Config) -> Iterator[tuple[int, Parameter, str, tuple[int, ...]]]:
@@ -495,12 +513,12 @@ def _named(config: Config, weights: list[Weights]) -> dict[str, Array]:
     return {name: weights[k][p.name] for k, p, name, _ in _each_parameter(config) if name in shapes}
 
 
-def _states(config: Config, name: str, state: Any, B: int) -> State:
+def _states(config: Config, name: str, state: Any, B: int, fresh: Sequence[float]) -> State:
     table, sizes = _ALL[config.cell].states, _sizes(config, 0)
     k = config.num_layers * config.directions
     shapes = [(k, B, sizes[s.width]) for s in table]
     if state is None:
-        return tuple(np.zeros(shape) for shape in shapes)
+        return tuple(np.full(shape, v) for shape, v in zip(shapes, fresh, strict=True))
     if len(table) == 1:
         return (_checked(name, state, shapes[0]),)
     if not (isinstance(state, tuple) and len(state) == len(table)):

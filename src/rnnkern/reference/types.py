@@ -24,10 +24,12 @@ class Parameter(NamedTuple):
     """
 
     name: str  # PyTorch's, before "_l0" or "_l0_reverse"
-    # input_matrix, recurrent_matrix, input_bias, recurrent_bias, projection_matrix, or
-    # unit_vectors: of one element per unit, one behind the other, each multiplied elementwise
+    # input_matrix, recurrent_matrix, input_bias, recurrent_bias, projection_matrix;
+    # unit_vectors: of one element per unit, vector after vector, each multiplied elementwise;
+    # recurrent_blocks: of each gate's recurrent matrix the blocks on its diagonal, one per head
     role: str
-    shape: tuple[str, ...]  # letters: "G*H", "V*H", "H", "P" or "I"; above the first layer I is D*P
+    # letters: "G*H", "V*H", "H", "P", "P/N" or "I"; above the first layer I is D*P
+    shape: tuple[str, ...]
     needs: str = ""  # the field of `Config` that adds it to a layer; "" if every layer has it
 
 
@@ -37,6 +39,7 @@ class StateInfo(NamedTuple):
     name: str
     width: str  # "P" or "H"
     activation: str = ""  # through which the cell's output reads the state, as in `Gate`
+    fresh: float = 0.0  # its elements where a sequence begins
 
 
 class Gate(NamedTuple):
@@ -49,8 +52,8 @@ class Gate(NamedTuple):
     """
 
     name: str  # as in the formulas; h if the gate is the state itself
-    # sigmoid, tanh, relu; of general cells ONNX's name in lower case; "sigmoid or linear": linear
-    # from 0 on
+    # sigmoid, tanh, relu, exp, or "sigmoid or linear": linear from 0 on;
+    # of general cells ONNX's name in lower case
     activation: str
     role: str = ""  # keep: the share of a state that a step keeps; update: the share it replaces
 
@@ -60,7 +63,7 @@ class Step(NamedTuple):
 
     t: int
     rows: npt.NDArray[np.bool_]  # [B], True where t < length
-    kept: npt.NDArray[np.bool_]  # [n], False where the state before was reset to zero
+    kept: npt.NDArray[np.bool_]  # [n], False where the state before was reset to a fresh one
     x: Array  # [n, I], above the first layer [n, D*P]
     prev: State  # h [n, P], c [n, H]
     gates: Array  # [n, G*H], after the nonlinearity, in the order of the parameters' rows
