@@ -106,9 +106,15 @@ CASES = {
 def config_of(
     case, inputs=I, outputs=P, num_layers=1, bidirectional=False, bias=True, residual=False
 ):
-    """Configure a case so that h is `outputs` wide: H is outputs, one more with a projection."""
-    projects = ALL[CASES[case]["cell"]].projects
+    """Configure a case so that h is `outputs` wide: H is outputs, one more with a projection.
+
+    RG-LRU gets as many inputs, and one layer where it is bidirectional.
+    """
     options = {**CASES[case]}
+    cell = ALL[options["cell"]]
+    projects = cell.projects
+    if cell.inputs_are_units:  # I is H in each layer, and D*H above the first one
+        inputs, num_layers = outputs, 1 if bidirectional else num_layers
     if outputs == 1:
         options.pop("heads", None)
     return Config(
@@ -338,7 +344,8 @@ def test_gradients_with_resets_and_residual_layers_are_the_central_differences(c
     assert_gradients_are_differences(problem)
 
 
-@every_case
+# RG-LRU tells a reset from a sequence that begins without one: its own test is the next one.
+@pytest.mark.parametrize("case", [case for case in CASES if case != "rg_lru"])
 def test_reset_separates_the_steps_before_it_from_the_steps_after_it(case):
     whole, cut = Problem(config_of(case, I, P, 2, bidirectional=True)), 2
     whole.resets = np.zeros((T, B), dtype=bool)
@@ -364,6 +371,39 @@ def test_reset_separates_the_steps_before_it_from_the_steps_after_it(case):
             sums[name] += grads_half.params[name]
     for name, total in sums.items():
         assert_same(grads.params[name], total, name)
+
+
+def test_reset_of_rg_lru_lets_the_input_in_whole_and_the_state_before_not_at_all():
+    config = Config("rg_lru", P, P, bidirectional=True)
+    p = Problem(config)
+    p.resets = np.zeros((T, B), dtype=bool)
+    p.resets[1] = True
+    y, _, _ = p.forward()
+    gates = {}
+    for d, suffix in enumerate(["_l0", "_l0_reverse"]):
+        a = p.x @ p.params["weight_ih" + suffix].T + p.params["bias_ih" + suffix]
+        gates[d] = np.split(sigmoid(a), 2, axis=-1)
+    # Step 1 is the first of its sequence forward, step 0 in reverse: the reset lies between them.
+    assert_same(y[1, :, :P], gates[0][1][1] * p.x[1], "forward")
+    assert_same(y[0, :, P:], gates[1][1][0] * p.x[0], "reverse")
+    # A sequence that begins without a reset has the factor sqrt(1 - a^2) at its first step, too.
+    from_zeros, _, _ = forward(config, p.params, p.x)
+    r, i = (gate[0] for gate in gates[0])
+    a = np.exp(-8 * np.log1p(np.exp(p.params["lambda_l0"])) * r)
+    assert_same(from_zeros[0, :, :P], np.sqrt(1 - a**2) * i * p.x[0], "from zeros")
+
+
+def test_slope_of_the_root_of_rg_lru_is_limited_where_nothing_decays():
+    # softplus(-40) = exp(-40): a is 1 to 1e-17, and s is 6e-9, so that 1 / (2 s) is 9e7.
+    params = {"weight_ih_l0": np.zeros((2, 1)), "bias_ih_l0": np.zeros(2), "lambda_l0": [-40.0]}
+    config, h, x = Config("rg_lru", 1, 1), 0.9, 0.6
+    _, _, tape = forward(config, params, [[[x]]], [[[h]]])
+    grads = backward(config, params, tape, [[[1.0]]])
+    d_log_a = h - 2 * 1000 * 0.5 * x  # both gates are 1/2; d(1 - a^2) / d(log a) = -2
+    expected = d_log_a * -8 * 0.5 * np.exp(-40)
+    got = [grads.params["lambda_l0"].item(), grads.params["bias_ih_l0"][0]]
+    # SAME_FORMULA without its absolute tolerance, as these are of the size of 1e-15.
+    np.testing.assert_allclose(got, [expected, expected / 2], rtol=1e-10)
 
 
 @every_case
@@ -437,6 +477,10 @@ def test_one_step_of_one_output_is_the_equation(case):
         f, i, v = (w[k] * x + b[k] for k in (0, 1, 2))
         g = v + 0.5 if v >= 0 else sigmoid(v)
         expected = [(sigmoid(f) * h + sigmoid(i) * g) / (sigmoid(f) + sigmoid(i))]
+    elif cell == "rg_lru":
+        r, i = (sigmoid(w[k] * x + b[k]) for k in (0, 1))
+        a = (1 + np.exp(0.3)) ** (-8 * r)
+        expected = [a * h + np.sqrt(1 - a**2) * (i * x)]
     elif cell == "slstm":
         i, f, z, o = w * x + b + u * h
         n, m = 1.4, -0.3
@@ -461,7 +505,7 @@ def test_one_step_of_one_output_is_the_equation(case):
         else:
             expected = lstm_step(config, a, c, p, W_hr)
     given = {"weight_ih": w, "weight_hh": u, "bias_ih": b, "bias_hh": d}
-    given |= {"weight_ch": p, "weight_hr": W_hr}
+    given |= {"weight_ch": p, "weight_hr": W_hr, "lambda": np.array(0.3)}
     shapes = parameter_shapes(config)
     params = {name: given[name.removesuffix("_l0")].reshape(s) for name, s in shapes.items()}
     given = (h, c, 1.4, -0.3)[: len(expected)]
@@ -842,6 +886,14 @@ def test_parameter_shapes_with_heads():
     ]
 
 
+def test_parameter_shapes_of_rg_lru():
+    assert list(parameter_shapes(Config("rg_lru", 3, 3)).items()) == [
+        ("weight_ih_l0", (6, 3)),
+        ("bias_ih_l0", (6,)),
+        ("lambda_l0", (3,)),
+    ]
+
+
 def test_parameter_shapes_with_vectors():
     config = Config("ind_rnn_tanh", 5, 3, bidirectional=True)
     assert list(parameter_shapes(config).items()) == [
@@ -881,7 +933,7 @@ def test_empty_problems(case, steps, rows):
     y, final, _ = problem.forward()
     grads = problem.backward()
     assert y.shape == (steps, rows, 2 * P)
-    assert grads.x.shape == (steps, rows, I)
+    assert grads.x.shape == (steps, rows, problem.config.input_size)
     assert_equal(final, joined(problem.states))
     assert_equal(grads.state, joined(problem.dstates))
     assert (grads.norm, grads.finite, grads.scale) == (0.0, True, 1.0)
@@ -1080,7 +1132,10 @@ def test_step_value_bounds_each_argument_of_a_single_step(case):
     assert np.all(np.any(over, axis=1) & ~np.all(over, axis=1)), "each gate on both sides"
     assert_same(da, expected, "da")
     assert_same(grads.params["weight_ih_l0"], np.outer(da, problem.x), "dW_ih")
-    assert_same(grads.x[0, 0], da.ravel() @ problem.params["weight_ih_l0"], "dx")
+    direct = 0.0
+    if ALL[cell].inputs_are_units:  # x also acts without an argument between it and h
+        direct = free.x[0, 0] - da_free.ravel() @ problem.params["weight_ih_l0"]
+    assert_same(grads.x[0, 0], da.ravel() @ problem.params["weight_ih_l0"] + direct, "dx")
     if cell == "gru":
         r = sigmoid(
             problem.params["weight_ih_l0"][:n_units] @ problem.x[0, 0]
@@ -1299,6 +1354,10 @@ def hooked_step(torch, config, x, state, w, clip):
         return [f * h_prev + (1 - f) * torch.where(v >= 0, v + 0.5, torch.sigmoid(v))]
     if cell.startswith("ind"):
         return [act("h", clipped(from_x[0] + w["weight_hh"] * h_prev))]
+    if cell == "rg_lru":
+        r, i = torch.sigmoid(clipped(from_x[0])), torch.sigmoid(clipped(from_x[1]))
+        log_a = -8 * torch.nn.functional.softplus(w["lambda"]) * r
+        return [torch.exp(log_a) * h_prev + torch.sqrt(1 - torch.exp(2 * log_a)) * i * x]
     if cell == "slstm":
         _, c, n, m_prev = state
         blocks = w["weight_hh"].reshape(gates, config.heads, -1, len(h_prev) // config.heads)
@@ -1493,7 +1552,8 @@ def test_tables_of_a_general_cell_name_its_activations(case):
     assert {row.name: row.activation for row in rows} == expected
 
 
-@pytest.mark.parametrize("cell", ALL)
+# What RG-LRU keeps is a function of its gate r, and no gate itself.
+@pytest.mark.parametrize("cell", [cell for cell in ALL if cell != "rg_lru"])
 def test_a_gate_with_a_role_is_the_share_of_the_state_that_a_step_keeps(cell):
     """Where gates see x alone, c, or else h, adds to its successor by this share alone."""
     problem = Problem(config_of(cell), steps=1)
@@ -1590,6 +1650,11 @@ def test_an_unknown_cell_is_named():
             {"cell": "gru_general", "forward_clip": 0.0},
             "forward_clip: expected None or a number > 0 for gru_general, got 0.0",
         ),
+        ({"cell": "rg_lru"}, "input_size: expected hidden_size = 4 for rg_lru, got 3"),
+        (
+            {"cell": "rg_lru", "input_size": 4, "bidirectional": True, "num_layers": 2},
+            "bidirectional: expected False for rg_lru of 2 layers, got True",
+        ),
         ({"cell": "lstm", "heads": 2}, "heads: expected 1 for lstm, got 2"),
         *(
             (
@@ -1621,11 +1686,11 @@ def test_an_unknown_cell_is_named():
     ],
 )
 def test_options_out_of_range_are_named(options, message):
-    given = {"cell": "lstm_projected", **options}
+    given = {"cell": "lstm_projected", "input_size": 3, **options}
     if given["cell"] == "lstm_projected":
         given = {"proj_size": 2, **given}
     with pytest.raises(ValueError, match=message):
-        Config(input_size=3, hidden_size=4, **given)
+        Config(hidden_size=4, **given)
 
 
 @every_case

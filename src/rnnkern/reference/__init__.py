@@ -5,8 +5,9 @@ kernels compute is defined here, and tested against here. The module imports not
 
 Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, P outputs (the
 width of h; H without a projection), L layers, D directions, G gates (RNN and IndRNN
-1, minGRU 2, GRU, minLSTM and CIFG 3, LSTM and sLSTM 4), V vectors of one element per unit (IndRNN
-1, peepholes of CIFG 2, of LSTM 3), N heads. All quantities are dimensionless.
+1, minGRU and RG-LRU 2, GRU, minLSTM and CIFG 3, LSTM and sLSTM 4), V vectors of one element per
+unit (IndRNN and RG-LRU 1, peepholes of CIFG 2, of LSTM 3), N heads. All quantities are
+dimensionless.
 
 In the formulas ``a`` is the argument of a gate's nonlinearity, ``h_prev`` and ``c_prev`` are the
 state one step before, and ``dv`` is the gradient of the loss with respect to ``v``.

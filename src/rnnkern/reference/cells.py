@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from .activations import Activation, Sigmoid, Tanh, sigmoid, softplus
-from .types import Array, Gate, Parameter, State, StateInfo, Step, StepBack, Weights
+from .types import Array, Gate, Kept, Parameter, State, StateInfo, Step, StepBack, Weights
 
 # --------------------------------------------------------------------------------- pointwise
 
@@ -97,6 +97,7 @@ class Cell(ABC):
     options: ClassVar[tuple[str, ...]] = ()  # fields that `Config` sets; None is the default
     activated: ClassVar[tuple[str, ...]] = ()  # the values that the option `activations` is for
     has_flow_penalty: ClassVar[bool] = False
+    inputs_are_units: ClassVar[bool] = False  # whether x acts unit by unit, so that I is H
     also_saved: ClassVar[tuple[str, ...]] = ()  # what the kernels save besides gates and states
 
     @property
@@ -127,8 +128,11 @@ class Cell(ABC):
         return any(p.role == "projection_matrix" for p in self.parameters)
 
     @abstractmethod
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
-        """Return the new state and the gates (n, G*H), from x (n, I) and the state before."""
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
+        """Return the new state and the gates (n, G*H), from x (n, I) and the state before.
+
+        `kept` (n,) is False in the rows whose state before was reset, and is fresh.
+        """
 
     @abstractmethod
     def backward_step(
@@ -155,7 +159,7 @@ class _RNN(Cell):
         """h itself."""
         return (Gate("h", self.activation),)
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         h = self.act(_affine(x, w, "ih") + _affine(h_prev, w, "hh"))
         return (h,), h
@@ -183,7 +187,7 @@ class _LSTM(Cell):
     states = (StateInfo("h", "P"), StateInfo("c", "H", "tanh"))
     cell_clip: float | None = None
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         h_prev, c_prev = state
         a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
@@ -248,7 +252,7 @@ class _GRUResetAfter(Cell):
     has_flow_penalty = True
     also_saved = ("q",)
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
         h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
@@ -279,7 +283,7 @@ class _GRUResetBefore(Cell):
 
     gate_table = (Gate("r", "sigmoid"), Gate("z", "sigmoid", "keep"), Gate("n", "tanh"))
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         w_r, w_z, w_n = _by_gate(w)
         x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
@@ -317,7 +321,7 @@ class _MinGRU(Cell):
         Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
     )
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         a_z, a_v = np.split(_affine(x, w, "ih"), 2, axis=1)
         z = sigmoid(a_z)
@@ -353,7 +357,7 @@ class _MinLSTM(Cell):
     also_saved = ("1 - s_f",)
     parameters = _MinGRU.parameters
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         a_f, a_i, a_v = np.split(_affine(x, w, "ih"), 3, axis=1)
         f = sigmoid(softplus(-a_i) - softplus(-a_f))  # log sigmoid(a) = -softplus(-a)
@@ -396,7 +400,7 @@ class _IndRNN(Cell):
         """h itself."""
         return (Gate("h", self.activation),)
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), u = state, w["weight_hh"]
         h = self.act(_affine(x, w, "ih") + u * h_prev)
         return (h,), h
@@ -419,7 +423,7 @@ class _PeepholeLSTM(_LSTM):
     parameters = (*_LSTM.parameters, Parameter("weight_ch", "unit_vectors", ("V*H",)))  # i, f, o
     options = ("cell_clip",)
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         h_prev, c_prev = state
         p_i, p_f, p_o = np.split(w["weight_ch"], 3)
         a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
@@ -481,7 +485,7 @@ class _GeneralRNN(_General):
         (act,) = self._names()
         return (Gate("h", act),)
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), (act,) = state, self._acts()
         h = act.value(_affine(x, w, "ih") + _affine(h_prev, w, "hh"))
         return (h,), h
@@ -528,7 +532,7 @@ class _GeneralLSTM(_General):
         gate, cand, _ = self._names()
         return (Gate("i", gate), Gate("f", gate, "keep"), Gate("g", cand), Gate("o", gate))
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev, c_prev), (gate, cand, _), out = state, self._acts(), self.activations[2]
         p_i, p_f, p_o = np.split(w["weight_ch"], 3)
         a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
@@ -594,7 +598,7 @@ class _GeneralCIFG(_GeneralLSTM):
         gate, cand, _ = self._names()
         return (Gate("i", gate, "update"), Gate("g", cand), Gate("o", gate))
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev, c_prev), (gate, cand, _), out = state, self._acts(), self.activations[2]
         p_i, p_o = np.split(w["weight_ch"], 2)
         a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
@@ -654,7 +658,7 @@ class _GeneralGRUResetAfter(_GeneralGRU):
 
     has_flow_penalty = True
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), (gate, cand) = state, self._acts()
         x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
         h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
@@ -684,7 +688,7 @@ class _GeneralGRUResetAfter(_GeneralGRU):
 class _GeneralGRUResetBefore(_GeneralGRU):
     """The reset-before GRU."""
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), (gate, cand) = state, self._acts()
         w_r, w_z, w_n = _by_gate(w)
         x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
@@ -748,7 +752,7 @@ class _SLSTM(Cell):
         forget = Gate("f", "exp" if self.exp_forget else "sigmoid", "keep")
         return (Gate("i", "exp"), forget, Gate("z", "tanh"), Gate("o", "sigmoid"))
 
-    def forward_step(self, x: Array, state: State, w: Weights) -> tuple[State, Array]:
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         h_prev, c_prev, n_prev, m_prev = state
         a = _affine(x, w, "ih") + self._recurrent(h_prev, w["weight_hh"])
         a_i, a_f, a_z, a_o = np.split(a, 4, axis=1)
@@ -799,6 +803,52 @@ class _SLSTM(Cell):
         return h.reshape(len(h), N, of_head), R.reshape(4, N, of_head, of_head)
 
 
+class _RGLRU(Cell):
+    """De et al. 2024, arXiv 2402.19427 section 2.4: h decays by a, and x enters by sqrt(1 - a^2).
+
+    a = 0 where a new sequence begins by `resets`, so that x enters there by the factor 1; nowhere
+    else, not even at the first step from an initial state of zeros.
+    """
+
+    gate_table = (Gate("r", "sigmoid"), Gate("i", "sigmoid"))
+    vectors = 1
+    parameters = (
+        Parameter("weight_ih", "input_matrix", ("G*H", "I")),
+        Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
+        Parameter("lambda", "unit_vectors", ("V*H",)),
+    )
+    inputs_are_units = True
+
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
+        (h_prev,) = state
+        r, i = np.split(sigmoid(_affine(x, w, "ih")), 2, axis=1)
+        a, s = self._factors(r, w, kept)
+        h = a * h_prev + s * (i * x)
+        return (h,), np.hstack([r, i])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,), x = d_state, step.prev, step.x
+        r, i = np.split(step.gates, 2, axis=1)
+        a, s = self._factors(r, w, step.kept)
+        # ds / d(1 - a^2) is 1 / (2 s), at most 1000 as in the authors' code: s = 0 where a = 1.
+        ds_dlog_a = -2 * a**2 / np.maximum(2 * s, 1e-3)
+        dlog_a = dh * (h_prev * a + i * x * ds_dlog_a)
+        da_r = clip_value(dlog_a * -8 * softplus(w["lambda"]) * r * (1 - r), step_value)
+        da_i = clip_value(dh * s * x * i * (1 - i), step_value)
+        da = np.hstack([da_r, da_i])
+        dx, dw_ih = _affine_backward(da, x, w, "ih")
+        d_lambda = (dlog_a * -8 * r * sigmoid(w["lambda"])).sum(axis=0)
+        return StepBack(dx + dh * s * i, (dh * a,), dw_ih | {"lambda": d_lambda}, da)
+
+    @staticmethod
+    def _factors(r: Array, w: Weights, kept: Kept) -> tuple[Array, Array]:
+        """Return a and s = sqrt(1 - a^2)."""
+        log_a = np.where(kept[:, None], -8 * softplus(w["lambda"]) * r, -np.inf)
+        return np.exp(log_a), np.sqrt(-np.expm1(2 * log_a))
+
+
 CELLS: dict[str, Cell] = {
     "rnn_tanh": _RNN("tanh", act=np.tanh, slope=_tanh_slope),
     "rnn_relu": _RNN("relu", act=_relu, slope=_relu_slope),
@@ -823,4 +873,5 @@ PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compil
     "gru_general": _GeneralGRUResetAfter(),
     "gru_reset_before_general": _GeneralGRUResetBefore(),
     "slstm": _SLSTM(),
+    "rg_lru": _RGLRU(),
 }

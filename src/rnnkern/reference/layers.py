@@ -25,7 +25,7 @@ class Config:
     cell : str
         A key of `CELLS` or `PLANNED`.
     input_size : int
-        I.
+        I; of RG-LRU H, in each layer.
     hidden_size : int
         H.
     num_layers : int
@@ -109,6 +109,13 @@ class Config:
             raise ValueError(f"exp_forget: expected False for {self.cell}, got {self.exp_forget!r}")
         if self.peephole and not any(p.needs == "peephole" for p in cell.parameters):
             raise ValueError(f"peephole: expected False for {self.cell}, got {self.peephole!r}")
+
+        if cell.inputs_are_units and self.input_size != H:
+            size = f"hidden_size = {H}"
+            raise ValueError(f"input_size: expected {size} for {self.cell}, got {self.input_size}")
+        if cell.inputs_are_units and self.bidirectional and self.num_layers > 1:
+            stack = f"{self.cell} of {self.num_layers} layers"
+            raise ValueError(f"bidirectional: expected False for {stack}, got True")
 
     @property
     def directions(self) -> int:
@@ -276,7 +283,7 @@ def forward(
                     np.where(kept[:, None], s[k, rows], v)
                     for s, v in zip(states, fresh, strict=True)
                 )
-                new, gates = cell.forward_step(x[t, rows], prev, weights[k])
+                new, gates = cell.forward_step(x[t, rows], prev, weights[k], kept)
                 y[t, rows, d * P : (d + 1) * P] = new[0]
                 for s, s_new in zip(states, new, strict=True):
                     s[k, rows] = s_new

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Kept = npt.NDArray[np.bool_]
 State = tuple[Array, ...]  # one array for each row of the cell's table: (h,), for LSTM (h, c)
 # The parameters of one layer and direction, or their gradients, by the names of the cell's table.
 # Those that the layer lacks are zeros.
@@ -63,7 +64,7 @@ class Step(NamedTuple):
 
     t: int
     rows: npt.NDArray[np.bool_]  # [B], True where t < length
-    kept: npt.NDArray[np.bool_]  # [n], False where the state before was reset to a fresh one
+    kept: Kept  # [n], False where the state before was reset to a fresh one
     x: Array  # [n, I], above the first layer [n, D*P]
     prev: State  # h [n, P], c [n, H]
     gates: Array  # [n, G*H], after the nonlinearity, in the order of the parameters' rows
