@@ -118,6 +118,9 @@ struct CellLayout {
 
 template <class Cell>
 constexpr CellLayout layout_of() {
+  static_assert(sizeof(Cell::phase) == Cell::phases * sizeof(Phase));
+  static_assert(sizeof(Cell::input_slot) == Cell::gates * sizeof(int));
+  static_assert(sizeof(Cell::recurrent_slot) == Cell::gates * sizeof(int));
   CellLayout layout{&Cell::info,
                     Cell::gates,
                     Cell::saved,
