@@ -77,21 +77,23 @@ struct TapeOf final : Tape {
                 "one with it");
     return record.records;
   }
-  // (T, B, vectors, C) of every step and row, (T, E, B, vectors, C) in an ensemble; not filled.
+  // (T, B, vectors, C) of every step and row, (T, E, B, vectors, C) in an ensemble; no axis of
+  // vectors if there are 0. Not filled.
   py::array_t<T> empty(Index vectors, Index C) const {
     std::vector<py::ssize_t> shape{axes.T};
     if (axes.members) shape.push_back(axes.members);
     shape.push_back(axes.B);
-    if (vectors > 1) shape.push_back(vectors);
+    if (vectors > 0) shape.push_back(vectors);
     shape.push_back(C);
     return py::array_t<T>(shape);
   }
   // Blocks in the schedule's order of rows, for each direction as an array in the caller's.
-  py::list each(const char* name, std::vector<Block<T>> Record<T>::* blocks, Index vectors) const {
+  py::list each(const char* name, std::vector<Block<T>> Record<T>::* blocks, Index vectors,
+                bool axis) const {
     py::list all;
     const std::vector<Record<T>>& members = whole(name);
     for (std::size_t i = 0; i < (members[0].*blocks).size(); ++i) {
-      const py::array_t<T> out = empty(vectors, record.sizes.H);
+      const py::array_t<T> out = empty(axis ? vectors : 0, record.sizes.H);
       T* const to = const_cast<T*>(out.data());
       unlocked([&](const Interrupt& interrupt) {
         ThrottledPoll poll(interrupt);
@@ -125,17 +127,17 @@ struct TapeOf final : Tape {
     return true;
   }
   py::list gates() const override {
-    return each("gates", &Record<T>::saved, record.sizes.info().saved);
+    return each("gates", &Record<T>::saved, record.sizes.info().saved, true);
   }
   py::list cells() const override {
-    return each("cells", &Record<T>::carried, record.sizes.carried());
+    return each("cells", &Record<T>::carried, record.sizes.carried(), record.sizes.carried() > 1);
   }
   py::list hiddens() const override {
     py::list all;
     const std::vector<Record<T>>& members = whole("hiddens");
     const Index C = record.sizes.channels();
     for (Index l = 0; l < record.sizes.L; ++l) {
-      const py::array_t<T> array = empty(1, C);
+      const py::array_t<T> array = empty(0, C);
       unlocked([&](const Interrupt& interrupt) {
         ThrottledPoll poll(interrupt);
         T* to = const_cast<T*>(array.data());
