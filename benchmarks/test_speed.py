@@ -21,20 +21,22 @@ def options_of(kind: str, size: int) -> dict[str, Any]:
     """The cell's options: clips at 3, as ELMo's, and a projection to half as many outputs."""
     cell = reference.CELLS[kind]
     projection = {"proj_size": size // 2} if cell.projects else {}
-    return {**dict.fromkeys(cell.options, 3.0), **projection}
+    return {**{name: 3.0 for name in cell.options if name.endswith("clip")}, **projection}
 
 
 def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
     options = {"dtype": dtype, "seed": 0, **options_of(kind, size)}
-    if kind.startswith("lstm"):
-        return rk.LSTM(size, size, peephole=kind == "lstm_peephole", **options)
+    if kind.startswith(("lstm", "cifg")):
+        own = {"peephole": kind == "lstm_peephole", "input_forget": kind.startswith("cifg")}
+        return rk.LSTM(size, size, **own, **options)
     if kind.startswith("gru"):
-        return rk.GRU(size, size, reset_after=kind == "gru", **options)
+        return rk.GRU(size, size, reset_after="before" not in kind, **options)
     if kind.startswith("min"):
         return (rk.MinGRU if kind == "min_gru" else rk.MinLSTM)(size, size, **options)
     if kind.startswith("ind_rnn"):
         return rk.IndRNN(size, size, nonlinearity=kind.removeprefix("ind_rnn_"), **options)
-    return rk.RNN(size, size, nonlinearity=kind.removeprefix("rnn_"), **options)
+    nonlinearity = "relu" if kind == "rnn_relu" else "tanh"
+    return rk.RNN(size, size, nonlinearity=nonlinearity, **options)
 
 
 def sequence(T: int, B: int, size: int, dtype: Any = np.float32) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 import rnnkern as rk
 from rnnkern import reference
+from rnnkern.diagnose.common import cell_of
 from rnnkern.reference import CELLS
 
 # The reference's table: a cell that is added there is tested, or fails for want of a maker here.
@@ -22,7 +23,20 @@ def _projected(I, H, *sizes, **options):
     return rk.LSTM(I, H, *sizes, **{**projection, **options})
 
 
+def _general(*sizes, **options):
+    """An LSTM with what ONNX lets a model choose; of one unit, without projection."""
+    I, H, *more = sizes
+    size = {"proj_size": 2 * H // 3, "proj_clip": CLIPS["proj_clip"]} if H > 1 else {}
+    return rk.LSTM(I, H, *more, **{**GENERAL, **size, **options})
+
+
 CLIPS = {"cell_clip": 0.4, "proj_clip": 0.1}  # within the range of the tests' values
+GENERAL = {
+    "activations": (("HardSigmoid", 0.45, 0.5), ("ScaledTanh", 1.7, 0.9), ("Affine", 1.2)),
+    "forward_clip": 1.1,
+    "cell_clip": 0.4,
+    "peephole": True,
+}
 MAKERS = {
     "rnn_tanh": rk.RNN,
     "rnn_relu": partial(rk.RNN, nonlinearity="relu"),
@@ -36,6 +50,18 @@ MAKERS = {
     "ind_rnn_tanh": partial(rk.IndRNN, nonlinearity="tanh"),
     "ind_rnn_relu": rk.IndRNN,
     "lstm_peephole": partial(rk.LSTM, peephole=True, cell_clip=CLIPS["cell_clip"]),
+    "rnn_general": partial(rk.RNN, activations=(("LeakyRelu", 0.2),), forward_clip=0.9),
+    "lstm_general": partial(rk.LSTM, **GENERAL),
+    "lstm_general_projected": _general,
+    "cifg_general": partial(rk.LSTM, input_forget=True, cell_clip=CLIPS["cell_clip"]),
+    "cifg_general_projected": partial(_general, input_forget=True),
+    "gru_general": partial(rk.GRU, activations=("Sigmoid", ("Elu", 0.7)), forward_clip=0.9),
+    "gru_reset_before_general": partial(
+        rk.GRU,
+        reset_after=False,
+        activations=(("HardSigmoid", 0.45, 0.5), "Softplus"),
+        forward_clip=0.9,
+    ),
 }
 DTYPES = (np.float32, np.float64)
 
@@ -151,10 +177,19 @@ class Reference:
     grads: Any
 
 
+def options_of(layer):
+    """What the reference calls the options of a layer's cell."""
+    cell = CELLS[layer._kind]
+    size = ("proj_size",) if cell.projects else ()
+    peephole = ("peephole",) if any(p.needs == "peephole" for p in cell.parameters) else ()
+    options = {name: getattr(layer, name) for name in (*cell.options, *size, *peephole)}
+    if "activations" in options:
+        options["activations"] = cell_of(layer).activations
+    return options
+
+
 def config_of(layer):
     """What the reference calls the sizes and options of a layer."""
-    cell = CELLS[layer._kind]
-    options = (*cell.options, *(("proj_size",) if cell.projects else ()))
     return reference.Config(
         layer._kind,
         layer.input_size,
@@ -163,7 +198,7 @@ def config_of(layer):
         layer.bidirectional,
         layer.bias,
         layer.residual,
-        **{name: getattr(layer, name) for name in options},
+        **options_of(layer),
     )
 
 

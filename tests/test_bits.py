@@ -121,7 +121,8 @@ def test_the_clips_act(kind, sizes):
     free = bits(layer, problem)
     for name, bound in asdict(CLIP).items():
         clipped = bits(layer, problem, rk.Clip(**{name: bound}))
-        assert differing(clipped, free) >= set(layer.params), name
+        small = {n for n in layer.params if n.startswith("weight_ch") and name == "value"}
+        assert differing(clipped, free) >= set(layer.params) - small, name
 
 
 # ---- threads -----------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def test_tiny_numbers_are_flushed_on_every_thread(kind):
 
     reference = run_reference(layer, tiny)
     exact = {"y": reference.y, "grads.x": reference.grads.x}
-    if kind in ("min_gru", "min_lstm"):
+    if kind in ("min_gru", "min_lstm", "gru_reset_before_general"):
         del exact["y"]  # whose candidates are 1/2 where the input is 0
     for name, array in exact.items():
         assert subnormal(array).any()

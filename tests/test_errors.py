@@ -161,7 +161,47 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
             (rk.LSTM, {"peephole": value}, TypeError, "peephole: expected True or False, got")
             for value in (1, "yes", None, np.ones(2))
         ),
-        (rk.LSTM, {**PROJECTED, "peephole": True}, ValueError, "peephole: expected False with"),
+        *(
+            (
+                rk.LSTM,
+                {"input_forget": value},
+                TypeError,
+                "input_forget: expected True or False, got",
+            )
+            for value in (1, "yes", None)
+        ),
+        *(
+            (make, {"forward_clip": b}, ValueError, f"forward_clip: {BOUND} {b!r}")
+            for make in (rk.LSTM, rk.GRU, rk.RNN)
+            for b in (0, -1.0, float("nan"), np.inf)
+        ),
+        (rk.GRU, {"forward_clip": "1"}, TypeError, "forward_clip: expected a number or None, got"),
+        *(
+            (make, {"activations": acts}, error, message)
+            for make, acts, error, message in (
+                (rk.LSTM, ("Tanh",) * 2, ValueError, "activations: expected a tuple of 3, of the"),
+                (rk.GRU, ["Sigmoid", "Tanh"], TypeError, "activations: expected None or a tuple"),
+                (rk.GRU, ("Sigmoid", 1), TypeError, "activations[1]: expected a name, or a tupl"),
+                (rk.GRU, ("Sigmoid", "tanh"), ValueError, "activations[1]: expected one of Relu"),
+                (rk.RNN, (("Tanh", 1.0),), ValueError, "activations[0]: expected 0 constants of"),
+                (rk.RNN, ("ScaledTanh",), ValueError, "activations[0]: expected 2 constants of"),
+                (rk.RNN, (("Elu", 1, 2),), ValueError, "activations[0]: expected 0 to 1 constan"),
+                (rk.RNN, (("Elu", "1"),), TypeError, "activations[0]'s alpha: expected a number"),
+                (rk.RNN, (("Elu", np.nan),), ValueError, "activations[0]'s alpha: expected a fi"),
+            )
+        ),
+        (
+            rk.RNN,
+            {"activations": ("Tanh",), "nonlinearity": "relu"},
+            ValueError,
+            "activations: expected None with nonlinearity='relu', got",
+        ),
+        (
+            rk.LSTM,
+            {"input_forget": True, "forget_bias": 1.0},
+            ValueError,
+            "forget_bias: expected None with input_forget=True",
+        ),
         *(
             (rk.LSTM, {**none, "proj_clip": 0.5}, ValueError, f"proj_clip: {ALONE}, got 0.5")
             for none in ({}, {"proj_size": None}, {"proj_size": 0})

@@ -6,6 +6,7 @@ from helpers import DTYPES, KINDS, assert_close, assert_same, make_layer, random
 from helpers import run_reference as reference_of
 
 import rnnkern as rk
+from rnnkern.diagnose.common import cell_of
 from rnnkern.reference import CELLS
 
 T, B, I, H = 7, 5, 3, 9
@@ -118,7 +119,7 @@ def test_flow_penalty_s_gradient_is_its_definition_s(kind):
     """Central differences of Omega over each element of W_hh, dL/dh and dL/da held fixed."""
     layer = make_layer(kind, I, H, dtype=np.float64)
     problem = random_problem(layer, T, B)
-    cell = CELLS[kind]
+    cell = cell_of(layer)
     reference = reference_of(layer, problem)
     terms, (dh,) = [], (np.array(problem.dstate[0]),)
     weights = {p.name: layer.params[f"{p.name}_l0"] for p in cell.parameters}

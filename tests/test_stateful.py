@@ -338,6 +338,8 @@ CONSTRUCTORS = (
     rk.IndRNN,
     rk.LSTM,
     partial(rk.LSTM, peephole=True),
+    partial(rk.LSTM, input_forget=True, peephole=True, forward_clip=2.0),
+    partial(rk.GRU, activations=("HardSigmoid", ("Elu", 0.5))),
     partial(rk.LSTM, proj_size=2, cell_clip=1.0, proj_clip=0.5),
     partial(rk.LSTM, proj_size=6),
     partial(rk.LSTM, proj_size=True),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import KINDS, assert_close, make_layer, parts, random_problem
+from helpers import KINDS, assert_close, make_layer, options_of, parts, random_problem
 
 import rnnkern as rk
 from rnnkern import reference
@@ -55,10 +55,7 @@ def defined(layer, p, k1, k2):
 
     By the reference, whose forward gives the state at the cut, which is held fixed there.
     """
-    cell = reference.CELLS[layer._kind]
-    names = (*cell.options, *(("proj_size",) if cell.projects else ()))
-    options = {name: getattr(layer, name) for name in names}
-    config = reference.Config(layer._kind, I, H, L, False, layer.bias, **options)
+    config = reference.Config(layer._kind, I, H, L, False, layer.bias, **options_of(layer))
     first_axes = (lambda a: a.swapaxes(0, 1)) if layer.batch_first else (lambda a: a)
     x, dy = first_axes(p.x), first_axes(p.dy)
     grads = {name: np.zeros(a.shape) for name, a in layer.params.items()}

@@ -190,6 +190,24 @@ Kind kind_of(const std::string& name) {
   bad_value("kind", "a kind of cell", "'" + name + "'");
 }
 
+CellConstants constants_of(const CellOptions& options) {
+  CellConstants constants{options.cell_clip, options.projection_clip, options.forward_clip, {}};
+  for (const double clip : {options.cell_clip, options.projection_clip, options.forward_clip})
+    if (!(clip > 0)) bad_value("clip", "a number > 0", std::to_string(clip));
+  constexpr std::size_t most = std::size(CellConstants{}.activations);
+  if (options.activations.size() > most)
+    bad_value("activations", "at most " + std::to_string(most),
+              std::to_string(options.activations.size()));
+  Activation* to = constants.activations;
+  for (const auto& [name, alpha, beta] : options.activations) {
+    const auto found = std::find(std::begin(kActivationNames), std::end(kActivationNames), name);
+    if (found == std::end(kActivationNames))
+      bad_value("activations", "a name of ONNX's list", "'" + name + "'");
+    *to++ = {static_cast<ActivationKind>(found - std::begin(kActivationNames)), alpha, beta};
+  }
+  return constants;
+}
+
 std::uint64_t next_id() {
   static std::atomic<std::uint64_t> last{0};
   return ++last;
@@ -217,17 +235,9 @@ std::pair<Axes, PinnedArray<const T>> axes_and_x(const Sizes& s, const py::objec
 
 LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
                        bool bidirectional, bool residual, bool is_double, Index members,
-                       double cell_clip, double projection_clip)
-    : sizes_{kind_of(kind),
-             {cell_clip, projection_clip},
-             I,
-             H,
-             P,
-             L,
-             bidirectional ? 2 : 1,
-             bias,
-             residual,
-             members},
+                       const CellOptions& options)
+    : sizes_{kind_of(kind), constants_of(options), I,        H,      P, L, bidirectional ? 2 : 1,
+             bias,          options.peephole,      residual, members},
       is_double_(is_double),
       id_(next_id()) {
   const auto positive = [](const char* name, Index value) {
@@ -238,8 +248,6 @@ LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index
   if (sizes_.has(projection_matrix) ? P >= H : P != H)
     bad_value("outputs", sizes_.has(projection_matrix) ? "less than hidden_size" : "hidden_size",
               std::to_string(P));
-  for (const double clip : {cell_clip, projection_clip})
-    if (!(clip > 0)) bad_value("clip", "a number > 0", std::to_string(clip));
   constexpr Index most_layers = 65536;  // their names alone would fill memory
   if (L > most_layers)
     bad_value("num_layers", "at most " + std::to_string(most_layers), std::to_string(L));
@@ -408,7 +416,8 @@ void bind_layer(py::module_& m) {
   refuse_pickling(tape);
   tape.def_property_readonly("gates", method_of(&Tape::gates),
                              "For each layer and direction, (T, B, saved, H): LSTM i, f, g, o; "
-                             "GRU r, z, n, W_hn h' + b_hn; reset-before GRU r, z, n; minGRU z, g.")
+                             "GRU r, z, n, W_hn h' + b_hn; reset-before GRU r, z, n; minGRU z, g; "
+                             "others as `saved` of their cell in rnnkern.reference says.")
       .def_property_readonly("cells", method_of(&Tape::cells),
                              "For each layer and direction, c of every step (T, B, H); LSTM only.")
       .def_property_readonly("hiddens", method_of(&Tape::hiddens),
@@ -416,12 +425,19 @@ void bind_layer(py::module_& m) {
   auto stack = py::class_<LayerStack>(m, "LayerStack");
   refuse_pickling(stack);
   stack
-      .def(py::init<const std::string&, Index, Index, Index, Index, bool, bool, bool, bool, Index,
-                    double, double>(),
+      .def(py::init([](const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
+                       bool bidirectional, bool residual, bool is_double, Index members,
+                       bool peephole, double cell_clip, double projection_clip, double forward_clip,
+                       std::vector<std::tuple<std::string, double, double>> activations) {
+             return std::make_unique<LayerStack>(kind, I, H, P, L, bias, bidirectional, residual,
+                                                 is_double, members,
+                                                 CellOptions{peephole, cell_clip, projection_clip,
+                                                             forward_clip, std::move(activations)});
+           }),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("outputs"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional"), py::arg("residual"),
-           py::arg("is_double"), py::arg("members"), py::arg("cell_clip"),
-           py::arg("projection_clip"))
+           py::arg("is_double"), py::arg("members"), py::arg("peephole"), py::arg("cell_clip"),
+           py::arg("projection_clip"), py::arg("forward_clip"), py::arg("activations"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
       .def("forward", method_of(&LayerStack::forward), py::arg("params"), py::arg("x"),

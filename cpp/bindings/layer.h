@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <tuple>
 
 #include "../core/stack/network.h"
 #include "arrays.h"
@@ -34,11 +35,18 @@ struct ForwardOptions {
   std::vector<Dropout> dropouts;
 };
 
+// What Cell of layers/base.py holds besides its kind: infinity and an empty list are off.
+struct CellOptions {
+  bool peephole;
+  double cell_clip, projection_clip, forward_clip;
+  std::vector<std::tuple<std::string, double, double>> activations;  // name, alpha, beta
+};
+
 class LayerStack {
  public:
   LayerStack(const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
-             bool bidirectional, bool residual, bool is_double, Index members, double cell_clip,
-             double projection_clip);
+             bool bidirectional, bool residual, bool is_double, Index members,
+             const CellOptions& options);
 
   const Sizes& sizes() const { return sizes_; }
   bool is_double() const { return is_double_; }

@@ -41,8 +41,11 @@ class LayerStack:
         residual: bool,
         is_double: bool,
         members: int,
+        peephole: bool,
         cell_clip: float,
         projection_clip: float,
+        forward_clip: float,
+        activations: list[tuple[str, float, float]],
     ) -> None: ...
     def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
     def state_names(self) -> tuple[str, ...]: ...

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["array", "choice", "fixed", "flag", "float_dtype", "integer", "number", "size"]
+__all__ = ["array", "bound", "choice", "fixed", "flag", "float_dtype", "integer", "number", "size"]
 
 # Types that are no real numbers, although some of their values convert to float.
 NO_NUMBERS = (
@@ -32,6 +32,13 @@ def array(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
     return value
+
+
+def bound(name: str, value: Any) -> float | None:
+    """`value`, the bound of a clip of a cell: None or a finite number above 0."""
+    if value is None:
+        return None
+    return number(name, value, "a finite number > 0", lambda x: x > 0, "a number or None")
 
 
 def fixed(name: str, doc: str) -> Any:

@@ -98,7 +98,13 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
     for (int i = 0; i < 2; ++i) back.first[i] = make(a.d_first[i], B * widths[i]);
   }
   ForwardCall<T> forward{};
-  forward.kind = kind, forward.constants = {std::isinf(clip.norm) ? INFINITY : 0.4, 0.3};
+  const bool clips = !std::isinf(clip.norm);
+  forward.kind = kind, forward.constants = {clips ? 0.4 : INFINITY,
+                                            0.3,
+                                            clips ? 0.8 : INFINITY,
+                                            {{ActivationKind::hard_sigmoid, 0.2, 0.5},
+                                             {ActivationKind::softsign, 0, 0},
+                                             {ActivationKind::softplus, 0, 0}}};
   forward.L = 1, forward.D = D, forward.H = H, forward.P = P;
   forward.rows = schedule.view(), forward.layers = &layer, forward.threads = 1;
   void* forward_workspace = workspace(use.forward_workspace(forward));

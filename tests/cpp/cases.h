@@ -66,7 +66,7 @@ struct Problem {
   bool ragged;
   std::vector<Index> lengths;
   std::vector<unsigned char> resets;  // [T, B]; none: empty
-  bool bias, state, dy, dstate;
+  bool bias, peephole, state, dy, dstate;
   bool keep;      // a tape, and backward
   bool in_place;  // the state's buffer is the initial state's (forward only)
   bool packed;    // weights packed before (one direction, forward only)
@@ -92,6 +92,11 @@ struct Problem {
     P = has(projection_matrix) ? 1 + draw.below(H) : H;
     constants.cell_clip = draw.one_in(2) ? bound(draw) : INFINITY;
     constants.projection_clip = draw.one_in(2) ? bound(draw) : INFINITY;
+    constants.forward_clip = draw.one_in(2) ? bound(draw) : INFINITY;
+    for (Activation& of : constants.activations) {
+      const auto constant = [&] { return draw.byte() / 64.0 - 2; };
+      of = {static_cast<ActivationKind>(draw.below(kActivations)), constant(), constant()};
+    }
     residual = L > 1 && draw.one_in(3);
     ragged = draw.one_in(2);
     for (Index b = 0; ragged && b < B; ++b)
@@ -100,7 +105,8 @@ struct Problem {
       std::uint64_t bits = draw.word();
       for (Index i = 0; i < T * B; ++i, bits = bits >> 1 | bits << 63) resets.push_back(bits & 1u);
     }
-    bias = !draw.one_in(4), state = draw.one_in(2), dy = !draw.one_in(4), dstate = draw.one_in(2);
+    bias = !draw.one_in(4), peephole = !draw.one_in(3), state = draw.one_in(2),
+    dy = !draw.one_in(4), dstate = draw.one_in(2);
     keep = !draw.one_in(4);
     in_place = !keep && state && draw.one_in(2);
     packed = !keep && D == 1 && draw.one_in(2);
@@ -111,8 +117,8 @@ struct Problem {
     clip.step_value = strength(draw), clip.step_norm = strength(draw);
     clip.value = strength(draw), clip.norm = strength(draw);
     trace = draw.one_in(4);
-    const bool penalized =
-        !info().states[1].name && has(recurrent_matrix) && kind != Kind::gru_reset_before;
+    const bool penalized = !info().states[1].name && has(recurrent_matrix) &&
+                           kind != Kind::gru_reset_before && kind != Kind::gru_reset_before_general;
     flow_penalty = trace && penalized && draw.one_in(2) ? 0.5 : 0;
     threads = static_cast<int>(1 + draw.below(8));
     values = draw.one_in(4) ? static_cast<Values>(draw.below(6)) : Values::plain;
@@ -128,6 +134,9 @@ struct Problem {
     for (const ParameterInfo* p = info().parameters; p->name; ++p)
       if (p->role == role) return true;
     return false;
+  }
+  bool has(const ParameterInfo& of) const {
+    return of.needs == Needs::bias ? bias : of.needs == Needs::nothing || peephole;
   }
   Index extent(Extent of, Index inputs) const {
     return naive::extent_of(of, info().gates, H, P, inputs);
@@ -260,7 +269,7 @@ class Inputs {
         Direction<T> at{};
         DirectionGradient<T> gradient{};
         for (const ParameterInfo* of = p.info().parameters; of->name; ++of)
-          if (p.bias || !kIsBias[of->role])
+          if (p.has(*of))
             at.parameters[of->role] =
                 make(of->times * p.extent(of->rows, I) * p.extent(of->columns, I), scale);
         for (int s = 0; p.info().states[s].name; ++s) {
@@ -378,7 +387,7 @@ class Outputs {
         DirectionGradient<T>& g = gradient.direction[d];
         g = inputs.gradients[i];
         for (const ParameterInfo* of = info.parameters; of->name; ++of)
-          if (p.bias || !kIsBias[of->role])
+          if (p.has(*of))
             g.parameters[of->role] = make(of->name, of->times * p.extent(of->rows, layer.inputs) *
                                                         p.extent(of->columns, layer.inputs));
         for (int s = 0; info.states[s].name; ++s)

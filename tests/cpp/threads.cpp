@@ -34,7 +34,12 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
   p.B = units_shared ? 2 : 4 * kThreads + 3;
   p.H = units_shared ? (G == 1 ? 325 : 165) : 23;
   p.P = p.has(projection_matrix) ? p.H - 3 : p.H;
-  p.constants = {0.7, 0.3};
+  p.constants = {0.7,
+                 0.3,
+                 0.9,
+                 {{ActivationKind::sigmoid, 0, 0},
+                  {ActivationKind::tanh, 0, 0},
+                  {ActivationKind::tanh, 0, 0}}};
   const Index recurrent = p.has(recurrent_matrix) ? 2 * p.P : 0;
   p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + recurrent + D * p.P));
   p.clip = {0.5, 0.4, 0.3, 0.2};

@@ -1,6 +1,7 @@
 // The one place that knows all cells: a cell's header is included here, its row is in kinds.h.
 #pragma once
 
+#include "general.h"
 #include "gru.h"
 #include "ind_rnn.h"
 #include "lstm.h"

@@ -22,11 +22,15 @@ enum Role : int {
 };
 inline constexpr bool kIsBias[kRoles] = {false, false, true, true, false, false};
 
+// The option of a layer without which it lacks a parameter, which then counts as zeros.
+enum class Needs : int { nothing, bias, peephole };
+
 struct ParameterInfo {
   const char* name;  // before "_l0", "_l0_reverse"; null: the end of a list
   Role role;
   Extent rows, columns;  // columns of extent one: a vector
   int times = 1;         // rows: so many times the extent
+  Needs needs = Needs::nothing;
 };
 
 struct StateInfo {
@@ -50,13 +54,20 @@ struct KindInfo {
 inline constexpr ParameterInfo kWeightIh{"weight_ih", input_matrix, Extent::gates, Extent::inputs};
 inline constexpr ParameterInfo kWeightHh{"weight_hh", recurrent_matrix, Extent::gates,
                                          Extent::outputs};
-inline constexpr ParameterInfo kBiasIh{"bias_ih", input_bias, Extent::gates, Extent::one};
-inline constexpr ParameterInfo kBiasHh{"bias_hh", recurrent_bias, Extent::gates, Extent::one};
+inline constexpr ParameterInfo kBiasIh{"bias_ih",   input_bias, Extent::gates,
+                                       Extent::one, 1,          Needs::bias};
+inline constexpr ParameterInfo kBiasHh{"bias_hh", recurrent_bias, Extent::gates, Extent::one,
+                                       1,         Needs::bias};
 inline constexpr ParameterInfo kWeightHr{"weight_hr", projection_matrix, Extent::outputs,
                                          Extent::hidden};
 // The recurrent weights of units that see their own state alone, and peepholes of i, f and o.
 inline constexpr ParameterInfo kWeightOwn{"weight_hh", unit_vectors, Extent::hidden, Extent::one};
 inline constexpr ParameterInfo kWeightCh{"weight_ch", unit_vectors, Extent::hidden, Extent::one, 3};
+inline constexpr ParameterInfo kPeepholes{"weight_ch", unit_vectors,   Extent::hidden, Extent::one,
+                                          3,           Needs::peephole};
+// With coupled gates: of i and o.
+inline constexpr ParameterInfo kPeepholesOfTwo{
+    "weight_ch", unit_vectors, Extent::hidden, Extent::one, 2, Needs::peephole};
 inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
 
 // clang-format off
@@ -76,7 +87,19 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
   ROW(ind_rnn_tanh, IndRnnTanh, 1, 0, true, {kH}, {kWeightIh, kWeightOwn, kBiasIh})                \
   ROW(ind_rnn_relu, IndRnnRelu, 1, 0, true, {kH}, {kWeightIh, kWeightOwn, kBiasIh})                \
   ROW(lstm_peephole, LstmPeephole, 4, 4, false, {kH, kC},                                          \
-      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightCh})
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightCh})                                         \
+  ROW(rnn_general, RnnGeneral, 1, 1, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})        \
+  ROW(lstm_general, LstmGeneral, 4, 4, false, {kH, kC},                                            \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kPeepholes})                                        \
+  ROW(lstm_general_projected, LstmGeneralProjected, 4, 4, false, {kH, kC},                         \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kPeepholes, kWeightHr})                             \
+  ROW(cifg_general, CifgGeneral, 3, 3, false, {kH, kC},                                            \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kPeepholesOfTwo})                                   \
+  ROW(cifg_general_projected, CifgGeneralProjected, 3, 3, false, {kH, kC},                         \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kPeepholesOfTwo, kWeightHr})                        \
+  ROW(gru_general, GruGeneral, 3, 4, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})        \
+  ROW(gru_reset_before_general, GruResetBeforeGeneral, 3, 4, false, {kH},                          \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh})
 // clang-format on
 
 #define RNNKERN_NAME(kind, Cell, ...) kind,
@@ -88,10 +111,38 @@ inline constexpr KindInfo kKinds[] = {RNNKERN_KINDS(RNNKERN_INFO)};
 #undef RNNKERN_INFO
 inline constexpr int kKindCount = static_cast<int>(sizeof(kKinds) / sizeof(kKinds[0]));
 
+// ONNX's activations (operators RNN, GRU and LSTM).
+enum class ActivationKind : int {
+  relu,
+  tanh,
+  sigmoid,
+  affine,
+  leaky_relu,
+  thresholded_relu,
+  scaled_tanh,
+  hard_sigmoid,
+  elu,
+  softsign,
+  softplus
+};
+inline constexpr const char* kActivationNames[] = {
+    "Relu",       "Tanh",        "Sigmoid", "Affine",   "LeakyRelu", "ThresholdedRelu",
+    "ScaledTanh", "HardSigmoid", "Elu",     "Softsign", "Softplus"};
+inline constexpr int kActivations =
+    static_cast<int>(sizeof(kActivationNames) / sizeof(kActivationNames[0]));
+struct Activation {
+  ActivationKind kind;
+  double alpha, beta;
+};
+
 // What a cell can be told besides its parameters; infinity: off.
 struct CellConstants {
   double cell_clip;        // bound of the elements of c
   double projection_clip;  // bound of the elements of h, after the projection
+  // Of cells whose name ends in general: the bound of their gates' arguments, and their activations
+  // (gates, candidate, and of an LSTM c).
+  double forward_clip;
+  Activation activations[3];
 };
 
 }  // namespace rnnkern

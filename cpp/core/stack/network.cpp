@@ -43,7 +43,8 @@ std::vector<Parameter> parameters_of(const Sizes& s) {
   for (Index layer = 0; layer < s.L; ++layer)
     for (Index direction = 0; direction < s.D; ++direction)
       for (const ParameterInfo* p = s.info().parameters; p->name; ++p) {
-        if (kIsBias[p->role] && !s.bias) continue;
+        if (p->needs == Needs::bias ? !s.bias : p->needs == Needs::peephole && !s.peephole)
+          continue;
         const Index rows = p->times * s.extent(p->rows, layer),
                     columns = s.extent(p->columns, layer);
         const std::string suffix = "_l" + std::to_string(layer) + (direction ? "_reverse" : "");

@@ -25,7 +25,7 @@ struct Sizes {
   Kind kind;
   CellConstants constants;
   Index I, H, P, L, D;
-  bool bias, residual;
+  bool bias, peephole, residual;
   Index members;  // of an ensemble; 0: a layer alone
 
   const KindInfo& info() const { return kKinds[static_cast<int>(kind)]; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..checks import integer
 from ..layers import Gradients, State, Trace, _Layer
-from ..reference import CELLS, Cell
+from ..reference import ACTIVATIONS, CELLS, Cell
 
 __all__ = [
     "Array",
@@ -60,8 +61,13 @@ def check_layer(layer: Any) -> None:
 
 
 def cell_of(layer: Layer) -> Cell:
-    """The tables of the layer's cell."""
-    return CELLS[layer._kind]
+    """The layer's cell, with its activations."""
+    cell = CELLS[layer._kind]
+    if "activations" not in cell.options:
+        return cell
+    acts = tuple(ACTIVATIONS[chosen.name](*chosen.of) for chosen in layer._cell.activations)
+    options: dict[str, Any] = {"activations": acts, "forward_clip": layer._forward_clip}
+    return replace(cell, **options)
 
 
 def places_of(layer: Layer) -> list[tuple[int, int]]:

@@ -136,7 +136,11 @@ def saturation_of(
         "sigmoid or linear": (low, np.inf),
         "tanh": (-tanh, tanh),
         "relu": (np.finfo(layer.dtype).tiny, np.inf),
+        "hardsigmoid": (low, high),
+        "softsign": (-tanh, tanh),
+        "thresholdedrelu": (np.finfo(layer.dtype).tiny, np.inf),
     }
+    no_ends = (-np.inf, np.inf)
     there = (np.arange(T)[:, None] < lengths) & ~lost_rows(layer, hiddens)
     found = []
     for index, (place, direction) in enumerate(places_of(layer)):
@@ -144,10 +148,10 @@ def saturation_of(
         counts = H * alive.sum(axis=1)
         seen = {"h": hiddens[place][..., units_of(layer, direction)]}
         if gates:
-            seen |= {name: gates[index][:, :, k] for k, name in enumerate(cell.saved)}
-        seen |= {state.name: np.tanh(cells[index]) for state in cell.states if state.activation}
+            seen |= cell.values({name: gates[index][:, :, k] for k, name in enumerate(cell.saved)})
+        seen |= {s.name: cell.output_value(cells[index]) for s in cell.states if s.activation}
         for gate, activation in activations.items():
-            value, (lower, upper) = seen[gate], ends[activation]
+            value, (lower, upper) = seen[gate], ends.get(activation, no_ends)
             below, above = value < lower, value > upper
             sums = [(near & alive[..., None]).sum(axis=(1, 2)) for near in (below, above)]
             at = [np.divide(s, counts, out=np.full(T, np.nan), where=counts > 0) for s in sums]

@@ -14,6 +14,7 @@ from .. import _core
 from ..checks import array, choice, fixed, flag, float_dtype, integer, number, size
 from ..clip import Clip
 from ..stream import Stream, join_state, split_state
+from .activations import Chosen
 from .initialize import INITIALIZERS, initial
 from .results import Array, Gradients, State, Trace, omega
 
@@ -30,6 +31,9 @@ class Cell(NamedTuple):
     proj_size: int = 0
     cell_clip: float | None = None
     proj_clip: float | None = None
+    peephole: bool = False
+    forward_clip: float | None = None
+    activations: tuple[Chosen, ...] = ()  # of the kinds whose name ends in general
 
 
 class _Layer:
@@ -69,7 +73,10 @@ class _Layer:
         if "_stack" in vars(self):  # a second call would change what the core relies on
             name = type(self).__name__
             raise TypeError(f"{name}: expected a new object, got one that is constructed already")
-        self._kind, self._proj_size, self._cell_clip, self._proj_clip = cell
+        self._cell = cell
+        self._kind, self._proj_size = cell.kind, cell.proj_size
+        self._cell_clip, self._proj_clip = cell.cell_clip, cell.proj_clip
+        self._peephole, self._forward_clip = cell.peephole, cell.forward_clip
         self._input_size = size("input_size", input_size)
         self._hidden_size = size("hidden_size", hidden_size)
         self._output_size = self._proj_size or self._hidden_size
@@ -123,8 +130,11 @@ class _Layer:
             residual=self._residual,
             is_double=self._dtype == np.dtype(np.float64),
             members=members,
+            peephole=self._peephole,
             cell_clip=self._bound("cell_clip", self._cell_clip),
             projection_clip=self._bound("proj_clip", self._proj_clip),
+            forward_clip=self._bound("forward_clip", self._forward_clip),
+            activations=[chosen.constants(self._dtype) for chosen in self._cell.activations],
         )
 
     def _bound(self, name: str, clip: float | None) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from ..checks import fixed, flag
+from ..checks import bound, fixed, flag
+from .activations import Activations, chosen
 from .base import Cell, _Layer
 
 __all__ = ["GRU"]
@@ -25,6 +26,10 @@ class GRU(_Layer):
     reset_after : bool
         True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
         of [1]_; ONNX's default): n = tanh(W_in x + b_in + W_hn (r h') + b_hn).
+    activations : tuple of two, optional
+        Those of r and z, and of n; ``("Sigmoid", "Tanh")`` if not given. As in `LSTM`.
+    forward_clip : float, optional
+        As in `LSTM`.
 
     References
     ----------
@@ -39,7 +44,10 @@ class GRU(_Layer):
     ((2, 7, 5), (1, 2, 5))
     """
 
+    _shown_if_set: ClassVar = ("activations", "forward_clip")
     reset_after: Final[bool] = fixed("reset_after", "Whether r acts after the product with W_hn.")
+    activations: Final[Activations | None] = fixed("activations", "As given, or None.")
+    forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
 
     def __init__(
         self,
@@ -48,9 +56,15 @@ class GRU(_Layer):
         num_layers: int = 1,
         *,
         reset_after: bool = True,
+        activations: Activations | None = None,
+        forward_clip: float | None = None,
         **options: Any,
     ) -> None:
         reset_after = flag("reset_after", reset_after)
-        kind = "gru" if reset_after else "gru_reset_before"
-        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
-        self._reset_after = reset_after
+        forward_clip = bound("forward_clip", forward_clip)
+        own = chosen(activations, ("Sigmoid", "Tanh"), "r and z, and n")
+        cell = Cell("gru" if reset_after else "gru_reset_before")
+        if activations is not None or forward_clip:
+            cell = Cell(cell.kind + "_general", forward_clip=forward_clip, activations=own)
+        super().__init__(cell, input_size, hidden_size, num_layers, **options)
+        self._reset_after, self._activations = reset_after, activations

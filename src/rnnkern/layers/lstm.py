@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ..checks import fixed, flag, integer, number, size
+from ..checks import bound, fixed, flag, integer, number, size
+from .activations import Activations, chosen
 from .base import Cell, _Layer
 
 __all__ = ["LSTM"]
@@ -38,7 +39,19 @@ class LSTM(_Layer):
         The same for h, after the projection. Needs `proj_size`.
     peephole : bool
         Whether gates see c by one weight for each unit [5]_: i and f see c', o sees c. The
-        weights are ``weight_ch_l{k}{_reverse}`` (3H,), rows i, f, o. Not with `proj_size`.
+        weights are ``weight_ch_l{k}{_reverse}`` (3H,), rows i, f, o.
+    input_forget : bool
+        Whether the gates are coupled [6]_: f = 1 - i. Parameters then have rows i, g, o (3H), and
+        peepholes rows i, o (2H,). ONNX's ``input_forget``.
+    activations : tuple of three, optional
+        Those of the gates, of g, and of c where h sees it; ``("Sigmoid", "Tanh", "Tanh")`` if not
+        given. Each is a name of ONNX's list or a tuple of a name and its constants alpha and beta:
+        Relu, Tanh, Sigmoid, Affine (alpha a + beta; 1, 0), LeakyRelu (alpha; 0.01), ThresholdedRelu
+        (alpha; 1), ScaledTanh (alpha tanh(beta a)), HardSigmoid (alpha a + beta within [0, 1]; 0.2,
+        0.5), Elu (alpha; 1), Softsign, Softplus.
+    forward_clip : float, optional
+        Above 0. Limits the arguments of the gates' activations to ``[-forward_clip,
+        forward_clip]``; their gradient passes where they were within. ONNX's ``clip``.
 
     Raises
     ------
@@ -56,6 +69,8 @@ class LSTM(_Layer):
     .. [4] H. Sak, A. Senior and F. Beaufays, "Long short-term memory based recurrent neural network
        architectures for large vocabulary speech recognition", 2014, arXiv:1402.1128.
     .. [5] F. Gers and J. Schmidhuber, "Recurrent nets that time and count", IJCNN 2000.
+    .. [6] K. Greff, R. Srivastava, J. Koutnik, B. Steunebrink and J. Schmidhuber, "LSTM: a search
+       space odyssey", 2017, arXiv:1503.04069.
 
     Examples
     --------
@@ -67,13 +82,22 @@ class LSTM(_Layer):
     >>> y, (h, c) = rk.LSTM(3, 8, proj_size=2, seed=0)(np.ones((7, 2, 3), np.float32))
     >>> y.shape, h.shape, c.shape
     ((7, 2, 2), (1, 2, 2), (1, 2, 8))
+    >>> lstm = rk.LSTM(3, 8, activations=("HardSigmoid", ("Elu", 0.5), "Softsign"), seed=0)
+    >>> lstm(np.ones((7, 2, 3), np.float32))[0].shape
+    (7, 2, 8)
     """
 
-    _shown_if_set: ClassVar = ("proj_size", "cell_clip", "proj_clip", "peephole")
+    _shown_if_set: ClassVar = (
+        *("proj_size", "cell_clip", "proj_clip"),
+        *("peephole", "input_forget", "activations", "forward_clip"),
+    )
     proj_size: Final[int] = fixed("proj_size", "P of the projection; 0 if there is none.")
     cell_clip: Final[float | None] = fixed("cell_clip", "Bound of the elements of c, or None.")
     proj_clip: Final[float | None] = fixed("proj_clip", "Bound of the elements of h, or None.")
     peephole: Final[bool] = fixed("peephole", "Whether gates see c.")
+    input_forget: Final[bool] = fixed("input_forget", "Whether f is 1 - i.")
+    activations: Final[Activations | None] = fixed("activations", "As given, or None.")
+    forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
 
     def __init__(
         self,
@@ -86,23 +110,31 @@ class LSTM(_Layer):
         cell_clip: float | None = None,
         proj_clip: float | None = None,
         peephole: bool = False,
+        input_forget: bool = False,
+        activations: Activations | None = None,
+        forward_clip: float | None = None,
         **options: Any,
     ) -> None:
         hidden = size("hidden_size", hidden_size)
         proj = 0 if proj_size is None else proj_size
         expected = f"an integer from 0 to {hidden - 1}, below hidden_size"
         proj = integer("proj_size", proj, expected, 0, hidden - 1)
-        cell_clip, proj_clip = _clip("cell_clip", cell_clip), _clip("proj_clip", proj_clip)
+        cell_clip, proj_clip = bound("cell_clip", cell_clip), bound("proj_clip", proj_clip)
         if proj_clip is not None and not proj:
             raise ValueError(f"proj_clip: expected None without proj_size, got {proj_clip}")
-        peephole = flag("peephole", peephole)
-        if peephole and proj:
-            raise ValueError("peephole: expected False with proj_size, got True")
-        kind = "lstm" if cell_clip is None else "lstm_clipped"
-        kind = "lstm_projected" if proj else "lstm_peephole" if peephole else kind
-        cell = Cell(kind, proj, cell_clip, proj_clip)
+        peephole, input_forget = flag("peephole", peephole), flag("input_forget", input_forget)
+        forward_clip = bound("forward_clip", forward_clip)
+        own = chosen(activations, ("Sigmoid", "Tanh", "Tanh"), "the gates, g and c")
+        if activations is not None or forward_clip or input_forget or (peephole and proj):
+            kind = ("cifg" if input_forget else "lstm") + "_general" + "_projected" * bool(proj)
+        elif proj:
+            kind, own = "lstm_projected", ()
+        else:
+            kind = "lstm_peephole" if peephole else "lstm_clipped" if cell_clip else "lstm"
+            own = ()
+        cell = Cell(kind, proj, cell_clip, proj_clip, peephole, forward_clip, own)
         super().__init__(cell, input_size, hidden, num_layers, **options)
-        self._peephole = peephole
+        self._input_forget, self._activations = input_forget, activations
         if forget_bias is None:
             return
         largest = float(np.finfo(self.dtype).max)
@@ -111,13 +143,9 @@ class LSTM(_Layer):
         )
         if not self.bias:
             raise ValueError("forget_bias: expected None with bias=False, got a number")
+        if input_forget:
+            raise ValueError("forget_bias: expected None with input_forget=True, got a number")
         forget = slice(self.hidden_size, 2 * self.hidden_size)
         for name, values in self.params.items():
             if name.startswith("bias"):
                 values[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0
-
-
-def _clip(name: str, value: float | None) -> float | None:
-    if value is None:
-        return None
-    return number(name, value, "a finite number > 0", lambda x: x > 0, "a number or None")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from ..checks import choice, fixed
+from ..checks import bound, choice, fixed
+from .activations import Activations, chosen
 from .base import Cell, _Layer
 
 __all__ = ["RNN"]
@@ -21,6 +22,10 @@ class RNN(_Layer):
         L, at least 1; each layer takes the outputs of the one below.
     nonlinearity : {"tanh", "relu"}
         act.
+    activations : tuple of one, optional
+        Another act, as in `LSTM`; ``nonlinearity`` is then left out.
+    forward_clip : float, optional
+        As in `LSTM`.
     bias : bool
         Whether there are biases.
     batch_first : bool
@@ -81,7 +86,10 @@ class RNN(_Layer):
     (7, 2, 5)
     """
 
-    nonlinearity: Final[str] = fixed("nonlinearity", "The name of act.")
+    _shown_if_set: ClassVar = ("activations", "forward_clip")
+    nonlinearity: Final[str] = fixed("nonlinearity", "The name of act; see `activations`, too.")
+    activations: Final[Activations | None] = fixed("activations", "As given, or None.")
+    forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
 
     def __init__(
         self,
@@ -90,9 +98,18 @@ class RNN(_Layer):
         num_layers: int = 1,
         *,
         nonlinearity: str = "tanh",
+        activations: Activations | None = None,
+        forward_clip: float | None = None,
         **options: Any,
     ) -> None:
         nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        kind = f"rnn_{nonlinearity}"
-        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
-        self._nonlinearity = nonlinearity
+        if activations is not None and nonlinearity != "tanh":
+            got = f"got {activations!r}"
+            raise ValueError(f"activations: expected None with {nonlinearity=}, {got}")
+        forward_clip = bound("forward_clip", forward_clip)
+        own = chosen(activations, (nonlinearity.capitalize(),), "h")
+        cell = Cell(f"rnn_{nonlinearity}")
+        if activations is not None or forward_clip:
+            cell = Cell("rnn_general", forward_clip=forward_clip, activations=own)
+        super().__init__(cell, input_size, hidden_size, num_layers, **options)
+        self._nonlinearity, self._activations = nonlinearity, activations

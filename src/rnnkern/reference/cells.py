@@ -122,6 +122,14 @@ class Cell(ABC):
         gates = [gate.name for gate in self.gate_table if gate.name not in states]
         return (*gates, *self.also_saved)
 
+    def values(self, saved: dict[str, Array]) -> dict[str, Array]:
+        """Return the gates by name, from what the kernels save."""
+        return saved
+
+    def output_value(self, c: Array) -> Array:
+        """Return the activation through which h sees a carried state."""
+        return np.tanh(c)
+
     @property
     def projects(self) -> bool:
         """Whether h is P wide; otherwise P is H."""
@@ -466,6 +474,19 @@ class _General(Cell):
         """Return the activations as functions of arguments that are not clipped yet."""
         return tuple(act.limited(self.forward_clip) for act in self.activations)
 
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The arguments of the gates, peepholes included, from which backward makes the rest."""
+        return (*(f"argument of {gate.name}" for gate in self.gate_table), *self.also_saved)
+
+    def values(self, saved: dict[str, Array]) -> dict[str, Array]:
+        """Return the gates by name, from their arguments."""
+        acts, candidates = self._acts(), ("g", "n")
+        return {
+            gate.name: acts[gate.name in candidates].value(saved[f"argument of {gate.name}"])
+            for gate in self.gate_table
+        }
+
     def _names(self) -> tuple[str, ...]:
         """Return the activations' names in the tables: ONNX's in lower case."""
         return tuple(type(act).__name__.lower() for act in self.activations)
@@ -525,6 +546,10 @@ class _GeneralLSTM(_General):
         """h and c, as of the LSTM."""
         _, _, out = self._names()
         return (StateInfo("h", "P"), StateInfo("c", "H", out))
+
+    def output_value(self, c: Array) -> Array:
+        """Return the activation through which h sees c."""
+        return self.activations[2].value(c)
 
     @property
     def gate_table(self) -> tuple[Gate, ...]:
@@ -657,6 +682,7 @@ class _GeneralGRUResetAfter(_GeneralGRU):
     """The reset-after GRU."""
 
     has_flow_penalty = True
+    also_saved = ("q",)
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), (gate, cand) = state, self._acts()
@@ -687,6 +713,11 @@ class _GeneralGRUResetAfter(_GeneralGRU):
 
 class _GeneralGRUResetBefore(_GeneralGRU):
     """The reset-before GRU."""
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """As of the other general cells, and r itself, of which its operand is made again."""
+        return ("r", "argument of z", "argument of n", "argument of r")
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), (gate, cand) = state, self._acts()
@@ -862,9 +893,6 @@ CELLS: dict[str, Cell] = {
     "ind_rnn_tanh": _IndRNN("tanh", act=np.tanh, slope=_tanh_slope),
     "ind_rnn_relu": _IndRNN("relu", act=_relu, slope=_relu_slope),
     "lstm_peephole": _PeepholeLSTM(),
-}
-
-PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels
     "rnn_general": _GeneralRNN(),
     "lstm_general": _GeneralLSTM(),
     "lstm_general_projected": _GeneralProjectedLSTM(),
@@ -872,6 +900,9 @@ PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compil
     "cifg_general_projected": _GeneralProjectedCIFG(),
     "gru_general": _GeneralGRUResetAfter(),
     "gru_reset_before_general": _GeneralGRUResetBefore(),
+}
+
+PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels
     "slstm": _SLSTM(),
     "rg_lru": _RGLRU(),
 }
