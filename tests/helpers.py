@@ -32,8 +32,8 @@ def _general(*sizes, **options):
 
 CLIPS = {"cell_clip": 0.4, "proj_clip": 0.1}  # within the range of the tests' values
 GENERAL = {
-    "activations": (("HardSigmoid", 0.45, 0.5), ("ScaledTanh", 1.7, 0.9), ("Affine", 1.2)),
-    "forward_clip": 1.1,
+    "activations": ("Sigmoid", ("ScaledTanh", 1.7, 0.9), ("Affine", 1.2)),
+    "forward_clip": 4.0,
     "cell_clip": 0.4,
     "peephole": True,
 }
@@ -50,7 +50,7 @@ MAKERS = {
     "ind_rnn_tanh": partial(rk.IndRNN, nonlinearity="tanh"),
     "ind_rnn_relu": rk.IndRNN,
     "lstm_peephole": partial(rk.LSTM, peephole=True, cell_clip=CLIPS["cell_clip"]),
-    "rnn_general": partial(rk.RNN, activations=(("LeakyRelu", 0.2),), forward_clip=0.9),
+    "rnn_general": partial(rk.RNN, activations=(("LeakyRelu", 0.25),), forward_clip=1.5),
     "lstm_general": partial(rk.LSTM, **GENERAL),
     "lstm_general_projected": _general,
     "cifg_general": partial(rk.LSTM, input_forget=True, cell_clip=CLIPS["cell_clip"]),

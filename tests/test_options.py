@@ -209,6 +209,22 @@ def test_clips_of_states_bound_every_step(kind, dtype):
     assert not differ(without(problem.x)[0], free(problem.x)[0])
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if "forward_clip" in CELLS[k].options])
+@each_dtype
+def test_a_forward_clip_bounds_the_arguments_of_the_gates(kind, dtype):
+    layer, free, wide = (
+        make_layer(kind, 3, 6, num_layers=2, dtype=dtype, forward_clip=bound)
+        for bound in (0.05, None, 1e6)
+    )
+    problem = random_problem(layer, 9, 4)
+    result = run(layer, problem)
+    assert_same(layer, result, run_reference(layer, problem))
+    assert differ(result[0], run(free, problem)[0])
+    # A bound that no argument reaches changes nothing.
+    if wide._kind == free._kind:
+        assert not differ(run(wide, problem)[0], run(free, problem)[0])
+
+
 def test_no_projection_has_three_spellings():
     layers = [rk.LSTM(3, 5, seed=0, **o) for o in ({}, {"proj_size": None}, {"proj_size": 0})]
     assert {(one._kind, one.proj_size, one.output_size) for one in layers} == {("lstm", 0, 5)}
