@@ -151,26 +151,27 @@ def test_lyapunov_is_the_growth_of_a_product_of_jacobians(kind, settle):
     assert abs(got - want) < 1e-7  # central differences: e^2 and rounding over e, 1e-10 a step
 
 
+FREE = {"forward_clip": None, "cell_clip": 4.0}  # of the general cells: no step stops all
+
+
 @each_kind
 def test_lyapunov_tends_to_the_largest_singular_value_of_the_product(kind):
-    free = (
-        {"forward_clip": None, "cell_clip": 4.0}
-        if "forward_clip" in reference.CELLS[kind].options
-        else {}
-    )
-    free = {name: clip for name, clip in free.items() if name in reference.CELLS[kind].options}
-    layer = make_layer(kind, 2, 3, dtype=np.float64, **free)  # no step at which clips stop all
+    own = reference.CELLS[kind].options
+    free = {name: clip for name, clip in FREE.items() if name in own and "forward_clip" in own}
+    layer = make_layer(kind, 2, 3, dtype=np.float64, **free)
     if kind.endswith("rnn_relu"):
         layer.params["bias_ih_l0"] += 1.0  # so that at each step some unit is alive
-    x = 0.5 * np.random.default_rng(0).normal(size=(300, 2))  # no step at which clips stop all
+    # Twice the steps where v lies farther from the direction that grows most.
+    T = 600 if kind in ("lstm_peephole", "gru_reset_before_general") else 300
+    x = 0.5 * np.random.default_rng(0).normal(size=(T, 2))  # no step at which clips stop all
     zeros = layer(x[:0])[1]
     product, logs = np.eye(sum(part.size for part in parts(zeros))), 0.0
     for J in jacobians(layer, x, zeros):
         product = J @ product
         size = np.linalg.norm(product, 2)
         product, logs = product / size, logs + np.log(size)
-    # v is at least a part in 600 along the direction that grows most: log(600) / 300.
-    assert abs(diagnose.lyapunov(layer, x) - logs / 300) < 0.0214
+    # v is at least some hundredth along the direction that grows most: log(100) / 300.
+    assert abs(diagnose.lyapunov(layer, x) - logs / T) < 0.016
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

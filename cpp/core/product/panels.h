@@ -1,4 +1,4 @@
-// Weights and operands laid out in panels, as gemm.h wants them. Places past the end are zeros.
+// Weights and operands laid out in panels, as tiles.h takes them. Places past the end are zeros.
 #pragma once
 
 #include "product/tiles.h"

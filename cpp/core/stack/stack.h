@@ -224,6 +224,7 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
       const ForwardWeights<T> weights = weights_of(l, 0, workspace, alone);
       Forward<T> forward = loop(l, 0, workspace, weights, row_ptrs[thread], part);
       forward.load_initial_state();
+      if (alone.stopped()) return;  // not all row pointers are set
       int chunks = 0;
       for (Index done = 0; done < call.rows.T; done += workspace.chunk) {
         const Index steps = least(workspace.chunk, call.rows.T - done);

@@ -87,8 +87,9 @@ def spectrum(layer: Layer) -> list[Block]:
         suffix = f"_l{place}" + ("_reverse" if direction else "")
         by_role = {p.role: params[p.name + suffix] for p in cell.parameters if not p.needs}
         weights, projection = by_role.get("recurrent_matrix"), by_role.get("projection_matrix")
-        if weights is None and "unit_vectors" in by_role:  # each unit sees its own state alone
-            weights = np.diag(by_role["unit_vectors"])
+        own = params.get(f"weight_hh{suffix}")
+        if weights is None and own is not None:  # a vector: each unit sees its own state alone
+            weights = np.diag(own)
         if weights is None:
             continue
         matrices = np.split(weights.astype(np.float64), cell.gates)

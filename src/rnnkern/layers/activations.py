@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,24 +13,9 @@ __all__ = ["Activations", "Chosen", "chosen"]
 
 Activations = tuple[Any, ...]  # each a name, or a tuple of a name and its constants
 
-# The constants of each activation and their defaults; None: there is no default.
-CONSTANTS: dict[str, dict[str, float | None]] = {
-    "Relu": {},
-    "Tanh": {},
-    "Sigmoid": {},
-    "Affine": {"alpha": 1.0, "beta": 0.0},
-    "LeakyRelu": {"alpha": 0.01},
-    "ThresholdedRelu": {"alpha": 1.0},
-    "ScaledTanh": {"alpha": None, "beta": None},
-    "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
-    "Elu": {"alpha": 1.0},
-    "Softsign": {},
-    "Softplus": {},
-}
-
 
 class Chosen(NamedTuple):
-    """An activation and its constants, in the order of `CONSTANTS`."""
+    """An activation and its constants, as the reference orders them."""
 
     name: str
     of: tuple[float, ...] = ()
@@ -59,19 +45,21 @@ def _one(name: str, given: Any) -> Chosen:
     if not (isinstance(given, tuple) and given and isinstance(given[0], str)):
         got = type(given).__name__
         raise TypeError(f"{name}: expected a name, or a tuple of a name and constants, got {got}")
+    from ..reference import ACTIVATIONS  # here: the defaults do without the reference
+
     kind, *numbers = given
-    if kind not in CONSTANTS:
-        raise ValueError(f"{name}: expected one of {', '.join(CONSTANTS)}, got {kind!r}")
-    defaults = CONSTANTS[kind]
-    fewest = sum(value is None for value in defaults.values())
-    if not fewest <= len(numbers) <= len(defaults):
-        takes = f"{fewest} to {len(defaults)}" if fewest < len(defaults) else f"{fewest}"
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"{name}: expected one of {', '.join(ACTIVATIONS)}, got {kind!r}")
+    constants = fields(ACTIVATIONS[kind])
+    fewest = sum(constant.default is MISSING for constant in constants)
+    if not fewest <= len(numbers) <= len(constants):
+        takes = f"{fewest} to {len(constants)}" if fewest < len(constants) else f"{fewest}"
         raise ValueError(f"{name}: expected {takes} constants of {kind}, got {len(numbers)}")
-    rest = [value for value in list(defaults.values())[len(numbers) :] if value is not None]
     checked = [
-        number(f"{name}'s {constant}", value, "a finite number in float32", _is_finite)
-        for constant, value in zip(defaults, numbers, strict=False)
+        number(f"{name}'s {constant.name}", value, "a finite number in float32", _is_finite)
+        for constant, value in zip(constants, numbers, strict=False)
     ]
+    rest = [float(constant.default) for constant in constants[len(numbers) :]]
     return Chosen(kind, (*checked, *rest))
 
 
