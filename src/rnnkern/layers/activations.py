@@ -59,7 +59,7 @@ def _one(name: str, given: Any) -> Chosen:
         number(f"{name}'s {constant.name}", value, "a finite number in float32", _is_finite)
         for constant, value in zip(constants, numbers, strict=False)
     ]
-    rest = [float(constant.default) for constant in constants[len(numbers) :]]
+    rest: list[float] = [constant.default for constant in constants[len(numbers) :]]  # type: ignore[misc]
     return Chosen(kind, (*checked, *rest))
 
 
