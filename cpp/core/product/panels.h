@@ -12,12 +12,12 @@ inline constexpr Index blocks_of(Index n) {
 
 // Blocks of W^T for forward: block, then panel, then k, then gate of the panel, then unit.
 // w: [.., K], rows gate * H + unit, gates [gate, gate + G).
-template <int G, class T>
-void pack_gates(CancelToken& token, const T* w, int gate, Index H, Index K, Range blocks, T* out) {
+template <int G, class T, class W>
+void pack_gates(CancelToken& token, const T* w, int gate, Index H, Index K, Range blocks, W* out) {
   constexpr Index lanes = kLanes<T>, NV = kPanel<G>;
   for (Index block = blocks.first; block < blocks.last; ++block)
     for (Index first = 0; first < G; first += NV) {
-      T* panel = out + (block * G + first) * K * lanes;
+      W* panel = out + (block * G + first) * K * lanes;
       for (Index k = 0; k < K; k += lanes)
         for (Index g = 0; g < NV; ++g) {
           const T* from = w + ((gate + first + g) * H + block * lanes) * K + k;
@@ -26,7 +26,7 @@ void pack_gates(CancelToken& token, const T* w, int gate, Index H, Index K, Rang
             v[i] = block * lanes + i < H ? load_n(from + i * K, K - k) : Vec<T>{};
           transpose<T>(v);
           for (Index i = 0; i < least(lanes, K - k); ++i)
-            store(panel + ((k + i) * NV + g) * lanes, v[i]);
+            store_panel<T>(panel + ((k + i) * NV + g) * lanes, v[i]);
         }
       if (!go_on(token, NV * K)) return;
     }
@@ -34,16 +34,16 @@ void pack_gates(CancelToken& token, const T* w, int gate, Index H, Index K, Rang
 
 // Column blocks of a row-major matrix: block, then row, then column in the block.
 // row(k) points at row k of `columns` elements; out: [blocks, rows, lanes].
-template <class T, class Row>
+template <class T, class W, class Row>
 void pack_columns(CancelToken& token, const Row& row, Index rows, Index columns, Range blocks,
-                  T* out) {
+                  W* out) {
   constexpr Index lanes = kLanes<T>;
   for (Index block = blocks.first; block < blocks.last; ++block) {
     const Index left = columns - block * lanes;
-    T* to = out + block * rows * lanes;
+    W* to = out + block * rows * lanes;
     for (Index k = 0; k < rows; ++k) {
       const T* from = row(k);
-      store<T>(to + k * lanes, from ? load_n(from + block * lanes, left) : Vec<T>{});
+      store_panel<T>(to + k * lanes, from ? load_n(from + block * lanes, left) : Vec<T>{});
     }
     if (!go_on(token, rows)) return;
   }

@@ -5,8 +5,12 @@
 // n, never over k. A is broadcast through one pointer a row, so rows may lie anywhere. B lies in
 // panels: a block is one vector of hidden units (or columns) of all of G gates; it has one panel or
 // several, each contiguous, with some of the gates' vectors for each k.
+//
+// T is the type of the arithmetic, W the format that B is stored in. A format is load_panel and
+// store_panel (weights.h); everything else here takes it as it is.
 #pragma once
 
+#include "product/weights.h"
 #include "threads/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -44,7 +48,7 @@ template <int G>
 inline constexpr int kPanel = G == 4 && kAccumulators < 24 ? 2 : G;
 
 // One tile: MR rows of NP adjacent panels.
-template <class T>
+template <class T, class W = T>
 struct TileCall {
   const T* const* a;
   T* const* to;
@@ -55,7 +59,7 @@ struct TileCall {
   int segments;
   Index length, stride;
   const Index* start;
-  const T* panel;      // at the first vector of the first k
+  const W* panel;      // at the first vector of the first k
   Index panel_stride;  // from panel to panel
 };
 
@@ -64,7 +68,8 @@ template <class T, int G, int NP>
 struct Places {
   static constexpr int NV = kPanel<G>, panels = G / NV;
   Index slot[G];
-  explicit Places(const TileCall<T>& c) {
+  template <class W>
+  explicit Places(const TileCall<T, W>& c) {
 #pragma GCC unroll 4
     for (int v = 0; v < (NP < panels ? NP * NV : G); ++v) slot[v] = c.column + c.place[v];
   }
@@ -74,8 +79,8 @@ struct Places {
 };
 
 // A tile's sums, in registers.
-template <class T, int G, int MR, int NP>
-RNNKERN_INLINE void multiply(const TileCall<T>& c, const Places<T, G, NP>& place,
+template <class T, int G, int MR, int NP, class W>
+RNNKERN_INLINE void multiply(const TileCall<T, W>& c, const Places<T, G, NP>& place,
                              Vec<T> (&sum)[MR][NP][kPanel<G>]) {
   using V = Vec<T>;
   constexpr int NV = kPanel<G>;
@@ -88,7 +93,7 @@ RNNKERN_INLINE void multiply(const TileCall<T>& c, const Places<T, G, NP>& place
       for (int p = 0; p < NP; ++p) sum[m][p][v] = c.from_zero ? V{} : load(from + place(p, v));
   }
 
-  const T* panel = c.panel;
+  const W* panel = c.panel;
   const Index panel_stride = c.panel_stride, stride = c.stride, end = c.length * stride;
   for (int s = 0; s < c.segments; ++s) {
     const T* a[MR];
@@ -101,7 +106,8 @@ RNNKERN_INLINE void multiply(const TileCall<T>& c, const Places<T, G, NP>& place
 #pragma GCC unroll 8
         for (int p = 0; p < NP; ++p)
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) b[p][v] = load(panel + p * panel_stride + v * kLanes<T>);
+          for (int v = 0; v < NV; ++v)
+            b[p][v] = load_panel<T>(panel + p * panel_stride + v * kLanes<T>);
 #pragma GCC unroll 8
         for (int m = 0; m < MR; ++m) {
           const V x = splat(a[m][k]);
@@ -118,7 +124,7 @@ RNNKERN_INLINE void multiply(const TileCall<T>& c, const Places<T, G, NP>& place
         for (int p = 0; p < NP; ++p)
 #pragma GCC unroll 4
           for (int v = 0; v < NV; ++v) {
-            const V b = load(panel + p * panel_stride + v * kLanes<T>);
+            const V b = load_panel<T>(panel + p * panel_stride + v * kLanes<T>);
 #pragma GCC unroll 8
             for (int m = 0; m < MR; ++m) sum[m][p][v] = fma(x[m], b, sum[m][p][v]);
           }
@@ -128,8 +134,8 @@ RNNKERN_INLINE void multiply(const TileCall<T>& c, const Places<T, G, NP>& place
   }
 }
 
-template <class T, int G, int MR, int NP>
-__attribute__((noinline)) void tile(const TileCall<T>& c) {
+template <class T, int G, int MR, int NP, class W>
+__attribute__((noinline)) void tile(const TileCall<T, W>& c) {
   constexpr int NV = kPanel<G>;
   // In locals: what the rows' stores might change, as far as the compiler knows.
   const Places<T, G, NP> place(c);
@@ -147,17 +153,17 @@ __attribute__((noinline)) void tile(const TileCall<T>& c) {
 }
 
 // What the tiles of a product have in common, and what a tile from some panel on has of its own.
-template <int G, class T>
-RNNKERN_INLINE TileCall<T> call_of(const Depth& depth, const Target<T>& c) {
-  TileCall<T> call;
+template <int G, class T, class W>
+RNNKERN_INLINE TileCall<T, W> call_of(const Depth& depth, const Target<T>& c) {
+  TileCall<T, W> call;
   call.shared = c.shared, call.from_zero = c.from_zero;
   call.segments = depth.count, call.length = depth.length, call.stride = depth.stride;
   call.start = depth.start;
   call.panel_stride = depth.count * depth.length * kPanel<G> * kLanes<T>;
   return call;
 }
-template <int G, class T>
-RNNKERN_INLINE void select_panel(TileCall<T>& call, const T* panels, Index panel,
+template <int G, class T, class W>
+RNNKERN_INLINE void select_panel(TileCall<T, W>& call, const W* panels, Index panel,
                                  const Target<T>& c) {
   constexpr int NV = kPanel<G>, S = G / NV;
   call.column = panel / S * kLanes<T>;
@@ -165,12 +171,12 @@ RNNKERN_INLINE void select_panel(TileCall<T>& call, const T* panels, Index panel
   call.panel = panels + panel * call.panel_stride;
 }
 
-template <class T>
-using TileFunction = void (*)(const TileCall<T>&);
+template <class T, class W>
+using TileFunction = void (*)(const TileCall<T, W>&);
 
 // A tile of one vector a block whose C is not to be written in whole vectors: by way of a buffer.
-template <class T>
-void through_buffer(TileFunction<T> tile, const TileCall<T>& call, const Target<T>& c, int mr,
+template <class T, class W>
+void through_buffer(TileFunction<T, W> tile, const TileCall<T, W>& call, const Target<T>& c, int mr,
                     int np) {
   alignas(RNNKERN_VECTOR_BYTES) T buffer[kMostRows][kMostPanels * kLanes<T>];
   T* rows[kMostRows];
@@ -181,7 +187,7 @@ void through_buffer(TileFunction<T> tile, const TileCall<T>& call, const Target<
       for (Index j = 0; j < width; j += kLanes<T>)
         store(buffer[m] + j, load_n(call.to[m] + call.column + j, width - j));
   }
-  TileCall<T> inner = call;
+  TileCall<T, W> inner = call;
   inner.to = rows, inner.column = 0;
   if (call.shared) inner.shared += call.column;
   tile(inner);
@@ -194,20 +200,20 @@ void through_buffer(TileFunction<T> tile, const TileCall<T>& call, const Target<
 }
 
 // The tiles of G gates; np is 1, 2, 4 or 8, and only shapes that fit are made.
-template <class T, int G>
+template <class T, int G, class W>
 struct Tiles {
   static constexpr int NV = kPanel<G>;
   template <int MR, int NP>
-  static constexpr TileFunction<T> one() {
-    if constexpr (MR * NP * NV <= kAccumulators) return &tile<T, G, MR, NP>;
+  static constexpr TileFunction<T, W> one() {
+    if constexpr (MR * NP * NV <= kAccumulators) return &tile<T, G, MR, NP, W>;
     return nullptr;
   }
   template <int NP>
   struct Row {
-    TileFunction<T> of[8] = {one<1, NP>(), one<2, NP>(), one<3, NP>(), one<4, NP>(),
-                             one<5, NP>(), one<6, NP>(), one<7, NP>(), one<8, NP>()};
+    TileFunction<T, W> of[8] = {one<1, NP>(), one<2, NP>(), one<3, NP>(), one<4, NP>(),
+                                one<5, NP>(), one<6, NP>(), one<7, NP>(), one<8, NP>()};
   };
-  static TileFunction<T> get(int mr, int np) {
+  static TileFunction<T, W> get(int mr, int np) {
     static constexpr Row<1> row1;
     static constexpr Row<2> row2;
     static constexpr Row<4> row4;
@@ -247,22 +253,22 @@ inline bool is_one_tile(Index panels, int widest) {
 // done(block, blocks) comes as soon as some blocks are complete for all rows, while they are in
 // cache. `backwards` takes the blocks from the last to the first: who goes over the same panels
 // again and again in turns finds in cache what came last. Left early where the call is to end.
-template <int G, class T, class Done>
+template <int G, class T, class W, class Done>
 RNNKERN_INLINE void product(CancelToken& token, Index rows, const T* const* a, const Depth& depth,
-                            const T* panels, Range blocks, bool backwards, const Target<T>& c,
+                            const W* panels, Range blocks, bool backwards, const Target<T>& c,
                             const Done& done) {
-  using Set = Tiles<T, G>;
+  using Set = Tiles<T, G, W>;
   constexpr int NV = Set::NV, S = G / NV;  // panels of a block
   if (rows <= 0 || blocks.size() <= 0) return;
   const Index groups = ceil_div(rows, Set::most_rows);
   const int tall = static_cast<int>(ceil_div(rows, groups));
   const int widest = panels_at_once<G>(tall, depth.count * depth.length);
   const Index width = most(widest, S), count = blocks.size() * S;
-  TileCall<T> call = call_of<G>(depth, c);
+  TileCall<T, W> call = call_of<G, T, W>(depth, c);
   const Index work = depth.count * depth.length * NV;  // of a row and panel
   const auto run = [&](int mr, Index panel, int np) __attribute__((always_inline)) {
     select_panel<G>(call, panels, panel, c);
-    const TileFunction<T> tile = Set::get(mr, np);
+    const TileFunction<T, W> tile = Set::get(mr, np);
     if (G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns))
       through_buffer(tile, call, c, mr, np);
     else
@@ -295,12 +301,12 @@ RNNKERN_INLINE void product(CancelToken& token, Index rows, const T* const* a, c
 
 // The same for one row, whose sums are not put down: take(call, block, panels) is to multiply, and
 // finds them in registers.
-template <int G, class T, class Take>
+template <int G, class T, class W, class Take>
 RNNKERN_INLINE void one_row_product(CancelToken& token, const T* const* a, const Depth& depth,
-                                    const T* panels, Range blocks, bool backwards,
+                                    const W* panels, Range blocks, bool backwards,
                                     const Target<T>& c, const Take& take) {
   constexpr int NV = kPanel<G>, S = G / NV;
-  TileCall<T> call = call_of<G>(depth, c);
+  TileCall<T, W> call = call_of<G, T, W>(depth, c);
   call.a = a, call.to = c.rows;
   const Index length = depth.count * depth.length, count = blocks.size() * S;
   const int width = panels_at_once<G>(1, length);  // a power of two

@@ -198,7 +198,7 @@ struct Backward {
 
   void pack(const Team& all) const {
     const auto pack = [&](const T* w, Index count, Index columns, T* out) {
-      pack_columns(
+      pack_columns<T>(
           *all.token, [&](Index k) { return w + k * columns; }, count, columns,
           all.share_of(blocks_of<T>(columns)), out);
     };
