@@ -1,4 +1,4 @@
-"""Around the kernels: memory, import, size, threads, neighbours, clips, growth, lengths.
+"""Around the kernels: memory, import, size, threads, neighbours, clips, growth, lengths, cells.
 
 Needs what `peers.py` needs; a library that can't be imported is left out. One against two threads
 is read from that benchmark's results::
@@ -222,6 +222,53 @@ def lengths(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
+# A cell's name, how a layer of it is made, the one that it is measured against, and at which B of
+# B x T x H its time is to be at most so many times that one's: inference, training.
+PROJECTED = 128
+SOFT = ("HardSigmoid", "Softsign", "Softsign")
+CELLS: tuple[tuple[str, Callable[[int], Any], str, dict[int, tuple[float, float]]], ...] = (
+    ("LSTM, peephole", lambda H: rk.LSTM(H, H, peephole=True, seed=0), "LSTM", {32: (1.05, 1.05)}),
+    ("LSTM, activations", lambda H: rk.LSTM(H, H, activations=SOFT, seed=0), "LSTM", {}),
+    ("LSTM, coupled gates", lambda H: rk.LSTM(H, H, input_forget=True, seed=0), "LSTM", {}),
+    ("LSTM, cell clip", lambda H: rk.LSTM(H, H, cell_clip=3.0, seed=0), "LSTM", {}),
+    ("LSTM, projection", lambda H: rk.LSTM(H, H, proj_size=PROJECTED, seed=0), "LSTM", {}),
+    ("GRU, activations", lambda H: rk.GRU(H, H, activations=SOFT[:2], seed=0), "GRU", {}),
+    ("minGRU", lambda H: rk.MinGRU(H, H, seed=0), "GRU", {1: (1 / 4, 1 / 3.5), 16: (0.4, 0.4)}),
+    ("minLSTM", lambda H: rk.MinLSTM(H, H, seed=0), "GRU", {1: (1 / 4, 1 / 3.5), 16: (0.4, 0.4)}),
+    ("IndRNN", lambda H: rk.IndRNN(H, H, seed=0), "GRU", {1: (0.4, 0.4), 16: (0.4, 0.4)}),
+)
+
+
+def cells(settings: Settings) -> list[dict[str, Any]]:
+    """Each further cell beside the LSTM or the GRU of its size."""
+    bases: dict[str, Callable[[int], Any]] = {
+        "LSTM": lambda H: rk.LSTM(H, H, seed=0),
+        "GRU": lambda H: rk.GRU(H, H, seed=0),
+    }
+    sizes = [(4, 20, 64)] if settings["quick"] else [(1, 100, 256), (16, 100, 256), (32, 100, 256)]
+    rng = np.random.default_rng(0)
+    rows = []
+    for B, T, H in sizes:
+        x, dy = rng.normal(size=(2, T, B, H)).astype(np.float32)
+        layers = {name: make(H) for name, make in bases.items()}
+        layers |= {name: make(H) for name, make, _, _ in CELLS}
+        calls = {}
+        for name, layer in layers.items():
+            width = layer(x)[0].shape[-1]
+            calls[f"{name}: inference"] = call(lambda layer=layer, x=x: layer(x))
+            calls[f"{name}: training"] = call(plain_step(layer, x, dy[..., :width].copy()))
+        found = medians(calls, settings)
+        for name, _, base, goals in CELLS:
+            goal = goals.get(B, (None, None))
+            for mode, most in zip(("inference", "training"), goal, strict=True):
+                own, its = found[f"{name}: {mode}"], found[f"{base}: {mode}"]
+                rows.append(
+                    {"case": f"{mode} {B},{T},{H}", "name": name, "base": base, "most": most}
+                    | {"seconds": own, "base_seconds": its}
+                )
+    return rows
+
+
 # Name: threads, and what measures.
 MEASURED: dict[str, tuple[int, Callable[[Settings], Any]]] = {
     **{
@@ -233,8 +280,11 @@ MEASURED: dict[str, tuple[int, Callable[[Settings], Any]]] = {
     "clips": (1, clips),
     "growth": (1, growth),
     "lengths": (1, lengths),
+    "cells": (1, cells),
 }
-SECTIONS = ("memory", "import", "wheel", "threads", "neighbour", "clips", "growth", "lengths")
+SECTIONS = (
+    *("memory", "import", "wheel", "threads", "neighbour", "clips", "growth", "lengths", "cells"),
+)
 
 
 def in_process(name: str, settings: Settings) -> Any:
@@ -378,6 +428,19 @@ def lengths_lines(found: list[dict[str, Any]]) -> list[str]:
     return table([*head, "PyTorch packed", "packed / rnnkern"], rows)
 
 
+def cells_lines(found: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for row in sorted(found, key=lambda row: row["name"]):
+        ratio, most = row["seconds"] / row["base_seconds"], row["most"]
+        goal = ["-", "-"]
+        if most:
+            goal = [f"<= {most:.2f}", "yes" if ratio <= most * (1 + NOISE) else "**no**"]
+        names = [f"{row['name']}, {row['case']}", row["base"]]
+        both = [duration(row["seconds"]), duration(row["base_seconds"])]
+        rows.append([*names, *both, f"{ratio:.2f}", *goal])
+    return table(["cell", "against", "its time", "the other's", "ratio", "target", "met"], rows)
+
+
 LINES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "memory": ("Memory of one training step", memory_lines),
     "import": ("Import", import_lines),
@@ -387,6 +450,7 @@ LINES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "clips": ("Clips: a training step's time against none", clips_lines),
     "growth": ("Growth of a training step, LSTM, H = 64", growth_lines),
     "lengths": ("Variable lengths, uniform from 1 to T, training", lengths_lines),
+    "cells": ("Further cells against the LSTM or GRU of their size, one thread", cells_lines),
 }
 
 
