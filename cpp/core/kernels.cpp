@@ -125,7 +125,7 @@ struct Functions {
     const double elements = as_double(arena.used) / sizeof(T);
     parallel(capped(threads, elements / elements_of_a_thread), interrupt,
              [&](CancelToken& token, int thread, int count) {
-               weights.pack(direction, I, {thread, count, nullptr, &token});
+               weights.pack(cell_of<T>(kind), direction, I, {thread, count, nullptr, &token});
              });
   }
 

@@ -197,7 +197,8 @@ int main(int count, char** words) {
     for (const bool ragged : {false, true})
       for (const Clip& clip : {Clip{off, off, off, off}, Clip{0.05, 0.5, 0.3, 1.0}})
         for (const Index H : {1, 7, 17, 33, 130}) {
-          const Index B = H == 130 ? 3 : 9, T_ = H == 130 ? 4 : 11, I = H == 17 ? 16 : H / 2 + 2;
+          const Index B = H == 130 ? 3 : 9, T_ = H == 130 ? 4 : 11;
+          const Index I = kKinds[kind].reads_x ? H : H == 17 ? 16 : H / 2 + 2;
           run<float>(*set, static_cast<Kind>(kind), T_, B, I, H, ragged, clip);
           run<double>(*set, static_cast<Kind>(kind), T_, B, I, H, ragged, clip);
         }

@@ -89,6 +89,7 @@ struct Problem {
     L = 1 + (draw.one_in(2) ? draw.below(3) : 0);
     D = 1 + draw.below(2);
     shape(draw);
+    if (info().reads_x) I = H, L = D == 1 ? L : 1;  // outputs of two directions are no units
     P = has(projection_matrix) ? 1 + draw.below(H) : H;
     constants.cell_clip = draw.one_in(2) ? bound(draw) : INFINITY;
     constants.projection_clip = draw.one_in(2) ? bound(draw) : INFINITY;

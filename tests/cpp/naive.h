@@ -113,6 +113,13 @@ Vec<T> vector_at(const Direction<T>& d, int vector, Index H, Index unit) {
   return of ? load_n(of + vector * H + unit, H - unit) : Vec<T>{};
 }
 
+// What a cell reads of them.
+template <class Cell, class T>
+void load_vectors(const Direction<T>& d, Index H, Index unit, Vec<T> (&to)[kMostVectors]) {
+  for (int v = 0; v < Cell::vectors; ++v) to[v] = vector_at(d, v, H, unit);
+  if constexpr (Cell::prepared != Cell::vectors) Cell::prepare(to);
+}
+
 // ---- forward -----------------------------------------------------------------------------------
 
 // One direction of one layer.
@@ -128,6 +135,7 @@ struct NaiveForward {
   const Direction<T>& d;
   bool reverse;
   std::vector<T> a, saved, h, c[kMostCarried], operand;
+  T kept = T(1);  // 0 where the state before the step was reset
 
   void run() {
     a.resize(G * H), saved.resize(Cell::saved * H);
@@ -162,8 +170,9 @@ struct NaiveForward {
       std::copy_n(&a[g * H], H, &saved[g * H]);
       for (Index j = 0; j < H; ++j) a[g * H + j] = b_hh ? b_hh[g * H + j] : T(0);
     }
-    phase<0>(h);
-    if constexpr (Cell::phases > 1) phase<1>(operand);
+    kept = rows.is_reset(t, b, reverse) ? T(0) : T(1);
+    phase<0>(h, at(x, t, b));
+    if constexpr (Cell::phases > 1) phase<1>(operand, at(x, t, b));
     const Index place = rows.before[t] + rank, Hp = padded<T>(H);
     if constexpr (Cell::projects) project(place);
 
@@ -186,7 +195,7 @@ struct NaiveForward {
   }
 
   template <int phase_index>
-  void phase(const std::vector<T>& recurrent) {
+  void phase(const std::vector<T>& recurrent, const T* x_row) {
     constexpr Phase ph = Cell::phase[phase_index];
     if constexpr (!Cell::elementwise)
       add_product(&a[ph.first * H], ph.count * H, recurrent.data(), P,
@@ -198,8 +207,10 @@ struct NaiveForward {
       for (int s = 0; s < Cell::saved; ++s)
         if (ph.reads >> s & 1u) u.saved[s] = load_n(&saved[s * H + j], n);
       if constexpr (Cell::reads_h_before) u.h_before = load_n(&h[j], n);
-      for (int v = 0; v < Cell::vectors; ++v) u.vectors[v] = vector_at(d, v, H, j);
+      load_vectors<Cell>(d, H, j, u.vectors);
       for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_n(&c[k][j], n);
+      if constexpr (Cell::reads_x) u.x = load_n(x_row + j, n);
+      if constexpr (Cell::reads_kept) u.kept = splat(kept);
       cell.template forward<phase_index>(u);
       for (int s = 0; s < Cell::saved; ++s)
         if (ph.writes >> s & 1u) store_n(&saved[s * H + j], u.saved[s], n);
@@ -311,6 +322,7 @@ struct NaiveBackward {
   bool reverse;
   std::vector<T> da;           // [alive rows, slots, H]
   std::vector<T> d_vectors;    // [alive rows, vectors, H] what their gradients are sums of
+  std::vector<T> own_dx;       // [alive rows, H] what a cell that reads x adds to dL/dx
   std::vector<T> flow;         // [alive rows, P] what flow_penalty adds to h' in dW_hh
   std::vector<T> d_projected;  // [alive rows, P] dL/d(W_hr operand)
   std::vector<T> operands;     // [alive rows, H] of the projection
@@ -319,6 +331,7 @@ struct NaiveBackward {
   void run() {
     da.resize(rows.before.back() * slots * H);
     d_vectors.resize(rows.before.back() * Cell::vectors * H);
+    own_dx.resize(Cell::reads_x ? rows.before.back() * H : 0);
     flow.resize(rows.before.back() * P), whole.resize(P);
     d_projected.resize(rows.before.back() * P), operands.resize(rows.before.back() * H);
     direct.resize(H), zeros.resize(std::max(H, P));
@@ -404,7 +417,8 @@ struct NaiveBackward {
       for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_n(saved_of(t, rank, s) + j, n);
       if constexpr (Cell::reads_h_before) u.h_before = load_n(h_before(t, b) + j, n);
       if constexpr (Cell::reads_h) u.h = load_n(at(y, t, b) + j, n);
-      for (int v = 0; v < Cell::vectors; ++v) u.vectors[v] = vector_at(d, v, H, j);
+      load_vectors<Cell>(d, H, j, u.vectors);
+      if constexpr (Cell::reads_x) u.x = load_n(at(x, t, b) + j, n);
       for (int k = 0; k < Cell::carried; ++k) {
         u.c[k] = load_n(carried_of(k, t, rank) + j, n);
         u.c_before[k] = load_n(c_before(k, t, rank, b) + j, n);
@@ -424,6 +438,7 @@ struct NaiveBackward {
       for (int v = 0; v < Cell::vectors; ++v)
         store_n(&d_vectors[((rows.before[t] + rank) * Cell::vectors + v) * H + j], u.d_vectors[v],
                 n);
+      if constexpr (Cell::reads_x) store_n(&own_dx[(rows.before[t] + rank) * H + j], u.dx, n);
       store_n(&direct[j], u.direct, n);
       if constexpr (Cell::projects)
         store_n(&operands[(rows.before[t] + rank) * H + j], u.operand, n);
@@ -515,6 +530,7 @@ struct NaiveBackward {
         for (Index k = 0; k < I; ++k) {
           T& to = at(dx, t, b)[k];
           to = adds_dx ? to + dx_row[k] : dx_row[k];
+          if constexpr (Cell::reads_x) to += own_dx[place * H + k];
         }
       }
     }
@@ -581,6 +597,7 @@ GradientNorm naive_backward(const Cell& cell, const BackwardCall<T>& call, const
                                    call.clip,
                                    call.flow_penalty,
                                    d == 1,
+                                   {},
                                    {},
                                    {},
                                    {},

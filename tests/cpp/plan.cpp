@@ -28,7 +28,7 @@ void plan(int kind, Index I, Index H, Index P, Index steps, Index B, Index L, In
   with_cell<T>(call.kind, call.constants, [&](auto cell) {
     using Cell = decltype(cell);
     Arena arena{nullptr};
-    const CellFunctions<T> functions{layout_of<Cell>(), {}, nullptr};  // a plan calls none
+    const CellFunctions<T> functions{layout_of<Cell>(), {}, nullptr, nullptr};  // a plan calls none
     const ForwardStack<T> stack(functions, call, arena);
     ForwardWorkspace<T> forward;
     forward.allocate(arena, functions.layout, call.rows, I, H, P, false, stack.pipeline.chunk);

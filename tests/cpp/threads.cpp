@@ -34,6 +34,7 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
   p.B = units_shared ? 2 : 4 * kThreads + 3;
   p.H = units_shared ? (G == 1 ? 325 : 165) : 23;
   p.P = p.has(projection_matrix) ? p.H - 3 : p.H;
+  if (p.info().reads_x) p.I = p.H, p.L = D == 1 ? p.L : 1;  // outputs of two directions are no units
   p.constants = {0.7,
                  0.3,
                  0.9,
@@ -41,7 +42,7 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
                   {ActivationKind::tanh, 0, 0},
                   {ActivationKind::tanh, 0, 0}}};
   const Index recurrent = p.has(recurrent_matrix) ? 2 * p.P : 0;
-  p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + recurrent + D * p.P));
+  p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + recurrent + (p.L - 1) * D * p.P));
   p.clip = {0.5, 0.4, 0.3, 0.2};
   p.dropout.p = 0.25;
   p.ragged = !units_shared;

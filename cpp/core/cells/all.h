@@ -7,6 +7,7 @@
 #include "lstm.h"
 #include "min_gru.h"
 #include "min_lstm.h"
+#include "rg_lru.h"
 #include "rnn.h"
 
 namespace rnnkern::RNNKERN_ISA {

@@ -16,7 +16,13 @@
 //
 // Unit vectors. A cell can have parameters that are one value for each unit (peepholes, the
 // recurrent weights of an IndRNN). It reads them as `vectors` and writes, for each row and step,
-// what their gradients are sums of.
+// what their gradients are sums of. What it computes of the vectors alone it can compute before the
+// first step: `prepare` replaces them by `prepared` others.
+//
+// Inputs. Cells see x through its product with the input matrix. A cell can also read x itself,
+// whose I elements are then the units' (KindInfo::reads_x); it writes `dx`, which the core adds to
+// the product's gradient. A cell that treats the first step after a reset unlike others reads
+// `kept`.
 #pragma once
 
 #include "simd/simd.h"
@@ -44,6 +50,8 @@ struct ForwardUnit {
   V h_before;                // in, where the cell reads it
   V vectors[kMostVectors];   // in
   V c_before[kMostCarried];  // in: the carried states
+  V x;                       // in, where the cell reads it
+  V kept;                    // in, where the cell reads it: 0 where `resets` has reset h', else 1
   V h;                       // out of the last phase of a cell that does not project
   V c[kMostCarried];         // out of the last phase
   V operand;                 // out: of phase 0 of two, or of a cell that projects
@@ -56,10 +64,12 @@ struct BackwardUnit {
   V vectors[kMostVectors];    // in
   V c_before[kMostCarried];   // in
   V c[kMostCarried];          // in
+  V x;                        // in, where the cell reads it
   V dh;                       // in: dL/dh, complete; dL/d operand where there is an operand
   V dc[kMostCarried];         // in: dL/dc; out: dL/dc'
   V da[kMostGates];           // out: gradient slots of the phase
   V d_vectors[kMostVectors];  // out: what this row and step add to the gradients of `vectors`
+  V dx;                       // out, where the cell reads x: what it adds to dL/dx
   V direct;   // out of the last phase, in and out of phase 0: dL/dh' that takes no product
   V operand;  // out, of a cell that projects: as in forward
 };
@@ -92,6 +102,10 @@ struct CellOf {
   }
   static constexpr bool projects = times(projection_matrix) > 0;
   static constexpr int vectors = times(unit_vectors);
+  static constexpr bool reads_x = info.reads_x;
+  // What a cell's struct can say otherwise.
+  static constexpr int prepared = vectors;
+  static constexpr bool reads_kept = false;
 };
 
 // The same as values, and what the cell's struct says of itself: for the time loops, which are
@@ -104,6 +118,8 @@ struct CellLayout {
   Phase phase[kMostPhases];
   int input_slot[kMostGates], recurrent_slot[kMostGates];
   int vector_slot[kMostVectors];  // where backward writes d_vectors: behind the cell's own slots
+  int prepared = 0;
+  bool reads_x = false, reads_kept = false;
 
   // Whether one of the cell's products takes something else than x and h'.
   bool has_operand() const { return phases > 1 || projects; }
@@ -138,6 +154,9 @@ constexpr CellLayout layout_of() {
                     {},
                     {}};
   static_assert(Cell::vectors == 0 || Cell::phases == 1);
+  static_assert(!Cell::reads_x || Cell::phases == 1);
+  layout.prepared = Cell::prepared;
+  layout.reads_x = Cell::reads_x, layout.reads_kept = Cell::reads_kept;
   for (int v = 0; v < Cell::vectors; ++v) layout.vector_slot[v] = Cell::slots + v;
   for (int p = 0; p < Cell::phases; ++p) layout.phase[p] = Cell::phase[p];
   for (int g = 0; g < Cell::gates; ++g) {

@@ -49,6 +49,7 @@ struct KindInfo {
   bool elementwise;  // the recurrence takes no product: threads share units without barriers
   StateInfo states[kMostStates + 1];  // h first
   ParameterInfo parameters[kRoles + 1];
+  bool reads_x = false;  // the cell itself acts on x, unit by unit: I is H
 };
 
 inline constexpr ParameterInfo kWeightIh{"weight_ih", input_matrix, Extent::gates, Extent::inputs};
@@ -68,6 +69,8 @@ inline constexpr ParameterInfo kPeepholes{"weight_ch", unit_vectors,   Extent::h
 // With coupled gates: of i and o.
 inline constexpr ParameterInfo kPeepholesOfTwo{
     "weight_ch", unit_vectors, Extent::hidden, Extent::one, 2, Needs::peephole};
+// How fast a unit forgets.
+inline constexpr ParameterInfo kLambda{"lambda", unit_vectors, Extent::hidden, Extent::one};
 inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
 
 // clang-format off
@@ -99,7 +102,8 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
       {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kPeepholesOfTwo, kWeightHr})                        \
   ROW(gru_general, GruGeneral, 3, 4, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})        \
   ROW(gru_reset_before_general, GruResetBeforeGeneral, 3, 4, false, {kH},                          \
-      {kWeightIh, kWeightHh, kBiasIh, kBiasHh})
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh})                                                    \
+  ROW(rg_lru, RgLru, 2, 4, true, {kH}, {kWeightIh, kBiasIh, kLambda}, true)
 // clang-format on
 
 #define RNNKERN_NAME(kind, Cell, ...) kind,

@@ -43,7 +43,7 @@ struct BackwardWorkspace {
   T* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates * H, lanes]
   T* input;             // W_ih in columns: [blocks of I, G * H, lanes]
   T* projection;        // W_hr in columns: [blocks of H, P, lanes]
-  T* vectors;           // [vectors, padded H]
+  T* vectors;           // [prepared, padded H]
   T* dh;                // [B, padded P] dL/dh': what takes no product, then all of it
   T* dc;                // [states but h, B, padded H]
   T* d_operand;         // [B, padded H] of phase 1, or of the projection
@@ -51,7 +51,7 @@ struct BackwardWorkspace {
   T* dh_full;           // [B, padded P] dL/dh of the step, for the trace
   T* zeros;             // [padded H], h' and c' of rows without a state before
   T* da;                // [chunk rows, da_row_size]
-  T* da_lines;          // the same by lines: [da_row_size / line, chunk rows, line]
+  T* da_lines;          // of it what is summed, by lines: [summed_size / line, chunk rows, line]
   T* x;                 // [blocks of I, chunk rows, lanes]
   T* h;                 // [blocks of P, chunk rows, lanes] h' of each row
   T* projected;         // [chunk rows, padded H] the projection's operand of each row
@@ -61,9 +61,10 @@ struct BackwardWorkspace {
   int* finite;          // 0 once a parameter gradient was not
 
   // dL/da of a row at a step, slot by slot; behind them what the gradients of unit vectors are sums
-  // of, then dL/d(W_hr operand).
+  // of, then dL/d(W_hr operand); behind these what a cell that reads x adds to dL/dx.
   Index slots() const { return cell->slots + cell->vectors; }
-  Index da_row_size() const { return padded<T>(H) * slots() + (cell->projects ? padded<T>(P) : 0); }
+  Index summed_size() const { return padded<T>(H) * slots() + (cell->projects ? padded<T>(P) : 0); }
+  Index da_row_size() const { return summed_size() + (cell->reads_x ? padded<T>(H) : 0); }
   // Rows of squares of one parameter: one a row of a matrix, one a gate of a bias, one a unit
   // vector.
   Index square_rows(Role role) const {
@@ -94,7 +95,7 @@ struct BackwardWorkspace {
     recurrent = arena.allocate<T>(of.elementwise ? 0 : output_lanes * G * H);
     input = arena.allocate<T>(input_lanes * G * H);
     projection = arena.allocate<T>(of.projects ? hidden_lanes * P : 0);
-    vectors = arena.allocate<T>(of.vectors * Hp);
+    vectors = arena.allocate<T>(of.prepared * Hp);
     dh = arena.allocate<T>(s.B * Pp);
     dc = arena.allocate<T>(of.carried * s.B * Hp);
     d_operand = arena.allocate<T>(of.has_operand() ? s.B * Hp : 0);
@@ -102,7 +103,7 @@ struct BackwardWorkspace {
     dh_full = arena.allocate<T>(traced ? s.B * Pp : 0);
     zeros = arena.allocate<T>(Hp);
     da = arena.allocate<T>(most_rows * row);
-    da_lines = arena.allocate<T>(most_rows * row);
+    da_lines = arena.allocate<T>(most_rows * summed_size());
     x = arena.allocate<T>(input_lanes * most_rows);
     h = arena.allocate<T>(of.elementwise ? 0 : output_lanes * most_rows);
     projected = arena.allocate<T>(of.projects ? most_rows * Hp : 0);
@@ -209,9 +210,10 @@ struct Backward {
     }
     pack(d.parameters[input_matrix], cell.gates * H, I, workspace.input);
     if (cell.projects) pack(d.parameters[projection_matrix], P, H, workspace.projection);
-    if (all.index == 0)
-      pack_bias(d.parameters[unit_vectors], static_cast<const T*>(nullptr), cell.vectors, H,
-                workspace.vectors);
+    if (all.index != 0) return;
+    pack_bias(d.parameters[unit_vectors], static_cast<const T*>(nullptr), cell.vectors, H,
+              workspace.vectors);
+    if (functions.prepare) functions.prepare(workspace.vectors, padded<T>(H));
   }
 
   void load_initial_state(const WorkShare& part, bool accumulate) const {
@@ -354,6 +356,10 @@ struct Backward {
       at.d_operand = workspace.d_operand + r * Hp;
     }
     at.da = da_row(t, r);
+    if (cell.reads_x) {
+      at.x = x.data + t * x.time_stride + caller * x.row_stride;
+      at.dx = at.da + workspace.summed_size();
+    }
     return at;
   }
 
@@ -446,7 +452,7 @@ struct Backward {
   // Brings the chunk's operands into panels, its rows in the order in which they are summed.
   void gather(const Team& all) const {
     const Range hidden = all.share_of(blocks_of<T>(H)), inputs = all.share_of(blocks_of<T>(I));
-    const Index da_columns = workspace.da_row_size();
+    const Index da_columns = workspace.summed_size();
     into_panels(all, all.share_of(da_columns / kLine<T>), kLine<T>, da_columns, workspace.da_lines,
                 [&](Index t, Index r) { return da_row(t, r); });
     into_panels(all, inputs, kLanes<T>, I, workspace.x, [&](Index t, Index r) {
@@ -635,7 +641,17 @@ struct Backward {
     for (int g = 0; g < cell.gates; ++g) depth.start[g] = cell.input_slot[g] * padded<T>(H);
     product<1>(*all.token, n, row_ptrs.a, depth, static_cast<const T*>(workspace.input),
                Range{0, blocks_of<T>(I)}, false, Target<T>{row_ptrs.to, nullptr, true, adds_dx, I},
-               [](Index, int) {});
+               [&](Index block, int np) {
+                 if (cell.reads_x) add_own_dx(n, block, np);
+               });
+  }
+  // What the cell itself adds to n rows of dL/dx, whose columns are the units.
+  void add_own_dx(Index n, Index block, int np) const {
+    for (Index i = 0; i < n; ++i)
+      for (Index j = block * kLanes<T>; j < least(I, (block + np) * kLanes<T>); j += kLanes<T>) {
+        T* const to = row_ptrs.to[i] + j;
+        store_n(to, load_n(to, I - j) + load(row_ptrs.a[i] + workspace.summed_size() + j), I - j);
+      }
   }
 };
 

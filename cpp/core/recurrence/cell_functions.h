@@ -77,10 +77,19 @@ struct CellMaths {
     for (int k = 0; k < Cell::saved; ++k)
       if (ph.reads >> k & 1u) u.saved[k] = load_each<T, U>(slot(k));
     if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(of(s.h_before));
-    for (int v = 0; v < Cell::vectors; ++v)
+    for (int v = 0; v < Cell::prepared; ++v)
       u.vectors[v] =
           load_each<T, U>([&](int i) { return s.vectors + v * s.Hp + block[i] * kLanes<T>; });
     for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_each<T, U>(of(s.c + k * s.state));
+    const auto left = [&](int i) { return s.H - block[i] * kLanes<T>; };
+    if constexpr (Cell::reads_x)
+      u.x = load_each<T, U>(
+          [&](int i) {
+            return s.x + (s.order ? s.order[row[i]] : row[i]) * s.x_row + block[i] * kLanes<T>;
+          },
+          left);
+    if constexpr (Cell::reads_kept)
+      u.kept = splat_each<T, U>([&](int i) { return s.kept ? s.kept[row[i]] : T(1); });
     cell.template forward<phase_index>(u);
     for (int k = 0; k < Cell::saved; ++k)
       if (ph.keeps >> k & 1u || (s.keeps && ph.writes >> k & 1u))
@@ -93,7 +102,7 @@ struct CellMaths {
       const auto out = [&](int i) {
         return s.y + (s.order ? s.order[row[i]] : row[i]) * s.y_row + block[i] * kLanes<T>;
       };
-      store_each<T>(out, u.h, [&](int i) { return s.H - block[i] * kLanes<T>; });
+      store_each<T>(out, u.h, left);
     }
     for (int k = 0; last && k < Cell::carried; ++k) {
       store_each<T>(of(s.c + k * s.state), u.c[k]);
@@ -154,8 +163,9 @@ struct CellMaths {
     for (int s = 0; s < Cell::saved; ++s) u.saved[s] = load_each<T, U>(at(row.saved + s * Hp));
     if constexpr (Cell::reads_h_before) u.h_before = load_each<T, U>(at(row.h_before), left);
     if constexpr (Cell::reads_h) u.h = load_each<T, U>(at(row.h), left);
-    for (int v = 0; v < Cell::vectors; ++v)
+    for (int v = 0; v < Cell::prepared; ++v)
       u.vectors[v] = load_each<T, U>(at(step.vectors + v * Hp));
+    if constexpr (Cell::reads_x) u.x = load_each<T, U>(at(row.x), left);
     for (int k = 0; k < Cell::carried; ++k) {
       u.c[k] = load_each<T, U>(at(row.c[k]));
       u.c_before[k] = load_each<T, U>(at(row.c_before[k]), left);
@@ -175,6 +185,7 @@ struct CellMaths {
       if (ph.slots >> s & 1u) store_each<T>(at(row.da + s * Hp), u.da[s]);
     for (int v = 0; v < Cell::vectors; ++v)
       store_each<T>(at(row.da + (Cell::slots + v) * Hp), u.d_vectors[v]);
+    if constexpr (Cell::reads_x) store_each<T>(at(row.dx), u.dx);
     if constexpr (Cell::projects)
       store_each<T>(at(row.projected), u.operand);
     else
@@ -189,6 +200,15 @@ struct CellMaths {
   static void operand(const T* saved, const T* h, T* to, Range blocks, Index stride) {
     for (Index b = blocks.first; b < blocks.last; ++b)
       store(to + b * stride, Cell::operand(load(saved + b * kLanes<T>), load(h + b * stride)));
+  }
+
+  static void prepare(T* vectors, Index width) {
+    for (Index j = 0; j < width; j += kLanes<T>) {
+      V v[kMostVectors]{};
+      for (int k = 0; k < Cell::vectors; ++k) v[k] = load(vectors + k * width + j);
+      Cell::prepare(v);
+      for (int k = 0; k < Cell::prepared; ++k) store(vectors + k * width + j, v[k]);
+    }
   }
 };
 
@@ -214,11 +234,12 @@ struct CellRow {
             Maths::template backward<phase>};
   }
   static constexpr CellFunctions<T> functions() {
-    CellFunctions<T> f{layout_of<Cell>(), {of_phase<0>()}, nullptr};
+    CellFunctions<T> f{layout_of<Cell>(), {of_phase<0>()}, nullptr, nullptr};
     if constexpr (Cell::phases > 1) {
       f.phase[1] = of_phase<1>();
       f.operand = Maths::operand;
     }
+    if constexpr (Cell::prepared != Cell::vectors) f.prepare = Maths::prepare;
     return f;
   }
 };

@@ -16,7 +16,7 @@ struct ForwardWeights {
   T* projection;  // [blocks of P, H, lanes]
   T* bias;        // [G, padded H] what the input's product starts from
   T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
-  T* vectors;     // [vectors, padded H]
+  T* vectors;     // [prepared, padded H]
   // [G] where a gate's sums stand in a row of z: the input's, the recurrent ones.
   Index *input_place, *recurrent_place;
 
@@ -28,14 +28,15 @@ struct ForwardWeights {
     projection = arena.allocate<T>(of.projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
     bias = arena.allocate<T>(of.gates * padded<T>(H));
     bias_hh = arena.allocate<T>(of.gates * padded<T>(H));
-    vectors = arena.allocate<T>(of.vectors * padded<T>(H));
+    vectors = arena.allocate<T>(of.prepared * padded<T>(H));
     input_place = arena.allocate<Index>(kMostGates);
     recurrent_place = arena.allocate<Index>(kMostGates);
   }
   T* panels(int phase) const {
     return recurrent + blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * P;
   }
-  void pack(const Direction<T>& d, Index I, const Team& team) const {
+  void pack(const CellFunctions<T>& functions, const Direction<T>& d, Index I,
+            const Team& team) const {
     const Range blocks = team.share_of(blocks_of<T>(H));
     CancelToken& token = *team.token;
     const int G = cell->gates;
@@ -59,6 +60,7 @@ struct ForwardWeights {
     const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
     pack_bias(d.parameters[unit_vectors], static_cast<const T*>(nullptr), cell->vectors, H,
               vectors);
+    if (functions.prepare) functions.prepare(vectors, padded<T>(H));
     pack_bias(b_hh, static_cast<const T*>(nullptr), G, H, bias_hh);
     for (int g = 0; g < G; ++g)
       pack_bias(b_ih ? b_ih + g * H : nullptr,
@@ -107,6 +109,7 @@ struct ForwardRowPointers {
   const T** operand;  // [B]
   T** projected;      // [B] where the projection of the step at hand goes
   T* zeros;           // [padded P] the state before a row's reset
+  T* kept;            // [B] of the step at hand: 0 where a row's state before was reset, else 1
   void allocate(Arena& arena, Index chunk, Index B, Index P) {
     x = arena.allocate<const T*>(chunk * B);
     z = arena.allocate<T*>(chunk * B);
@@ -115,6 +118,7 @@ struct ForwardRowPointers {
     operand = arena.allocate<const T*>(B);
     projected = arena.allocate<T*>(B);
     zeros = arena.allocate<T>(padded<T>(P));
+    kept = arena.allocate<T>(B);
   }
 };
 
@@ -298,6 +302,7 @@ struct Forward {
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
       const bool resets = is_reset(rows, t, r, reverse);
       row_ptrs.h[now][r] = resets ? row_ptrs.zeros : workspace.h[now] + r * Pp;
+      row_ptrs.kept[r] = resets ? T(0) : T(1);
       if (!resets) continue;
       clear(workspace.h[now] + r * Pp, outputs());
       for (int k = 0; k < cell.carried; ++k)
@@ -363,7 +368,11 @@ struct Forward {
         H,
         Hp,
         rows.B * Hp,
-        keeps()};
+        keeps(),
+        cell.reads_x ? x.data + t * x.time_stride + (rows.order ? 0 : first * x.row_stride)
+                     : nullptr,
+        x.row_stride,
+        rows.resets ? row_ptrs.kept + first : nullptr};
     if (cell.elementwise) {
       maths.forward(s, n, blocks.first, static_cast<int>(blocks.size()));
       constexpr Index vector_operations = 32;  // of a cell's maths, about

@@ -24,15 +24,18 @@ struct ForwardStep {
   Index H, Hp;
   Index state;  // from one of the carried states to the next in c
   bool keeps;   // what backward reads
+  const T* x;   // rows as those of y, as the caller has them; null: the cell reads none
+  Index x_row;
+  const T* kept;  // [rows] 0 where h' was reset, else 1; null: it was nowhere
 };
 
 // One row at one time step of backward. Null: there are none, or they are not wanted.
 template <class T>
 struct BackwardRow {
-  const T *saved, *h_before, *h, *dy, *d_operand;
+  const T *saved, *h_before, *h, *dy, *d_operand, *x;
   const T *c_before[kMostCarried], *c[kMostCarried];
   T* dc[kMostCarried];
-  T *dh, *dh_full, *da, *projected;
+  T *dh, *dh_full, *da, *projected, *dx;
   T scale;  // step_norm's factor of dh
 };
 
@@ -67,6 +70,9 @@ struct CellFunctions {
   // Phase 1's operand of a row again, from what was saved: h and to are blocks `stride` apart. Null
   // in a cell of one phase.
   void (*operand)(const T* saved, const T* h, T* to, Range blocks, Index stride);
+  // Replaces the unit vectors by what the cell computes of them: [prepared, width]. Null: it reads
+  // them as they are.
+  void (*prepare)(T* vectors, Index width);
 };
 
 // Calls use(Count<n>()) for n gates.

@@ -287,6 +287,14 @@ RNNKERN_INLINE V load_each(const At& at, const Left& left) {
   else
     return {load_n<T>(at(0), left(0)), load_n<T>(at(1), left(1))};
 }
+// Each vector of one value throughout.
+template <class T, class V, class Value>
+RNNKERN_INLINE V splat_each(const Value& value) {
+  if constexpr (!kIsPair<V>)
+    return splat<T>(value(0));
+  else
+    return {splat<T>(value(0)), splat<T>(value(1))};
+}
 template <class T, class V, class At>
 RNNKERN_INLINE void store_each(const At& at, V v) {
   if constexpr (!kIsPair<V>) {

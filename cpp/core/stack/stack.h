@@ -252,7 +252,7 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
       weights.allocate(kept, cell, layer.inputs, call.H, call.P);
       return weights;
     }
-    workspace.weights.pack(layer.direction[d], layer.inputs, team);
+    workspace.weights.pack(functions, layer.direction[d], layer.inputs, team);
     return workspace.weights;
   }
   Forward<T> loop(Index l, Index d, const ForwardWorkspace<T>& workspace,
