@@ -32,7 +32,11 @@ def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
     if kind.startswith("gru"):
         return rk.GRU(size, size, reset_after="before" not in kind, **options)
     if kind.startswith("min"):
-        return (rk.MinGRU if kind == "min_gru" else rk.MinLSTM)(size, size, **options)
+        candidate = kind.split("_")[2] if kind.count("_") == 2 else "positive"
+        cls = rk.MinGRU if kind.startswith("min_gru") else rk.MinLSTM
+        return cls(size, size, candidate=candidate, **options)
+    if kind == "rg_lru":
+        return rk.RGLRU(size, size, **options)
     if kind.startswith("ind_rnn"):
         return rk.IndRNN(size, size, nonlinearity=kind.removeprefix("ind_rnn_"), **options)
     nonlinearity = "relu" if kind == "rnn_relu" else "tanh"

@@ -30,6 +30,13 @@ def _general(*sizes, **options):
     return rk.LSTM(I, H, *more, **{**GENERAL, **size, **options})
 
 
+def _rg_lru(I, H, *sizes, **options):
+    """An RG-LRU of H inputs, not I; of one layer where there are two directions."""
+    if options.get("bidirectional"):
+        sizes, options = (), {**options, "num_layers": 1, "residual": False}
+    return rk.RGLRU(H, H, *sizes, **options)
+
+
 CLIPS = {"cell_clip": 0.4, "proj_clip": 0.1}  # within the range of the tests' values
 GENERAL = {
     "activations": ("Sigmoid", ("ScaledTanh", 1.7, 0.9), ("Affine", 1.2)),
@@ -62,6 +69,11 @@ MAKERS = {
         activations=(("HardSigmoid", 0.45, 0.5), "Softplus"),
         forward_clip=0.9,
     ),
+    "rg_lru": _rg_lru,
+    "min_gru_identity": partial(rk.MinGRU, candidate="identity"),
+    "min_gru_tanh": partial(rk.MinGRU, candidate="tanh"),
+    "min_lstm_identity": partial(rk.MinLSTM, candidate="identity"),
+    "min_lstm_tanh": partial(rk.MinLSTM, candidate="tanh"),
 }
 DTYPES = (np.float32, np.float64)
 

@@ -41,7 +41,7 @@ def kinds():
     """The core's table of kinds by name."""
     text = (CPP / "core/cells/kinds.h").read_text()
     rows = re.findall(
-        r"  ROW\((\w+), \w+, (\d), (\d), (true|false), \{[^}]*\},[\s\\]*\{([^}]*)\}\)", text
+        r"  ROW\((\w+), \w+, (\d), (\d), (true|false), \{[^}]*\},[\s\\]*\{([^}]*)\}[^)]*\)", text
     )
     return {
         name: Kind(int(gates), int(saved), elementwise == "true", "kWeightHr" in parameters)

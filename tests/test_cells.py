@@ -270,7 +270,11 @@ def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
             }
             if kind == "gru":  # W_hn h' + b_hn
                 also[k, s.t, s.rows, 0] = s.prev[0] @ p["weight_hh"][-H:].T + p["bias_hh"][-H:]
-            if kind == "min_lstm":  # 1 - sigmoid(a_f)
+            if kind == "rg_lru":  # the factors of h' and of i x
+                r = s.gates[:, :H]
+                also[k, s.t, s.rows, 0] = (1 + np.exp(p["lambda"])) ** (-8 * r)
+                also[k, s.t, s.rows, 1] = np.sqrt(1 - also[k, s.t, s.rows, 0] ** 2)
+            if kind.startswith("min_lstm"):  # 1 - sigmoid(a_f)
                 a_f = s.x @ p["weight_ih"][:H].T + p["bias_ih"][:H]
                 also[k, s.t, s.rows, 0] = 1 / (1 + np.exp(a_f))
 

@@ -71,6 +71,8 @@ def test_sizes(name, value, error, expected):
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_beyond_memory(kind, sizes):
+    if CELLS[kind].inputs_are_units:
+        sizes = (max(sizes[:2]), max(sizes[:2]), *sizes[2:])
     with pytest.raises((MemoryError, ValueError)):
         MAKERS[kind](*sizes)
 
@@ -214,6 +216,19 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
         *(
             (make, {"output_size": 2}, TypeError, "unexpected keyword argument 'output_size'")
             for make in (rk.RNN, rk.LSTM, rk.GRU, rk.MinGRU)
+        ),
+        *(
+            (make, {"candidate": value}, error, "candidate: expected one of positive, identity, t")
+            for make in (rk.MinGRU, rk.MinLSTM)
+            for value, error in (("relu", ValueError), ("Tanh", ValueError), (None, TypeError))
+        ),
+        (rk.GRU, {"candidate": "tanh"}, TypeError, "unexpected keyword argument 'candidate'"),
+        (rk.RGLRU, {}, ValueError, f"input_size: expected hidden_size = {H} (x acts unit by unit)"),
+        (
+            lambda I, H, **options: rk.RGLRU(H, H, 2, **options),
+            {"bidirectional": True},
+            ValueError,
+            "bidirectional: expected False with num_layers=2 (the layers above the first would",
         ),
         (rk.LSTM, {"projection": 2}, TypeError, "unexpected keyword argument 'projection'"),
         (rk.GRU, {"nonlinearity": "relu"}, TypeError, "argument 'nonlinearity'"),

@@ -33,8 +33,12 @@ def maps_states(kind, name):
 
 
 def assert_unit_vectors(kind, name, array, init):
-    """Values for each unit: recurrent weights over [0, 1) or of ones, peepholes as biases are."""
-    if name.startswith("weight_hh") and init in ("orthogonal", "identity"):
+    """Values for each unit: decays, recurrent weights, peepholes as biases are."""
+    if name.startswith("lambda"):
+        a = (1 + np.exp(array.astype(np.float64))) ** -8
+        # Uniform over [0.9, 0.999), but for the rounding of lambda: 8 |lambda| eps of log a.
+        assert_uniform((a - 0.9495) / 0.0495, 1 + 1e-5)
+    elif name.startswith("weight_hh") and init in ("orthogonal", "identity"):
         assert (array == 1).all(), name
     elif name.startswith("weight_hh"):
         assert_uniform(2 * array.astype(np.float64) - 1, 1)
@@ -89,7 +93,8 @@ def test_xavier_takes_each_gate_as_a_matrix(kind, dtype):
         for gate in gates_of(kind, name, array):
             assert_uniform(gate, np.sqrt(6 / sum(gate.shape)))
     inputs = {a.shape[1] for n, a in layer.params.items() if "ih" in n and a.ndim == 2}
-    assert inputs == {I, 2 * layer.output_size}
+    above = {2 * layer.output_size} if layer.num_layers > 1 else set()
+    assert inputs == {layer.input_size, *above}
 
 
 @each_kind

@@ -102,7 +102,7 @@ def test_every_constructor_option_is_tested(kind):
     named = [p for owner in owners for p in inspect.signature(owner).parameters.values()]
     options = {p.name for p in named if p.kind is p.KEYWORD_ONLY} | {"num_layers"}
     # Some options make kinds of their own, and test_ensemble.py is about another.
-    others = {"nonlinearity", "reset_after", "peephole", "ensemble"}
+    others = {"nonlinearity", "reset_after", "peephole", "candidate", "ensemble"}
     others |= {"input_forget", "activations", "forward_clip"}
     kinds = [k for k in KINDS if type(make_layer(k, 3, 5)) is owner]
     assert options - others == {*COMMON}.union(*(OWN.get(k, {}) for k in kinds))

@@ -248,6 +248,14 @@ LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index
   if (sizes_.has(projection_matrix) ? P >= H : P != H)
     bad_value("outputs", sizes_.has(projection_matrix) ? "less than hidden_size" : "hidden_size",
               std::to_string(P));
+  if (sizes_.info().reads_x && I != H)
+    bad_value("input_size", "hidden_size = " + std::to_string(H) + " (x acts unit by unit)",
+              std::to_string(I));
+  if (sizes_.info().reads_x && bidirectional && L > 1)
+    bad_value("bidirectional",
+              "False with num_layers=" + std::to_string(L) +
+                  " (the layers above the first would have 2 * hidden_size inputs)",
+              "True");
   constexpr Index most_layers = 65536;  // their names alone would fill memory
   if (L > most_layers)
     bad_value("num_layers", "at most " + std::to_string(most_layers), std::to_string(L));

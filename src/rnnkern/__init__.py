@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import runtime
 from .clip import Clip
-from .layers import GRU, LSTM, RNN, Gradients, IndRNN, MinGRU, MinLSTM, Trace
+from .layers import GRU, LSTM, RGLRU, RNN, Gradients, IndRNN, MinGRU, MinLSTM, Trace
 from .runtime import (
     force_isa,
     get_num_threads,
@@ -22,6 +22,7 @@ __version__ = info()["version"]
 __all__ = [
     "GRU",
     "LSTM",
+    "RGLRU",
     "RNN",
     "SGD",
     "Adam",

@@ -484,7 +484,7 @@ struct NaiveBackward {
 
   // ---- over the steps ----
   // Parameter gradients: one chain over backward's steps and the schedule's rows. dx: one chain
-  // over the gates and, within a gate, its units.
+  // over the gates and, within a gate, its units, from what the cell itself adds.
   void sums_over_steps() {
     for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p)
       if (T* const values = gradient.parameters[p->role])
@@ -501,6 +501,7 @@ struct NaiveBackward {
       for (Index rank = 0; rank < rows.alive(t); ++rank) {
         const Index b = rows.order[rank], place = rows.before[t] + rank;
         dx_row.assign(I, T(0));
+        if constexpr (Cell::reads_x) std::copy_n(&own_dx[place * H], H, dx_row.data());
         for (Index g = 0; g < G; ++g) {
           const T* da_x = da_of(t, rank, Cell::input_slot[g]);
           const T* da_h = da_of(t, rank, Cell::recurrent_slot[g]);
@@ -530,7 +531,6 @@ struct NaiveBackward {
         for (Index k = 0; k < I; ++k) {
           T& to = at(dx, t, b)[k];
           to = adds_dx ? to + dx_row[k] : dx_row[k];
-          if constexpr (Cell::reads_x) to += own_dx[place * H + k];
         }
       }
     }

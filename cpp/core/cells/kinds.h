@@ -103,7 +103,11 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
   ROW(gru_general, GruGeneral, 3, 4, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})        \
   ROW(gru_reset_before_general, GruResetBeforeGeneral, 3, 4, false, {kH},                          \
       {kWeightIh, kWeightHh, kBiasIh, kBiasHh})                                                    \
-  ROW(rg_lru, RgLru, 2, 4, true, {kH}, {kWeightIh, kBiasIh, kLambda}, true)
+  ROW(rg_lru, RgLru, 2, 4, true, {kH}, {kWeightIh, kBiasIh, kLambda}, true)                        \
+  ROW(min_gru_identity, MinGruIdentity, 2, 2, true, {kH}, {kWeightIh, kBiasIh})                    \
+  ROW(min_gru_tanh, MinGruTanh, 2, 2, true, {kH}, {kWeightIh, kBiasIh})                            \
+  ROW(min_lstm_identity, MinLstmIdentity, 3, 4, true, {kH}, {kWeightIh, kBiasIh})                  \
+  ROW(min_lstm_tanh, MinLstmTanh, 3, 4, true, {kH}, {kWeightIh, kBiasIh})
 // clang-format on
 
 #define RNNKERN_NAME(kind, Cell, ...) kind,

@@ -122,9 +122,11 @@ template <class T>
 struct BackwardRowPointers {
   const T** a;  // [max(B, chunk rows, G * H)]
   T** to;       // the same
+  T** own_dx;   // the same, of which the chunk rows are used
   void allocate(Arena& arena, Index n) {
     a = arena.allocate<const T*>(n);
     to = arena.allocate<T*>(n);
+    own_dx = arena.allocate<T*>(n);
   }
 };
 
@@ -635,22 +637,28 @@ struct Backward {
       for (Index r = 0; r < alive_at(rows, t); ++r, ++k) {
         if (k < mine.first || k >= mine.last) continue;
         row_ptrs.a[n] = da_row(t, r);
+        row_ptrs.own_dx[n] = da_row(t, r) + workspace.summed_size();
         row_ptrs.to[n++] = dx.data + t * dx.time_stride + row_of(rows, r) * dx.row_stride;
       }
     Depth depth{cell.gates, H, 1, {}};
     for (int g = 0; g < cell.gates; ++g) depth.start[g] = cell.input_slot[g] * padded<T>(H);
+    // From what the cell itself adds, in its place, and then to dx: of two directions each adds its
+    // whole part.
+    const Target<T> target =
+        cell.reads_x ? Target<T>{row_ptrs.own_dx, nullptr, false, false, padded<T>(H)}
+                     : Target<T>{row_ptrs.to, nullptr, true, adds_dx, I};
     product<1>(*all.token, n, row_ptrs.a, depth, static_cast<const T*>(workspace.input),
-               Range{0, blocks_of<T>(I)}, false, Target<T>{row_ptrs.to, nullptr, true, adds_dx, I},
-               [&](Index block, int np) {
-                 if (cell.reads_x) add_own_dx(n, block, np);
+               Range{0, blocks_of<T>(I)}, false, target, [&](Index block, int np) {
+                 if (cell.reads_x) move_own_dx(n, block, np);
                });
   }
-  // What the cell itself adds to n rows of dL/dx, whose columns are the units.
-  void add_own_dx(Index n, Index block, int np) const {
+  void move_own_dx(Index n, Index block, int np) const {
+    const Index end = least(I, (block + np) * kLanes<T>);
     for (Index i = 0; i < n; ++i)
-      for (Index j = block * kLanes<T>; j < least(I, (block + np) * kLanes<T>); j += kLanes<T>) {
+      for (Index j = block * kLanes<T>; j < end; j += kLanes<T>) {
         T* const to = row_ptrs.to[i] + j;
-        store_n(to, load_n(to, I - j) + load(row_ptrs.a[i] + workspace.summed_size() + j), I - j);
+        const V own = load(row_ptrs.own_dx[i] + j);
+        store_n(to, adds_dx ? load_n(to, I - j) + own : own, I - j);
       }
   }
 };

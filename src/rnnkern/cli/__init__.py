@@ -134,7 +134,8 @@ def _parser() -> argparse.ArgumentParser:
 
     setting("cell", str, "recurrent layer", choices=list(LAYERS))
     setting("hidden", count, "hidden units")
-    setting("embedding", count, "size of a character's embedding")
+    text = "size of a character's embedding; with a cell whose inputs are its units, --hidden"
+    setting("embedding", count, text)
     setting("layers", _number(int, 1, 64), "stacked layers")
     setting("dropout", _number(float, 0, 0.99), "share of outputs dropped between layers")
     setting("batch", count, "lanes of text read side by side")

@@ -153,8 +153,11 @@ def show(rows: Sequence[Row]) -> None:
 
 def _against_numpy(name: str, sizes: tuple[int, int, int, int], seconds: float) -> list[Row]:
     steps, batch, inputs, hidden = sizes
+    kind = LAYERS[name](1, 1, seed=0)._kind
+    if reference.CELLS[kind].inputs_are_units:
+        inputs = hidden
+    sizes = (steps, batch, inputs, hidden)
     layer = LAYERS[name](inputs, hidden, seed=0)
-    kind = layer._kind
     config = reference.Config(kind, inputs, hidden)
     generator = np.random.default_rng(0)
     x = generator.standard_normal((steps, batch, inputs), np.float32)

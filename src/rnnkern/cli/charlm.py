@@ -84,6 +84,9 @@ class Settings:
             if name == "lr" or getattr(self, name) is not None:
                 expected = f"a number above 0 and at most {LARGEST:g}"
                 take(name, number, expected, lambda x: 0 < x <= LARGEST)
+        if inputs_are_units(self.cell) and self.embedding != self.hidden:
+            expected = f"hidden, which is {self.hidden}, with cell={self.cell!r}"
+            raise ValueError(f"embedding: expected {expected}, got {self.embedding}")
 
 
 class CharLM:
@@ -405,7 +408,7 @@ class Trainer:
             trainer.optimizer.load_state_dict(
                 {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
             )
-            states = range(len(_cell(settings)[1].states))
+            states = range(len(_cell(settings.cell)[1].states))
             trainer._state = join_state(tuple(tensors[f"state.{i}"] for i in states))
             trainer.history = [(a, b, c, d) for a, b, c, d in tensors["history"].tolist()]
             trainer.held_out = [(step, bits) for step, bits in tensors["held_out"].tolist()]
@@ -497,7 +500,7 @@ def _check_finite(tensors: dict[str, Array]) -> None:
 def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:
     """What `Trainer.save` writes after `steps` steps; nothing of it is allocated."""
     e, h = settings.embedding, settings.hidden
-    kind, cell = _cell(settings)
+    kind, cell = _cell(settings.cell)
     own = {"embedding.weight": (v, e), "output.weight": (v, h), "output.bias": (v,)}
     layer = reference.parameter_shapes(reference.Config(kind, e, h, settings.layers))
     shapes: dict[str, tuple[int, ...]] = {}
@@ -517,10 +520,15 @@ def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:
     }
 
 
-def _cell(settings: Settings) -> tuple[str, reference.Cell]:
-    """The kind of the layer's cell, and its tables."""
-    kind = LAYERS[settings.cell](1, 1, seed=0)._kind
+def _cell(name: str) -> tuple[str, reference.Cell]:
+    """The kind of the cell that a layer of this name has by default, and its tables."""
+    kind = LAYERS[name](1, 1, seed=0)._kind
     return kind, reference.CELLS[kind]
+
+
+def inputs_are_units(name: str) -> bool:
+    """Whether layers of this name take as many inputs as they have units."""
+    return _cell(name)[1].inputs_are_units
 
 
 def _model_tensors(model: CharLM) -> dict[str, Array]:

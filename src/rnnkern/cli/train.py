@@ -19,7 +19,7 @@ import numpy as np
 import rnnkern as rk
 from rnnkern import files
 
-from .charlm import CharLM, Settings, Trainer, load_model
+from .charlm import CharLM, Settings, Trainer, inputs_are_units, load_model
 from .text import CharLMError, Corpus, read_texts, stdlib_texts
 
 STEPS = 800  # without --steps and --seconds
@@ -82,6 +82,10 @@ def _run(args: argparse.Namespace) -> int:
                 option = "--" + name.replace("_", "-")
                 args.error(f"argument {option}: the saved run has {saved}, got {value}")
     else:
+        cell, hidden = given.get("cell", Settings.cell), given.get("hidden", Settings.hidden)
+        if inputs_are_units(cell) and given.setdefault("embedding", hidden) != hidden:
+            expected = f"expected --hidden, which is {hidden}, with --cell {cell}"
+            args.error(f"argument --embedding: {expected}; got {given['embedding']}")
         settings = Settings(**given)
         if settings.dropout and settings.layers == 1:
             args.error("argument --dropout: acts between layers only; expected --layers above 1")

@@ -8,6 +8,7 @@ from .ind_rnn import IndRNN
 from .lstm import LSTM
 from .min_gru import MinGRU
 from .min_lstm import MinLSTM
+from .rg_lru import RGLRU
 from .results import Array, Gradients, State, Trace
 from .rnn import RNN
 
@@ -15,6 +16,7 @@ __all__ = [
     "GRU",
     "LAYERS",
     "LSTM",
+    "RGLRU",
     "RNN",
     "Array",
     "Gradients",

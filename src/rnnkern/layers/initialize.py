@@ -28,7 +28,7 @@ def initial(
     generator: np.random.Generator,
 ) -> Array:
     """One parameter's first values, float64."""
-    if len(shape) == 1 and name.startswith("weight"):  # one value for each unit, or several
+    if len(shape) == 1 and not name.startswith("bias"):  # one value for each unit, or several
         return _unit_vectors(init, name, shape, hidden, generator)
     if init == "uniform":
         bound = 1.0 / math.sqrt(hidden)
@@ -57,7 +57,11 @@ def initial(
 def _unit_vectors(
     init: str, name: str, shape: tuple[int, ...], hidden: int, generator: np.random.Generator
 ) -> Array:
-    """Recurrent weights of units that see their own state alone, or peepholes."""
+    """Recurrent weights of units that see their own state alone, decays, or peepholes."""
+    if name.startswith("lambda"):
+        # De et al. 2024, arXiv 2402.19427, section 2.4: where the gate is open the factor of the
+        # state, exp(-8 softplus(lambda)), is uniform over [0.9, 0.999).
+        return np.log(np.expm1(-np.log(generator.uniform(0.9, 0.999, shape)) / 8.0))
     if name.startswith("weight_hh"):
         orthogonal = init in ("orthogonal", "identity")  # a diagonal matrix of ones
         return np.ones(shape) if orthogonal else generator.uniform(0.0, 1.0, shape)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Final
 
+from ..checks import choice, fixed
 from .base import Cell, _Layer
 
-__all__ = ["MinGRU"]
+__all__ = ["CANDIDATES", "MinGRU"]
+
+CANDIDATES = ("positive", "identity", "tanh")
 
 
 class MinGRU(_Layer):
@@ -14,13 +17,16 @@ class MinGRU(_Layer):
 
     The gate and the candidate see x alone, not h'. So the products of all time steps are computed
     together, and what remains of the recurrence is elementwise: it is faster than a `GRU`, above
-    all with few rows, and has no recurrent matrix. g(a) is a + 1/2 where a >= 0, and sigmoid(a)
-    elsewhere: candidates are positive, and so are states that start at or above zero.
+    all with few rows, and has no recurrent matrix.
 
     Parameters
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
+    candidate : {"positive", "identity", "tanh"}
+        g. ``positive`` is the paper's choice for its log-space form: a + 1/2 where a >= 0, and
+        sigmoid(a) elsewhere, so that states that start at or above zero stay there. ``identity`` is
+        that of its plain form, and ``tanh`` the GRU's.
     bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
     init
         As in `RNN`; ``identity`` and ``orthogonal`` differ from ``xavier`` for recurrent matrices
@@ -50,7 +56,19 @@ class MinGRU(_Layer):
     ((7, 2, 5), (2, 2, 5))
     """
 
+    _shown_if_set: ClassVar = ("candidate",)
+    candidate: Final[str] = fixed("candidate", "The name of g.")
+
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        candidate: str = "positive",
+        **options: Any,
     ) -> None:
-        super().__init__(Cell("min_gru"), input_size, hidden_size, num_layers, **options)
+        candidate = choice("candidate", candidate, CANDIDATES)
+        kind = "min_gru" if candidate == "positive" else f"min_gru_{candidate}"
+        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
+        self._candidate = candidate

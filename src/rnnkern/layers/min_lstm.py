@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Final
 
+from ..checks import choice, fixed
 from .base import Cell, _Layer
+from .min_gru import CANDIDATES
 
 __all__ = ["MinLSTM"]
 
@@ -13,14 +15,15 @@ class MinLSTM(_Layer):
     """minLSTM: a forget and an input gate of x alone, which add up to one; h = f h' + i v [1]_.
 
     With s_f = sigmoid(W_f x + b_f) and s_i = sigmoid(W_i x + b_i), f = s_f / (s_f + s_i) and
-    i = s_i / (s_f + s_i); v = g(W_v x + b_v), and g(a) is a + 1/2 where a >= 0, and sigmoid(a)
-    elsewhere. There is no cell state and no recurrent matrix: the products of all time steps are
-    computed together, as in a `MinGRU`.
+    i = s_i / (s_f + s_i); v = g(W_v x + b_v). There is no cell state and no recurrent matrix: the
+    products of all time steps are computed together, as in a `MinGRU`.
 
     Parameters
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
+    candidate : {"positive", "identity", "tanh"}
+        g, as in `MinGRU`.
     bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
     init
         As in `MinGRU`.
@@ -49,7 +52,19 @@ class MinLSTM(_Layer):
     ((7, 2, 5), (2, 2, 5))
     """
 
+    _shown_if_set: ClassVar = ("candidate",)
+    candidate: Final[str] = fixed("candidate", "The name of g.")
+
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        candidate: str = "positive",
+        **options: Any,
     ) -> None:
-        super().__init__(Cell("min_lstm"), input_size, hidden_size, num_layers, **options)
+        candidate = choice("candidate", candidate, CANDIDATES)
+        kind = "min_lstm" if candidate == "positive" else f"min_lstm_{candidate}"
+        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
+        self._candidate = candidate

@@ -29,14 +29,23 @@ def _relu_slope(h: Array) -> Array:
     return (h > 0).astype(np.float64)
 
 
-def _min_candidate(a: Array) -> Array:
+def _positive(a: Array) -> Array:
     """Feng et al. 2024, arXiv 2410.01201 appendix B: positive and continuous."""
     return np.where(a >= 0, a + 0.5, sigmoid(a))
 
 
-def _min_candidate_slope(a: Array) -> Array:
+def _positive_slope(a: Array) -> Array:
     s = sigmoid(a)
     return np.where(a >= 0, 1.0, s * (1 - s))
+
+
+def _identity(a: Array) -> Array:
+    return a
+
+
+def _tanh_slope_at(a: Array) -> Array:
+    """Return tanh'(a)."""
+    return _tanh_slope(np.tanh(a))
 
 
 def clip_value(d: Array, c: float | None) -> Array:
@@ -320,70 +329,81 @@ class _GRUResetBefore(Cell):
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
 
 
-class _MinGRU(Cell):
-    """Feng et al. 2024, arXiv 2410.01201: the gate z and the candidate g depend on x alone."""
+@dataclass(frozen=True)
+class _OfInputs(Cell):
+    """A cell whose gates and candidate v = act(a) depend on x alone."""
 
-    gate_table = (Gate("z", "sigmoid", "update"), Gate("v", "sigmoid or linear"))
     parameters = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
         Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
     )
+    activation: str = "sigmoid or linear"  # the name of act
+    act: Callable[[Array], Array] = _positive
+    slope: Callable[[Array], Array] = _positive_slope  # act'(a), as a function of a
+
+
+class _MinGRU(_OfInputs):
+    """Feng et al. 2024, arXiv 2410.01201."""
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """z and v."""
+        return (Gate("z", "sigmoid", "update"), Gate("v", self.activation))
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         a_z, a_v = np.split(_affine(x, w, "ih"), 2, axis=1)
         z = sigmoid(a_z)
-        g = _min_candidate(a_v)
-        h = (1 - z) * h_prev + z * g
-        return (h,), np.hstack([z, g])
+        v = self.act(a_v)
+        h = (1 - z) * h_prev + z * v
+        return (h,), np.hstack([z, v])
 
     def backward_step(
         self, d_state: State, step: Step, w: Weights, step_value: float | None
     ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
-        z, g = np.split(step.gates, 2, axis=1)
+        z, v = np.split(step.gates, 2, axis=1)
         _, a_v = np.split(_affine(step.x, w, "ih"), 2, axis=1)
-        da_z = dh * (g - h_prev) * z * (1 - z)
-        da_v = dh * z * _min_candidate_slope(a_v)
+        da_z = dh * (v - h_prev) * z * (1 - z)
+        da_v = dh * z * self.slope(a_v)
         da = clip_value(np.hstack([da_z, da_v]), step_value)
         dx, dw_ih = _affine_backward(da, step.x, w, "ih")
         return StepBack(dx, (dh * (1 - z),), dw_ih, da)
 
 
-class _MinLSTM(Cell):
+class _MinLSTM(_OfInputs):
     """Feng et al. 2024, arXiv 2410.01201: minGRU with two gates, normalized so that f + i = 1.
 
     With the gates s_f = sigmoid(a_f) and s_i = sigmoid(a_i), f = s_f / (s_f + s_i), which is
     sigmoid(log s_f - log s_i): this form has no 0 / 0 where both arguments are very negative.
     """
 
-    gate_table = (
-        Gate("f", "sigmoid", "keep"),
-        Gate("i", "sigmoid"),
-        Gate("v", "sigmoid or linear"),
-    )
     also_saved = ("1 - s_f",)
-    parameters = _MinGRU.parameters
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """f, i and v."""
+        return (Gate("f", "sigmoid", "keep"), Gate("i", "sigmoid"), Gate("v", self.activation))
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         a_f, a_i, a_v = np.split(_affine(x, w, "ih"), 3, axis=1)
         f = sigmoid(softplus(-a_i) - softplus(-a_f))  # log sigmoid(a) = -softplus(-a)
         i = 1 - f
-        g = _min_candidate(a_v)
-        h = f * h_prev + i * g
-        return (h,), np.hstack([f, i, g])
+        v = self.act(a_v)
+        h = f * h_prev + i * v
+        return (h,), np.hstack([f, i, v])
 
     def backward_step(
         self, d_state: State, step: Step, w: Weights, step_value: float | None
     ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
-        f, i, g = np.split(step.gates, 3, axis=1)
+        f, i, v = np.split(step.gates, 3, axis=1)
         a_f, a_i, a_v = np.split(_affine(step.x, w, "ih"), 3, axis=1)
-        ds = dh * (h_prev - g) * f * i  # of s = log s_f - log s_i, the argument of f
+        ds = dh * (h_prev - v) * f * i  # of s = log s_f - log s_i, the argument of f
         da_f = ds * sigmoid(-a_f)
         da_i = -ds * sigmoid(-a_i)
-        da_v = dh * i * _min_candidate_slope(a_v)
+        da_v = dh * i * self.slope(a_v)
         da = clip_value(np.hstack([da_f, da_i, da_v]), step_value)
         dx, dw_ih = _affine_backward(da, step.x, w, "ih")
         return StepBack(dx, (dh * f,), dw_ih, da)
@@ -849,6 +869,7 @@ class _RGLRU(Cell):
         Parameter("lambda", "unit_vectors", ("V*H",)),
     )
     inputs_are_units = True
+    also_saved = ("a", "s")
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
@@ -900,9 +921,13 @@ CELLS: dict[str, Cell] = {
     "cifg_general_projected": _GeneralProjectedCIFG(),
     "gru_general": _GeneralGRUResetAfter(),
     "gru_reset_before_general": _GeneralGRUResetBefore(),
+    "rg_lru": _RGLRU(),
+    "min_gru_identity": _MinGRU("linear", act=_identity, slope=np.ones_like),
+    "min_gru_tanh": _MinGRU("tanh", act=np.tanh, slope=_tanh_slope_at),
+    "min_lstm_identity": _MinLSTM("linear", act=_identity, slope=np.ones_like),
+    "min_lstm_tanh": _MinLSTM("tanh", act=np.tanh, slope=_tanh_slope_at),
 }
 
 PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels
     "slstm": _SLSTM(),
-    "rg_lru": _RGLRU(),
 }

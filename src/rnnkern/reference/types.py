@@ -53,7 +53,7 @@ class Gate(NamedTuple):
     """
 
     name: str  # as in the formulas; h if the gate is the state itself
-    # sigmoid, tanh, relu, exp, or "sigmoid or linear": linear from 0 on;
+    # sigmoid, tanh, relu, exp, linear, or "sigmoid or linear": linear from 0 on;
     # of general cells ONNX's name in lower case
     activation: str
     role: str = ""  # keep: the share of a state that a step keeps; update: the share it replaces

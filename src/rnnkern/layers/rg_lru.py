@@ -1,0 +1,66 @@
+"""The RG-LRU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Cell, _Layer
+
+__all__ = ["RGLRU"]
+
+
+class RGLRU(_Layer):
+    """RG-LRU, the real-gated linear recurrent unit: h = a h' + sqrt(1 - a^2) (i x) [1]_.
+
+    With r = sigmoid(W_r x + b_r) and i = sigmoid(W_i x + b_i), log a = -8 softplus(lambda) r: each
+    unit forgets at a rate of its own, lambda, and the gate r slows it down. x enters unit by unit,
+    by a factor that keeps the variance of h, so I is H. The gates see x alone: the products of all
+    time steps are computed together, and there is no recurrent matrix.
+
+    Where `resets` begins another sequence, a is 0 and the factor of x is 1, as in the authors'
+    code; not at the first step, which goes on from the state that it is given, or zeros.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H, which are equal.
+    num_layers : int
+        As in `RNN`.
+    bidirectional : bool
+        As in `RNN`; with one layer only, as the two directions' outputs would be 2H inputs of the
+        next.
+    bias, batch_first, dropout, residual, ensemble, dtype, seed
+        As in `RNN`.
+    init : {"uniform", "xavier", "orthogonal", "identity"}
+        As in `MinGRU`, but for lambda, which starts as in the paper's section 2.4 with each: where
+        r is 1, a is uniform over [0.9, 0.999).
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight_ih_l{k}{_reverse}`` (2H, H) and ``bias_ih_l{k}{_reverse}`` (2H,), rows r then i,
+        and ``lambda_l{k}{_reverse}`` (H,). Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    References
+    ----------
+    .. [1] S. De et al., "Griffin: mixing gated linear recurrences with local attention for
+       efficient language models", 2024, arXiv:2402.19427, section 2.4.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> lru = rk.RGLRU(5, 5, num_layers=2, seed=0)
+    >>> y, h = lru(np.ones((7, 2, 5), np.float32))
+    >>> y.shape, lru.params["lambda_l0"].shape
+    ((7, 2, 5), (5,))
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any
+    ) -> None:
+        super().__init__(Cell("rg_lru"), input_size, hidden_size, num_layers, **options)
