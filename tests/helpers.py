@@ -83,6 +83,11 @@ def is_elementwise(kind):
     return all(p.role != "recurrent_matrix" for p in CELLS[kind].parameters)
 
 
+def both_ways(kind):
+    """Whether several layers of a kind can have two directions: as options of a stack."""
+    return {"bidirectional": not CELLS[kind].inputs_are_units}
+
+
 def wide(kind, H):
     """H units, or more of a cell with so little work that fewer threads would share it."""
     return 3 * H if is_elementwise(kind) and CELLS[kind].gates == 1 else H

@@ -217,7 +217,7 @@ def test_an_empty_batch_of_any_length_returns_at_once(kind, batch_first):
     begin = time.perf_counter()
     for options in ({}, {"checkpoint": 1000}):
         y, _, tape = layer.forward(
-            np.empty((*shape, 3), np.float32),
+            np.empty((*shape, layer.input_size), np.float32),
             lengths=np.empty(0, np.int64),
             resets=np.empty(shape, bool),
             **options,

@@ -49,7 +49,7 @@ class Case:
 
 
 # Small enough to act, as test_the_clips_act shows.
-CLIP = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1)
+CLIP = rk.Clip(step_value=0.1, step_norm=1.0, value=0.1, norm=0.1)
 CASES = {
     "plain": Case({}),
     "lengths": Case({"num_layers": 2}, "random", CLIP),
@@ -121,7 +121,9 @@ def test_the_clips_act(kind, sizes):
     free = bits(layer, problem)
     for name, bound in asdict(CLIP).items():
         clipped = bits(layer, problem, rk.Clip(**{name: bound}))
-        assert differing(clipped, free) >= set(layer.params), name
+        # What reaches the last layer's lambda does not come through a gate's argument.
+        passes = {"lambda_l1"} if name == "step_value" else set()
+        assert differing(clipped, free) >= set(layer.params) - passes, name
 
 
 # ---- threads -----------------------------------------------------------------------------------
@@ -373,7 +375,7 @@ def test_more_padding(kind, dtype, case):
     for other in (longer, wider):
         got = bits(layer, other, case.clip)
         D = 1 + layer.bidirectional
-        sequences = {"y": layer.output_size * D, "grads.x": 7}
+        sequences = {"y": layer.output_size * D, "grads.x": layer.input_size}
         states = {name for name in want if "state[" in name}
         assert differing(got, want) <= {*sequences, *states}
         for name, channels in sequences.items():

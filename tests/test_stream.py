@@ -345,7 +345,8 @@ def test_results_are_not_touched_again():
 def test_steps_into_out_allocate_nothing(kind):
     layer = make_layer(kind, 4, 256, num_layers=2)
     stream = layer.stream()
-    x, out = np.ones((1, 4), np.float32), np.empty((1, layer.output_size), np.float32)
+    x = np.ones((1, layer.input_size), np.float32)
+    out = np.empty((1, layer.output_size), np.float32)
     block, block_out = np.ones((3, *x.shape), np.float32), np.empty((3, *out.shape), np.float32)
     stream.run(block, block_out)
     tracemalloc.start()

@@ -55,7 +55,8 @@ def defined(layer, p, k1, k2):
 
     By the reference, whose forward gives the state at the cut, which is held fixed there.
     """
-    config = reference.Config(layer._kind, I, H, L, False, layer.bias, **options_of(layer))
+    sizes = (layer.input_size, H, L)
+    config = reference.Config(layer._kind, *sizes, False, layer.bias, **options_of(layer))
     first_axes = (lambda a: a.swapaxes(0, 1)) if layer.batch_first else (lambda a: a)
     x, dy = first_axes(p.x), first_axes(p.dy)
     grads = {name: np.zeros(a.shape) for name, a in layer.params.items()}
@@ -297,7 +298,7 @@ def test_memory_does_not_grow_with_the_sequence(k1, k2):
 @every_kind
 def test_refused(kind):
     layer, p = make(kind)
-    x = p.x
+    x, C = p.x, layer.input_size
     one_less = random_problem(layer, T, B - 1).state
     both = make_layer(kind, I, H, bidirectional=True, dtype=np.float64)
     many = make_layer(kind, I, H, ensemble=2, dtype=np.float64)
@@ -316,7 +317,7 @@ def test_refused(kind):
         ((layer.stream(), x, 3), TypeError, "layer: expected a recurrent layer, got St"),
         ((layer, x.tolist(), 3), TypeError, "x: expected an array of dtype float64, got list"),
         ((layer, x.astype("f4"), 3), TypeError, "x: expected an array of dtype float64, got flo"),
-        ((layer, x[0, 0], 3), ValueError, "x: expected shape (T, B, 4) or (T, 4), got (4,)"),
+        ((layer, x[0, 0], 3), ValueError, f"x: expected shape (T, B, {C}) or (T, {C}), got ({C},)"),
         ((layer, x[..., :2], 3), ValueError, "x: expected shape (T, B, 4) or (T, 4), got (17, 3"),
         ((many, x[0], 3), ValueError, "x: expected shape (T, E, B, 4) or (T, B, 4), got (3, 4)"),
         ((layer, x, 3, 4, one_less), ValueError, "state"),
