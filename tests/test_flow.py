@@ -18,7 +18,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 @every_kind
 @every_dtype
-@pytest.mark.parametrize("clip", [None, rk.Clip(step_value=0.1, step_norm=0.3, value=2.0)])
+@pytest.mark.parametrize("clip", [None, rk.Clip(step_value=0.2, step_norm=0.2, value=2.0)])
 @pytest.mark.parametrize(
     "options", [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": True}]
 )

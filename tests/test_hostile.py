@@ -1205,6 +1205,7 @@ CLASSES = {
     "GRU": rk.GRU,
     "MinGRU": rk.MinGRU,
     "MinLSTM": rk.MinLSTM,
+    "RGLRU": rk.RGLRU,
     "IndRNN": rk.IndRNN,
     "Stream": rk.Stream,
     "Linear": rk.Linear,

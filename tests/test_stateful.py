@@ -335,6 +335,8 @@ CONSTRUCTORS = (
     rk.GRU,
     rk.MinGRU,
     rk.MinLSTM,
+    rk.RGLRU,
+    partial(rk.MinGRU, candidate="tanh"),
     rk.IndRNN,
     rk.LSTM,
     partial(rk.LSTM, peephole=True),

@@ -318,8 +318,8 @@ def test_refused(kind):
         ((layer, x.tolist(), 3), TypeError, "x: expected an array of dtype float64, got list"),
         ((layer, x.astype("f4"), 3), TypeError, "x: expected an array of dtype float64, got flo"),
         ((layer, x[0, 0], 3), ValueError, f"x: expected shape (T, B, {C}) or (T, {C}), got ({C},)"),
-        ((layer, x[..., :2], 3), ValueError, "x: expected shape (T, B, 4) or (T, 4), got (17, 3"),
-        ((many, x[0], 3), ValueError, "x: expected shape (T, E, B, 4) or (T, B, 4), got (3, 4)"),
+        ((layer, x[..., :2], 3), ValueError, f"x: expected shape (T, B, {C}) or (T, {C}), got (17, 3"),
+        ((many, x[0], 3), ValueError, f"x: expected shape (T, E, B, {C}) or (T, B, {C}), got (3, {C})"),
         ((layer, x, 3, 4, one_less), ValueError, "state"),
         ((layer, x, 3, 4, "h"), TypeError, "state"),
     ]:
