@@ -37,6 +37,12 @@ TEXT = "".join(f"def add_{i}(x, y):\n    return {i} * x + y  # é\n\n" for i in 
 Train = Callable[..., Path]
 
 
+def tiny(cell: str, **more: Any) -> Settings:
+    """TINY with this cell, whose inputs may have to be as many as its units."""
+    embedding = TINY.hidden if charlm.inputs_are_units(cell) else TINY.embedding
+    return replace(TINY, cell=cell, embedding=embedding, **more)
+
+
 def options(settings: Settings) -> list[str]:
     """The settings as options of `rnnkern train`, those that are off left out."""
     pairs = [(f"--{name.replace('_', '-')}", value) for name, value in vars(settings).items()]
@@ -143,7 +149,7 @@ def test_resumed_run_has_the_bytes_of_an_uninterrupted_one(train: Train) -> None
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_loaded_run_goes_on_with_the_same_bytes(tmp_path: Path, cell: str) -> None:
-    settings = replace(TINY, cell=cell, layers=2, dropout=0.3)
+    settings = tiny(cell, layers=2, dropout=0.3)
     whole = trained(settings, 110)  # more than one pass over the text
     parts = trained(settings, 1)
     for _ in range(109):
@@ -310,7 +316,7 @@ def test_terminal_gets_a_progress_bar(tmp_path: Path, text: Path) -> None:
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_gradients_are_those_of_central_differences(cell: str) -> None:
-    model = CharLM(Vocabulary("abcd"), replace(TINY, cell=cell, layers=2), dtype=np.float64)
+    model = CharLM(Vocabulary("abcd"), tiny(cell, layers=2), dtype=np.float64)
     generator = np.random.default_rng(0)
     ids = generator.integers(0, 4, (6, 3))  # id 4 does not occur: its row has no gradient
     targets = generator.integers(0, 5, (6, 3))
@@ -730,7 +736,7 @@ def test_cells_are_the_public_classes_of_layers() -> None:
 
 def test_layout_is_that_of_the_saved_file(tmp_path: Path) -> None:
     for cell in LAYERS:
-        trainer = trained(replace(TINY, cell=cell, layers=3), 51)
+        trainer = trained(tiny(cell, layers=3), 51)
         trainer.save(tmp_path / "model")
         with files.Reader(tmp_path / "model") as file:
             v = len(trainer.corpus.vocabulary)
@@ -1208,6 +1214,22 @@ def test_bad_option_is_named(
         cli.main(args)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_embedding_is_as_wide_as_a_cell_whose_inputs_are_its_units(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    args = ["train", str(text), "--out", str(out), "--cell", "rglru", "--hidden", "12"]
+    with pytest.raises(SystemExit):
+        cli.main([*args, "--embedding", "6", "--steps", "1"])
+    expected = "expected --hidden, which is 12, with --cell rglru; got 6"
+    assert f"argument --embedding: {expected}" in capsys.readouterr().err
+    assert cli.main([*args, "--batch", "4", "--length", "8", "--steps", "1"]) == 0
+    settings = Trainer.load(out / "model.safetensors", Corpus.of([TEXT])).settings
+    assert (settings.cell, settings.hidden, settings.embedding) == ("rglru", 12, 12)
+    with pytest.raises(ValueError, match=r"^embedding: expected hidden, which is 12, with cell='r"):
+        replace(settings, embedding=6)
 
 
 def test_dropout_of_one_layer_is_refused(

@@ -425,7 +425,7 @@ class Trainer:
 
     def _zeros(self) -> State:
         s = self.settings
-        shape = (len(_cell(s)[1].states), s.layers, s.batch, s.hidden)
+        shape = (len(_cell(s.cell)[1].states), s.layers, s.batch, s.hidden)
         state: State = join_state(tuple(np.zeros(shape, np.float32)))
         return state
 
