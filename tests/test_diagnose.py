@@ -163,7 +163,9 @@ def test_lyapunov_tends_to_the_largest_singular_value_of_the_product(kind):
         layer.params["bias_ih_l0"] += 1.0  # so that at each step some unit is alive
     # Twice the steps where v lies farther from the direction that grows most.
     T = 600 if kind in ("lstm_peephole", "gru_reset_before_general") else 300
-    x = 0.5 * np.random.default_rng(0).normal(size=(T, layer.input_size))  # no step at which clips stop all
+    x = 0.5 * np.random.default_rng(0).normal(
+        size=(T, layer.input_size)
+    )  # no step at which clips stop all
     zeros = layer(x[:0])[1]
     product, logs = np.eye(sum(part.size for part in parts(zeros))), 0.0
     for J in jacobians(layer, x, zeros):

@@ -88,6 +88,8 @@ def test_repr_shows_what_every_attribute_is():
     assert "ensemble=7" in repr(rk.RNN(3, 5, ensemble=7))
     assert repr(rk.LSTM(3, 5, proj_size=2)).startswith("LSTM(3, 5, 1, proj_size=2, bias=True, ")
     assert repr(rk.LSTM(3, 5, peephole=True)).startswith("LSTM(3, 5, 1, peephole=True, bias=True, ")
+    assert "5, 1, candidate=tanh, bias" in repr(rk.MinGRU(3, 5, candidate="tanh"))
+    assert "5, 1, candidate=identity, bias" in repr(rk.MinLSTM(3, 5, candidate="identity"))
     for option, shown in (
         ("cell_clip", "5, 1, cell_clip=0.5, bias"),
         ("proj_clip", "2, proj_clip=0.5, "),

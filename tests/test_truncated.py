@@ -299,6 +299,7 @@ def test_memory_does_not_grow_with_the_sequence(k1, k2):
 def test_refused(kind):
     layer, p = make(kind)
     x, C = p.x, layer.input_size
+    shape = f"x: expected shape (T, B, {C}) or (T, {C}), got"
     one_less = random_problem(layer, T, B - 1).state
     both = make_layer(kind, I, H, bidirectional=True, dtype=np.float64)
     many = make_layer(kind, I, H, ensemble=2, dtype=np.float64)
@@ -317,9 +318,9 @@ def test_refused(kind):
         ((layer.stream(), x, 3), TypeError, "layer: expected a recurrent layer, got St"),
         ((layer, x.tolist(), 3), TypeError, "x: expected an array of dtype float64, got list"),
         ((layer, x.astype("f4"), 3), TypeError, "x: expected an array of dtype float64, got flo"),
-        ((layer, x[0, 0], 3), ValueError, f"x: expected shape (T, B, {C}) or (T, {C}), got ({C},)"),
-        ((layer, x[..., :2], 3), ValueError, f"x: expected shape (T, B, {C}) or (T, {C}), got (17, 3"),
-        ((many, x[0], 3), ValueError, f"x: expected shape (T, E, B, {C}) or (T, B, {C}), got (3, {C})"),
+        ((layer, x[0, 0], 3), ValueError, f"{shape} ({C},)"),
+        ((layer, x[..., :2], 3), ValueError, f"{shape} (17, 3"),
+        ((many, x[0], 3), ValueError, f"x: expected shape (T, E, B, {C}) or (T, B, {C}), got"),
         ((layer, x, 3, 4, one_less), ValueError, "state"),
         ((layer, x, 3, 4, "h"), TypeError, "state"),
     ]:

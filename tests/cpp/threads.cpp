@@ -34,7 +34,8 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
   p.B = units_shared ? 2 : 4 * kThreads + 3;
   p.H = units_shared ? (G == 1 ? 325 : 165) : 23;
   p.P = p.has(projection_matrix) ? p.H - 3 : p.H;
-  if (p.info().reads_x) p.I = p.H, p.L = D == 1 ? p.L : 1;  // outputs of two directions are no units
+  if (p.info().reads_x)
+    p.I = p.H, p.L = D == 1 ? p.L : 1;  // outputs of two directions are no units
   p.constants = {0.7,
                  0.3,
                  0.9,

@@ -21,8 +21,8 @@
 //
 // Inputs. Cells see x through its product with the input matrix. A cell can also read x itself,
 // whose I elements are then the units' (KindInfo::reads_x); it writes `dx`, from which
-// the core starts the product's gradient. A cell that treats the first step after a reset unlike others reads
-// `kept`.
+// the core starts the product's gradient. A cell that treats the first step after a reset unlike
+// others reads `kept`.
 #pragma once
 
 #include "simd/simd.h"

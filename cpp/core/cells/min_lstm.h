@@ -3,8 +3,9 @@
 //
 //   s_f, s_i = sigmoid(a_f, a_i)   f = s_f / (s_f + s_i)   i = s_i / (s_f + s_i)   h = f h' + i v
 //
-// v = g(a_v) as in minGRU. With e = exp(-a), f = (1 + e_i) / (2 + e_f + e_i). Both sides are multiplied by
-// e^m with m = min(a_f, a_i, 0): no exponent is positive, so nothing overflows, and one term is 1.
+// v = g(a_v) as in minGRU. With e = exp(-a), f = (1 + e_i) / (2 + e_f + e_i). Both sides are
+// multiplied by e^m with m = min(a_f, a_i, 0): no exponent is positive, so nothing overflows, and
+// one term is 1.
 #pragma once
 
 #include "min_gru.h"

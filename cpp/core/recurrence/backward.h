@@ -644,9 +644,9 @@ struct Backward {
     for (int g = 0; g < cell.gates; ++g) depth.start[g] = cell.input_slot[g] * padded<T>(H);
     // From what the cell itself adds, in its place, and then to dx: of two directions each adds its
     // whole part.
-    const Target<T> target =
-        cell.reads_x ? Target<T>{row_ptrs.own_dx, nullptr, false, false, padded<T>(H)}
-                     : Target<T>{row_ptrs.to, nullptr, true, adds_dx, I};
+    const Target<T> target = cell.reads_x
+                                 ? Target<T>{row_ptrs.own_dx, nullptr, false, false, padded<T>(H)}
+                                 : Target<T>{row_ptrs.to, nullptr, true, adds_dx, I};
     product<1>(*all.token, n, row_ptrs.a, depth, static_cast<const T*>(workspace.input),
                Range{0, blocks_of<T>(I)}, false, target, [&](Index block, int np) {
                  if (cell.reads_x) move_own_dx(n, block, np);

@@ -8,8 +8,8 @@ from .ind_rnn import IndRNN
 from .lstm import LSTM
 from .min_gru import MinGRU
 from .min_lstm import MinLSTM
-from .rg_lru import RGLRU
 from .results import Array, Gradients, State, Trace
+from .rg_lru import RGLRU
 from .rnn import RNN
 
 __all__ = [
