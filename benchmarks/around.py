@@ -236,6 +236,7 @@ CELLS: tuple[tuple[str, Callable[[int], Any], str, dict[int, tuple[float, float]
     ("minGRU", lambda H: rk.MinGRU(H, H, seed=0), "GRU", {1: (1 / 4, 1 / 3.5), 16: (0.4, 0.4)}),
     ("minLSTM", lambda H: rk.MinLSTM(H, H, seed=0), "GRU", {1: (1 / 4, 1 / 3.5), 16: (0.4, 0.4)}),
     ("IndRNN", lambda H: rk.IndRNN(H, H, seed=0), "GRU", {1: (0.4, 0.4), 16: (0.4, 0.4)}),
+    ("RG-LRU", lambda H: rk.RGLRU(H, H, seed=0), "GRU", {1: (0.4, 0.4), 16: (0.4, 0.4)}),
 )
 
 
