@@ -32,6 +32,7 @@ __all__ = [
     "trace_of",
     "units_of",
     "untrapped",
+    "vectors_of",
 ]
 
 Array = NDArray[Any]
@@ -83,6 +84,20 @@ def place_at(layer: Layer, index: int) -> tuple[int, int]:
 
 def place_name(layer: int, direction: int) -> str:
     return f"layer {layer}" + (", reverse" if direction else "")
+
+
+def vectors_of(layer: Layer, place: int, direction: int) -> dict[str, Array]:
+    """A direction's parameters that are no matrices, by the names of the cell's table.
+
+    In float64; zero where the layer lacks one.
+    """
+    suffix = f"_l{place}" + ("_reverse" if direction else "")
+    params = dict(layer._checked_params())
+    return {
+        p.name: np.asarray(params.get(p.name + suffix, 0.0), np.float64)
+        for p in cell_of(layer).parameters
+        if len(p.shape) == 1
+    }
 
 
 def hiddens_of(layer: Layer, tape: Any) -> list[Array]:

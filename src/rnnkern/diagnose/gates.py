@@ -20,6 +20,7 @@ from .common import (
     steps_with_rows,
     units_of,
     untrapped,
+    vectors_of,
 )
 
 __all__ = ["Saturation", "saturation", "saturation_of", "thresholds_of"]
@@ -33,7 +34,7 @@ class Saturation(NamedTuple):
     layer, direction : int
         Which; direction 1 runs backward in time.
     gate : str
-        As in `Block`; also ``c``, which is tanh(c) of an LSTM.
+        As in `Block`; also ``c``, which is tanh(c) of an LSTM, of c normalized with layer norm.
     low, high : ndarray, shape (T,); (0,) of a batch without rows
         Share of units and rows below the lower threshold, and above the upper one, at each step;
         nan where no row is left. Rows whose h is nan are left out, as padding is.
@@ -76,6 +77,7 @@ def saturation(
         An `RNN`, for example.
     tape : Tape
         Of the layer's `forward`.
+        Of a layer with layer norm, its parameters are read as they are now.
     low, high, tanh : float
         The thresholds, each above 0 and below 1, `low` not above `high`.
     lengths : ndarray of integers, shape (B,), optional
@@ -141,6 +143,7 @@ def saturation_of(
         "thresholdedrelu": (np.finfo(layer.dtype).tiny, np.inf),
     }
     no_ends = (-np.inf, np.inf)
+    vectors = [vectors_of(layer, *place) for place in places_of(layer)]
     there = (np.arange(T)[:, None] < lengths) & ~lost_rows(layer, hiddens)
     found = []
     for index, (place, direction) in enumerate(places_of(layer)):
@@ -148,8 +151,11 @@ def saturation_of(
         counts = H * alive.sum(axis=1)
         seen = {"h": hiddens[place][..., units_of(layer, direction)]}
         if gates:
-            seen |= cell.values({name: gates[index][:, :, k] for k, name in enumerate(cell.saved)})
-        seen |= {s.name: cell.output_value(cells[index]) for s in cell.states if s.activation}
+            saved = {name: gates[index][:, :, k] for k, name in enumerate(cell.saved)}
+            seen |= cell.values(saved, vectors[index])
+        for s in cell.states:
+            if s.activation:
+                seen[s.name] = cell.output_value(cells[index], vectors[index])
         for gate, activation in activations.items():
             value, (lower, upper) = seen[gate], ends.get(activation, no_ends)
             below, above = value < lower, value > upper

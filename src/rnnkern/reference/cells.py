@@ -12,6 +12,8 @@ import numpy as np
 from .activations import Activation, Sigmoid, Tanh, sigmoid, softplus
 from .types import Array, Gate, Kept, Parameter, State, StateInfo, Step, StepBack, Weights
 
+_EPSILON = 1e-5  # of layer norm, as in haste and PyTorch
+
 # --------------------------------------------------------------------------------- pointwise
 
 
@@ -70,6 +72,36 @@ def _affine_backward(da: Array, x: Array, w: Weights, of: str) -> tuple[Array, W
     """Return dx and {dW, db}."""
     dw = {"weight_" + of: da.T @ x, "bias_" + of: da.sum(axis=0)}
     return da @ w["weight_" + of], dw
+
+
+def _standardized(v: Array) -> tuple[Array, Array]:
+    """Return (v - mean) / std and 1 / std over the last axis: Ba et al. 2016, arXiv 1607.06450."""
+    centered = v - v.mean(axis=-1, keepdims=True)
+    rstd: Array = 1 / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + _EPSILON)
+    return centered * rstd, rstd
+
+
+def _standardized_backward(dn: Array, n: Array, rstd: Array) -> Array:
+    """Return dv, from the gradient of n = (v - mean) / std."""
+    along = dn.mean(axis=-1, keepdims=True) + n * (dn * n).mean(axis=-1, keepdims=True)
+    dv: Array = rstd * (dn - along)
+    return dv
+
+
+def _layer_norm(z: Array, w: Weights, of: str) -> Array:
+    """Return z, the product of "ih" or "hh", standardized, with its gain and bias, if any."""
+    n, _ = _standardized(z)
+    return n * w["gain_" + of] + w.get("bias_" + of, 0.0)
+
+
+def _layer_norm_backward(da: Array, x: Array, w: Weights, of: str) -> tuple[Array, Weights, Array]:
+    """Return dx, {dW, dgain, db} and dz, with z = W x."""
+    n, rstd = _standardized(x @ w["weight_" + of].T)
+    dz = _standardized_backward(da * w["gain_" + of], n, rstd)
+    dw = {"weight_" + of: dz.T @ x, "gain_" + of: (da * n).sum(axis=0)}
+    if "bias_" + of in w:
+        dw["bias_" + of] = da.sum(axis=0)
+    return dz @ w["weight_" + of], dw, dz
 
 
 def _by_gate(w: Weights) -> list[Weights]:
@@ -131,11 +163,11 @@ class Cell(ABC):
         gates = [gate.name for gate in self.gate_table if gate.name not in states]
         return (*gates, *self.also_saved)
 
-    def values(self, saved: dict[str, Array]) -> dict[str, Array]:
+    def values(self, saved: dict[str, Array], w: Weights) -> dict[str, Array]:
         """Return the gates by name, from what the kernels save."""
         return saved
 
-    def output_value(self, c: Array) -> Array:
+    def output_value(self, c: Array, w: Weights) -> Array:
         """Return the activation through which h sees a carried state."""
         return np.tanh(c)
 
@@ -482,6 +514,156 @@ class _PeepholeLSTM(_LSTM):
         return StepBack(dx, (dh_prev, dc_prev), dw_ih | dw_hh | {"weight_ch": dp}, da)
 
 
+class _LayerNorm(Cell):
+    """A cell whose two products are normalized, each over all of its G*H values."""
+
+    _gains = (
+        Parameter("gain_ih", "input_gain", ("G*H",)),
+        Parameter("gain_hh", "recurrent_gain", ("G*H",)),
+    )
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The products, from which backward makes the rest."""
+        names = [gate.name for gate in self.gate_table]
+        return (*(f"W_ih x of {g}" for g in names), *(f"W_hh h_prev of {g}" for g in names))
+
+    def values(self, saved: dict[str, Array], w: Weights) -> dict[str, Array]:
+        """Return the gates by name, from the products."""
+        products = [np.asarray(saved[name], np.float64) for name in self.saved]
+        zx, zh = (np.concatenate(p, axis=-1) for p in np.split(products, 2))
+        gates = self._gates(_layer_norm(zx, w, "ih"), _layer_norm(zh, w, "hh"))
+        return {gate.name: value for gate, value in zip(self.gate_table, gates, strict=True)}
+
+    def _sides(self, x: Array, h_prev: Array, w: Weights) -> tuple[Array, Array]:
+        """Return the parts that x and h_prev have in the gates' arguments."""
+        of_x = _layer_norm(x @ w["weight_ih"].T, w, "ih")
+        return of_x, _layer_norm(h_prev @ w["weight_hh"].T, w, "hh")
+
+    @abstractmethod
+    def _gates(self, of_x: Array, of_h: Array) -> list[Array]:
+        """Return each gate, from the parts of x and h_prev."""
+
+
+class _HasteLSTM(_LayerNorm, _LSTM):
+    """Ba et al. 2016, arXiv 1607.06450 equations 20 to 22, as the library haste has them.
+
+    One bias for both products; h sees c normalized, and c itself is carried.
+    """
+
+    parameters = (
+        Parameter("weight_ih", "input_matrix", ("G*H", "I")),
+        Parameter("weight_hh", "recurrent_matrix", ("G*H", "P")),
+        Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
+        *_LayerNorm._gains,
+        Parameter("gain_c", "state_gain", ("H",)),
+        Parameter("bias_c", "state_bias", ("H",), "bias"),
+    )
+    carries_norm: ClassVar[bool] = False  # whether the normalized c is carried
+
+    def output_value(self, c: Array, w: Weights) -> Array:
+        """Return tanh of c as h sees it."""
+        return np.tanh(c if self.carries_norm else _layer_norm(c, w, "c"))
+
+    def _gates(self, of_x: Array, of_h: Array) -> list[Array]:
+        a_i, a_f, a_g, a_o = np.split(of_x + of_h, 4, axis=-1)
+        return [sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)]
+
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
+        h_prev, c_prev = state
+        i, f, g, o = self._gates(*self._sides(x, h_prev, w))
+        c = f * c_prev + i * g
+        normed = _layer_norm(c, w, "c")
+        h = self._output(o * np.tanh(normed), w)
+        return (h, normed if self.carries_norm else c), np.hstack([i, f, g, o])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh, dc_next), (h_prev, c_prev) = d_state, step.prev
+        i, f, g, o = np.split(step.gates, 4, axis=1)
+        n, rstd = _standardized(f * c_prev + i * g)
+        tanh_c = np.tanh(n * w["gain_c"] + w["bias_c"])
+        dm, dw_hr = self._output_backward(dh, o * tanh_c, w)
+        d_normed = dm * o * (1 - tanh_c**2) + (dc_next if self.carries_norm else 0)
+        dc = _standardized_backward(d_normed * w["gain_c"], n, rstd)
+        dc = dc + (0 if self.carries_norm else dc_next)
+        da_i = dc * g * i * (1 - i)
+        da_f = dc * c_prev * f * (1 - f)
+        da_g = dc * i * (1 - g**2)
+        da_o = dm * tanh_c * o * (1 - o)
+        da = clip_value(np.hstack([da_i, da_f, da_g, da_o]), step_value)
+        dx, dw_ih, _ = _layer_norm_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh, _ = _layer_norm_backward(da, h_prev, w, "hh")
+        dw_c = {"gain_c": (d_normed * n).sum(axis=0), "bias_c": d_normed.sum(axis=0)}
+        return StepBack(dx, (dh_prev, dc * f), dw_ih | dw_hh | dw_c | dw_hr, da)
+
+    def _output(self, m: Array, w: Weights) -> Array:
+        return m @ w["weight_hr"].T if self.projects else m
+
+    def _output_backward(self, dh: Array, m: Array, w: Weights) -> tuple[Array, Weights]:
+        return (dh @ w["weight_hr"], {"weight_hr": dh.T @ m}) if self.projects else (dh, {})
+
+
+class _ProjectedHasteLSTM(_HasteLSTM):
+    parameters = (*_HasteLSTM.parameters, _ProjectedLSTM.parameters[-1])
+
+
+class _FastrnnsLSTM(_HasteLSTM):
+    """LayerNormLSTMCell of PyTorch's benchmarks/fastrnns.
+
+    A bias for each product; c is carried as h sees it, normalized.
+    """
+
+    parameters = (
+        *_LSTM.parameters,
+        *_LayerNorm._gains,
+        *_HasteLSTM.parameters[-2:],
+    )
+    carries_norm = True
+
+
+class _ProjectedFastrnnsLSTM(_FastrnnsLSTM):
+    parameters = (*_FastrnnsLSTM.parameters, _ProjectedLSTM.parameters[-1])
+
+
+class _HasteGRU(_LayerNorm, _GRUResetAfter):
+    """The reset-after GRU with layer norm, as the library haste has it: a bias for each product.
+
+    Ba et al. 2016, arXiv 1607.06450 equations 25 to 27, with the normalized product of n's h_prev
+    and its bias in the place of q.
+    """
+
+    parameters = (*_GRUResetAfter.parameters, *_LayerNorm._gains)
+
+    def _gates(self, of_x: Array, of_h: Array) -> list[Array]:
+        (x_r, x_z, x_n), (h_r, h_z, q) = (np.split(a, 3, axis=-1) for a in (of_x, of_h))
+        r = sigmoid(x_r + h_r)
+        return [r, sigmoid(x_z + h_z), np.tanh(x_n + r * q)]
+
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
+        (h_prev,) = state
+        r, z, n = self._gates(*self._sides(x, h_prev, w))
+        h = (1 - z) * n + z * h_prev
+        return (h,), np.hstack([r, z, n])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,) = d_state, step.prev
+        r, z, n = np.split(step.gates, 3, axis=1)
+        _, of_h = self._sides(step.x, h_prev, w)
+        _, _, q = np.split(of_h, 3, axis=1)
+        da_n = clip_value(dh * (1 - z) * (1 - n**2), step_value)
+        da_z = clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
+        da_r = clip_value(da_n * q * r * (1 - r), step_value)
+        da = np.hstack([da_r, da_z, da_n])
+        dx, dw_ih, _ = _layer_norm_backward(da, step.x, w, "ih")
+        da_h = np.hstack([da_r, da_z, da_n * r])
+        dh_prev, dw_hh, dz_h = _layer_norm_backward(da_h, h_prev, w, "hh")
+        return StepBack(dx, (dh_prev + dh * z,), dw_ih | dw_hh, da, dz_h)
+
+
 @dataclass(frozen=True)
 class _General(Cell):
     """A cell with other activations, and a forward clip of the arguments of its gates."""
@@ -499,7 +681,7 @@ class _General(Cell):
         """The arguments of the gates, peepholes included, from which backward makes the rest."""
         return (*(f"argument of {gate.name}" for gate in self.gate_table), *self.also_saved)
 
-    def values(self, saved: dict[str, Array]) -> dict[str, Array]:
+    def values(self, saved: dict[str, Array], w: Weights) -> dict[str, Array]:
         """Return the gates by name, from their arguments."""
         acts, candidates = self._acts(), ("g", "n")
         return {
@@ -567,7 +749,7 @@ class _GeneralLSTM(_General):
         _, _, out = self._names()
         return (StateInfo("h", "P"), StateInfo("c", "H", out))
 
-    def output_value(self, c: Array) -> Array:
+    def output_value(self, c: Array, w: Weights) -> Array:
         """Return the activation through which h sees c."""
         return self.activations[2].value(c)
 
@@ -926,6 +1108,11 @@ CELLS: dict[str, Cell] = {
     "min_gru_tanh": _MinGRU("tanh", act=np.tanh, slope=_tanh_slope_at),
     "min_lstm_identity": _MinLSTM("linear", act=_identity, slope=np.ones_like),
     "min_lstm_tanh": _MinLSTM("tanh", act=np.tanh, slope=_tanh_slope_at),
+    "lstm_haste": _HasteLSTM(),
+    "lstm_haste_projected": _ProjectedHasteLSTM(),
+    "lstm_fastrnns": _FastrnnsLSTM(),
+    "lstm_fastrnns_projected": _ProjectedFastrnnsLSTM(),
+    "gru_haste": _HasteGRU(),
 }
 
 PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels

@@ -27,6 +27,8 @@ class Parameter(NamedTuple):
     name: str  # PyTorch's, before "_l0" or "_l0_reverse"
     # input_matrix, recurrent_matrix, input_bias, recurrent_bias, projection_matrix;
     # unit_vectors: of one element per unit, vector after vector, each multiplied elementwise;
+    # input_gain, recurrent_gain: factors of the products after layer norm; state_gain, state_bias:
+    # of c after layer norm;
     # recurrent_blocks: of each gate's recurrent matrix the blocks on its diagonal, one per head
     role: str
     # letters: "G*H", "V*H", "H", "P", "P/N" or "I"; above the first layer I is D*P
@@ -78,7 +80,7 @@ class StepBack(NamedTuple):
     prev: State  # h [n, P], c [n, H]
     weights: Weights
     da: Array  # [n, G*H], of the gates' arguments, clipped
-    da_h: Array | None = None  # [n, G*H], of W_hh h_prev + b_hh, if `Cell.has_flow_penalty`
+    da_h: Array | None = None  # [n, G*H], of W_hh h_prev, if `Cell.has_flow_penalty`
 
 
 class ClipLike(Protocol):
