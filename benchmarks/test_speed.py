@@ -26,6 +26,7 @@ def options_of(kind: str, size: int) -> dict[str, Any]:
 
 def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
     options = {"dtype": dtype, "seed": 0, **options_of(kind, size)}
+    options |= {"layer_norm": name for name in ("haste", "fastrnns") if name in kind}
     if kind.startswith(("lstm", "cifg")):
         own = {"peephole": kind == "lstm_peephole", "input_forget": kind.startswith("cifg")}
         return rk.LSTM(size, size, **own, **options)

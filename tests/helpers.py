@@ -35,6 +35,10 @@ def _rg_lru(I, H, *sizes, **options):
     if options.get("bidirectional"):
         sizes, options = (), {**options, "num_layers": 1, "residual": False}
     return rk.RGLRU(H, H, *sizes, **options)
+def _normalized(I, H, *sizes, **options):
+    """An LSTM with layer norm, projected as `_projected`."""
+    size = {"proj_size": 2 * H // 3} if H > 1 else {}
+    return rk.LSTM(I, H, *sizes, **{**size, **options})
 
 
 CLIPS = {"cell_clip": 0.4, "proj_clip": 0.1}  # within the range of the tests' values
@@ -74,6 +78,11 @@ MAKERS = {
     "min_gru_tanh": partial(rk.MinGRU, candidate="tanh"),
     "min_lstm_identity": partial(rk.MinLSTM, candidate="identity"),
     "min_lstm_tanh": partial(rk.MinLSTM, candidate="tanh"),
+    "lstm_haste": partial(rk.LSTM, layer_norm="haste"),
+    "lstm_haste_projected": partial(_normalized, layer_norm="haste"),
+    "lstm_fastrnns": partial(rk.LSTM, layer_norm="fastrnns"),
+    "lstm_fastrnns_projected": partial(_normalized, layer_norm="fastrnns"),
+    "gru_haste": partial(rk.GRU, layer_norm="haste"),
 }
 DTYPES = (np.float32, np.float64)
 
@@ -106,7 +115,18 @@ def fused_sets():
 def make_layer(kind, I, H, **options):
     layer = MAKERS[kind](I, H, **{"seed": 1, **options})
     assert layer._kind == kind or (H == 1 and CELLS[kind].projects)  # see _projected
+    if not {"init", "forget_bias"} & set(options):
+        _move_gains(layer)
     return layer
+
+
+def _move_gains(layer):
+    """Move the parameters that layer norm starts at one or zero, where no test could tell them."""
+    params = layer.params
+    for name in params if "gain_ih_l0" in params else ():
+        if name.startswith(("gain", "bias")):
+            draw = np.random.default_rng(len(name)).normal(0, 0.3, params[name].shape[-1])
+            params[name] += draw.astype(layer.dtype)
 
 
 def on_threads(n, use, *args, **options):

@@ -205,6 +205,32 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
             "forget_bias: expected None with input_forget=True",
         ),
         *(
+            (make, {"layer_norm": value}, error, f"layer_norm: expected one of haste{more}, got ")
+            for make, more in ((rk.LSTM, ", fastrnns"), (rk.GRU, ""))
+            for value, error in (("Haste", ValueError), (True, TypeError), (1e-5, TypeError))
+        ),
+        *(
+            (
+                make,
+                {"layer_norm": "haste", **more, **option},
+                ValueError,
+                f"layer_norm: expected None with {name}={value!r}, got 'haste'",
+            )
+            for make, more, option in (
+                (rk.LSTM, {}, {"cell_clip": 0.5}),
+                (rk.LSTM, {"proj_size": 2}, {"proj_clip": 0.5}),
+                (rk.LSTM, {}, {"peephole": True}),
+                (rk.LSTM, {}, {"input_forget": True}),
+                (rk.LSTM, {}, {"activations": ("Sigmoid", "Tanh", "Tanh")}),
+                (rk.LSTM, {}, {"forward_clip": 2.0}),
+                (rk.GRU, {}, {"reset_after": False}),
+                (rk.GRU, {}, {"activations": ("Sigmoid", "Tanh")}),
+                (rk.GRU, {}, {"forward_clip": 2.0}),
+            )
+            for name, value in option.items()
+        ),
+        (rk.RNN, {"layer_norm": "haste"}, TypeError, "unexpected keyword argument 'layer_norm'"),
+        *(
             (rk.LSTM, {**none, "proj_clip": 0.5}, ValueError, f"proj_clip: {ALONE}, got 0.5")
             for none in ({}, {"proj_size": None}, {"proj_size": 0})
         ),

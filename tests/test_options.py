@@ -60,6 +60,10 @@ OWN = {
     "lstm_clipped": {**OF_LSTM, "cell_clip": 0.2},
     "lstm_projected": {**OF_LSTM, "cell_clip": 0.2, "proj_clip": 0.05, "proj_size": 2},
     "lstm_peephole": {**OF_LSTM, "cell_clip": 0.2},
+    "lstm_haste": OF_LSTM,
+    "lstm_fastrnns": OF_LSTM,
+    "lstm_haste_projected": {**OF_LSTM, "proj_size": 2},
+    "lstm_fastrnns_projected": {**OF_LSTM, "proj_size": 2},
 }
 BETWEEN_LAYERS = ("dropout", "residual")
 
@@ -90,6 +94,7 @@ def test_repr_shows_what_every_attribute_is():
     assert repr(rk.LSTM(3, 5, peephole=True)).startswith("LSTM(3, 5, 1, peephole=True, bias=True, ")
     assert "5, 1, candidate=tanh, bias" in repr(rk.MinGRU(3, 5, candidate="tanh"))
     assert "5, 1, candidate=identity, bias" in repr(rk.MinLSTM(3, 5, candidate="identity"))
+    assert "5, 1, layer_norm=haste, bias" in repr(rk.GRU(3, 5, layer_norm="haste"))
     for option, shown in (
         ("cell_clip", "5, 1, cell_clip=0.5, bias"),
         ("proj_clip", "2, proj_clip=0.5, "),
@@ -106,7 +111,7 @@ def test_every_constructor_option_is_tested(kind):
     options = {p.name for p in named if p.kind is p.KEYWORD_ONLY} | {"num_layers"}
     # Some options make kinds of their own, and test_ensemble.py is about another.
     others = {"nonlinearity", "reset_after", "peephole", "candidate", "ensemble"}
-    others |= {"input_forget", "activations", "forward_clip"}
+    others |= {"input_forget", "activations", "forward_clip", "layer_norm"}
     kinds = [k for k in KINDS if type(make_layer(k, 3, 5)) is owner]
     assert options - others == {*COMMON}.union(*(OWN.get(k, {}) for k in kinds))
 
@@ -165,7 +170,7 @@ def test_each_parameter_is_used_and_read_at_each_call(kind):
     before = layer(problem.x)[0]
     for name, array in layer.params.items():
         kept = array.copy()
-        array *= 0.5
+        array[...] = np.float32(0.5) * array + np.float32(0.1)
         assert differ(layer(problem.x)[0], before), name
         assert_same(layer, run(layer, problem), run_reference(layer, problem))
         layer.params[name] = kept  # another array in its place is taken, too

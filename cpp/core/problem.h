@@ -21,6 +21,11 @@ using Index = std::ptrdiff_t;
 // what one instruction set has saved another can read.
 inline constexpr Index kLineBytes = 64;
 
+// Of layer norm: what a row's moments take, the mean and 1 / std of the input's product, of the
+// recurrent one and of c, padded. Where each of these pairs begins.
+inline constexpr Index kMoments = 8;
+inline constexpr Index kInputMoments = 0, kRecurrentMoments = 2, kStateMoments = 4;
+
 // A (T, B, C) array: channels are contiguous, steps and rows are not necessarily.
 template <class T>
 struct Sequence {
@@ -53,6 +58,7 @@ struct Direction {
   T* saved;                     // [alive rows, saved, padded H], for backward; null: not kept
   T* carried;       // [alive rows, states but h, padded H], for backward; null: not kept
   T* projected;     // [alive rows, padded P] h before its clip; null: there is no clip
+  T* moments;       // [alive rows, kMoments] of layer norm, for backward; null: not kept
   const T* packed;  // weights in panels, made before (streams); null: pack in this call
 };
 

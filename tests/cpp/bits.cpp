@@ -62,7 +62,7 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   const Index alive = schedule.alive_rows();
 
   struct Arrays {
-    std::vector<T> parameters[kRoles], first[2], last[2], saved, carried, projected;
+    std::vector<T> parameters[kRoles], first[2], last[2], saved, carried, projected, moments;
     std::vector<T> d_parameters[kRoles], d_last[2], d_first[2];
   };
   const auto x = numbers.operator()<T>(T_ * B * I), dy = numbers.operator()<T>(T_ * B * C);
@@ -83,7 +83,11 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
                                  G * H,
                                  G * H,
                                  times[projection_matrix] * P * H,
-                                 times[unit_vectors] * H};
+                                 times[unit_vectors] * H,
+                                 times[input_gain] * G * H,
+                                 times[recurrent_gain] * G * H,
+                                 times[state_gain] * H,
+                                 times[state_bias] * H};
     const Index widths[] = {P, H};
     const auto given = [&](int role, const T* values) { return has[role] ? values : nullptr; };
     for (int r = 0; r < kRoles; ++r) to.parameters[r] = given(r, make(a.parameters[r], sizes[r]));
@@ -92,6 +96,7 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
     to.saved = make(a.saved, alive * info.saved * padded(H));
     to.carried = make(a.carried, alive * padded(H));
     if (has[projection_matrix]) to.projected = make(a.projected, alive * padded(P));
+    if (has[input_gain]) to.moments = make(a.moments, alive * kMoments);
     for (int r = 0; r < kRoles; ++r)
       back.parameters[r] = const_cast<T*>(given(r, make(a.d_parameters[r], sizes[r])));
     for (int i = 0; i < 2; ++i) back.last[i] = make(a.d_last[i], B * widths[i]);

@@ -385,6 +385,11 @@ class Outputs {
         if (carried) at.carried = tape("carried", carried, H);
         if (p.has(projection_matrix) && p.constants.projection_clip < INFINITY)
           at.projected = tape("projected", 1, p.P);
+        if (p.has(input_gain)) {
+          at.moments = make("moments", alive_rows * kMoments);
+          arrays.back().row = kMoments, arrays.back().used = p.has(state_gain) ? 6 : 4;
+          fill_with_nan(at.moments, alive_rows * kMoments * static_cast<Index>(sizeof(T)));
+        }
         DirectionGradient<T>& g = gradient.direction[d];
         g = inputs.gradients[i];
         for (const ParameterInfo* of = info.parameters; of->name; ++of)

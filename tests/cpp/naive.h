@@ -120,6 +120,86 @@ void load_vectors(const Direction<T>& d, Index H, Index unit, Vec<T> (&to)[kMost
   if constexpr (Cell::prepared != Cell::vectors) Cell::prepare(to);
 }
 
+// ---- layer norm --------------------------------------------------------------------------------
+
+// A sum over the units of some vectors: by unit modulo a cache line, vector after vector, in
+// doubles; then over these lanes.
+template <class T>
+struct LaneSum {
+  double lane[kLine<T>] = {};
+  double& of(Index unit) { return lane[unit % kLine<T>]; }
+  double total() const {
+    double sum = 0;
+    for (const double one : lane) sum += one;
+    return sum;
+  }
+};
+
+// The mean and 1 / std of some vectors of H values.
+template <class T>
+void set_moments(const T* values, Index vectors, Index H, T* moments) {
+  const double n = static_cast<double>(vectors * H);
+  LaneSum<T> sum, squares;
+  for (Index i = 0; i < vectors * H; ++i) sum.of(i % H) += static_cast<double>(values[i]);
+  const double mean = sum.total() / n;
+  for (Index i = 0; i < vectors * H; ++i) {
+    const double d = static_cast<double>(values[i]) - mean;
+    squares.of(i % H) = multiply_add(d, d, squares.of(i % H));
+  }
+  moments[0] = static_cast<T>(mean);
+  moments[1] = static_cast<T>(1.0 / std::sqrt(squares.total() / n + 1e-5));
+}
+
+// (v - mean) / std.
+template <class T>
+T standardized(T v, const T* moments) {
+  return (v - moments[0]) * moments[1];
+}
+
+// Element i of a parameter; null stands for zeros.
+template <class T>
+T element(const Direction<T>& d, Role role, Index i) {
+  return d.parameters[role] ? d.parameters[role][i] : T(0);
+}
+
+// The gates' arguments from both products (2G, H): a, and x where the recurrent part stands alone.
+template <class Cell, class T>
+void set_arguments(const Direction<T>& d, Index H, const T* products, Index stride,
+                   const T* moments, std::vector<T>& a, std::vector<T>& x) {
+  for (Index g = 0; g < Cell::gates; ++g)
+    for (Index j = 0; j < H; ++j) {
+      const Index i = g * H + j;
+      const T n_x = standardized(products[g * stride + j], moments + kInputMoments);
+      const T n_h =
+          standardized(products[(Cell::gates + g) * stride + j], moments + kRecurrentMoments);
+      const T gain_x = element(d, input_gain, i), gain_h = element(d, recurrent_gain, i);
+      const T b_x = element(d, input_bias, i), b_h = element(d, recurrent_bias, i);
+      if (Cell::input_slot[g] == Cell::recurrent_slot[g]) {
+        const T bias = d.parameters[recurrent_bias] ? b_x + b_h : b_x;
+        a[i] = multiply_add(n_x, gain_x, multiply_add(n_h, gain_h, bias));
+      } else {
+        x[i] = multiply_add(n_x, gain_x, b_x);
+        a[i] = multiply_add(n_h, gain_h, b_h);
+      }
+    }
+}
+
+// Layer norm of some units of c; sums: what its backward needs besides.
+template <class T>
+StateNorm<Vec<T>> state_norm(const Direction<T>& d, Index H, Index unit, const T* moments,
+                             const T* sums) {
+  const auto vector = [&](Role role) {
+    const T* const of = d.parameters[role];
+    return of ? load_n(of + unit, H - unit) : Vec<T>{};
+  };
+  return {splat(moments[kStateMoments]),
+          splat(moments[kStateMoments + 1]),
+          vector(state_gain),
+          vector(state_bias),
+          splat(sums[0]),
+          splat(sums[1])};
+}
+
 // ---- forward -----------------------------------------------------------------------------------
 
 // One direction of one layer.
@@ -134,11 +214,12 @@ struct NaiveForward {
   Sequence<T> y;  // this direction's columns
   const Direction<T>& d;
   bool reverse;
-  std::vector<T> a, saved, h, c[kMostCarried], operand;
+  std::vector<T> a, saved, h, c[kMostCarried], operand, arguments_of_x, between;
   T kept = T(1);  // 0 where the state before the step was reset
 
   void run() {
     a.resize(G * H), saved.resize(Cell::saved * H);
+    arguments_of_x.resize(G * H), between.resize(H);
     operand.resize(H);
     for (Index rank = 0; rank < rows.B; ++rank) row(rank, rows.order[rank]);
   }
@@ -158,6 +239,21 @@ struct NaiveForward {
       h.assign(P, T(0));
       for (std::vector<T>& state : c) state.assign(H, T(0));
     }
+    const Index place = rows.before[t] + rank, Hp = padded<T>(H);
+    if constexpr (Cell::normalizes)
+      normalized_step(t, b, place);
+    else
+      step_of_phases(t, b);
+    if constexpr (Cell::projects) project(place);
+
+    std::copy_n(h.data(), P, at(y, t, b));
+    for (Index s = 0; d.saved && s < Cell::saved; ++s)
+      std::copy_n(&saved[s * H], H, d.saved + (place * Cell::saved + s) * Hp);
+    for (Index k = 0; d.carried && k < Cell::carried; ++k)
+      std::copy_n(c[k].data(), H, d.carried + (place * Cell::carried + k) * Hp);
+  }
+
+  void step_of_phases(Index t, Index b) {
     // A gate whose recurrent part stands alone starts the input's part from b_ih, its own from
     // b_hh.
     const auto alone = [](Index g) { return Cell::recurrent_slot[g] != Cell::input_slot[g]; };
@@ -173,14 +269,43 @@ struct NaiveForward {
     kept = rows.is_reset(t, b, reverse) ? T(0) : T(1);
     phase<0>(h, at(x, t, b));
     if constexpr (Cell::phases > 1) phase<1>(operand, at(x, t, b));
-    const Index place = rows.before[t] + rank, Hp = padded<T>(H);
-    if constexpr (Cell::projects) project(place);
+  }
 
-    std::copy_n(h.data(), P, at(y, t, b));
-    for (Index s = 0; d.saved && s < Cell::saved; ++s)
-      std::copy_n(&saved[s * H], H, d.saved + (place * Cell::saved + s) * Hp);
-    for (Index k = 0; d.carried && k < Cell::carried; ++k)
-      std::copy_n(c[k].data(), H, d.carried + (place * Cell::carried + k) * Hp);
+  // Both products apart, each from nothing; then the cell's parts, with the moments of c between.
+  void normalized_step(Index t, Index b, Index place) {
+    saved.assign(2 * G * H, T(0));
+    T *const of_x = saved.data(), *const of_h = &saved[G * H];
+    add_product(of_x, G * H, at(x, t, b), I, d.parameters[input_matrix], I, Index{1});
+    add_product(of_h, G * H, h.data(), P, d.parameters[recurrent_matrix], P, Index{1});
+    T moments[kMoments] = {};
+    set_moments(of_x, G, H, moments + kInputMoments);
+    set_moments(of_h, G, H, moments + kRecurrentMoments);
+    set_arguments<Cell>(d, H, saved.data(), H, moments, a, arguments_of_x);
+    part<0>(moments);
+    if constexpr (Cell::normalizes_state) {
+      set_moments(c[0].data(), 1, H, moments + kStateMoments);
+      part<1>(moments);
+    }
+    if (d.moments) std::copy_n(moments, kMoments, d.moments + place * kMoments);
+  }
+  template <int index>
+  void part(const T* moments) {
+    for (Index j = 0; j < H; j += kLanes<T>) {
+      const Index n = H - j;
+      NormForward<Vec<T>> u;
+      for (Index g = 0; g < G; ++g) u.a[g] = load_n(&a[g * H + j], n);
+      for (Index g = 0; g < G; ++g) u.x[g] = load_n(&arguments_of_x[g * H + j], n);
+      if constexpr (Cell::reads_h_before) u.h_before = load_n(&h[j], n);
+      if constexpr (Cell::carried > 0) u.c_before = u.c = load_n(&c[0][j], n);
+      const T none[2] = {};
+      if constexpr (index == 1) u.norm = state_norm(d, H, j, moments, none);
+      u.kept = load_n(&between[j], n);
+      cell.template forward<index>(u);
+      if constexpr (Cell::carried > 0) store_n(&c[0][j], u.c, n);
+      constexpr bool last = index + 1 == Cell::parts;
+      if constexpr (!last) store_n(&between[j], u.kept, n);
+      if constexpr (last) store_n(Cell::projects ? &operand[j] : &h[j], u.output, n);
+    }
   }
 
   // h = W_hr operand, one chain over the units for each output; then the clip.
@@ -273,6 +398,8 @@ void naive_forward(const Cell& cell, const ForwardCall<T>& call, const Rows& row
                             {},
                             {},
                             {},
+                            {},
+                            {},
                             {}}
           .run();
     const Index C = call.D * call.P;
@@ -326,6 +453,8 @@ struct NaiveBackward {
   std::vector<T> flow;         // [alive rows, P] what flow_penalty adds to h' in dW_hh
   std::vector<T> d_projected;  // [alive rows, P] dL/d(W_hr operand)
   std::vector<T> operands;     // [alive rows, H] of the projection
+  std::vector<T> dz;           // [alive rows, 2 G, H] with layer norm: of both products
+  std::vector<T> d_normed;     // [alive rows, 2, H] of LN(c): times n, itself
   std::vector<T> dh, dc[kMostCarried], direct, d_operand, zeros, whole;
 
   void run() {
@@ -335,6 +464,8 @@ struct NaiveBackward {
     flow.resize(rows.before.back() * P), whole.resize(P);
     d_projected.resize(rows.before.back() * P), operands.resize(rows.before.back() * H);
     direct.resize(H), zeros.resize(std::max(H, P));
+    if (Cell::normalizes) dz.resize(rows.before.back() * 2 * G * H);
+    if (Cell::normalizes) d_normed.resize(rows.before.back() * 2 * H);
     for (Index rank = 0; rank < rows.B; ++rank) row(rank, rows.order[rank]);
     sums_over_steps();
   }
@@ -362,6 +493,20 @@ struct NaiveBackward {
     return d.first[1 + k] ? d.first[1 + k] + b * H : zeros.data();
   }
 
+  // What the products with W_ih and W_hh take of a gate.
+  const T* of_product(Index t, Index rank, Index g, bool of_h) {
+    if (Cell::normalizes) return &dz[((rows.before[t] + rank) * 2 * G + (of_h ? G + g : g)) * H];
+    return da_of(t, rank, (of_h ? Cell::recurrent_slot : Cell::input_slot)[g]);
+  }
+  const T* moments_of(Index t, Index rank) const {
+    return d.moments + (rows.before[t] + rank) * kMoments;
+  }
+  // A product normalized.
+  T standardized_of(Index t, Index rank, Index g, bool of_h, Index j) const {
+    return standardized(saved_of(t, rank, of_h ? G + g : g)[j],
+                        moments_of(t, rank) + (of_h ? kRecurrentMoments : kInputMoments));
+  }
+
   // ---- through time ----
   void row(Index rank, Index b) {
     set_state(dh, gradient.last[0], b, P);
@@ -376,7 +521,10 @@ struct NaiveBackward {
         add_recurrent<1>(t, rank, d_operand);
       }
       if constexpr (Cell::projects) unproject(t, rank, b, scale);
-      pointwise<0>(t, rank, b, scale);
+      if constexpr (Cell::normalizes)
+        normalized(t, rank, b, scale);
+      else
+        pointwise<0>(t, rank, b, scale);
       dh = direct;
       if (Cell::projects) dh.assign(P, T(0));
       if constexpr (!Cell::elementwise) add_recurrent<0>(t, rank, dh);
@@ -446,12 +594,99 @@ struct NaiveBackward {
     }
   }
 
+  void normalized(Index t, Index rank, Index b, T scale) {
+    T sums[2] = {};
+    if constexpr (Cell::normalizes_state) {
+      part<1>(t, rank, b, scale, sums);
+      const T* const of_n = &d_normed[(rows.before[t] + rank) * 2 * H];
+      LaneSum<T> gain_d, gain_dn;
+      for (Index j = 0; j < H; ++j) {
+        const double gain = static_cast<double>(element(d, state_gain, j));
+        gain_d.of(j) = multiply_add(static_cast<double>(of_n[H + j]), gain, gain_d.of(j));
+        gain_dn.of(j) = multiply_add(static_cast<double>(of_n[j]), gain, gain_dn.of(j));
+      }
+      sums[0] = static_cast<T>(-gain_d.total() / static_cast<double>(H));
+      sums[1] = static_cast<T>(-gain_dn.total() / static_cast<double>(H));
+    }
+    part<0>(t, rank, b, scale, sums);
+    for (const bool of_h : {false, true}) products_gradient(t, rank, of_h);
+  }
+  // dz = (gain da - mean(gain da) - n mean(gain da n)) / std.
+  void products_gradient(Index t, Index rank, bool of_h) {
+    const T* const moments = moments_of(t, rank) + (of_h ? kRecurrentMoments : kInputMoments);
+    const Role gain = of_h ? recurrent_gain : input_gain;
+    const double n = static_cast<double>(G * H), mean = static_cast<double>(moments[0]);
+    const auto da_at = [&](Index g, Index j) {
+      return da_of(t, rank, (of_h ? Cell::recurrent_slot : Cell::input_slot)[g])[j];
+    };
+    LaneSum<T> gain_d, gain_dn;
+    for (Index g = 0; g < G; ++g)
+      for (Index j = 0; j < H; ++j) {
+        const double of =
+            static_cast<double>(da_at(g, j)) * static_cast<double>(element(d, gain, g * H + j));
+        const T product = saved_of(t, rank, of_h ? G + g : g)[j];
+        gain_d.of(j) += of;
+        gain_dn.of(j) = multiply_add(of, static_cast<double>(product) - mean, gain_dn.of(j));
+      }
+    const T along_gain = static_cast<T>(-gain_d.total() / n);
+    const T along_n = static_cast<T>(-gain_dn.total() * static_cast<double>(moments[1]) / n);
+    for (Index g = 0; g < G; ++g)
+      for (Index j = 0; j < H; ++j) {
+        const T of = multiply_add(da_at(g, j), element(d, gain, g * H + j), along_gain);
+        const T sum = multiply_add(standardized_of(t, rank, g, of_h, j), along_n, of);
+        dz[((rows.before[t] + rank) * 2 * G + (of_h ? G + g : g)) * H + j] = moments[1] * sum;
+      }
+  }
+  template <int index>
+  void part(Index t, Index rank, Index b, T scale, const T* sums) {
+    const Index place = rows.before[t] + rank;
+    const Vec<T> bound = splat(static_cast<T>(clip.step_value));
+    const StepClip<Vec<T>> limits{-bound, bound};
+    std::vector<T> a(G * H), x_part(G * H);
+    set_arguments<Cell>(d, H, saved_of(t, rank, 0), padded<T>(H), moments_of(t, rank), a, x_part);
+    T* const of_n = &d_normed[place * 2 * H];
+    for (Index j = 0; j < H; j += kLanes<T>) {
+      const Index n = H - j;
+      NormBackward<Vec<T>> u;
+      for (Index g = 0; g < G; ++g) u.a[g] = load_n(&a[g * H + j], n);
+      for (Index g = 0; g < G; ++g) u.x[g] = load_n(&x_part[g * H + j], n);
+      if constexpr (Cell::reads_h_before) u.h_before = load_n(h_before(t, b) + j, n);
+      if constexpr (Cell::carried > 0) {
+        u.c_before = load_n(c_before(0, t, rank, b) + j, n);
+        u.dc = load_n(&dc[0][j], n);
+      }
+      if constexpr (Cell::normalizes_state) u.norm = state_norm(d, H, j, moments_of(t, rank), sums);
+      if constexpr (index + 1 == Cell::parts) {
+        const Vec<T> from_y = dy.data ? load_n(at(dy, t, b) + j, n) : Vec<T>{};
+        if constexpr (Cell::projects)
+          u.dh = load_n(&d_operand[j], n);
+        else
+          store_n(&whole[j], u.dh = fma(load_n(&dh[j], n), splat(scale), from_y), n);
+      }
+      for (int k = 0; k < Cell::kept; ++k) u.kept[k] = load_n(da_of(t, rank, k) + j, n);
+      u.d_normed = load_n(of_n + H + j, n);
+      cell.template backward<index>(u, limits);
+      if constexpr (index == 1) {
+        for (int k = 0; k < Cell::kept; ++k) store_n(da_of(t, rank, k) + j, u.kept[k], n);
+        store_n(of_n + j, u.d_normed_n, n), store_n(of_n + H + j, u.d_normed, n);
+      }
+      for (int s = 0; s < slots; ++s)
+        if (Cell::part_slots[index] >> s & 1u) store_n(da_of(t, rank, s) + j, u.da[s], n);
+      if constexpr (Cell::projects && index + 1 == Cell::parts)
+        store_n(&operands[place * H + j], u.output, n);
+      if constexpr (index == 0) {
+        store_n(&direct[j], u.direct, n);
+        if constexpr (Cell::carried > 0) store_n(&dc[0][j], u.dc, n);
+      }
+    }
+  }
+
   // One chain over the phase's gates and, within a gate, its units.
   template <int phase_index>
   void add_recurrent(Index t, Index rank, std::vector<T>& to) {
     constexpr Phase ph = Cell::phase[phase_index];
     for (Index g = ph.first; g < ph.first + ph.count; ++g)
-      add_product(to.data(), P, da_of(t, rank, Cell::recurrent_slot[g]), H,
+      add_product(to.data(), P, of_product(t, rank, g, true), H,
                   d.parameters[recurrent_matrix] + g * H * P, Index{1}, P);
   }
 
@@ -493,6 +728,10 @@ struct NaiveBackward {
              *const dw_hh = gradient.parameters[recurrent_matrix],
              *const dw_hr = gradient.parameters[projection_matrix],
              *const dv = gradient.parameters[unit_vectors];
+    T *const d_gain_ih = gradient.parameters[input_gain],
+             *const d_gain_hh = gradient.parameters[recurrent_gain],
+             *const d_gain_c = gradient.parameters[state_gain],
+             *const d_bias_c = gradient.parameters[state_bias];
     T *const db_ih = gradient.parameters[input_bias], *const db_hh =
                                                           gradient.parameters[recurrent_bias];
     std::vector<T> operand(std::max(H, P)), dx_row(I);
@@ -503,8 +742,10 @@ struct NaiveBackward {
         dx_row.assign(I, T(0));
         if constexpr (Cell::reads_x) std::copy_n(&own_dx[place * H], H, dx_row.data());
         for (Index g = 0; g < G; ++g) {
-          const T* da_x = da_of(t, rank, Cell::input_slot[g]);
-          const T* da_h = da_of(t, rank, Cell::recurrent_slot[g]);
+          const T* da_x = of_product(t, rank, g, false);
+          const T* da_h = of_product(t, rank, g, true);
+          const T* own_x = da_of(t, rank, Cell::input_slot[g]);
+          const T* own_h = da_of(t, rank, Cell::recurrent_slot[g]);
           std::copy_n(h_before(t, b), P, operand.data());
           for (Index j = 0; flow_penalty > 0 && j < P; ++j) operand[j] += flow[place * P + j];
           if constexpr (Cell::phases > 1) {
@@ -520,9 +761,18 @@ struct NaiveBackward {
           for (Index j = 0; j < H; ++j) {
             add_product(dw_ih + (g * H + j) * I, I, da_x + j, 1, at(x, t, b), 1, 0);
             if (dw_hh) add_product(dw_hh + (g * H + j) * P, P, da_h + j, 1, operand.data(), 1, 0);
-            if (db_ih) db_ih[g * H + j] += da_x[j];
-            if (db_hh) db_hh[g * H + j] += da_h[j];
+            if (db_ih) db_ih[g * H + j] += own_x[j];
+            if (db_hh) db_hh[g * H + j] += own_h[j];
+            if constexpr (Cell::normalizes) {
+              T &gain_x = d_gain_ih[g * H + j], &gain_h = d_gain_hh[g * H + j];
+              gain_x = multiply_add(own_x[j], standardized_of(t, rank, g, false, j), gain_x);
+              gain_h = multiply_add(own_h[j], standardized_of(t, rank, g, true, j), gain_h);
+            }
           }
+        }
+        for (Index j = 0; Cell::normalizes_state && j < H; ++j) {
+          d_gain_c[j] += d_normed[place * 2 * H + j];
+          if (d_bias_c) d_bias_c[j] += d_normed[(place * 2 + 1) * H + j];
         }
         for (Index v = 0; dv && v < Cell::vectors * H; ++v)
           dv[v] += d_vectors[place * Cell::vectors * H + v];
@@ -543,14 +793,14 @@ struct NaiveBackward {
     return extent_of(p.columns, Cell::gates, H, P, I);
   }
 
-  // `value`, and what the joint norm is made of: squares by column, row by row. A bias counts as a
-  // row for each gate, a unit vector as one row.
+  // `value`, and what the joint norm is made of: squares by column, row by row. A bias or gain
+  // counts as a row for each gate, a unit vector as one row.
   ParameterSquares<T> finalize_gradient(bool& finite) const {
     const T bound = static_cast<T>(clip.value);
     ParameterSquares<T> squares;
     for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p) {
       T* const values = gradient.parameters[p->role];
-      const bool by_unit = kIsBias[p->role] || p->role == unit_vectors;
+      const bool by_unit = p->columns == Extent::one;
       const Index columns = by_unit ? H : columns_of(*p);
       const Index count = by_unit ? rows_of(*p) / H : rows_of(*p);
       for (Index r = 0; values && r < count; ++r) {
@@ -597,6 +847,8 @@ GradientNorm naive_backward(const Cell& cell, const BackwardCall<T>& call, const
                                    call.clip,
                                    call.flow_penalty,
                                    d == 1,
+                                   {},
+                                   {},
                                    {},
                                    {},
                                    {},

@@ -4,6 +4,7 @@
 #include "general.h"
 #include "gru.h"
 #include "ind_rnn.h"
+#include "layer_norm.h"
 #include "lstm.h"
 #include "min_gru.h"
 #include "min_lstm.h"

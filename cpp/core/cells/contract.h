@@ -23,6 +23,12 @@
 // whose I elements are then the units' (KindInfo::reads_x); it writes `dx`, from which
 // the core starts the product's gradient. A cell that treats the first step after a reset unlike
 // others reads `kept`.
+//
+// Layer norm. A cell with gains has products that the core normalizes, each over all of its G*H
+// values: the input's and the recurrent product stay apart, and what forward saves are the products
+// themselves. The cell gets the gates' arguments made of them, in backward again. If c is
+// normalized, too, the cell has two parts, since c must be complete in the whole row: part 0 ends
+// in c, part 1 makes h of it. Backward takes part 1 first.
 #pragma once
 
 #include "simd/simd.h"
@@ -74,6 +80,45 @@ struct BackwardUnit {
   V operand;  // out, of a cell that projects: as in forward
 };
 
+// Layer norm of c: n = (c - mean) / std, which gain and bias then scale and shift.
+template <class V>
+struct StateNorm {
+  V mean, rstd, gain, bias;  // rstd: 1 / std
+  V along_gain, along_n;  // backward: minus the row's means of gain d and gain d n, d = dL/dLN(c)
+  RNNKERN_MEMBER V standardized(V c) const { return (c - mean) * rstd; }
+  RNNKERN_MEMBER V value(V n) const { return fma(n, gain, bias); }
+  RNNKERN_MEMBER V gradient(V d, V n) const {  // of c
+    return rstd * fma(n, along_n, fma(d, gain, along_gain));
+  }
+};
+
+template <class V>
+struct NormForward {
+  V a[kMostGates];    // in part 0: the gates' arguments; where the recurrent part stands alone, it
+  V x[kMostGates];    // in part 0: the input's part of such a gate
+  V h_before;         // in part 0, where the cell reads it
+  V c_before;         // in part 0
+  StateNorm<V> norm;  // in part 1
+  V c;                // out of part 0, in and out of part 1
+  V kept;             // out of part 0, in part 1
+  V output;           // out of the last part: h, or what is projected
+};
+
+template <class V>
+struct NormBackward {
+  V a[kMostGates], x[kMostGates];  // in the last part: as in forward
+  V h_before;                      // in, where the cell reads it
+  V c_before;                      // in
+  StateNorm<V> norm;               // in
+  V dh;                            // in the last part: dL/dh, complete; dL/d operand if it projects
+  V dc;                            // in: dL/dc; out of part 0: dL/dc'
+  V kept[kMostGates];              // out of part 1, in part 0
+  V d_normed, d_normed_n;          // out of part 1, in part 0: dL/dLN(c), and times n
+  V da[kMostGates];                // out: gradient slots of the part
+  V direct;                        // out of part 0: dL/dh' that takes no product
+  V output;                        // out of the last part, of a cell that projects: as in forward
+};
+
 // step_value: the clip of dL/da, on registers.
 template <class V>
 struct StepClip {
@@ -106,6 +151,8 @@ struct CellOf {
   // What a cell's struct can say otherwise.
   static constexpr int prepared = vectors;
   static constexpr bool reads_kept = false;
+  static constexpr bool normalizes = times(input_gain) > 0,
+                        normalizes_state = times(state_gain) > 0;
 };
 
 // The same as values, and what the cell's struct says of itself: for the time loops, which are
@@ -117,14 +164,20 @@ struct CellLayout {
   bool has_sums_alone;  // of any gate: see stands_alone
   Phase phase[kMostPhases];
   int input_slot[kMostGates], recurrent_slot[kMostGates];
-  int vector_slot[kMostVectors];  // where backward writes d_vectors: behind the cell's own slots
-  int prepared = 0;
-  bool reads_x = false, reads_kept = false;
+  int vector_slot[kMostVectors];  // where backward writes d_vectors: behind the products' slots
+  int prepared;
+  bool reads_x, reads_kept;
+  // With layer norm, the slots above are those of the products, and `vectors` those of LN(c). The
+  // gradients of the gates' arguments have slots of their own; without it, they are the same.
+  bool normalizes, normalizes_state;
+  int own_slots, own_input_slot[kMostGates], own_recurrent_slot[kMostGates];
 
   // Whether one of the cell's products takes something else than x and h'.
   bool has_operand() const { return phases > 1 || projects; }
   // Whether a gate's recurrent sum has a slot of its own beside the input's part.
-  constexpr bool stands_alone(int gate) const { return recurrent_slot[gate] != input_slot[gate]; }
+  constexpr bool stands_alone(int gate) const {
+    return own_recurrent_slot[gate] != own_input_slot[gate];
+  }
   bool has(Role role) const {
     for (const ParameterInfo* p = info->parameters; p->name; ++p)
       if (p->role == role) return true;
@@ -152,17 +205,30 @@ constexpr CellLayout layout_of() {
                     {},
                     {},
                     {},
+                    {},
+                    Cell::prepared,
+                    Cell::reads_x,
+                    Cell::reads_kept,
+                    Cell::normalizes,
+                    Cell::normalizes_state,
+                    0,
+                    {},
                     {}};
   static_assert(Cell::vectors == 0 || Cell::phases == 1);
   static_assert(!Cell::reads_x || Cell::phases == 1);
-  layout.prepared = Cell::prepared;
-  layout.reads_x = Cell::reads_x, layout.reads_kept = Cell::reads_kept;
-  for (int v = 0; v < Cell::vectors; ++v) layout.vector_slot[v] = Cell::slots + v;
+  if constexpr (Cell::normalizes) {
+    static_assert(Cell::saved == 2 * Cell::gates && Cell::phases == 1 && Cell::carried <= 1);
+    layout.slots = 2 * Cell::gates, layout.own_slots = Cell::slots;
+    layout.vectors = Cell::normalizes_state ? 2 : 0;
+  }
+  for (int v = 0; v < layout.vectors; ++v) layout.vector_slot[v] = layout.slots + v;
   for (int p = 0; p < Cell::phases; ++p) layout.phase[p] = Cell::phase[p];
   for (int g = 0; g < Cell::gates; ++g) {
-    layout.input_slot[g] = Cell::input_slot[g];
-    layout.recurrent_slot[g] = Cell::recurrent_slot[g];
-    if (layout.stands_alone(g)) layout.has_sums_alone = true;
+    layout.own_input_slot[g] = Cell::input_slot[g];
+    layout.own_recurrent_slot[g] = Cell::recurrent_slot[g];
+    layout.input_slot[g] = Cell::normalizes ? g : Cell::input_slot[g];
+    layout.recurrent_slot[g] = Cell::normalizes ? Cell::gates + g : Cell::recurrent_slot[g];
+    if (layout.stands_alone(g) && !Cell::normalizes) layout.has_sums_alone = true;
   }
   return layout;
 }

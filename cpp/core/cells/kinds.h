@@ -18,6 +18,10 @@ enum Role : int {
   recurrent_bias,     // added to the recurrent part
   projection_matrix,  // its product with the cell's H outputs gives h
   unit_vectors,       // one or several values for each unit, which the cell itself reads
+  input_gain,         // factors of the input's part after layer norm
+  recurrent_gain,     // factors of the recurrent part after layer norm
+  state_gain,         // factors of c after layer norm
+  state_bias,         // added to c after layer norm
   kRoles
 };
 inline constexpr bool kIsBias[kRoles] = {false, false, true, true, false, false};
@@ -66,6 +70,12 @@ inline constexpr ParameterInfo kWeightOwn{"weight_hh", unit_vectors, Extent::hid
 inline constexpr ParameterInfo kWeightCh{"weight_ch", unit_vectors, Extent::hidden, Extent::one, 3};
 inline constexpr ParameterInfo kPeepholes{"weight_ch", unit_vectors,   Extent::hidden, Extent::one,
                                           3,           Needs::peephole};
+// Layer norm.
+inline constexpr ParameterInfo kGainIh{"gain_ih", input_gain, Extent::gates, Extent::one};
+inline constexpr ParameterInfo kGainHh{"gain_hh", recurrent_gain, Extent::gates, Extent::one};
+inline constexpr ParameterInfo kGainC{"gain_c", state_gain, Extent::hidden, Extent::one};
+inline constexpr ParameterInfo kBiasC{"bias_c",    state_bias, Extent::hidden,
+                                      Extent::one, 1,          Needs::bias};
 // With coupled gates: of i and o.
 inline constexpr ParameterInfo kPeepholesOfTwo{
     "weight_ch", unit_vectors, Extent::hidden, Extent::one, 2, Needs::peephole};
@@ -107,7 +117,17 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
   ROW(min_gru_identity, MinGruIdentity, 2, 2, true, {kH}, {kWeightIh, kBiasIh})                    \
   ROW(min_gru_tanh, MinGruTanh, 2, 2, true, {kH}, {kWeightIh, kBiasIh})                            \
   ROW(min_lstm_identity, MinLstmIdentity, 3, 4, true, {kH}, {kWeightIh, kBiasIh})                  \
-  ROW(min_lstm_tanh, MinLstmTanh, 3, 4, true, {kH}, {kWeightIh, kBiasIh})
+  ROW(min_lstm_tanh, MinLstmTanh, 3, 4, true, {kH}, {kWeightIh, kBiasIh})                      \
+  ROW(lstm_haste, LstmHaste, 4, 8, false, {kH, kC},                                                \
+      {kWeightIh, kWeightHh, kBiasIh, kGainIh, kGainHh, kGainC, kBiasC})                           \
+  ROW(lstm_haste_projected, LstmHasteProjected, 4, 8, false, {kH, kC},                             \
+      {kWeightIh, kWeightHh, kBiasIh, kGainIh, kGainHh, kGainC, kBiasC, kWeightHr})                \
+  ROW(lstm_fastrnns, LstmFastrnns, 4, 8, false, {kH, kC},                                          \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh, kGainC, kBiasC})                  \
+  ROW(lstm_fastrnns_projected, LstmFastrnnsProjected, 4, 8, false, {kH, kC},                       \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh, kGainC, kBiasC, kWeightHr})       \
+  ROW(gru_haste, GruHaste, 3, 6, false, {kH},                                                      \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh})
 // clang-format on
 
 #define RNNKERN_NAME(kind, Cell, ...) kind,

@@ -7,8 +7,7 @@
 // bits.
 #pragma once
 
-#include "product/panels.h"
-#include "recurrence/pointwise.h"
+#include "recurrence/row_norm.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -43,7 +42,7 @@ struct BackwardWorkspace {
   T* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates * H, lanes]
   T* input;             // W_ih in columns: [blocks of I, G * H, lanes]
   T* projection;        // W_hr in columns: [blocks of H, P, lanes]
-  T* vectors;           // [prepared, padded H]
+  T* vectors;           // [packed_vectors, padded H]
   T* dh;                // [B, padded P] dL/dh': what takes no product, then all of it
   T* dc;                // [states but h, B, padded H]
   T* d_operand;         // [B, padded H] of phase 1, or of the projection
@@ -52,6 +51,7 @@ struct BackwardWorkspace {
   T* zeros;             // [padded H], h' and c' of rows without a state before
   T* da;                // [chunk rows, da_row_size]
   T* da_lines;          // of it what is summed, by lines: [summed_size / line, chunk rows, line]
+  T* sums;              // [B, kMoments] of layer norm: what stands beside the moments
   T* x;                 // [blocks of I, chunk rows, lanes]
   T* h;                 // [blocks of P, chunk rows, lanes] h' of each row
   T* projected;         // [chunk rows, padded H] the projection's operand of each row
@@ -61,15 +61,20 @@ struct BackwardWorkspace {
   int* finite;          // 0 once a parameter gradient was not
 
   // dL/da of a row at a step, slot by slot; behind them what the gradients of unit vectors are sums
-  // of, then dL/d(W_hr operand); behind these what a cell that reads x adds to dL/dx.
+  // of, then dL/d(W_hr operand); behind these what a cell that reads x adds to dL/dx. With layer
+  // norm, the slots are those of dL/d(products), and dL/da comes last: no product takes it.
   Index slots() const { return cell->slots + cell->vectors; }
   Index summed_size() const { return padded<T>(H) * slots() + (cell->projects ? padded<T>(P) : 0); }
-  Index da_row_size() const { return summed_size() + (cell->reads_x ? padded<T>(H) : 0); }
-  // Rows of squares of one parameter: one a row of a matrix, one a gate of a bias, one a unit
-  // vector.
+  Index da_row_size() const {
+    return summed_size() + padded<T>(H) * ((cell->reads_x ? 1 : 0) + cell->own_slots);
+  }
+  // Rows of squares of one parameter: one a row of a matrix, one a gate of a bias or gain, one a
+  // unit vector.
   Index square_rows(Role role) const {
     if (!cell->has(role)) return 0;
     if (role == unit_vectors) return cell->vectors;
+    if (role == state_gain || role == state_bias) return 1;
+    if (role == input_gain || role == recurrent_gain) return cell->gates;
     return kIsBias[role] ? cell->gates : role == projection_matrix ? P : cell->gates * H;
   }
   Index square_rows_before(int role) const {
@@ -95,7 +100,7 @@ struct BackwardWorkspace {
     recurrent = arena.allocate<T>(of.elementwise ? 0 : output_lanes * G * H);
     input = arena.allocate<T>(input_lanes * G * H);
     projection = arena.allocate<T>(of.projects ? hidden_lanes * P : 0);
-    vectors = arena.allocate<T>(of.prepared * Hp);
+    vectors = arena.allocate<T>(packed_vectors(of) * Hp);
     dh = arena.allocate<T>(s.B * Pp);
     dc = arena.allocate<T>(of.carried * s.B * Hp);
     d_operand = arena.allocate<T>(of.has_operand() ? s.B * Hp : 0);
@@ -104,6 +109,7 @@ struct BackwardWorkspace {
     zeros = arena.allocate<T>(Hp);
     da = arena.allocate<T>(most_rows * row);
     da_lines = arena.allocate<T>(most_rows * summed_size());
+    sums = arena.allocate<T>(of.normalizes ? s.B * kMoments : 0);
     x = arena.allocate<T>(input_lanes * most_rows);
     h = arena.allocate<T>(of.elementwise ? 0 : output_lanes * most_rows);
     projected = arena.allocate<T>(of.projects ? most_rows * Hp : 0);
@@ -169,6 +175,10 @@ struct Backward {
   T* da_row(Index t, Index r) const {
     return workspace.da + chunk_row(t, r) * workspace.da_row_size();
   }
+  // dL/da of the gates' arguments.
+  T* own_da_row(Index t, Index r) const {
+    return da_row(t, r) + (cell.normalizes ? workspace.summed_size() : 0);
+  }
   T* projected_row(Index t, Index r) const {
     return workspace.projected + chunk_row(t, r) * padded<T>(H);
   }
@@ -213,8 +223,7 @@ struct Backward {
     pack(d.parameters[input_matrix], cell.gates * H, I, workspace.input);
     if (cell.projects) pack(d.parameters[projection_matrix], P, H, workspace.projection);
     if (all.index != 0) return;
-    pack_bias(d.parameters[unit_vectors], static_cast<const T*>(nullptr), cell.vectors, H,
-              workspace.vectors);
+    pack_vectors(cell, d.parameters, H, workspace.vectors);
     if (functions.prepare) functions.prepare(workspace.vectors, padded<T>(H));
   }
 
@@ -272,7 +281,10 @@ struct Backward {
         unproject(part, t, n);
       }
       for (int p = cell.phases - 1; p >= 0; --p) {
-        pointwise(p, part, t, n);
+        if (!cell.normalizes)
+          pointwise(p, part, t, n);
+        else if (!normalized(part, t, n))
+          return;
         if (cell.elementwise ? part.team.stopped() : !part.team.wait()) return;
         if (!cell.elementwise) recurrent(p, part, t, n, i % 2 == 1);
       }
@@ -318,21 +330,68 @@ struct Backward {
   // Units that memory is asked for before they are needed.
   static constexpr Index units_ahead = 256;
 
+  BackwardStep<T> step_of(const WorkShare& part) const {
+    return {&constants,
+            workspace.vectors,
+            H,
+            part.blocks,
+            static_cast<T>(clip.step_value),
+            ceil_div(units_ahead, H),
+            dy.row_stride};
+  }
+
   // The cell's derivative of one phase, the step clip included.
   void pointwise(int phase, const WorkShare& part, Index t, Index n) const {
-    const BackwardStep<T> step{&constants,
-                               workspace.vectors,
-                               H,
-                               part.blocks,
-                               static_cast<T>(clip.step_value),
-                               ceil_div(units_ahead, H),
-                               dy.row_stride};
+    const BackwardStep<T> step = step_of(part);
     const auto derivative = functions.phase[phase].backward;
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
       derivative(row_at(phase, t, r), step);
       constexpr Index vector_operations = 32;  // of a cell's derivative, about
       if (!part.team.worked(part.blocks.size() * vector_operations)) return;
     }
+  }
+
+  // The same with layer norm: the cell's derivative, in one or two parts with layer norm of c
+  // between them, then that of the products. False: leave.
+  bool normalized(const WorkShare& part, Index t, Index n) const {
+    const BackwardStep<T> step = step_of(part);
+    const Index Hp = padded<T>(H), work = 128 * part.blocks.size();
+    return normalize_rows(
+        part.team, n, cell.normalizes_state ? 1 : 3, 5, work, [&](int stage, Index i) {
+          const Index r = part.rows.first + i;
+          const BackwardRow<T> row = row_at(0, t, r);
+          if (stage == 1) {
+            functions.part[1].backward(row, step);
+          } else if (stage == 2) {
+            sum_state(row.d_vectors, workspace.vectors + 4 * cell.gates * Hp, H, Hp,
+                      row.sums + kStateMoments);
+          } else if (stage == 3) {
+            functions.part[0].backward(row, step);
+          } else {
+            for (int of_h = 0; of_h < 2; ++of_h) {
+              const NormSide<T> side =
+                  side_of(of_h != 0, row.saved, row.own_da, row.moments, row.sums);
+              if (stage == 4)
+                side.sum();
+              else
+                side.gradient(da_row(t, r) + side.place, part.blocks);
+            }
+          }
+        });
+  }
+  NormSide<T> side_of(bool of_h, const T* saved, const T* own_da, const T* moments, T* sums) const {
+    const Index Hp = padded<T>(H), place = of_h ? cell.gates * Hp : 0;
+    const Index pair = of_h ? kRecurrentMoments : kInputMoments;
+    return {cell.gates,
+            of_h ? cell.own_recurrent_slot : cell.own_input_slot,
+            place,
+            H,
+            Hp,
+            workspace.vectors + place,
+            own_da,
+            saved + place,
+            moments + pair,
+            sums ? sums + pair : nullptr};
   }
 
   BackwardRow<T> row_at(int phase, Index t, Index r) const {
@@ -362,6 +421,11 @@ struct Backward {
       at.x = x.data + t * x.time_stride + caller * x.row_stride;
       at.dx = at.da + workspace.summed_size();
     }
+    if (!cell.normalizes) return at;
+    at.moments = d.moments + row * kMoments;
+    at.sums = workspace.sums + r * kMoments;
+    at.own_da = own_da_row(t, r);
+    at.d_vectors = at.da + cell.slots * Hp;
     return at;
   }
 
@@ -430,7 +494,7 @@ struct Backward {
     Index clipped = 0;
     const T bound = static_cast<T>(clip.step_value);
     for (int g = 0; g < cell.gates && bound < T(__builtin_inf()); ++g) {
-      const T* da = da_row(t, r) + cell.input_slot[g] * Hp;
+      const T* da = own_da_row(t, r) + cell.own_input_slot[g] * Hp;
       for (Index j = 0; j < H; ++j) clipped += da[j] <= -bound || da[j] >= bound;
     }
     to.clipped[place] = static_cast<double>(clipped) / static_cast<double>(cell.gates * H);
@@ -536,9 +600,16 @@ struct Backward {
       column_sums(all, all.share_of(count), slot, gradient.parameters[role],
                   workspace.squares_of(role), first, last);
     };
+    add_column_sums(unit_vectors, cell.vectors, cell.vector_slot);
+    if (cell.normalizes) {
+      add_column_sums(state_gain, 1, cell.vector_slot);
+      add_column_sums(state_bias, 1, cell.vector_slot + 1);
+      norm_sums(all, false, first, last);
+      norm_sums(all, true, first, last);
+      return;
+    }
     add_column_sums(input_bias, cell.gates, cell.input_slot);
     add_column_sums(recurrent_bias, cell.gates, cell.recurrent_slot);
-    add_column_sums(unit_vectors, cell.vectors, cell.vector_slot);
   }
 
   // dL/da of all the chunk's rows in one slot, from `unit` on: a cache line of units a row.
@@ -607,6 +678,34 @@ struct Backward {
         if (last) finalize_gradient(&row, 1, squares + g * kSquareLanes<T>, {j, end});
         if (!all.worked(together * n)) return;
       }
+  }
+
+  // The same for a gain of layer norm and the bias beside it: sums of da n, with n the product
+  // normalized, and of da.
+  void norm_sums(const Team& all, bool of_h, bool first, bool last) const {
+    const Role gain = of_h ? recurrent_gain : input_gain;
+    const Role bias = of_h ? recurrent_bias : input_bias;
+    const Range gates = all.share_of(cell.gates);
+    for (Index g = gates.first; g < gates.last; ++g) {
+      T* to[2] = {gradient.parameters[gain] + g * H, gradient.parameters[bias]};
+      if (to[1]) to[1] += g * H;
+      for (Index j = 0; first && j < H; ++j) {
+        to[0][j] = T(0);
+        if (to[1]) to[1][j] = T(0);
+      }
+      for (Index i = 0; i < steps; ++i)
+        for (Index t = step_at(i), r = 0; r < alive_at(rows, t); ++r) {
+          const Index row = rows_before(rows, t) + r;
+          const NormSide<T> side = side_of(of_h, d.saved + row * cell.saved * padded<T>(H),
+                                           own_da_row(t, r), d.moments + row * kMoments, nullptr);
+          side.add_gradients(static_cast<int>(g), to[0], to[1]);
+          if (!all.worked(4 * blocks_of<T>(H))) return;
+        }
+      if (!last) continue;
+      finalize_gradient(&to[0], 1, workspace.squares_of(gain) + g * kSquareLanes<T>, {0, H});
+      if (to[1])
+        finalize_gradient(&to[1], 1, workspace.squares_of(bias) + g * kSquareLanes<T>, {0, H});
+    }
   }
 
   // The end of some columns of n rows of parameter gradients: finiteness, value clip, squares.

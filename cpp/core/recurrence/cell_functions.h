@@ -2,7 +2,7 @@
 // table through which the time loops call it).
 #pragma once
 
-#include "recurrence/pointwise.h"
+#include "recurrence/norm_functions.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -234,13 +234,17 @@ struct CellRow {
             Maths::template backward<phase>};
   }
   static constexpr CellFunctions<T> functions() {
-    CellFunctions<T> f{layout_of<Cell>(), {of_phase<0>()}, nullptr, nullptr};
-    if constexpr (Cell::phases > 1) {
-      f.phase[1] = of_phase<1>();
-      f.operand = Maths::operand;
+    if constexpr (Cell::normalizes) {
+      return norm_functions<Cell, T>();
+    } else {
+      CellFunctions<T> f{layout_of<Cell>(), {of_phase<0>()}, nullptr, nullptr};
+      if constexpr (Cell::phases > 1) {
+        f.phase[1] = of_phase<1>();
+        f.operand = Maths::operand;
+      }
+      if constexpr (Cell::prepared != Cell::vectors) f.prepare = Maths::prepare;
+      return f;
     }
-    if constexpr (Cell::prepared != Cell::vectors) f.prepare = Maths::prepare;
-    return f;
   }
 };
 

@@ -1,8 +1,7 @@
 // Forward through time for one direction of one layer: the only forward time loop there is.
 #pragma once
 
-#include "product/panels.h"
-#include "recurrence/pointwise.h"
+#include "recurrence/row_norm.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -16,7 +15,7 @@ struct ForwardWeights {
   T* projection;  // [blocks of P, H, lanes]
   T* bias;        // [G, padded H] what the input's product starts from
   T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
-  T* vectors;     // [prepared, padded H]
+  T* vectors;     // [packed_vectors, padded H]
   // [G] where a gate's sums stand in a row of z: the input's, the recurrent ones.
   Index *input_place, *recurrent_place;
 
@@ -28,7 +27,7 @@ struct ForwardWeights {
     projection = arena.allocate<T>(of.projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
     bias = arena.allocate<T>(of.gates * padded<T>(H));
     bias_hh = arena.allocate<T>(of.gates * padded<T>(H));
-    vectors = arena.allocate<T>(of.prepared * padded<T>(H));
+    vectors = arena.allocate<T>(packed_vectors(of) * padded<T>(H));
     input_place = arena.allocate<Index>(kMostGates);
     recurrent_place = arena.allocate<Index>(kMostGates);
   }
@@ -58,8 +57,7 @@ struct ForwardWeights {
       recurrent_place[g] = cell->recurrent_slot[g] * padded<T>(H);
     }
     const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
-    pack_bias(d.parameters[unit_vectors], static_cast<const T*>(nullptr), cell->vectors, H,
-              vectors);
+    pack_vectors(*cell, d.parameters, H, vectors);
     if (functions.prepare) functions.prepare(vectors, padded<T>(H));
     pack_bias(b_hh, static_cast<const T*>(nullptr), G, H, bias_hh);
     for (int g = 0; g < G; ++g)
@@ -83,6 +81,7 @@ struct ForwardWorkspace {
   T* c;             // [states but h, B, padded H]
   T* operand;       // [B, padded H] of phase 1, or of the projection
   T* z;             // [chunk, B, slots, padded H], unless kept on the tape
+  T* moments;       // [B, kMoments] of layer norm, unless kept on the tape
   Index chunk = 0;  // steps
 
   // most_steps: of a chunk.
@@ -96,6 +95,7 @@ struct ForwardWorkspace {
     c = arena.allocate<T>(cell.carried * s.B * padded<T>(H));
     operand = arena.allocate<T>(cell.has_operand() ? s.B * padded<T>(H) : 0);
     z = arena.allocate<T>(chunk * s.B * row);
+    moments = arena.allocate<T>(cell.normalizes ? s.B * kMoments : 0);
   }
 };
 
@@ -150,6 +150,11 @@ struct Forward {
     return workspace.z + ((t - first_step) * rows.B + r) * row_slots(cell) * padded<T>(H);
   }
 
+  T* moments_row(Index t, Index r) const {
+    return keeps() ? d.moments + (rows_before(rows, t) + r) * kMoments
+                   : workspace.moments + r * kMoments;
+  }
+
   // This thread's blocks of h: of units where h is as wide as the gates.
   Range outputs() const {
     return cell.projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
@@ -159,7 +164,7 @@ struct Forward {
   void run() {
     load_initial_state();
     if (!part.team.wait()) return;
-    if (rows.T == 1 && cell.phases == 1 && !cell.projects) {
+    if (rows.T == 1 && cell.phases == 1 && !cell.projects && !cell.normalizes) {
       only_step();
       return;
     }
@@ -251,7 +256,8 @@ struct Forward {
         row_ptrs.z[n] = z_row(t, r);
         if (!part.team.worked(kRowOperations)) return;
       }
-    const Target<T> target{row_ptrs.z, weights.bias, false,
+    const T* const bias = cell.normalizes ? nullptr : weights.bias;  // layer norm comes before it
+    const Target<T> target{row_ptrs.z, bias,         cell.normalizes,
                            false,      padded<T>(H), weights.input_place};
     product<G>(*part.team.token, n, row_ptrs.x, Depth{1, I, 1, {0}},
                static_cast<const T*>(weights.input), blocks, false, target,
@@ -275,8 +281,7 @@ struct Forward {
     if (n == 0) return true;
     reset(t, n);
     for (int p = 0; p < cell.phases; ++p) {
-      phase(p, t, n, part.blocks);
-      if (!meet()) return false;
+      if (!phase(p, t, n, part.blocks) || !meet()) return false;
     }
     if (cell.projects) {
       project(t, n);
@@ -343,13 +348,34 @@ struct Forward {
                });
   }
 
+  // Layer norm of both products and the cell's maths on them; or, in two parts, with layer norm of
+  // c between them. False: leave.
+  bool normalized(const ForwardStep<T>& s, Index n) const {
+    const Index work = 64 * part.blocks.size();  // of a row, in vector operations, about
+    return normalize_rows(
+        part.team, n, 0, cell.normalizes_state ? 3 : 1, work, [&](int stage, Index i) {
+          T* const moments = s.moments + i * kMoments;
+          if (stage % 2 == 1) {
+            functions.part[stage / 2].forward(s, i, part.blocks);
+          } else if (stage == 2) {
+            moments_of(s.c + i * s.Hp, 1, s.Hp, H, moments + kStateMoments);
+          } else {
+            const T* const z = s.z[i];
+            moments_of(z, cell.gates, s.Hp, H, moments + kInputMoments);
+            moments_of(z + cell.gates * s.Hp, cell.gates, s.Hp, H, moments + kRecurrentMoments);
+          }
+        });
+  }
+
   // The recurrent product of one phase's gates, and the cell's maths on what it leaves in cache.
-  void phase(int index, Index t, Index n, Range blocks) const {
-    with_gates(cell.phase[index].count,
-               [&](auto gates) { phase<decltype(gates)::value>(index, t, n, blocks); });
+  // False: leave.
+  bool phase(int index, Index t, Index n, Range blocks) const {
+    return with_gates(cell.phase[index].count, [&](auto gates) {
+      return phase<decltype(gates)::value>(index, t, n, blocks);
+    });
   }
   template <int G>
-  void phase(int index, Index t, Index n, Range blocks) const {
+  bool phase(int index, Index t, Index n, Range blocks) const {
     const auto& maths = functions.phase[index];
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
     for (Index i = 0; i < n; ++i) row_ptrs.z_now[i] = z_row(t, first + i);
@@ -372,20 +398,26 @@ struct Forward {
         cell.reads_x ? x.data + t * x.time_stride + (rows.order ? 0 : first * x.row_stride)
                      : nullptr,
         x.row_stride,
-        rows.resets ? row_ptrs.kept + first : nullptr};
+        rows.resets ? row_ptrs.kept + first : nullptr,
+        cell.normalizes ? moments_row(t, first) : nullptr};
     if (cell.elementwise) {
       maths.forward(s, n, blocks.first, static_cast<int>(blocks.size()));
       constexpr Index vector_operations = 32;  // of a cell's maths, about
       part.team.worked(n * blocks.size() * vector_operations);
-      return;
+      return true;
     }
     const Target<T> target{
-        row_ptrs.z_now, nullptr, false,
+        row_ptrs.z_now, nullptr, cell.normalizes,
         false,          Hp,      weights.recurrent_place + cell.phase[index].first};
     const T* const* const a = (index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + first;
     const T* const panels = weights.panels(index);
     const Depth depth{1, P, 1, {0}};
     const bool backwards = from_end != (now == 1);
+    if (cell.normalizes) {
+      product<G>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
+                 [](Index, int) {});
+      return normalized(s, n);
+    }
     if (n == 1)
       one_row_product<G>(*part.team.token, a, depth, panels, blocks, backwards, target,
                          [&](const TileCall<T>& call, Index block, int np) {
@@ -394,6 +426,7 @@ struct Forward {
     else
       product<G>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
                  [&](Index block, int np) { maths.forward(s, n, block, np); });
+    return true;
   }
 };
 

@@ -27,6 +27,7 @@ struct ForwardStep {
   const T* x;   // rows as those of y, as the caller has them; null: the cell reads none
   Index x_row;
   const T* kept;  // [rows] 0 where h' was reset, else 1; null: it was nowhere
+  T* moments;     // [rows, kMoments] of layer norm
 };
 
 // One row at one time step of backward. Null: there are none, or they are not wanted.
@@ -37,6 +38,10 @@ struct BackwardRow {
   T* dc[kMostCarried];
   T *dh, *dh_full, *da, *projected, *dx;
   T scale;  // step_norm's factor of dh
+  // Layer norm: the row's moments and the sums that its gradients need; da of the gates' arguments,
+  // and the rows of d_vectors.
+  const T* moments;
+  T *sums, *own_da, *d_vectors;
 };
 
 // What all rows of a part have in common.
@@ -73,6 +78,12 @@ struct CellFunctions {
   // Replaces the unit vectors by what the cell computes of them: [prepared, width]. Null: it reads
   // them as they are.
   void (*prepare)(T* vectors, Index width);
+  // The parts of a cell with layer norm, each for some units of one row; null of other cells, whose
+  // phases they replace.
+  struct OfPart {
+    void (*forward)(const ForwardStep<T>&, Index row, Range blocks);
+    void (*backward)(const BackwardRow<T>&, const BackwardStep<T>&);
+  } part[2] = {};
 };
 
 // Calls use(Count<n>()) for n gates.

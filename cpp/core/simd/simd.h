@@ -174,8 +174,14 @@ RNNKERN_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
 // A vector of doubles from elements of either type.
 RNNKERN_INLINE Vec<double> as_doubles(const double* p) { return load(p); }
 RNNKERN_INLINE Vec<double> as_doubles(const float* p) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(_mm_loadu_ps(p));  // of the vector type GCC 12 makes several instructions
+#else
   typedef float Half __attribute__((vector_size(RNNKERN_VECTOR_BYTES / 2), aligned(4), may_alias));
   return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
+#endif
 }
 
 #if defined(__AVX512F__)

@@ -99,6 +99,7 @@ Record<T>::Record(const Sizes& s, Index steps, Index B, Index alive, bool keep)
     if (s.info().saved) saved.push_back(block<T>(alive * s.info().saved * Hp));
     if (s.carried()) carried.push_back(block<T>(alive * s.carried() * Hp));
     if (s.clips_projection()) projected.push_back(block<T>(alive * padded_row<T>(s.P)));
+    if (s.has(input_gain)) moments.push_back(block<T>(alive * kMoments));
   }
 }
 
@@ -255,6 +256,7 @@ void fill_layers(const Sizes& s, const Weights<T>& weights, const PackedWeights<
       }
       direction.saved = kept(record.saved, j), direction.carried = kept(record.carried, j);
       direction.projected = kept(record.projected, j);
+      direction.moments = kept(record.moments, j);
       if (packed) direction.packed = packed->of(member, l);
     }
   }

@@ -78,6 +78,7 @@ template <class T>
 struct Record {
   std::vector<Sequence<T>> h, out;                  // [L] (T, B, D*P) each: Layer's y and out
   std::vector<Block<T>> saved, carried, projected;  // [L * D] as Direction says; empty: not kept
+  std::vector<Block<T>> moments;                    // the same
 
   // alive: rows alive at all of the steps. keep: for backward; otherwise two buffers in turns stand
   // between the layers.

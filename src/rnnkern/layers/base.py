@@ -106,13 +106,14 @@ class _Layer:
             for name, shape in stack.parameter_shapes()
         }
         self._dropout_seeds = []
+        normalizes = any(name.startswith("gain") for name in self._params)
         for member in range(members):
             generator = np.random.default_rng(None if seed is None else seed + member)
             self._dropout_seeds.append(int(generator.integers(2**63)))
             for name, values in self._params.items():
                 shape = values.shape[1:]
                 values[member] = initial(
-                    init, self._kind, name, shape, self._hidden_size, generator
+                    init, self._kind, name, shape, self._hidden_size, generator, normalizes
                 )
         if self._ensemble is None:
             self._params = {name: values[0] for name, values in self._params.items()}

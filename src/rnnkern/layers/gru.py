@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
-from ..checks import bound, fixed, flag
+from ..checks import bound, choice, fixed, flag
 from .activations import Activations, chosen
 from .base import Cell, _Layer
+from .layer_norm import alone
 
 __all__ = ["GRU"]
 
@@ -30,11 +31,25 @@ class GRU(_Layer):
         Those of r and z, and of n; ``("Sigmoid", "Tanh")`` if not given. As in `LSTM`.
     forward_clip : float, optional
         As in `LSTM`.
+    layer_norm : str, optional
+        ``"haste"``: layer norm [2]_ of both products, each over all 3H values, as the library
+        haste has it [3]_; LN as in `LSTM`. r, z = sigmoid(LN(W_ih x) + b + LN(W_hh h') + b') and
+        n = tanh(LN(W_ih x)_n + b_in + r (LN(W_hh h')_n + b_hn)). The gains are
+        ``gain_ih_l{k}{_reverse}`` and ``gain_hh_l{k}{_reverse}`` (3H,). Not with
+        ``reset_after=False``, `activations` or `forward_clip`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
 
     References
     ----------
     .. [1] K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
        statistical machine translation", 2014, arXiv:1406.1078.
+    .. [2] J. Ba, J. Kiros and G. Hinton, "Layer normalization", 2016, arXiv:1607.06450, equations
+       25 to 27.
+    .. [3] https://github.com/lmnt-com/haste, LayerNormGRU.
 
     Examples
     --------
@@ -42,12 +57,15 @@ class GRU(_Layer):
     >>> y, h = rk.GRU(3, 5, batch_first=True, seed=0)(np.ones((2, 7, 3), np.float32))
     >>> y.shape, h.shape
     ((2, 7, 5), (1, 2, 5))
+    >>> rk.GRU(3, 5, layer_norm="haste", seed=0).params["gain_ih_l0"].shape
+    (15,)
     """
 
-    _shown_if_set: ClassVar = ("activations", "forward_clip")
+    _shown_if_set: ClassVar = ("activations", "forward_clip", "layer_norm")
     reset_after: Final[bool] = fixed("reset_after", "Whether r acts after the product with W_hn.")
     activations: Final[Activations | None] = fixed("activations", "As given, or None.")
     forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
+    layer_norm: Final[str | None] = fixed("layer_norm", "The convention of layer norm, or None.")
 
     def __init__(
         self,
@@ -58,13 +76,22 @@ class GRU(_Layer):
         reset_after: bool = True,
         activations: Activations | None = None,
         forward_clip: float | None = None,
+        layer_norm: str | None = None,
         **options: Any,
     ) -> None:
         reset_after = flag("reset_after", reset_after)
         forward_clip = bound("forward_clip", forward_clip)
         own = chosen(activations, ("Sigmoid", "Tanh"), "r and z, and n")
         cell = Cell("gru" if reset_after else "gru_reset_before")
-        if activations is not None or forward_clip:
+        if layer_norm is not None:
+            layer_norm = choice("layer_norm", layer_norm, ("haste",))
+            if not reset_after:
+                expected = "expected None with reset_after=False"
+                raise ValueError(f"layer_norm: {expected}, got {layer_norm!r}")
+            alone(layer_norm, activations=activations, forward_clip=forward_clip)
+            cell = Cell("gru_" + layer_norm)
+        elif activations is not None or forward_clip:
             cell = Cell(cell.kind + "_general", forward_clip=forward_clip, activations=own)
         super().__init__(cell, input_size, hidden_size, num_layers, **options)
         self._reset_after, self._activations = reset_after, activations
+        self._layer_norm = layer_norm

@@ -26,8 +26,13 @@ def initial(
     shape: tuple[int, ...],
     hidden: int,
     generator: np.random.Generator,
+    normalizes: bool,
 ) -> Array:
-    """One parameter's first values, float64."""
+    """One parameter's first values, float64; `normalizes`: whether its layer has layer norm."""
+    if name.startswith("gain"):
+        return np.ones(shape)
+    if normalizes and name.startswith("bias"):
+        return np.zeros(shape)
     if len(shape) == 1 and not name.startswith("bias"):  # one value for each unit, or several
         return _unit_vectors(init, name, shape, hidden, generator)
     if init == "uniform":

@@ -1,4 +1,4 @@
-"""The LSTM, with and without projection and clips of its states."""
+"""The LSTM, with its options: projection, clips of its states, peepholes, layer norm and more."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ..checks import bound, fixed, flag, integer, number, size
+from ..checks import bound, choice, fixed, flag, integer, number, size
 from .activations import Activations, chosen
 from .base import Cell, _Layer
+from .layer_norm import alone
 
 __all__ = ["LSTM"]
 
@@ -52,6 +53,16 @@ class LSTM(_Layer):
     forward_clip : float, optional
         Above 0. Limits the arguments of the gates' activations to ``[-forward_clip,
         forward_clip]``; their gradient passes where they were within. ONNX's ``clip``.
+    layer_norm : str, optional
+        Layer norm [7]_, LN(v) = gain (v - mean) / sqrt(variance + 1e-5), whose moments are those of
+        all 4H values of a product, or of all H of c. Not with other options than `proj_size`.
+        Gains start at one and biases at zero, whatever `init` says. ``"haste"``, as the library
+        haste has it [8]_: the gates' arguments are LN(W_ih x) + LN(W_hh h') + b, and
+        h = o tanh(LN(c) + b_c), where c itself is carried. ``"fastrnns"``, as PyTorch's benchmarks
+        have it [9]_: a bias for each product, and c = LN(f c' + i g) + b_c is carried and seen by
+        h. The gains are ``gain_ih_l{k}{_reverse}`` and ``gain_hh_l{k}{_reverse}`` (4H,), and
+        ``gain_c_l{k}{_reverse}`` (H,) beside b_c, ``bias_c_l{k}{_reverse}`` (H,); with haste's
+        convention there is no ``bias_hh``.
 
     Raises
     ------
@@ -71,6 +82,10 @@ class LSTM(_Layer):
     .. [5] F. Gers and J. Schmidhuber, "Recurrent nets that time and count", IJCNN 2000.
     .. [6] K. Greff, R. Srivastava, J. Koutnik, B. Steunebrink and J. Schmidhuber, "LSTM: a search
        space odyssey", 2017, arXiv:1503.04069.
+    .. [7] J. Ba, J. Kiros and G. Hinton, "Layer normalization", 2016, arXiv:1607.06450, equations
+       20 to 22.
+    .. [8] https://github.com/lmnt-com/haste, LayerNormLSTM.
+    .. [9] https://github.com/pytorch/pytorch, benchmarks/fastrnns, LayerNormLSTMCell.
 
     Examples
     --------
@@ -85,11 +100,13 @@ class LSTM(_Layer):
     >>> lstm = rk.LSTM(3, 8, activations=("HardSigmoid", ("Elu", 0.5), "Softsign"), seed=0)
     >>> lstm(np.ones((7, 2, 3), np.float32))[0].shape
     (7, 2, 8)
+    >>> list(rk.LSTM(3, 8, layer_norm="haste", bias=False, seed=0).params)
+    ['weight_ih_l0', 'weight_hh_l0', 'gain_ih_l0', 'gain_hh_l0', 'gain_c_l0']
     """
 
     _shown_if_set: ClassVar = (
         *("proj_size", "cell_clip", "proj_clip"),
-        *("peephole", "input_forget", "activations", "forward_clip"),
+        *("peephole", "input_forget", "activations", "forward_clip", "layer_norm"),
     )
     proj_size: Final[int] = fixed("proj_size", "P of the projection; 0 if there is none.")
     cell_clip: Final[float | None] = fixed("cell_clip", "Bound of the elements of c, or None.")
@@ -98,6 +115,7 @@ class LSTM(_Layer):
     input_forget: Final[bool] = fixed("input_forget", "Whether f is 1 - i.")
     activations: Final[Activations | None] = fixed("activations", "As given, or None.")
     forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
+    layer_norm: Final[str | None] = fixed("layer_norm", "The convention of layer norm, or None.")
 
     def __init__(
         self,
@@ -113,6 +131,7 @@ class LSTM(_Layer):
         input_forget: bool = False,
         activations: Activations | None = None,
         forward_clip: float | None = None,
+        layer_norm: str | None = None,
         **options: Any,
     ) -> None:
         hidden = size("hidden_size", hidden_size)
@@ -125,7 +144,19 @@ class LSTM(_Layer):
         peephole, input_forget = flag("peephole", peephole), flag("input_forget", input_forget)
         forward_clip = bound("forward_clip", forward_clip)
         own = chosen(activations, ("Sigmoid", "Tanh", "Tanh"), "the gates, g and c")
-        if activations is not None or forward_clip or input_forget or (peephole and proj):
+        if layer_norm is not None:
+            layer_norm = choice("layer_norm", layer_norm, ("haste", "fastrnns"))
+            alone(
+                layer_norm,
+                cell_clip=cell_clip,
+                proj_clip=proj_clip,
+                peephole=peephole,
+                input_forget=input_forget,
+                activations=activations,
+                forward_clip=forward_clip,
+            )
+            kind, own = "lstm_" + layer_norm + "_projected" * bool(proj), ()
+        elif activations is not None or forward_clip or input_forget or (peephole and proj):
             kind = ("cifg" if input_forget else "lstm") + "_general" + "_projected" * bool(proj)
         elif proj:
             kind, own = "lstm_projected", ()
@@ -135,6 +166,7 @@ class LSTM(_Layer):
         cell = Cell(kind, proj, cell_clip, proj_clip, peephole, forward_clip, own)
         super().__init__(cell, input_size, hidden, num_layers, **options)
         self._input_forget, self._activations = input_forget, activations
+        self._layer_norm = layer_norm
         if forget_bias is None:
             return
         largest = float(np.finfo(self.dtype).max)
@@ -147,5 +179,5 @@ class LSTM(_Layer):
             raise ValueError("forget_bias: expected None with input_forget=True, got a number")
         forget = slice(self.hidden_size, 2 * self.hidden_size)
         for name, values in self.params.items():
-            if name.startswith("bias"):
+            if name.startswith(("bias_ih", "bias_hh")):
                 values[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0

@@ -551,7 +551,7 @@ class _HasteLSTM(_LayerNorm, _LSTM):
     One bias for both products; h sees c normalized, and c itself is carried.
     """
 
-    parameters = (
+    parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("weight_ih", "input_matrix", ("G*H", "I")),
         Parameter("weight_hh", "recurrent_matrix", ("G*H", "P")),
         Parameter("bias_ih", "input_bias", ("G*H",), "bias"),
