@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from plan import constant, plan_of
 
 import rnnkern as rk
-from rnnkern.diagnose.common import cell_of
+from rnnkern.diagnose.common import cell_of, vectors_of
 from rnnkern.reference import CELLS
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -281,11 +281,13 @@ def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
 
     assert_close(np.array(tape.hiddens), hiddens.reshape(L, T, B, 2 * P), dtype, "hiddens")
     cell = cell_of(layer)
-    if "activations" in cell.options:  # which saves the gates' arguments
+    # These save what their gates are made of: the arguments, or the products under layer norm.
+    if "activations" in cell.options or "gain_ih_l0" in layer.params:
         for k, (steps, saved) in enumerate(zip(want.tape.steps, tape.gates, strict=True)):
             for s in steps:
                 there = saved[s.t, s.rows].astype(np.float64)
-                values = cell.values({name: there[:, i] for i, name in enumerate(cell.saved)})
+                saved_by_name = {name: there[:, i] for i, name in enumerate(cell.saved)}
+                values = cell.values(saved_by_name, vectors_of(layer, k // 2, k % 2))
                 for g, gate in enumerate(cell.gate_table):
                     assert_close(values[gate.name], gates[k, s.t, s.rows, g], dtype, gate.name)
     elif cell.saved:
@@ -450,8 +452,9 @@ def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
     clipped, free = clipped[2], free[2]
     for name, g in clipped.params.items():
         before = free.params[name]
-        peephole = name.startswith("weight_ch")  # whose gradients can all be within the bound
-        within = peephole and names == ["value"] and np.abs(before).max() <= CLIPS["value"]
+        # Those of few elements can have gradients that are all within the bound.
+        few = name.startswith(("weight_ch", "gain", "bias_c"))
+        within = few and names == ["value"] and np.abs(before).max() <= CLIPS["value"]
         # What reaches the last layer's lambda does not come through a gate's argument.
         passes = name == "lambda_l1" and names == ["step_value"]
         assert np.array_equal(g, before) == (within or passes), name
@@ -507,6 +510,8 @@ def test_step_clips_bound_what_they_name(kind):
     one = random_problem(layer, 1, 1).but(x=np.ones((1, 1, layer.input_size), np.float32))
     free, clipped = (run(layer, one, c)[2] for c in (None, rk.Clip(step_value=0.05)))
     da, limited = (g.params["weight_ih_l0"][:, 0] for g in (free, clipped))
+    if "gain_ih_l0" in layer.params:  # layer norm comes between: da is the bias's gradient
+        da, limited = (g.params["bias_ih_l0"] for g in (free, clipped))
     assert np.abs(da).max() > 0.05
     assert np.abs(limited).max() == np.float32(0.05)
     # The initial h gets what the first step handed back.

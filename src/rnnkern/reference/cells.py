@@ -531,7 +531,7 @@ class _LayerNorm(Cell):
     def values(self, saved: dict[str, Array], w: Weights) -> dict[str, Array]:
         """Return the gates by name, from the products."""
         products = [np.asarray(saved[name], np.float64) for name in self.saved]
-        zx, zh = (np.concatenate(p, axis=-1) for p in np.split(products, 2))
+        zx, zh = (np.concatenate(p, axis=-1) for p in np.split(np.array(products), 2))
         gates = self._gates(_layer_norm(zx, w, "ih"), _layer_norm(zh, w, "hh"))
         return {gate.name: value for gate, value in zip(self.gate_table, gates, strict=True)}
 
