@@ -57,17 +57,17 @@ def capped(threads, most):
     return max(1, math.floor(most)) if most < threads else threads
 
 
-def recurrent_flops_of_step(kind, H, P, B, D):
+def recurrent_flops_of_step(kind, H, P, B, D, heads=1):
     """Of the products of a step that need the step before."""
     of = kinds()[kind]
-    recurrent = 0 if of.elementwise else of.gates * H * P
+    recurrent = 0 if of.elementwise else of.gates * H * (P // heads)
     return 2 * (recurrent + of.projects * P * H) * B * D
 
 
-def flops(kind, I, H, P, T, B, L, D):
+def flops(kind, I, H, P, T, B, L, D, heads=1):
     """Of the products of a forward."""
     inputs = 2 * kinds()[kind].gates * H * B * D * (I + (L - 1) * D * P)
-    return T * (inputs + L * recurrent_flops_of_step(kind, H, P, B, D))
+    return T * (inputs + L * recurrent_flops_of_step(kind, H, P, B, D, heads))
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ class Plan:
     backward_chunk: int  # steps whose parameter gradients are summed at once
 
 
-def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, P=None):
+def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, P=None, heads=1):
     """Return the plan of a call that may use so many threads; P is H if not given."""
     L, D, P = num_layers, 1 + bidirectional, P or H
-    work = flops(kind, I, H, P, T, B, L, D)
+    work = flops(kind, I, H, P, T, B, L, D, heads)
     few, fewest = threshold("rows_of_a_step"), constant("core/threads/team.h", "kFewestRows")
     to_share = work * few / B if T == 1 and 0 < B < few else work
     n = capped(threads, to_share / threshold("flops_of_a_thread"))
     if 4 * n > B * D and not kinds()[kind].elementwise:
-        of_step = recurrent_flops_of_step(kind, H, P, B, D)
+        of_step = recurrent_flops_of_step(kind, H, P, B, D, heads)
         n = capped(n, of_step / threshold("flops_of_a_thread_and_step"))
     team = n - n // 2 if D == 2 and n > 1 else n  # of one direction
     shared = "rows" if fewest * team <= B else "units"
@@ -137,12 +137,14 @@ def plan_of(layer, T, B, threads=1):
         layer.bidirectional,
         threads,
         layer.output_size,
+        layer._cell.heads,
     )
 
 
 def threads_of_members(layer, T, B, threads):
     """Return how many threads share the members of an ensemble."""
     I, H, P, E = layer.input_size, layer.hidden_size, layer.output_size, layer.ensemble
-    work = flops(layer._kind, I, H, P, T, B, layer.num_layers, 1 + layer.bidirectional)
+    L, D = layer.num_layers, 1 + layer.bidirectional
+    work = flops(layer._kind, I, H, P, T, B, L, D, layer._cell.heads)
     of_all = E * (work + threshold("flops_of_a_call"))
     return capped(min(threads, E), of_all / threshold("flops_of_a_thread"))

@@ -38,7 +38,12 @@ def test_plans_are_the_cores(tmp_path):
 
     def of_layer(kind):
         I, H = size(600), size(600)
-        return kind, rng.integers(2), I, H, size(H) if kinds()[KINDS[kind]].projects else H
+        P = size(H) if kinds()[KINDS[kind]].projects else H
+        heads = [n for n in range(1, H + 1) if H % n == 0]
+        return kind, rng.integers(2), I, H, P, rng.choice(heads) if has_heads(kind) else 1
+
+    def has_heads(kind):
+        return any(p.role == "recurrent_blocks" for p in CELLS[KINDS[kind]].parameters)
 
     calls = [
         (
@@ -55,8 +60,8 @@ def test_plans_are_the_cores(tmp_path):
     done = subprocess.run([tmp_path / "plan"], input=given, capture_output=True, text=True)
     found = [line.split() for line in done.stdout.splitlines()]
     for call, (threads, shared, *chunks) in zip(calls, found, strict=True):
-        kind, is_double, I, H, P, T, B, L, D, most = map(int, call)
-        own = plan(KINDS[kind], DTYPES[is_double], I, H, T, B, L, D == 2, most, P)
+        kind, is_double, I, H, P, heads, T, B, L, D, most = map(int, call)
+        own = plan(KINDS[kind], DTYPES[is_double], I, H, T, B, L, D == 2, most, P, heads)
         assert own.threads == int(threads), call
         assert own.shared == shared, call
         assert [own.forward_chunk, own.backward_chunk] == list(map(int, chunks)), call

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "tape.h"
@@ -103,7 +104,7 @@ void set_rows(TapeOf<T>& tape, const py::object& lengths_given, const py::object
   });
 }
 
-// The arrays of a state, or of its gradient, that a call reads: None is zeros.
+// The arrays of a state, or of its gradient, that a call reads: None is a fresh state, or zeros.
 template <class T>
 class GivenStates {
  public:
@@ -190,6 +191,12 @@ Kind kind_of(const std::string& name) {
   bad_value("kind", "a kind of cell", "'" + name + "'");
 }
 
+bool has_heads(const KindInfo& info) {
+  for (const ParameterInfo* p = info.parameters; p->name; ++p)
+    if (p->columns == Extent::head) return true;
+  return false;
+}
+
 CellConstants constants_of(const CellOptions& options) {
   CellConstants constants{options.cell_clip, options.projection_clip, options.forward_clip, {}};
   for (const double clip : {options.cell_clip, options.projection_clip, options.forward_clip})
@@ -205,6 +212,10 @@ CellConstants constants_of(const CellOptions& options) {
       bad_value("activations", "a name of ONNX's list", "'" + name + "'");
     *to++ = {static_cast<ActivationKind>(found - std::begin(kActivationNames)), alpha, beta};
   }
+  constexpr Index most_heads = std::numeric_limits<int>::max();
+  if (options.heads < 1 || options.heads > most_heads)
+    bad_value("heads", "from 1 to " + std::to_string(most_heads), std::to_string(options.heads));
+  constants.heads = static_cast<int>(options.heads);
   return constants;
 }
 
@@ -256,6 +267,9 @@ LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index
               "False with num_layers=" + std::to_string(L) +
                   " (the layers above the first would have 2 * hidden_size inputs)",
               "True");
+  if (has_heads(sizes_.info()) ? H % options.heads : options.heads != 1)
+    bad_value("heads", has_heads(sizes_.info()) ? "a divisor of hidden_size" : "1",
+              std::to_string(options.heads));
   constexpr Index most_layers = 65536;  // their names alone would fill memory
   if (L > most_layers)
     bad_value("num_layers", "at most " + std::to_string(most_layers), std::to_string(L));
@@ -427,7 +441,8 @@ void bind_layer(py::module_& m) {
                              "GRU r, z, n, W_hn h' + b_hn; reset-before GRU r, z, n; minGRU z, g; "
                              "others as `saved` of their cell in rnnkern.reference says.")
       .def_property_readonly("cells", method_of(&Tape::cells),
-                             "For each layer and direction, c of every step (T, B, H); LSTM only.")
+                             "For each layer and direction, c of every step (T, B, H), or of "
+                             "several states besides h (T, B, states, H); [] without any.")
       .def_property_readonly("hiddens", method_of(&Tape::hiddens),
                              "For each layer, h of every step (T, B, D*P).");
   auto stack = py::class_<LayerStack>(m, "LayerStack");
@@ -436,16 +451,18 @@ void bind_layer(py::module_& m) {
       .def(py::init([](const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
                        bool bidirectional, bool residual, bool is_double, Index members,
                        bool peephole, double cell_clip, double projection_clip, double forward_clip,
-                       std::vector<std::tuple<std::string, double, double>> activations) {
-             return std::make_unique<LayerStack>(kind, I, H, P, L, bias, bidirectional, residual,
-                                                 is_double, members,
-                                                 CellOptions{peephole, cell_clip, projection_clip,
-                                                             forward_clip, std::move(activations)});
+                       std::vector<std::tuple<std::string, double, double>> activations,
+                       Index heads) {
+             return std::make_unique<LayerStack>(
+                 kind, I, H, P, L, bias, bidirectional, residual, is_double, members,
+                 CellOptions{peephole, cell_clip, projection_clip, forward_clip,
+                             std::move(activations), heads});
            }),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("outputs"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional"), py::arg("residual"),
            py::arg("is_double"), py::arg("members"), py::arg("peephole"), py::arg("cell_clip"),
-           py::arg("projection_clip"), py::arg("forward_clip"), py::arg("activations"))
+           py::arg("projection_clip"), py::arg("forward_clip"), py::arg("activations"),
+           py::arg("heads"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
       .def("forward", method_of(&LayerStack::forward), py::arg("params"), py::arg("x"),

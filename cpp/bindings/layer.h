@@ -40,6 +40,7 @@ struct CellOptions {
   bool peephole;
   double cell_clip, projection_clip, forward_clip;
   std::vector<std::tuple<std::string, double, double>> activations;  // name, alpha, beta
+  Index heads;
 };
 
 class LayerStack {

@@ -35,8 +35,8 @@ class StreamOf final : public Stream {
     call_.L = sizes.L, call_.D = 1, call_.H = sizes.H, call_.P = sizes.P;
     call_.rows = {0, B, nullptr, nullptr, nullptr};
     for (Index l = 0; l < sizes.L; ++l) {
-      packed_.push_back(
-          block<char>(use_.packed_bytes(sizes.kind, sizes.inputs(l), sizes.H, sizes.P)));
+      packed_.push_back(block<char>(
+          use_.packed_bytes(sizes.kind, sizes.constants, sizes.inputs(l), sizes.H, sizes.P)));
       for (States& states : states_)
         for (Index k = 0; k < sizes.states(); ++k)
           states.of[k].push_back(block<T>(B * sizes.width(k)));
@@ -53,7 +53,7 @@ class StreamOf final : public Stream {
       }
     }
     pack(parameters);
-    zero(0, B);
+    set_fresh(0, B);
     // Room for small blocks is there from the start: who must not wait for memory need not warm up.
     constexpr Index rows_at_once = 128;
     call_.layers = layers_[now_].data();
@@ -63,7 +63,7 @@ class StreamOf final : public Stream {
   void reset(const py::object& rows) override {
     if (rows.is_none()) {
       const Busy busy(in_use_);
-      zero(0, B_);
+      set_fresh(0, B_);
       return;
     }
     const py::array given = py::array::ensure(rows);
@@ -79,7 +79,7 @@ class StreamOf final : public Stream {
       const py::array_t<bool, py::array::c_style> masked(given);
       const Busy busy(in_use_);
       for (Index b = 0; b < B_; ++b)
-        if (masked.data()[b]) zero(b, 1);
+        if (masked.data()[b]) set_fresh(b, 1);
     } else {
       const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> wide(given);
       const std::vector<std::int64_t> listed(wide.data(), wide.data() + wide.size());  // a copy
@@ -89,7 +89,7 @@ class StreamOf final : public Stream {
               "rows", "values from 0 to " + std::to_string(B_ - 1),
               kind == 'u' ? std::to_string(static_cast<std::uint64_t>(row)) : std::to_string(row));
       const Busy busy(in_use_);
-      for (const std::int64_t row : listed) zero(row, 1);
+      for (const std::int64_t row : listed) set_fresh(row, 1);
     }
   }
 
@@ -181,7 +181,8 @@ class StreamOf final : public Stream {
     const Index rows = s.info().gates * s.H;
     double sum = s.has(projection_matrix) ? times(s.L * s.P, s.H) : 0;
     for (Index l = 0; l < s.L; ++l)
-      sum += times(rows, s.inputs(l)) + (s.has(recurrent_matrix) ? times(rows, s.P) : 0);
+      sum += times(rows, s.inputs(l)) +
+             (s.has(recurrent_matrix) ? times(rows, s.P / s.constants.heads) : 0);
     return 2 * sum;
   }
 
@@ -193,17 +194,18 @@ class StreamOf final : public Stream {
         Direction<T> d{};
         for (std::size_t i = 0; i < all.size(); ++i)
           if (all[i].layer == l) d.parameters[all[i].role] = parameters[i];
-        use_.pack(sizes_.kind, d, sizes_.inputs(l), sizes_.H, sizes_.P, threads(), poll.interrupt(),
-                  packed_[static_cast<std::size_t>(l)].get());
+        use_.pack(sizes_.kind, sizes_.constants, d, sizes_.inputs(l), sizes_.H, sizes_.P, threads(),
+                  poll.interrupt(), packed_[static_cast<std::size_t>(l)].get());
       }
     });
   }
 
   // So many rows of the current state.
-  void zero(Index first, Index rows) {
+  void set_fresh(Index first, Index rows) {
     for (Index k = 0; k < sizes_.states(); ++k)
       for (const auto& part : states_[now_].of[k])
-        std::fill_n(part.get() + first * sizes_.width(k), rows * sizes_.width(k), T(0));
+        std::fill_n(part.get() + first * sizes_.width(k), rows * sizes_.width(k),
+                    sizes_.fresh<T>(k));
   }
 
   py::array input(py::handle x, bool one_step) const {

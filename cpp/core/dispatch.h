@@ -28,9 +28,9 @@ struct TypedKernels {
   void (*backward_members)(const BackwardCall<T>* calls, Index n, int threads, void* workspaces,
                            GradientNorm* norms);
   // A direction's weights in panels, for Direction::packed.
-  Index (*packed_bytes)(Kind, Index I, Index H, Index P);
-  void (*pack)(Kind, const Direction<T>&, Index I, Index H, Index P, int threads, const Interrupt&,
-               void* out);
+  Index (*packed_bytes)(Kind, const CellConstants&, Index I, Index H, Index P);
+  void (*pack)(Kind, const CellConstants&, const Direction<T>&, Index I, Index H, Index P,
+               int threads, const Interrupt&, void* out);
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss

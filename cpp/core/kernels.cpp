@@ -111,17 +111,17 @@ struct Functions {
       wait(end, count, token);
     });
   }
-  static Index packed_bytes(Kind kind, Index I, Index H, Index P) {
+  static Index packed_bytes(Kind kind, const CellConstants& constants, Index I, Index H, Index P) {
     Arena arena{nullptr};
-    ForwardWeights<T>{}.allocate(arena, cell_of<T>(kind).layout, I, H, P);
+    ForwardWeights<T>{}.allocate(arena, cell_of<T>(kind).layout, constants, I, H, P);
     return arena.used;
   }
-  static void pack(Kind kind, const Direction<T>& direction, Index I, Index H, Index P, int threads,
-                   const Interrupt& interrupt, void* out) {
+  static void pack(Kind kind, const CellConstants& constants, const Direction<T>& direction,
+                   Index I, Index H, Index P, int threads, const Interrupt& interrupt, void* out) {
     constexpr double elements_of_a_thread = 1 << 18;  // that take longer than a thread's start
     Arena arena{static_cast<char*>(out)};
     ForwardWeights<T> weights;
-    weights.allocate(arena, cell_of<T>(kind).layout, I, H, P);
+    weights.allocate(arena, cell_of<T>(kind).layout, constants, I, H, P);
     const double elements = as_double(arena.used) / sizeof(T);
     parallel(capped(threads, elements / elements_of_a_thread), interrupt,
              [&](CancelToken& token, int thread, int count) {

@@ -53,7 +53,7 @@ Schedule steps_of(const Schedule& s, Index from, Index steps);
 template <class T>
 struct Direction {
   const T* parameters[kRoles];  // null where the cell has none, or the layer no bias
-  const T* first[kMostStates];  // [B, width] the states before the first step; null for zeros
+  const T* first[kMostStates];  // [B, width] the states before the first step; null: fresh ones
   T* last[kMostStates];         // [B, width] the states at each row's own last step
   T* saved;                     // [alive rows, saved, padded H], for backward; null: not kept
   T* carried;       // [alive rows, states but h, padded H], for backward; null: not kept
@@ -114,7 +114,7 @@ struct Clip {
 struct Trace {
   double* dh;         // L2 norm of dL/dh_t, complete
   double* dh_before;  // L2 norm of what step t hands back to h', before step_norm
-  double* dc_before;  // the same for c'; LSTM only
+  double* dc_before;  // the same for the first carried state, c'; of cells that carry one
   double* scale;      // step_norm's factor of what step t hands back
   double* clipped;    // share of the elements of dL/da_t that step_value limited
 };

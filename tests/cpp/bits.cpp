@@ -2,6 +2,7 @@
 // on different instruction sets (emulated ones, too) can be compared by eye or by diff.
 //
 //   bits [set]      the set to use; the best that runs here if none is named
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -55,6 +56,12 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
     has[p->role] = true, times[p->role] = p->times;
   const auto padded = [&](Index n) { return (n + line - 1) / line * line; };
   const Index P = has[projection_matrix] ? (H + 1) / 2 : H, D = 2, C = D * P;
+  const bool clips = !std::isinf(clip.norm);
+  int states = 0, heads = 1;
+  while (info.states[states].name) ++states;
+  for (const ParameterInfo* p = info.parameters; p->name; ++p)
+    if (p->columns == Extent::head && clips && H > 1)
+      for (heads = 2; H % heads;) ++heads;
   Numbers numbers;
   std::vector<Index> lengths;
   for (Index b = 0; b < B; ++b) lengths.push_back(ragged ? (b * 7 + 3) % (T_ + 1) : T_);
@@ -62,8 +69,9 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   const Index alive = schedule.alive_rows();
 
   struct Arrays {
-    std::vector<T> parameters[kRoles], first[2], last[2], saved, carried, projected, moments;
-    std::vector<T> d_parameters[kRoles], d_last[2], d_first[2];
+    std::vector<T> parameters[kRoles], first[kMostStates], last[kMostStates];
+    std::vector<T> saved, carried, projected, moments;
+    std::vector<T> d_parameters[kRoles], d_last[kMostStates], d_first[kMostStates];
   };
   const auto x = numbers.operator()<T>(T_ * B * I), dy = numbers.operator()<T>(T_ * B * C);
   std::vector<T> y(static_cast<std::size_t>(T_ * B * C)), dx(static_cast<std::size_t>(T_ * B * I));
@@ -79,7 +87,7 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
     Direction<T>& to = layer.direction[d];
     DirectionGradient<T>& back = gradient.direction[d];
     const Index sizes[kRoles] = {G * H * I,
-                                 G * H * P,
+                                 G * H * P / heads,
                                  G * H,
                                  G * H,
                                  times[projection_matrix] * P * H,
@@ -88,28 +96,29 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
                                  times[recurrent_gain] * G * H,
                                  times[state_gain] * H,
                                  times[state_bias] * H};
-    const Index widths[] = {P, H};
+    const Index widths[] = {P, H, H, H};
+    const int drawn = std::max(2, states);
     const auto given = [&](int role, const T* values) { return has[role] ? values : nullptr; };
     for (int r = 0; r < kRoles; ++r) to.parameters[r] = given(r, make(a.parameters[r], sizes[r]));
-    for (int i = 0; i < 2; ++i) to.first[i] = make(a.first[i], B * widths[i]);
-    for (int i = 0; i < 2; ++i) to.last[i] = make(a.last[i], B * widths[i]);
+    for (int i = 0; i < drawn; ++i) to.first[i] = make(a.first[i], B * widths[i]);
+    for (int i = 0; i < drawn; ++i) to.last[i] = make(a.last[i], B * widths[i]);
     to.saved = make(a.saved, alive * info.saved * padded(H));
-    to.carried = make(a.carried, alive * padded(H));
+    to.carried = make(a.carried, alive * (drawn - 1) * padded(H));
     if (has[projection_matrix]) to.projected = make(a.projected, alive * padded(P));
     if (has[input_gain]) to.moments = make(a.moments, alive * kMoments);
     for (int r = 0; r < kRoles; ++r)
       back.parameters[r] = const_cast<T*>(given(r, make(a.d_parameters[r], sizes[r])));
-    for (int i = 0; i < 2; ++i) back.last[i] = make(a.d_last[i], B * widths[i]);
-    for (int i = 0; i < 2; ++i) back.first[i] = make(a.d_first[i], B * widths[i]);
+    for (int i = 0; i < drawn; ++i) back.last[i] = make(a.d_last[i], B * widths[i]);
+    for (int i = 0; i < drawn; ++i) back.first[i] = make(a.d_first[i], B * widths[i]);
   }
   ForwardCall<T> forward{};
-  const bool clips = !std::isinf(clip.norm);
   forward.kind = kind, forward.constants = {clips ? 0.4 : INFINITY,
                                             0.3,
                                             clips ? 0.8 : INFINITY,
                                             {{ActivationKind::hard_sigmoid, 0.2, 0.5},
                                              {ActivationKind::softsign, 0, 0},
-                                             {ActivationKind::softplus, 0, 0}}};
+                                             {ActivationKind::softplus, 0, 0}},
+                                            heads};
   forward.L = 1, forward.D = D, forward.H = H, forward.P = P;
   forward.rows = schedule.view(), forward.layers = &layer, forward.threads = 1;
   void* forward_workspace = workspace(use.forward_workspace(forward));

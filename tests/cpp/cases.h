@@ -98,6 +98,10 @@ struct Problem {
       const auto constant = [&] { return draw.byte() / 64.0 - 2; };
       of = {static_cast<ActivationKind>(draw.below(kActivations)), constant(), constant()};
     }
+    for (const ParameterInfo* of = info().parameters; of->name; ++of)
+      if (of->columns == Extent::head)  // as many heads as a divisor of H allows
+        for (constants.heads = 1 + static_cast<int>(draw.below(H)); H % constants.heads;)
+          --constants.heads;
     residual = L > 1 && draw.one_in(3);
     ragged = draw.one_in(2);
     for (Index b = 0; ragged && b < B; ++b)
@@ -140,7 +144,7 @@ struct Problem {
     return of.needs == Needs::bias ? bias : of.needs == Needs::nothing || peephole;
   }
   Index extent(Extent of, Index inputs) const {
-    return naive::extent_of(of, info().gates, H, P, inputs);
+    return naive::extent_of(of, info().gates, H, P, inputs, constants.heads);
   }
   static double bound(Draw& draw) { return std::pow(10.0, draw.byte() / 64.0 - 3); }
 
@@ -212,15 +216,16 @@ struct Problem {
   }
 
   std::string text() const {
-    char line[400];
+    char line[440];
     std::snprintf(
         line, sizeof line,
-        "%s f%d T=%td B=%td I=%td H=%td P=%td cell_clip=%g projection_clip=%g L=%td D=%td "
+        "%s f%d T=%td B=%td I=%td H=%td P=%td heads=%d cell_clip=%g "
+        "projection_clip=%g L=%td D=%td "
         "residual=%d bias=%d state=%d dy=%d dstate=%d "
         "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
         "trace=%d flow_penalty=%g resets=%zu "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
-        info().name, is_double ? 64 : 32, T, B, I, H, P, constants.cell_clip,
+        info().name, is_double ? 64 : 32, T, B, I, H, P, constants.heads, constants.cell_clip,
         constants.projection_clip, L, D, residual, bias, state, dy, dstate, keep, in_place, packed,
         reuse, from_end, dropout.p, clip.step_value, clip.step_norm, clip.value, clip.norm, trace,
         flow_penalty, resets.size(), threads, static_cast<int>(values), layout[0], layout[1],
@@ -556,8 +561,10 @@ std::string run(const Problem& p) {
   for (Layer<T>& layer : ours.layers) {
     if (!p.packed) break;
     Direction<T>& d = layer.direction[0];
-    packed.push_back(nan_room_of(kernels.packed_bytes(p.kind, layer.inputs, p.H, p.P)));
-    kernels.pack(p.kind, d, layer.inputs, p.H, p.P, p.threads, {}, packed.back().get());
+    packed.push_back(
+        nan_room_of(kernels.packed_bytes(p.kind, p.constants, layer.inputs, p.H, p.P)));
+    kernels.pack(p.kind, p.constants, d, layer.inputs, p.H, p.P, p.threads, {},
+                 packed.back().get());
     for (const T*& parameter : d.parameters) parameter = nullptr;
     d.packed = static_cast<const T*>(packed.back().get());
   }

@@ -79,18 +79,55 @@ T* at(const Sequence<T>& s, Index t, Index b) {
   return s.data + t * s.time_stride + b * s.row_stride;
 }
 
-// Row b of a [B, width] state; null stands for zeros.
+// Row b of a [B, width] state; null stands for elements of one value.
 template <class T>
-void set_state(std::vector<T>& to, const T* from, Index b, Index width) {
+void set_state(std::vector<T>& to, const T* from, Index b, Index width, T fresh) {
   if (from) {
     to.assign(from + b * width, from + (b + 1) * width);
   } else {
-    to.assign(width, T(0));
+    to.assign(width, fresh);
   }
 }
 
+// What a state's elements are where a sequence begins.
+template <class Cell, class T>
+T fresh_of(int state) {
+  return static_cast<T>(Cell::info.states[state].fresh);
+}
+
+// A recurrent matrix of blocks on the diagonal: the columns of head n's rows are for its own h.
+//
+// All units of a cache line have equally many terms in their sums, those of other heads with zeros:
+// from the first head that the line touches on, or from so many before the end; as many for each
+// line as the line that touches the most heads needs.
+template <class T>
+struct HeadSums {
+  Index units, size;
+  Index length() const {
+    Index most_heads = 0;
+    for (Index first = 0; first < units; first += kLine<T>) {
+      const Index last = std::min(units, first + kLine<T>) - 1;
+      most_heads = std::max(most_heads, last / size - first / size + 1);
+    }
+    return most_heads * size;
+  }
+  Index first(Index unit, Index length) const {
+    return std::min(unit / kLine<T> * kLine<T> / size * size, units - length);
+  }
+  // to[j] += sum over k of a[k] w[j, k]; of another head w[j, k] is zero. by_column: w[k, j].
+  void add_product(T* to, const T* a, const T* w, bool by_column) const {
+    const Index n = length();
+    for (Index j = 0; j < units; ++j)
+      for (Index i = 0; i < n; ++i) {
+        const Index k = first(j, n) + i;
+        const T w_jk = by_column ? w[k * size + j % size] : w[j * size + k % size];
+        to[j] = multiply_add(a[k], j / size == k / size ? w_jk : T(0), to[j]);
+      }
+  }
+};
+
 // The extent of a shape in a direction of these sizes.
-inline Index extent_of(Extent extent, int gates, Index H, Index P, Index I) {
+inline Index extent_of(Extent extent, int gates, Index H, Index P, Index I, Index heads) {
   switch (extent) {
     case Extent::gates:
       return gates * H;
@@ -100,6 +137,8 @@ inline Index extent_of(Extent extent, int gates, Index H, Index P, Index I) {
       return P;
     case Extent::inputs:
       return I;
+    case Extent::head:
+      return P / heads;
     case Extent::one:
       break;
   }
@@ -207,7 +246,7 @@ template <class Cell, class T>
 struct NaiveForward {
   static constexpr Index G = Cell::gates;
   const Cell& cell;
-  T projection_clip;
+  const CellConstants& constants;
   const Rows& rows;
   Index H, P, I;
   Sequence<const T> x;
@@ -225,8 +264,9 @@ struct NaiveForward {
   }
 
   void row(Index rank, Index b) {
-    set_state(h, d.first[0], b, P);
-    for (int k = 0; k < Cell::carried; ++k) set_state(c[k], d.first[1 + k], b, H);
+    set_state(h, d.first[0], b, P, fresh_of<Cell, T>(0));
+    for (int k = 0; k < Cell::carried; ++k)
+      set_state(c[k], d.first[1 + k], b, H, fresh_of<Cell, T>(1 + k));
     const Index length = rows.length[b];
     for (Index i = 0; i < length; ++i) step(reverse ? length - 1 - i : i, rank, b);
     std::copy_n(h.data(), P, d.last[0] + b * P);
@@ -236,8 +276,8 @@ struct NaiveForward {
 
   void step(Index t, Index rank, Index b) {
     if (rows.is_reset(t, b, reverse)) {
-      h.assign(P, T(0));
-      for (std::vector<T>& state : c) state.assign(H, T(0));
+      h.assign(P, fresh_of<Cell, T>(0));
+      for (int k = 0; k < Cell::carried; ++k) c[k].assign(H, fresh_of<Cell, T>(1 + k));
     }
     const Index place = rows.before[t] + rank, Hp = padded<T>(H);
     if constexpr (Cell::normalizes)
@@ -313,18 +353,21 @@ struct NaiveForward {
     h.assign(P, T(0));
     add_product(h.data(), P, operand.data(), H, d.parameters[projection_matrix], H, Index{1});
     if (d.projected) std::copy_n(h.data(), P, d.projected + place * padded<T>(P));
-    for (T& value : h)
-      value = value < -projection_clip  ? -projection_clip
-              : value > projection_clip ? projection_clip
-                                        : value;
+    const T clip = static_cast<T>(constants.projection_clip);
+    for (T& value : h) value = value < -clip ? -clip : value > clip ? clip : value;
   }
 
   template <int phase_index>
   void phase(const std::vector<T>& recurrent, const T* x_row) {
     constexpr Phase ph = Cell::phase[phase_index];
-    if constexpr (!Cell::elementwise)
-      add_product(&a[ph.first * H], ph.count * H, recurrent.data(), P,
-                  d.parameters[recurrent_matrix] + ph.first * H * P, P, Index{1});
+    const T* const w = d.parameters[recurrent_matrix];
+    if (constants.heads > 1)
+      for (int g = ph.first; g < ph.first + ph.count; ++g)
+        HeadSums<T>{H, H / constants.heads}.add_product(&a[g * H], recurrent.data(),
+                                                        w + g * H * (H / constants.heads), false);
+    else if (!Cell::elementwise)
+      add_product(&a[ph.first * H], ph.count * H, recurrent.data(), P, w + ph.first * H * P, P,
+                  Index{1});
     for (Index j = 0; j < H; j += kLanes<T>) {
       const Index n = H - j;
       ForwardUnit<Vec<T>> u;
@@ -385,7 +428,7 @@ void naive_forward(const Cell& cell, const ForwardCall<T>& call, const Rows& row
     const Sequence<const T> x = input_of(layer, l, call.dropout, rows, workspace);
     for (Index d = 0; d < call.D; ++d)
       NaiveForward<Cell, T>{cell,
-                            static_cast<T>(call.constants.projection_clip),
+                            call.constants,
                             rows,
                             call.H,
                             call.P,
@@ -436,7 +479,7 @@ template <class Cell, class T>
 struct NaiveBackward {
   static constexpr Index G = Cell::gates, slots = Cell::slots;
   const Cell& cell;
-  T projection_clip;
+  const CellConstants& constants;
   const Rows& rows;
   Index H, P, I;
   Sequence<const T> x, y, dy;  // y and dy: this direction's columns
@@ -455,7 +498,7 @@ struct NaiveBackward {
   std::vector<T> operands;     // [alive rows, H] of the projection
   std::vector<T> dz;           // [alive rows, 2 G, H] with layer norm: of both products
   std::vector<T> d_normed;     // [alive rows, 2, H] of LN(c): times n, itself
-  std::vector<T> dh, dc[kMostCarried], direct, d_operand, zeros, whole;
+  std::vector<T> dh, dc[kMostCarried], direct, d_operand, fresh[kMostStates], whole;
 
   void run() {
     da.resize(rows.before.back() * slots * H);
@@ -463,7 +506,9 @@ struct NaiveBackward {
     own_dx.resize(Cell::reads_x ? rows.before.back() * H : 0);
     flow.resize(rows.before.back() * P), whole.resize(P);
     d_projected.resize(rows.before.back() * P), operands.resize(rows.before.back() * H);
-    direct.resize(H), zeros.resize(std::max(H, P));
+    direct.resize(H);
+    for (int s = 0; s < 1 + Cell::carried; ++s)
+      fresh[s].assign(std::max(H, P), fresh_of<Cell, T>(s));
     if (Cell::normalizes) dz.resize(rows.before.back() * 2 * G * H);
     if (Cell::normalizes) d_normed.resize(rows.before.back() * 2 * H);
     for (Index rank = 0; rank < rows.B; ++rank) row(rank, rows.order[rank]);
@@ -483,14 +528,14 @@ struct NaiveBackward {
   bool is_first(Index t, Index b) const { return t == (reverse ? rows.length[b] - 1 : 0); }
   Index before(Index t) const { return reverse ? t + 1 : t - 1; }
   const T* h_before(Index t, Index b) const {
-    if (rows.is_reset(t, b, reverse)) return zeros.data();
+    if (rows.is_reset(t, b, reverse)) return fresh[0].data();
     if (!is_first(t, b)) return at(y, before(t), b);
-    return d.first[0] ? d.first[0] + b * P : zeros.data();
+    return d.first[0] ? d.first[0] + b * P : fresh[0].data();
   }
   const T* c_before(Index k, Index t, Index rank, Index b) const {
-    if (rows.is_reset(t, b, reverse)) return zeros.data();
+    if (rows.is_reset(t, b, reverse)) return fresh[1 + k].data();
     if (!is_first(t, b)) return carried_of(k, before(t), rank);
-    return d.first[1 + k] ? d.first[1 + k] + b * H : zeros.data();
+    return d.first[1 + k] ? d.first[1 + k] + b * H : fresh[1 + k].data();
   }
 
   // What the products with W_ih and W_hh take of a gate.
@@ -509,8 +554,9 @@ struct NaiveBackward {
 
   // ---- through time ----
   void row(Index rank, Index b) {
-    set_state(dh, gradient.last[0], b, P);
-    for (int k = 0; k < Cell::carried; ++k) set_state(dc[k], gradient.last[1 + k], b, H);
+    set_state(dh, gradient.last[0], b, P, T(0));
+    for (int k = 0; k < Cell::carried; ++k)
+      set_state(dc[k], Cell::flows >> k & 1u ? gradient.last[1 + k] : nullptr, b, H, T(0));
     T scale = T(1);  // step_norm's factor of dh, applied when dh is used
     const Index length = rows.length[b];
     for (Index i = 0; i < length; ++i) {
@@ -546,7 +592,8 @@ struct NaiveBackward {
     for (Index j = 0; j < P; ++j) {
       whole[j] = multiply_add(dh[j], scale, dy.data ? at(dy, t, b)[j] : T(0));
       const T h = d.projected ? d.projected[place * padded<T>(P) + j] : T(0);
-      const bool outside = h < -projection_clip || h > projection_clip;
+      const T bound = static_cast<T>(constants.projection_clip);
+      const bool outside = h < -bound || h > bound;
       d_projected[place * P + j] = outside ? T(0) : whole[j];
     }
     d_operand.assign(H, T(0));
@@ -590,7 +637,8 @@ struct NaiveBackward {
       store_n(&direct[j], u.direct, n);
       if constexpr (Cell::projects)
         store_n(&operands[(rows.before[t] + rank) * H + j], u.operand, n);
-      for (int k = 0; k < Cell::carried; ++k) store_n(&dc[k][j], u.dc[k], n);
+      for (int k = 0; k < Cell::carried; ++k)
+        if (Cell::flows >> k & 1u) store_n(&dc[k][j], u.dc[k], n);
     }
   }
 
@@ -685,9 +733,15 @@ struct NaiveBackward {
   template <int phase_index>
   void add_recurrent(Index t, Index rank, std::vector<T>& to) {
     constexpr Phase ph = Cell::phase[phase_index];
-    for (Index g = ph.first; g < ph.first + ph.count; ++g)
-      add_product(to.data(), P, of_product(t, rank, g, true), H,
-                  d.parameters[recurrent_matrix] + g * H * P, Index{1}, P);
+    const Index columns = P / constants.heads;
+    for (Index g = ph.first; g < ph.first + ph.count; ++g) {
+      const T* const da_g = of_product(t, rank, g, true);
+      const T* const w = d.parameters[recurrent_matrix] + g * H * columns;
+      if (constants.heads > 1)
+        HeadSums<T>{H, columns}.add_product(to.data(), da_g, w, true);
+      else
+        add_product(to.data(), P, da_g, H, w, Index{1}, P);
+    }
   }
 
   double norm_of(const std::vector<T>& row) const {
@@ -760,7 +814,9 @@ struct NaiveBackward {
                       I);
           for (Index j = 0; j < H; ++j) {
             add_product(dw_ih + (g * H + j) * I, I, da_x + j, 1, at(x, t, b), 1, 0);
-            if (dw_hh) add_product(dw_hh + (g * H + j) * P, P, da_h + j, 1, operand.data(), 1, 0);
+            const Index n = P / constants.heads;  // columns of dW_hh: h, or j's head's part
+            const T* const seen = operand.data() + (constants.heads > 1 ? j / n * n : 0);
+            if (dw_hh) add_product(dw_hh + (g * H + j) * n, n, da_h + j, 1, seen, 1, 0);
             if (db_ih) db_ih[g * H + j] += own_x[j];
             if (db_hh) db_hh[g * H + j] += own_h[j];
             if constexpr (Cell::normalizes) {
@@ -787,10 +843,10 @@ struct NaiveBackward {
   }
 
   Index rows_of(const ParameterInfo& p) const {
-    return p.times * extent_of(p.rows, Cell::gates, H, P, I);
+    return p.times * extent_of(p.rows, Cell::gates, H, P, I, constants.heads);
   }
   Index columns_of(const ParameterInfo& p) const {
-    return extent_of(p.columns, Cell::gates, H, P, I);
+    return extent_of(p.columns, Cell::gates, H, P, I, constants.heads);
   }
 
   // `value`, and what the joint norm is made of: squares by column, row by row. A bias or gain
@@ -832,7 +888,7 @@ GradientNorm naive_backward(const Cell& cell, const BackwardCall<T>& call, const
       for (Index b = 0; b < rows.B; ++b) std::fill_n(at(gradient.dx, t, b), layer.inputs, T(0));
     for (Index d = 0; d < call.D; ++d) {
       NaiveBackward<Cell, T> naive{cell,
-                                   static_cast<T>(call.constants.projection_clip),
+                                   call.constants,
                                    rows,
                                    call.H,
                                    call.P,
@@ -886,7 +942,8 @@ GradientNorm naive_backward(const Cell& cell, const BackwardCall<T>& call, const
       const DirectionGradient<T>& g = call.gradients[l].direction[d];
       for (const ParameterInfo* p = Cell::info.parameters; p->name; ++p) {
         const auto extent = [&](Extent of) {
-          return extent_of(of, Cell::gates, call.H, call.P, call.layers[l].inputs);
+          return extent_of(of, Cell::gates, call.H, call.P, call.layers[l].inputs,
+                           call.constants.heads);
         };
         T* const values = g.parameters[p->role];
         for (Index i = 0; values && i < p->times * extent(p->rows) * extent(p->columns); ++i)

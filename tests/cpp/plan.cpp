@@ -1,6 +1,6 @@
 // How the core divides calls, for tests/test_plan.py. Each line of the input is a call:
 //
-//   kind  is_double  I  H  P  T  B  L  D  threads
+//   kind  is_double  I  H  P  heads  T  B  L  D  threads
 //
 // and each line of the output says of it: threads, what they share, the steps of a forward's and of
 // a backward's chunk.
@@ -15,13 +15,13 @@ using namespace rnnkern::RNNKERN_ISA;
 namespace {
 
 template <class T>
-void plan(int kind, Index I, Index H, Index P, Index steps, Index B, Index L, Index D,
+void plan(int kind, Index I, Index H, Index P, int heads, Index steps, Index B, Index L, Index D,
           int threads) {
   Layer<T> layer{};
   layer.inputs = I;
   ForwardCall<T> call{};
   call.kind = static_cast<Kind>(kind);
-  call.L = L, call.D = D, call.H = H, call.P = P;
+  call.L = L, call.D = D, call.H = H, call.P = P, call.constants.heads = heads;
   call.rows.T = steps, call.rows.B = B;
   call.layers = &layer;
   call.threads = threads;
@@ -31,9 +31,10 @@ void plan(int kind, Index I, Index H, Index P, Index steps, Index B, Index L, In
     const CellFunctions<T> functions{layout_of<Cell>(), {}, nullptr, nullptr};  // a plan calls none
     const ForwardStack<T> stack(functions, call, arena);
     ForwardWorkspace<T> forward;
-    forward.allocate(arena, functions.layout, call.rows, I, H, P, false, stack.pipeline.chunk);
+    forward.allocate(arena, functions.layout, call.constants, call.rows, I, H, P, false,
+                     stack.pipeline.chunk);
     BackwardWorkspace<T> backward;
-    backward.allocate(arena, functions.layout, call.rows, I, H, P, false, false,
+    backward.allocate(arena, functions.layout, call.constants, call.rows, I, H, P, false, false,
                       stack.pipeline.chunk);
     CancelToken token{};
     Barrier barriers[2];
@@ -50,9 +51,9 @@ void plan(int kind, Index I, Index H, Index P, Index steps, Index B, Index L, In
 }  // namespace
 
 int main() {
-  int kind, is_double, threads;
+  int kind, is_double, heads, threads;
   Index I, H, P, T, B, L, D;
-  while (std::scanf("%d %d %td %td %td %td %td %td %td %d", &kind, &is_double, &I, &H, &P, &T, &B,
-                    &L, &D, &threads) == 10)
-    (is_double ? plan<double> : plan<float>)(kind, I, H, P, T, B, L, D, threads);
+  while (std::scanf("%d %d %td %td %td %d %td %td %td %td %d", &kind, &is_double, &I, &H, &P,
+                    &heads, &T, &B, &L, &D, &threads) == 11)
+    (is_double ? plan<double> : plan<float>)(kind, I, H, P, heads, T, B, L, D, threads);
 }

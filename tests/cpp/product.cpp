@@ -42,7 +42,7 @@ int faults(CancelToken& token, Index rows, Index H, Index K) {
   std::vector<char> room(blocks * G * K * kLanes<T> * sizeof(W) + kLineBytes);
   const auto address = reinterpret_cast<std::uintptr_t>(room.data());
   W* const panels = reinterpret_cast<W*>(address + (-address) % kLineBytes);
-  pack_gates<G>(token, w.data(), 0, H, K, Range{0, blocks}, panels);
+  pack_gates<G>(token, w.data(), 0, H, Heads<T>::of(K, 1), Range{0, blocks}, panels);
 
   // Rows of their own, each on a cache line.
   std::vector<char> more(out.size() * sizeof(T) + bias.size() * sizeof(T) + 2 * kLineBytes);

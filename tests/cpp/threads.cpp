@@ -42,7 +42,9 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
                  {{ActivationKind::sigmoid, 0, 0},
                   {ActivationKind::tanh, 0, 0},
                   {ActivationKind::tanh, 0, 0}}};
-  const Index recurrent = p.has(recurrent_matrix) ? 2 * p.P : 0;
+  for (const ParameterInfo* of = p.info().parameters; of->name; ++of)
+    if (of->columns == Extent::head) p.constants.heads = units_shared ? 5 : 23;  // divisors of H
+  const Index recurrent = p.has(recurrent_matrix) ? 2 * p.P / p.constants.heads : 0;
   p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + recurrent + (p.L - 1) * D * p.P));
   p.clip = {0.5, 0.4, 0.3, 0.2};
   p.dropout.p = 0.25;
@@ -117,9 +119,9 @@ void packed_weights(const Kernels& set, Kind kind) {
   const Direction<T>& weights = inputs.directions[0];
   std::vector<Room> packed;
   for (const int threads : {1, kThreads}) {
-    packed.push_back(room_of(kernels.packed_bytes(p.kind, p.I, p.H, p.P)));
+    packed.push_back(room_of(kernels.packed_bytes(p.kind, p.constants, p.I, p.H, p.P)));
     set_threads(0);
-    kernels.pack(p.kind, weights, p.I, p.H, p.P, threads, {}, packed.back().get());
+    kernels.pack(p.kind, p.constants, weights, p.I, p.H, p.P, threads, {}, packed.back().get());
   }
   std::vector<Outputs<T>> each;
   for (std::size_t i = 0; i < 4; ++i) {

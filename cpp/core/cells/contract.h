@@ -36,7 +36,7 @@
 namespace rnnkern::RNNKERN_ISA {
 
 inline constexpr int kMostGates = 4;
-inline constexpr int kMostSaved = 4;
+inline constexpr int kMostSaved = 5;
 inline constexpr int kMostPhases = 2;
 inline constexpr int kMostVectors = 3;
 
@@ -72,7 +72,7 @@ struct BackwardUnit {
   V c[kMostCarried];          // in
   V x;                        // in, where the cell reads it
   V dh;                       // in: dL/dh, complete; dL/d operand where there is an operand
-  V dc[kMostCarried];         // in: dL/dc; out: dL/dc'
+  V dc[kMostCarried];         // in: dL/dc; out: dL/dc'; of states that a gradient flows through
   V da[kMostGates];           // out: gradient slots of the phase
   V d_vectors[kMostVectors];  // out: what this row and step add to the gradients of `vectors`
   V dx;                       // out, where the cell reads x: what it adds to dL/dx
@@ -140,6 +140,11 @@ struct CellOf {
     while (info.states[1 + n].name) ++n;
     return n;
   }();
+  static constexpr unsigned flows = [] {  // bit k: a gradient flows through carried state k
+    unsigned bits = 0;
+    for (int k = 0; k < carried; ++k) bits |= (info.states[1 + k].flows ? 1u : 0u) << k;
+    return bits;
+  }();
   static constexpr int times(Role role) {  // 0: the cell has no such parameter
     for (const ParameterInfo* p = info.parameters; p->name; ++p)
       if (p->role == role) return p->times;
@@ -182,6 +187,11 @@ struct CellLayout {
     for (const ParameterInfo* p = info->parameters; p->name; ++p)
       if (p->role == role) return true;
     return false;
+  }
+  // A state's elements where a sequence begins.
+  template <class T>
+  T fresh(int state) const {
+    return static_cast<T>(info->states[state].fresh);
   }
 };
 

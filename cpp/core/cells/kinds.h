@@ -7,13 +7,15 @@
 
 namespace rnnkern {
 
-// What the extents of shapes are made of: G*H, H, P, I and 1.
-enum class Extent : int { gates, hidden, outputs, inputs, one };  // the order of stack.h's tables
+// What the extents of shapes are made of: G*H, H, P, I, 1, and P/N, one head's part of h. In the
+// order of stack.h's tables.
+enum class Extent : int { gates, hidden, outputs, inputs, one, head };
 
 // What a parameter does in a cell. Records of parameters are arrays indexed by role.
 enum Role : int {
   input_matrix,       // its product with x gives the input's part of the gates' arguments
-  recurrent_matrix,   // its product with h' gives the recurrent part
+  recurrent_matrix,   // its product with h' gives the recurrent part; P/N columns: of each gate the
+                      // blocks on the diagonal, one a head, which see no other head's h'
   input_bias,         // added to the input's part
   recurrent_bias,     // added to the recurrent part
   projection_matrix,  // its product with the cell's H outputs gives h
@@ -40,10 +42,12 @@ struct ParameterInfo {
 struct StateInfo {
   const char* name;  // null: the end of a list
   Extent width;
+  double fresh = 0;   // its elements where a sequence begins
+  bool flows = true;  // whether a gradient flows through it; otherwise its gradient is zero
 };
 
 // States besides h: elementwise, H wide, carried from step to step.
-inline constexpr int kMostCarried = 1;
+inline constexpr int kMostCarried = 3;
 inline constexpr int kMostStates = 1 + kMostCarried;
 
 struct KindInfo {
@@ -171,6 +175,7 @@ struct CellConstants {
   // (gates, candidate, and of an LSTM c).
   double forward_clip;
   Activation activations[3];
+  int heads = 1;  // N, of a cell with heads
 };
 
 }  // namespace rnnkern

@@ -10,26 +10,84 @@ inline constexpr Index blocks_of(Index n) {
   return ceil_div(n, kLanes<T>);
 }
 
-// Blocks of W^T for forward: block, then panel, then k, then gate of the panel, then unit.
-// w: [.., K], rows gate * H + unit, gates [gate, gate + G).
+// Which part of its operand a unit's rows of a matrix see: all of it, or their own head's.
+//
+// The units of a cache line share one range of the operand: the heads that the line touches. All
+// ranges are as long as the longest, so some hold heads beside these; what a range holds of other
+// heads than a unit's own is multiplied by zeros. All instruction sets cut units into parts of
+// lines, so a unit's chains have the same terms on each of them.
+template <class T>
+struct Heads {
+  Index units;   // of all heads: the operand's length
+  Index size;    // units of one head: the matrix's columns
+  Index length;  // of a range
+
+  static Heads of(Index units, Index count) {
+    Heads heads{units, units / count, units / count};
+    if (count == 1 || heads.size % kLine<T> == 0) return heads;
+    for (Index first = 0; first < units; first += kLine<T>) {
+      const Index last = least(units, first + kLine<T>) - 1;
+      const Index touched = last / heads.size - first / heads.size + 1;
+      heads.length = most(heads.length, touched * heads.size);
+    }
+    return heads;
+  }
+  bool is_one() const { return size == units; }
+  Index count() const { return units / size; }
+
+  // Where the range of a block's line begins.
+  Index range_of(Index block) const {
+    if (is_one()) return 0;
+    const Index unit = block * kLanes<T> / kLine<T> * kLine<T>;
+    return least(unit / size * size, units - length);
+  }
+  // The first block after `block`, up to `end`, of another range.
+  Index next_range(Index block, Index end) const {
+    const Index first = range_of(block);
+    if (first == units - length) return end;
+    return least(end, padded<T>(first + size) / kLanes<T>);
+  }
+  // A vector from k on of what a row of the matrix holds for the operand, zeros for other heads and
+  // past the end.
+  Vec<T> row(const T* w, Index row, Index unit, Index k) const {
+    const T* const of_head = w + row * size;
+    if (is_one()) return load_n(of_head + k, size - k);
+    const Index first = unit / size * size;
+    if (k >= first)
+      return k < first + size ? load_n(of_head + k - first, first + size - k) : Vec<T>{};
+    alignas(RNNKERN_VECTOR_BYTES) T part[kLanes<T>] = {};
+    for (Index i = first - k; i < least(kLanes<T>, first + size - k); ++i)
+      part[i] = of_head[k + i - first];
+    return load<T>(part);
+  }
+};
+
+// Blocks of W^T for forward: block, then panel, then k of the block's range, then gate of the
+// panel, then unit. w: [.., head size], rows gate * H + unit, gates [gate, gate + G).
 template <int G, class T, class W>
-void pack_gates(CancelToken& token, const T* w, int gate, Index H, Index K, Range blocks, W* out) {
+void pack_gates(CancelToken& token, const T* w, int gate, Index H, const Heads<T>& heads,
+                Range blocks, W* out) {
   constexpr Index lanes = kLanes<T>, NV = kPanel<G>;
-  for (Index block = blocks.first; block < blocks.last; ++block)
+  const Index K = heads.length;
+  for (Index block = blocks.first; block < blocks.last; ++block) {
+    const Index range = heads.range_of(block);
     for (Index first = 0; first < G; first += NV) {
       W* panel = out + (block * G + first) * K * lanes;
       for (Index k = 0; k < K; k += lanes)
         for (Index g = 0; g < NV; ++g) {
-          const T* from = w + ((gate + first + g) * H + block * lanes) * K + k;
+          const Index row = (gate + first + g) * H;
           Vec<T> v[lanes];
-          for (Index i = 0; i < lanes; ++i)
-            v[i] = block * lanes + i < H ? load_n(from + i * K, K - k) : Vec<T>{};
+          for (Index i = 0; i < lanes; ++i) {
+            const Index unit = block * lanes + i;
+            v[i] = unit < H ? heads.row(w, row + unit, unit, range + k) : Vec<T>{};
+          }
           transpose<T>(v);
           for (Index i = 0; i < least(lanes, K - k); ++i)
             store_panel<T>(panel + ((k + i) * NV + g) * lanes, v[i]);
         }
       if (!go_on(token, NV * K)) return;
     }
+  }
 }
 
 // Column blocks of a row-major matrix: block, then row, then column in the block.
@@ -46,6 +104,24 @@ void pack_columns(CancelToken& token, const Row& row, Index rows, Index columns,
       store_panel<T>(to + k * lanes, from ? load_n(from + block * lanes, left) : Vec<T>{});
     }
     if (!go_on(token, rows)) return;
+  }
+}
+
+// The same of `gates` gates' blocks on the diagonal: of each gate the rows in the block's range.
+// w: [gates * units, head size]; out: [blocks, gates, range, lanes].
+template <class T, class W>
+void pack_columns(CancelToken& token, const T* w, const Heads<T>& heads, Index gates, Range blocks,
+                  W* out) {
+  constexpr Index lanes = kLanes<T>;
+  for (Index block = blocks.first; block < blocks.last; ++block) {
+    const Index range = heads.range_of(block);
+    W* to = out + block * gates * heads.length * lanes;
+    for (Index g = 0; g < gates; ++g)
+      for (Index i = 0; i < heads.length; ++i, to += lanes) {
+        const Index unit = range + i;
+        store_panel<T>(to, heads.row(w, g * heads.units + unit, unit, block * lanes));
+      }
+    if (!go_on(token, gates * heads.length)) return;
   }
 }
 

@@ -37,9 +37,10 @@ struct BackwardWorkspace {
   static constexpr Index rows_at_once = 512;
   const CellLayout* cell;
   Index H, P;
+  Heads<T> heads;
   Index chunk = 0;      // steps
   Index most_rows = 0;  // of a chunk
-  T* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates * H, lanes]
+  T* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates, range of H, lanes]
   T* input;             // W_ih in columns: [blocks of I, G * H, lanes]
   T* projection;        // W_hr in columns: [blocks of H, P, lanes]
   T* vectors;           // [packed_vectors, padded H]
@@ -48,12 +49,12 @@ struct BackwardWorkspace {
   T* d_operand;         // [B, padded H] of phase 1, or of the projection
   T* scale;             // [B] step_norm's factor of dh
   T* dh_full;           // [B, padded P] dL/dh of the step, for the trace
-  T* zeros;             // [padded H], h' and c' of rows without a state before
+  T* fresh;             // [states, padded H], of rows without a state before
   T* da;                // [chunk rows, da_row_size]
   T* da_lines;          // of it what is summed, by lines: [summed_size / line, chunk rows, line]
   T* sums;              // [B, kMoments] of layer norm: what stands beside the moments
   T* x;                 // [blocks of I, chunk rows, lanes]
-  T* h;                 // [blocks of P, chunk rows, lanes] h' of each row
+  T* h;                 // [heads, blocks of a head's h, chunk rows, lanes] h' of each row
   T* projected;         // [chunk rows, padded H] the projection's operand of each row
   T* operand;           // [blocks of H, chunk rows, lanes] of phase 1, or of the projection
   T* flow;              // [chunk rows, padded H] what flow_penalty adds to h' in dW_hh
@@ -87,17 +88,22 @@ struct BackwardWorkspace {
     return squares + square_rows_before(role) * kSquareLanes<T>;
   }
 
+  // What a unit's row of W_hh has columns for: h, or its head's part.
+  Index head_width() const { return heads.is_one() ? P : heads.size; }
+
   // most_steps: of a chunk.
-  void allocate(Arena& arena, const CellLayout& of, const Schedule& s, Index I, Index hidden,
-                Index outputs, bool traced, bool penalized, Index most_steps) {
-    cell = &of, H = hidden, P = outputs;
+  void allocate(Arena& arena, const CellLayout& of, const CellConstants& constants,
+                const Schedule& s, Index I, Index hidden, Index outputs, bool traced,
+                bool penalized, Index most_steps) {
+    cell = &of, H = hidden, P = outputs, heads = Heads<T>::of(H, constants.heads);
     constexpr Index lanes = kLanes<T>;
     const Index G = of.gates, Hp = padded<T>(H), Pp = padded<T>(P), row = da_row_size();
     const Index hidden_lanes = blocks_of<T>(H) * lanes, input_lanes = blocks_of<T>(I) * lanes;
     const Index output_lanes = blocks_of<T>(P) * lanes;
+    const Index head_lanes = heads.count() * blocks_of<T>(head_width()) * lanes;
     chunk = most(1, least(least(s.T, most_steps), rows_at_once / most(1, s.B)));
     most_rows = chunk * s.B;
-    recurrent = arena.allocate<T>(of.elementwise ? 0 : output_lanes * G * H);
+    recurrent = arena.allocate<T>(of.elementwise ? 0 : output_lanes * G * heads.length);
     input = arena.allocate<T>(input_lanes * G * H);
     projection = arena.allocate<T>(of.projects ? hidden_lanes * P : 0);
     vectors = arena.allocate<T>(packed_vectors(of) * Hp);
@@ -106,12 +112,12 @@ struct BackwardWorkspace {
     d_operand = arena.allocate<T>(of.has_operand() ? s.B * Hp : 0);
     scale = arena.allocate<T>(s.B);
     dh_full = arena.allocate<T>(traced ? s.B * Pp : 0);
-    zeros = arena.allocate<T>(Hp);
+    fresh = arena.allocate<T>((1 + of.carried) * Hp);
     da = arena.allocate<T>(most_rows * row);
     da_lines = arena.allocate<T>(most_rows * summed_size());
     sums = arena.allocate<T>(of.normalizes ? s.B * kMoments : 0);
     x = arena.allocate<T>(input_lanes * most_rows);
-    h = arena.allocate<T>(of.elementwise ? 0 : output_lanes * most_rows);
+    h = arena.allocate<T>(of.elementwise ? 0 : head_lanes * most_rows);
     projected = arena.allocate<T>(of.projects ? most_rows * Hp : 0);
     operand = arena.allocate<T>(of.has_operand() ? hidden_lanes * most_rows : 0);
     flow = arena.allocate<T>(penalized ? most_rows * Hp : 0);
@@ -120,7 +126,7 @@ struct BackwardWorkspace {
   }
   // Gates before the phase's own, in columns of `recurrent`.
   T* columns(int phase) const {
-    return recurrent + blocks_of<T>(P) * kLanes<T> * cell->phase[phase].first * H;
+    return recurrent + blocks_of<T>(P) * kLanes<T> * cell->phase[phase].first * heads.length;
   }
 };
 
@@ -193,18 +199,19 @@ struct Backward {
   }
   const T* h_before(Index t, Index r) const {
     const Index before = step_before(t, r), caller = row_of(rows, r);
-    if (is_reset(rows, t, r, reverse)) return workspace.zeros;
+    if (is_reset(rows, t, r, reverse)) return workspace.fresh;
     if (before >= 0) return y.data + before * y.time_stride + caller * y.row_stride;
-    return d.first[0] ? d.first[0] + caller * P : workspace.zeros;
+    return d.first[0] ? d.first[0] + caller * P : workspace.fresh;
   }
   const T* carried_row(Index k, Index t, Index r) const {
     return d.carried + ((rows_before(rows, t) + r) * cell.carried + k) * padded<T>(H);
   }
   const T* c_before(Index k, Index t, Index r) const {
     const Index before = step_before(t, r);
-    if (is_reset(rows, t, r, reverse)) return workspace.zeros;
+    const T* const fresh = workspace.fresh + (1 + k) * padded<T>(H);
+    if (is_reset(rows, t, r, reverse)) return fresh;
     if (before >= 0) return carried_row(k, before, r);
-    return d.first[1 + k] ? d.first[1 + k] + row_of(rows, r) * H : workspace.zeros;
+    return d.first[1 + k] ? d.first[1 + k] + row_of(rows, r) * H : fresh;
   }
 
   // ---- before and after time -----------------------------------------------------------------
@@ -217,8 +224,12 @@ struct Backward {
     };
     for (int p = 0; p < cell.phases && !cell.elementwise; ++p) {
       const Phase ph = cell.phase[p];
-      pack(d.parameters[recurrent_matrix] + ph.first * H * P, ph.count * H, P,
-           workspace.columns(p));
+      const T* const w = d.parameters[recurrent_matrix] + ph.first * H * workspace.head_width();
+      if (workspace.heads.is_one())
+        pack(w, ph.count * H, P, workspace.columns(p));
+      else
+        pack_columns(*all.token, w, workspace.heads, ph.count, all.share_of(blocks_of<T>(P)),
+                     workspace.columns(p));
     }
     pack(d.parameters[input_matrix], cell.gates * H, I, workspace.input);
     if (cell.projects) pack(d.parameters[projection_matrix], P, H, workspace.projection);
@@ -229,15 +240,16 @@ struct Backward {
 
   void load_initial_state(const WorkShare& part, bool accumulate) const {
     const auto start = [&](int state, Index width, Range blocks, T* to, Index r) {
-      const T* const given = gradient.last[state];
+      const T* const given = cell.info->states[state].flows ? gradient.last[state] : nullptr;
       const Index caller = row_of(rows, r) * width, end = least(width, blocks.last * kLanes<T>);
       for (Index j = blocks.first * kLanes<T>; j < end; ++j) {
         to[r * padded<T>(width) + j] = given ? given[caller + j] : T(0);
       }
     };
     const Index end = least(H, part.blocks.last * kLanes<T>);
-    for (Index j = part.blocks.first * kLanes<T>; part.rows.first == 0 && j < end; ++j)
-      workspace.zeros[j] = T(0);
+    for (int s = 0; part.rows.first == 0 && s < 1 + cell.carried; ++s)
+      for (Index j = part.blocks.first * kLanes<T>; j < end; ++j)
+        workspace.fresh[s * padded<T>(H) + j] = cell.template fresh<T>(s);
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
       if (part.blocks.first == 0) workspace.scale[r] = accumulate ? gradient.scale[r] : T(1);
       start(0, P, outputs(part), workspace.dh, r);
@@ -433,8 +445,7 @@ struct Backward {
   void recurrent(int phase, const WorkShare& part, Index t, Index n, bool backwards) const {
     const Phase ph = cell.phase[phase];
     const Index Hp = padded<T>(H);
-    Depth depth{ph.count, H, 1, {}};
-    for (int g = 0; g < ph.count; ++g) depth.start[g] = cell.recurrent_slot[ph.first + g] * Hp;
+    const Range blocks = outputs(part);
     const bool to_h = phase == 0;
     T* const to = to_h ? workspace.dh : workspace.d_operand;
     const Index width = padded<T>(P);  // of `to`: a cell of two phases has P = H
@@ -442,10 +453,16 @@ struct Backward {
       row_ptrs.a[i] = da_row(t, part.rows.first + i);
       row_ptrs.to[i] = to + (part.rows.first + i) * width;
     }
-    product<1>(*part.team.token, n, row_ptrs.a, depth,
-               static_cast<const T*>(workspace.columns(phase)), outputs(part), backwards,
-               Target<T>{row_ptrs.to, nullptr, !to_h || cell.projects, false, width},
-               [](Index, int) {});
+    for (Index first = blocks.first, end; first < blocks.last; first = end) {
+      end = workspace.heads.next_range(first, blocks.last);
+      Depth depth{ph.count, workspace.heads.length, 1, {}};
+      for (int g = 0; g < ph.count; ++g)
+        depth.start[g] = cell.recurrent_slot[ph.first + g] * Hp + workspace.heads.range_of(first);
+      product<1>(*part.team.token, n, row_ptrs.a, depth,
+                 static_cast<const T*>(workspace.columns(phase)), Range{first, end}, backwards,
+                 Target<T>{row_ptrs.to, nullptr, !to_h || cell.projects, false, width},
+                 [](Index, int) {});
+    }
   }
 
   // Nothing goes back over a reset.
@@ -524,13 +541,23 @@ struct Backward {
     into_panels(all, inputs, kLanes<T>, I, workspace.x, [&](Index t, Index r) {
       return x.data + t * x.time_stride + row_of(rows, r) * x.row_stride;
     });
-    if (!cell.elementwise)
-      into_panels(all, all.share_of(blocks_of<T>(P)), kLanes<T>, P, workspace.h,
-                  [&](Index t, Index r) { return h_before(t, r); });
+    if (!cell.elementwise) gather_h(all);
     if (cell.projects)
       into_panels(all, hidden, kLanes<T>, H, workspace.operand,
                   [&](Index t, Index r) { return projected_row(t, r); });
     if (cell.phases > 1 || flow_penalty != 0.0) change_h(all, hidden);
+  }
+
+  void gather_h(const Team& all) const {
+    const Heads<T>& heads = workspace.heads;
+    const Index width = workspace.head_width(), panels = blocks_of<T>(width);
+    const Range mine = heads.is_one() ? Range{0, 1} : all.share_of(heads.count());
+    for (Index head = mine.first; head < mine.last; ++head) {
+      T* const out = workspace.h + head * panels * kLanes<T> * chunk_rows();
+      into_panels(all, heads.is_one() ? all.share_of(panels) : Range{0, panels}, kLanes<T>, width,
+                  out, [&](Index t, Index r) { return h_before(t, r) + head * width; });
+      if (all.stopped()) return;
+    }
   }
 
   // Some panels of a matrix whose rows are row(t, r): out is [panels, chunk rows, width]. Panel by
@@ -587,14 +614,14 @@ struct Backward {
       matrix(all, mine, rows_of_dw, operand, columns, gradient.parameters[role],
              workspace.squares_of(role), first, last);
     };
-    add(input_matrix, units, {cell.input_slot, 0, G, H}, workspace.x, I);
+    add(input_matrix, units, {cell.input_slot, 0, G, H, H}, workspace.x, I);
     for (int p = 0; p < cell.phases && !cell.elementwise; ++p)
       add(recurrent_matrix, units,
-          {cell.recurrent_slot, cell.phase[p].first, cell.phase[p].count, H},
-          p == 0 ? workspace.h : workspace.operand, P);
+          {cell.recurrent_slot, cell.phase[p].first, cell.phase[p].count, H, workspace.heads.size},
+          p == 0 ? workspace.h : workspace.operand, workspace.head_width());
     if (cell.projects) {
       const int behind_all = static_cast<int>(workspace.slots());
-      add(projection_matrix, all.share_of(P), {&behind_all, 0, 1, P}, workspace.operand, H);
+      add(projection_matrix, all.share_of(P), {&behind_all, 0, 1, P, P}, workspace.operand, H);
     }
     const auto add_column_sums = [&](Role role, int count, const int* slot) {
       column_sums(all, all.share_of(count), slot, gradient.parameters[role],
@@ -622,10 +649,11 @@ struct Backward {
   static constexpr Index units_at_once = 128;
 
   // The rows of a matrix's gradient that one product adds to: those of gates [gate, gate + count),
-  // `width` each, with dL/da in the slots of these gates.
+  // `width` each, with dL/da in the slots of these gates. Of each gate, every `head` rows have
+  // another operand.
   struct MatrixRows {
     const int* slot;
-    Index gate, count, width;
+    Index gate, count, width, head;
   };
 
   // dW[unit, column] += sum over the chunk's rows of da[row, unit] operand[row, column], for the
@@ -637,11 +665,17 @@ struct Backward {
     Index size;
     for (Index from = most(units.first, of.gate * of.width); from < end; from += size) {
       size = least(units_at_once, end - from);
+      const T* of_head = operand;
+      if (of.head != of.width) {
+        const Index unit = from % of.width;
+        size = least(size, of.head - unit % of.head);
+        of_head += unit / of.head * blocks_of<T>(columns) * kLanes<T> * n;
+      }
       for (Index i = 0; i < size; ++i) {
         row_ptrs.a[i] = da_column(of.slot[(from + i) / of.width], (from + i) % of.width);
         row_ptrs.to[i] = out + (from + i) * columns;
       }
-      product<1>(*all.token, size, row_ptrs.a, Depth{1, n, kLine<T>, {0}}, operand,
+      product<1>(*all.token, size, row_ptrs.a, Depth{1, n, kLine<T>, {0}}, of_head,
                  Range{0, blocks_of<T>(columns)}, false,
                  Target<T>{row_ptrs.to, nullptr, first, false, columns}, [&](Index block, int np) {
                    if (!last) return;

@@ -142,7 +142,8 @@ struct CellMaths {
     for (int k = 0; k < Cell::saved; ++k)
       __builtin_prefetch(row.saved + (s.ahead * Cell::saved + k) * Hp + j);
     for (int k = 0; k < Cell::carried; ++k)
-      __builtin_prefetch(row.c_before[k] + s.ahead * Cell::carried * Hp + j);
+      if (Cell::flows >> k & 1u)
+        __builtin_prefetch(row.c_before[k] + s.ahead * Cell::carried * Hp + j);
     if (row.dy) __builtin_prefetch(row.dy + s.ahead * s.dy_row + j);
   }
 
@@ -169,7 +170,7 @@ struct CellMaths {
     for (int k = 0; k < Cell::carried; ++k) {
       u.c[k] = load_each<T, U>(at(row.c[k]));
       u.c_before[k] = load_each<T, U>(at(row.c_before[k]), left);
-      u.dc[k] = load_each<T, U>(at(row.dc[k]));
+      if (Cell::flows >> k & 1u) u.dc[k] = load_each<T, U>(at(row.dc[k]));
     }
     if constexpr (completes_dh) {
       U from_y{};
@@ -190,7 +191,8 @@ struct CellMaths {
       store_each<T>(at(row.projected), u.operand);
     else
       store_each<T>(at(row.dh), u.direct);
-    for (int k = 0; k < Cell::carried; ++k) store_each<T>(at(row.dc[k]), u.dc[k]);
+    for (int k = 0; k < Cell::carried; ++k)
+      if (Cell::flows >> k & 1u) store_each<T>(at(row.dc[k]), u.dc[k]);
   }
   static V scaled_sum(V dh, V scale, V from_y) { return fma(dh, scale, from_y); }
   static Pair<V> scaled_sum(Pair<V> dh, V scale, Pair<V> from_y) {

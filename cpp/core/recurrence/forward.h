@@ -10,8 +10,10 @@ template <class T>
 struct ForwardWeights {
   const CellLayout* cell;
   Index H, P;
+  Heads<T> heads;
   T* input;       // [blocks of H, I, G, lanes]
-  T* recurrent;   // phases one behind the other: [blocks of H, P, gates of the phase, lanes]
+  T* recurrent;   // phases one behind the other: [blocks of H, range of P, gates of the phase,
+                  // lanes]
   T* projection;  // [blocks of P, H, lanes]
   T* bias;        // [G, padded H] what the input's product starts from
   T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
@@ -19,11 +21,12 @@ struct ForwardWeights {
   // [G] where a gate's sums stand in a row of z: the input's, the recurrent ones.
   Index *input_place, *recurrent_place;
 
-  void allocate(Arena& arena, const CellLayout& of, Index I, Index hidden, Index outputs) {
-    cell = &of, H = hidden, P = outputs;
+  void allocate(Arena& arena, const CellLayout& of, const CellConstants& constants, Index I,
+                Index hidden, Index outputs) {
+    cell = &of, H = hidden, P = outputs, heads = Heads<T>::of(P, constants.heads);
     const Index width = blocks_of<T>(H) * kLanes<T> * of.gates;
     input = arena.allocate<T>(width * I);
-    recurrent = arena.allocate<T>(of.elementwise ? 0 : width * P);
+    recurrent = arena.allocate<T>(of.elementwise ? 0 : width * heads.length);
     projection = arena.allocate<T>(of.projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
     bias = arena.allocate<T>(of.gates * padded<T>(H));
     bias_hh = arena.allocate<T>(of.gates * padded<T>(H));
@@ -32,25 +35,25 @@ struct ForwardWeights {
     recurrent_place = arena.allocate<Index>(kMostGates);
   }
   T* panels(int phase) const {
-    return recurrent + blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * P;
+    return recurrent + blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * heads.length;
   }
   void pack(const CellFunctions<T>& functions, const Direction<T>& d, Index I,
             const Team& team) const {
     const Range blocks = team.share_of(blocks_of<T>(H));
     CancelToken& token = *team.token;
     const int G = cell->gates;
-    const auto gates = [&](const T* w, int first, int count, Index depth, T* out) {
+    const auto gates = [&](const T* w, int first, int count, const Heads<T>& of, T* out) {
       with_gates(count, [&](auto n) {
-        pack_gates<decltype(n)::value>(token, w, first, H, depth, blocks, out);
+        pack_gates<decltype(n)::value>(token, w, first, H, of, blocks, out);
       });
     };
-    gates(d.parameters[input_matrix], 0, G, I, input);
+    gates(d.parameters[input_matrix], 0, G, Heads<T>::of(I, 1), input);
     for (int p = 0; p < cell->phases && !cell->elementwise; ++p)
-      gates(d.parameters[recurrent_matrix], cell->phase[p].first, cell->phase[p].count, P,
+      gates(d.parameters[recurrent_matrix], cell->phase[p].first, cell->phase[p].count, heads,
             panels(p));
     if (cell->projects)
-      pack_gates<1>(token, d.parameters[projection_matrix], 0, P, H, team.share_of(blocks_of<T>(P)),
-                    projection);
+      pack_gates<1>(token, d.parameters[projection_matrix], 0, P, Heads<T>::of(H, 1),
+                    team.share_of(blocks_of<T>(P)), projection);
     if (team.index != 0) return;
     for (int g = 0; g < G; ++g) {
       input_place[g] = cell->input_slot[g] * padded<T>(H);
@@ -85,12 +88,12 @@ struct ForwardWorkspace {
   Index chunk = 0;  // steps
 
   // most_steps: of a chunk.
-  void allocate(Arena& arena, const CellLayout& cell, const Schedule& s, Index I, Index H, Index P,
-                bool packed, Index most_steps) {
+  void allocate(Arena& arena, const CellLayout& cell, const CellConstants& constants,
+                const Schedule& s, Index I, Index H, Index P, bool packed, Index most_steps) {
     const Index row = padded<T>(H) * row_slots(cell);
     const Index rows = most(z_rows, z_bytes / (row * static_cast<Index>(sizeof(T))));
     chunk = most(1, least(least(s.T, most_steps), rows / most(1, s.B)));
-    if (!packed) weights.allocate(arena, cell, I, H, P);
+    if (!packed) weights.allocate(arena, cell, constants, I, H, P);
     for (T*& half : h) half = arena.allocate<T>(s.B * padded<T>(P));
     c = arena.allocate<T>(cell.carried * s.B * padded<T>(H));
     operand = arena.allocate<T>(cell.has_operand() ? s.B * padded<T>(H) : 0);
@@ -108,7 +111,7 @@ struct ForwardRowPointers {
   const T** h[2];     // [B]
   const T** operand;  // [B]
   T** projected;      // [B] where the projection of the step at hand goes
-  T* zeros;           // [padded P] the state before a row's reset
+  T* fresh;           // [padded P] h before a step that resets the row
   T* kept;            // [B] of the step at hand: 0 where a row's state before was reset, else 1
   void allocate(Arena& arena, Index chunk, Index B, Index P) {
     x = arena.allocate<const T*>(chunk * B);
@@ -117,7 +120,7 @@ struct ForwardRowPointers {
     for (const T**& half : h) half = arena.allocate<const T*>(B);
     operand = arena.allocate<const T*>(B);
     projected = arena.allocate<T*>(B);
-    zeros = arena.allocate<T>(padded<T>(P));
+    fresh = arena.allocate<T>(padded<T>(P));
     kept = arena.allocate<T>(B);
   }
 };
@@ -214,7 +217,8 @@ struct Forward {
     const auto start = [&](int state, Index width, Index stride, Range blocks, T* to, Index r) {
       const Index caller = row_of(rows, r) * width, end = least(width, blocks.last * kLanes<T>);
       for (Index j = blocks.first * kLanes<T>; j < end; j += kLanes<T>) {
-        const V v = d.first[state] ? load_n(d.first[state] + caller + j, end - j) : V{};
+        const V v = d.first[state] ? load_n(d.first[state] + caller + j, end - j)
+                                   : splat(cell.template fresh<T>(state));
         store(to + r * stride + j, v);
         if (r >= started) store_n(d.last[state] + caller + j, v, end - j);  // no step will
       }
@@ -230,7 +234,7 @@ struct Forward {
       if (!part.team.worked(kRowOperations + own.size())) return;
     }
     if (rows.resets)
-      for (Index j = 0; j < Pp; ++j) row_ptrs.zeros[j] = T(0);
+      for (Index j = 0; j < Pp; ++j) row_ptrs.fresh[j] = cell.template fresh<T>(0);
     if (!rows.count) return;
     const Index from = own.first * kLanes<T>, to = least(P, own.last * kLanes<T>);
     for (Index t = 0; t < rows.T; ++t)  // outputs behind a row's end
@@ -296,22 +300,24 @@ struct Forward {
   // The team meets where a product is to read what all of its threads have written. False: leave.
   bool meet() const { return cell.elementwise ? !part.team.stopped() : part.team.wait(); }
 
-  // Rows whose state before step t is zero: the product reads it elsewhere, for other threads'
+  // Rows whose state before step t is fresh: the product reads it elsewhere, for other threads'
   // units of h' are not this thread's to write.
   void reset(Index t, Index n) const {
     if (!rows.resets) return;
     const Index Hp = padded<T>(H), Pp = padded<T>(P);
-    const auto clear = [](T* row, Range blocks) {
-      for (Index j = blocks.first * kLanes<T>; j < blocks.last * kLanes<T>; ++j) row[j] = T(0);
+    const auto clear = [&](int state, T* row, Range blocks) {
+      const V fresh = splat(cell.template fresh<T>(state));
+      for (Index j = blocks.first * kLanes<T>; j < blocks.last * kLanes<T>; j += kLanes<T>)
+        store(row + j, fresh);
     };
     for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
       const bool resets = is_reset(rows, t, r, reverse);
-      row_ptrs.h[now][r] = resets ? row_ptrs.zeros : workspace.h[now] + r * Pp;
+      row_ptrs.h[now][r] = resets ? row_ptrs.fresh : workspace.h[now] + r * Pp;
       row_ptrs.kept[r] = resets ? T(0) : T(1);
       if (!resets) continue;
-      clear(workspace.h[now] + r * Pp, outputs());
+      clear(0, workspace.h[now] + r * Pp, outputs());
       for (int k = 0; k < cell.carried; ++k)
-        clear(workspace.c + (k * rows.B + r) * Hp, part.blocks);
+        clear(1 + k, workspace.c + (k * rows.B + r) * Hp, part.blocks);
     }
   }
 
@@ -411,22 +417,24 @@ struct Forward {
         false,          Hp,      weights.recurrent_place + cell.phase[index].first};
     const T* const* const a = (index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + first;
     const T* const panels = weights.panels(index);
-    const Depth depth{1, P, 1, {0}};
     const bool backwards = from_end != (now == 1);
-    if (cell.normalizes) {
-      product<G>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
-                 [](Index, int) {});
-      return normalized(s, n);
+    for (Index first_block = blocks.first, end; first_block < blocks.last; first_block = end) {
+      end = weights.heads.next_range(first_block, blocks.last);
+      const Range of_range{first_block, end};
+      const Depth depth{1, weights.heads.length, 1, {weights.heads.range_of(first_block)}};
+      if (cell.normalizes)
+        product<G>(*part.team.token, n, a, depth, panels, of_range, backwards, target,
+                   [](Index, int) {});
+      else if (n == 1)
+        one_row_product<G>(*part.team.token, a, depth, panels, of_range, backwards, target,
+                           [&](const TileCall<T>& call, Index block, int np) {
+                             maths.tile[tile_index(np)](s, call, block);
+                           });
+      else
+        product<G>(*part.team.token, n, a, depth, panels, of_range, backwards, target,
+                   [&](Index block, int np) { maths.forward(s, n, block, np); });
     }
-    if (n == 1)
-      one_row_product<G>(*part.team.token, a, depth, panels, blocks, backwards, target,
-                         [&](const TileCall<T>& call, Index block, int np) {
-                           maths.tile[tile_index(np)](s, call, block);
-                         });
-    else
-      product<G>(*part.team.token, n, a, depth, panels, blocks, backwards, target,
-                 [&](Index block, int np) { maths.forward(s, n, block, np); });
-    return true;
+    return cell.normalizes ? normalized(s, n) : true;
   }
 };
 

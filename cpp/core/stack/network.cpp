@@ -28,6 +28,8 @@ Index Sizes::extent(Extent of, Index layer) const {
       return P;
     case Extent::inputs:
       return inputs(layer);
+    case Extent::head:
+      return P / constants.heads;
     case Extent::one:
       break;
   }
@@ -152,14 +154,15 @@ class PackedWeights {
   PackedWeights(const TypedKernels<T>& use, const Sizes& s, const Weights<T>& weights, bool wanted)
       : use_(use), s_(s), weights_(weights) {
     for (Index i = 0; wanted && i < s.count() * s.L; ++i)  // one direction: two are never cut
-      blocks_.push_back(block<char>(use.packed_bytes(s.kind, s.inputs(i % s.L), s.H, s.P)));
+      blocks_.push_back(
+          block<char>(use.packed_bytes(s.kind, s.constants, s.inputs(i % s.L), s.H, s.P)));
   }
   void pack(ThrottledPoll& poll) const {
     for (std::size_t i = 0; i < blocks_.size() && poll.go_on(); ++i) {
       const Index layer = static_cast<Index>(i) % s_.L, member = static_cast<Index>(i) / s_.L;
       Direction<T> d{};
       weights_.fill(d, layer, 0, member);
-      use_.pack(s_.kind, d, s_.inputs(layer), s_.H, s_.P, threads(), poll.interrupt(),
+      use_.pack(s_.kind, s_.constants, d, s_.inputs(layer), s_.H, s_.P, threads(), poll.interrupt(),
                 blocks_[i].get());
     }
   }
@@ -311,7 +314,7 @@ struct ForwardRun<T>::Plan {
     workspace = block<char>(calls.workspaces(use.forward_workspace(calls.of(0))));
   }
 
-  // The tape's copy of a first state; one of zeros needs none without segments.
+  // The tape's copy of a first state; a fresh one needs none without segments.
   void keep_first_state(Index k) {
     if (!keeps || (!first.part[k] && segments.count == 1)) return;
     const Index size = tape.state_size(k);
@@ -319,7 +322,7 @@ struct ForwardRun<T>::Plan {
     if (first.part[k])
       std::copy_n(first.part[k], size, tape.states[k].get());
     else
-      std::fill_n(tape.states[k].get(), size, T(0));
+      std::fill_n(tape.states[k].get(), size, s.fresh<T>(k));
   }
 
   // The states before segment i; before the first the caller's.

@@ -36,6 +36,11 @@ struct Sizes {
   Index channels() const { return D * P; }  // of a layer's outputs
   Index extent(Extent of, Index layer) const;
   Index width(Index state) const { return extent(info().states[state].width, 0); }
+  // A state's elements where a sequence begins.
+  template <class T>
+  T fresh(Index state) const {
+    return static_cast<T>(info().states[state].fresh);
+  }
   // Whether the tape needs h before its clip.
   bool clips_projection() const;
   Index count() const { return members ? members : 1; }
@@ -63,7 +68,8 @@ struct MemberSequence {
   }
 };
 
-// The states of all layers and members, [L * D, members, B, width] each; null: none, or zeros.
+// The states of all layers and members, [L * D, members, B, width] each; null: none, or fresh ones;
+// of gradients zeros.
 template <class T>
 struct States {
   T* part[kMostStates] = {};
@@ -105,7 +111,7 @@ struct TapeRecord {
   std::vector<Record<T>> records;
   Index segment = 0;
   Block<T> states[kMostStates];  // [segments, L * D, E, B, width], the first the initial states;
-                                 // null: zeros
+                                 // null: fresh ones
 
   Schedule schedule() const {
     Schedule s = rows.view();

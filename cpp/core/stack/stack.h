@@ -25,7 +25,8 @@ template <class Call>
 inline double recurrent_flops_of_step(const CellLayout& cell, const Call& call) {
   const Index rows = cell.elementwise ? 0 : cell.gates * call.H;
   const Index projection = cell.projects ? call.P * call.H : 0;
-  return 2.0 * as_double(rows * call.P + projection) * as_double(call.rows.B * call.D);
+  return 2.0 * as_double(rows * (call.P / call.constants.heads) + projection) *
+         as_double(call.rows.B * call.D);
 }
 template <class Call>
 inline double work_of(const CellLayout& cell, const Call& call) {
@@ -173,7 +174,8 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     workspaces = arena.allocate<ForwardWorkspace<T>>(count);
     ForwardWorkspace<T> workspace;
     for (Index i = 0; i < count; ++i) {
-      workspace.allocate(arena, cell, call.rows, I, call.H, call.P, packed, pipeline.chunk);
+      workspace.allocate(arena, cell, call.constants, call.rows, I, call.H, call.P, packed,
+                         pipeline.chunk);
       if (arena.base) workspaces[i] = workspace;
     }
     row_ptrs = arena.allocate<ForwardRowPointers<T>>(threads);
@@ -249,7 +251,7 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
       Arena kept{reinterpret_cast<char*>(packed)};
       ForwardWeights<T> weights;
-      weights.allocate(kept, cell, layer.inputs, call.H, call.P);
+      weights.allocate(kept, cell, call.constants, layer.inputs, call.H, call.P);
       return weights;
     }
     workspace.weights.pack(functions, layer.direction[d], layer.inputs, team);
@@ -287,7 +289,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
     squares = arena.allocate<double>(call.L * call.D * kRoles * kSquareLanes<T>);
     BackwardWorkspace<T> workspace;
     for (Index i = 0; i < workspace_count(); ++i) {
-      workspace.allocate(arena, cell, call.rows, I, call.H, call.P,
+      workspace.allocate(arena, cell, call.constants, call.rows, I, call.H, call.P,
                          call.gradients[0].direction[0].trace.dh != nullptr,
                          call.flow_penalty != 0.0, pipeline.chunk);
       if (arena.base) workspaces[i] = workspace;
@@ -475,7 +477,8 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
     for (Index l = 0; l < call.L; ++l)
       for (Index d = 0; d < call.D; ++d) {
         const DirectionGradient<T>& g = call.gradients[l].direction[d];
-        const Index extents[] = {cell.gates * call.H, call.H, call.P, call.layers[l].inputs, 1};
+        const Index extents[] = {cell.gates * call.H,   call.H, call.P,
+                                 call.layers[l].inputs, 1,      call.P / call.constants.heads};
         for (const ParameterInfo* p = cell.info->parameters; p->name; ++p)
           if (T* const values = g.parameters[p->role])
             multiply(values, p->times * extents[int(p->rows)] * extents[int(p->columns)], all);

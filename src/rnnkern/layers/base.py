@@ -34,6 +34,7 @@ class Cell(NamedTuple):
     peephole: bool = False
     forward_clip: float | None = None
     activations: tuple[Chosen, ...] = ()  # of the kinds whose name ends in general
+    heads: int = 1
 
 
 class _Layer:
@@ -136,6 +137,7 @@ class _Layer:
             projection_clip=self._bound("proj_clip", self._proj_clip),
             forward_clip=self._bound("forward_clip", self._forward_clip),
             activations=[chosen.constants(self._dtype) for chosen in self._cell.activations],
+            heads=self._cell.heads,
         )
 
     def _bound(self, name: str, clip: float | None) -> float:
