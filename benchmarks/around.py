@@ -232,6 +232,8 @@ CELLS: tuple[tuple[str, Callable[[int], Any], str, dict[int, tuple[float, float]
     ("LSTM, coupled gates", lambda H: rk.LSTM(H, H, input_forget=True, seed=0), "LSTM", {}),
     ("LSTM, cell clip", lambda H: rk.LSTM(H, H, cell_clip=3.0, seed=0), "LSTM", {}),
     ("LSTM, projection", lambda H: rk.LSTM(H, H, proj_size=PROJECTED, seed=0), "LSTM", {}),
+    ("sLSTM, 1 head", lambda H: rk.SLSTM(H, H, seed=0), "LSTM", {32: (1.3, 1.3)}),
+    ("sLSTM, 4 heads", lambda H: rk.SLSTM(H, H, heads=4, seed=0), "LSTM", {32: (1.3, 1.3)}),
     ("GRU, activations", lambda H: rk.GRU(H, H, activations=SOFT[:2], seed=0), "GRU", {}),
     ("minGRU", lambda H: rk.MinGRU(H, H, seed=0), "GRU", {1: (1 / 4, 1 / 3.5), 16: (0.4, 0.4)}),
     ("minLSTM", lambda H: rk.MinLSTM(H, H, seed=0), "GRU", {1: (1 / 4, 1 / 3.5), 16: (0.4, 0.4)}),

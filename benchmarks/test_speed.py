@@ -26,7 +26,9 @@ def options_of(kind: str, size: int) -> dict[str, Any]:
 
 def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
     options = {"dtype": dtype, "seed": 0, **options_of(kind, size)}
-    options |= {"layer_norm": name for name in ("haste", "fastrnns") if name in kind}
+    for name in ("haste", "fastrnns"):
+        if name in kind:
+            options["layer_norm"] = name
     if kind.startswith(("lstm", "cifg")):
         own = {"peephole": kind == "lstm_peephole", "input_forget": kind.startswith("cifg")}
         return rk.LSTM(size, size, **own, **options)
@@ -38,6 +40,8 @@ def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
         return cls(size, size, candidate=candidate, **options)
     if kind == "rg_lru":
         return rk.RGLRU(size, size, **options)
+    if kind == "slstm":
+        return rk.SLSTM(size, size, heads=4, **options)
     if kind.startswith("ind_rnn"):
         return rk.IndRNN(size, size, nonlinearity=kind.removeprefix("ind_rnn_"), **options)
     nonlinearity = "relu" if kind == "rnn_relu" else "tanh"

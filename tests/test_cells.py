@@ -16,6 +16,7 @@ from helpers import (
     assert_close,
     assert_same,
     both_ways,
+    handed_through,
     is_elementwise,
     joined,
     make_layer,
@@ -256,14 +257,15 @@ def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
         *_, tape = problem.forward(layer)
     T, B, H, P, G, L = 6, 4, 7, layer.output_size, CELLS[kind].gates, layer.num_layers
     hiddens = np.zeros((L, T, B, 2, P))
-    cells = np.zeros((2 * L, T, B, H))
+    carried = len(CELLS[kind].states) - 1
+    cells = np.zeros((2 * L, T, B, carried, H))
     gates = np.zeros((2 * L, T, B, G, H))
     also = np.zeros((2 * L, T, B, len(CELLS[kind].also_saved), H))
     for k, steps in enumerate(want.tape.steps):
         direction = f"l{k // 2}" + "_reverse" * (k % 2)
         for s in steps:
             hiddens[k // 2, s.t, s.rows, k % 2] = s.new[0]
-            cells[k, s.t, s.rows] = s.new[-1]
+            cells[k, s.t, s.rows] = np.stack((*s.new[1:],), axis=1) if carried else 0.0
             gates[k, s.t, s.rows] = s.gates.reshape(-1, G, H)
             p = {
                 name.removesuffix(f"_{direction}"): values.astype(float)
@@ -275,6 +277,10 @@ def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
                 r = s.gates[:, :H]
                 also[k, s.t, s.rows, 0] = (1 + np.exp(p["lambda"])) ** (-8 * r)
                 also[k, s.t, s.rows, 1] = np.sqrt(1 - also[k, s.t, s.rows, 0] ** 2)
+            if kind == "slstm":  # sigmoid(-a_f)
+                assert layer.heads == 1
+                a = s.x @ p["weight_ih"].T + s.prev[0] @ p["weight_hh"].T + p["bias_ih"]
+                also[k, s.t, s.rows, 0] = 1 / (1 + np.exp(a[:, H : 2 * H]))
             if kind.startswith("min_lstm"):  # 1 - sigmoid(a_f)
                 a_f = s.x @ p["weight_ih"][:H].T + p["bias_ih"][:H]
                 also[k, s.t, s.rows, 0] = 1 / (1 + np.exp(a_f))
@@ -295,8 +301,9 @@ def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
         assert_close(np.array(tape.gates), saved, dtype, "gates")
     else:  # whose gates are its outputs
         assert tape.gates == []
-    if len(CELLS[kind].states) == 2:
-        assert_close(np.array(tape.cells), cells, dtype, "cells")
+    if carried:  # one state has no axis of states
+        expected = cells[:, :, :, 0] if carried == 1 else cells
+        assert_close(np.array(tape.cells), expected, dtype, "cells")
     else:
         assert tape.cells == []
 
@@ -354,17 +361,21 @@ def test_a_tape_outlives_what_it_was_made_from(kind):
 
 
 @each_kind
-def test_what_is_not_given_is_zeros_or_whole(kind):
+def test_what_is_not_given_is_zeros_or_fresh_or_whole(kind):
     layer, problem, _ = case(kind, 5, 7, 4, 3, num_layers=2, bidirectional=True)
 
     def zeros(state):
         return joined([np.zeros_like(s) for s in parts(state)])
 
+    def fresh(state):
+        of = CELLS[kind].states
+        return joined([np.full_like(s, i.fresh) for s, i in zip(parts(state), of, strict=True)])
+
     full = np.full(3, 4)
     for left_out, given_ in (
         ({"dy": None}, {"dy": np.zeros_like(problem.dy)}),
         ({"dstate": None}, {"dstate": zeros(problem.dstate)}),
-        ({"state": None}, {"state": zeros(problem.state)}),
+        ({"state": None}, {"state": fresh(problem.state)}),
         ({"lengths": None}, {"lengths": full}),
     ):
         results = [run(layer, problem.but(**change)) for change in (left_out, given_)]
@@ -427,7 +438,7 @@ def test_a_row_of_length_0_hands_its_state_through(kind):
     for last, first in zip(parts(state), parts(problem.state), strict=True):
         assert np.array_equal(last[:, [1, 3]], first[:, [1, 3]])
         assert not np.array_equal(last[:, [0, 2]], first[:, [0, 2]])
-    for first, last in zip(parts(grads.state), parts(problem.dstate), strict=True):
+    for first, last in zip(parts(grads.state), handed_through(layer, problem.dstate), strict=True):
         assert np.array_equal(first[:, [1, 3]], last[:, [1, 3]])
 
 
@@ -459,8 +470,11 @@ def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
         passes = name == "lambda_l1" and names == ["step_value"]
         assert np.array_equal(g, before) == (within or passes), name
     # The step clips act on what goes on in time, the others on the parameters' gradients alone.
-    for array, before in zip(parts(clipped.state), parts(free.state), strict=True):
-        if "step_value" in names:
+    table = CELLS[kind].states
+    for array, before, of in zip(parts(clipped.state), parts(free.state), table, strict=True):
+        if not of.flows:
+            assert not array.any()
+        elif "step_value" in names:
             assert not np.array_equal(array, before)
         elif "step_norm" not in names:
             assert np.array_equal(array, before)

@@ -161,6 +161,17 @@ def test_loaded_run_goes_on_with_the_same_bytes(tmp_path: Path, cell: str) -> No
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
 
 
+def test_a_run_that_has_not_begun_is_saved_with_a_fresh_state(tmp_path: Path) -> None:
+    trainer = trained(replace(TINY, cell="slstm"), 0)
+    trainer.save(tmp_path / "run")
+    loaded = Trainer.load(tmp_path / "run", trainer.corpus)
+    assert [np.unique(part).tolist() for part in loaded._state] == [[0.0]] * 3 + [[-np.inf]]
+    for one in (trainer, loaded):
+        one.step()
+        one.save(tmp_path / str(id(one)))
+    assert (tmp_path / str(id(trainer))).read_bytes() == (tmp_path / str(id(loaded))).read_bytes()
+
+
 def test_resume_takes_the_settings_from_the_file(train: Train, text: Path) -> None:
     path = train("run", "--steps", "3", settings=replace(TINY, cell="lstm"))
     args = ["train", str(text), "--out", str(path.parent), "--resume", "--steps", "5"]

@@ -7,7 +7,16 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import KINDS, both_ways, make_layer, parts, random_problem, run_reference
+from helpers import (
+    KINDS,
+    at_held_m,
+    both_ways,
+    joined,
+    make_layer,
+    parts,
+    random_problem,
+    run_reference,
+)
 
 import rnnkern as rk
 from rnnkern import diagnose, reference
@@ -15,6 +24,10 @@ from rnnkern.diagnose.common import cell_of, vectors_of
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 GATES = {kind: "".join(gate.name for gate in reference.CELLS[kind].gate_table) for kind in KINDS}
+
+
+def table_of(layer):
+    return reference.CELLS[layer._kind].states
 
 
 def has_c(kind):
@@ -89,6 +102,17 @@ def test_spectrum_of_a_projection_is_that_of_the_wide_matrix_but_for_zeros():
         assert np.allclose(np.poly(block.eigenvalues), np.poly(values[:4]), atol=1e-4)
 
 
+def test_spectrum_of_heads_is_that_of_the_matrix_with_them_on_its_diagonal():
+    layer = rk.SLSTM(3, 6, heads=3, dtype=np.float64, seed=0)
+    blocks = layer.params["weight_hh_l0"].reshape(4, 3, 2, 2)
+    found = diagnose.spectrum(layer)
+    assert [block.gate for block in found] == ["i", "f", "z", "o"]
+    for block, heads in zip(found, blocks, strict=True):
+        values = np.linalg.eigvals(heads).ravel()
+        assert np.allclose(np.sort_complex(block.eigenvalues), np.sort_complex(values))
+        assert np.isclose(block.singular, np.linalg.norm(heads, 2, axis=(1, 2)).max())
+
+
 def test_spectrum_of_a_projection_that_is_not_finite():
     layer = rk.LSTM(3, 7, proj_size=4, seed=0)
     layer.params["weight_hr_l0"][0, 0] = np.nan
@@ -114,7 +138,14 @@ def test_spectrum_of_a_matrix_that_is_not_finite():
 
 
 def jacobians(layer, x, state):
-    """d state_t / d state_{t-1} of one row, all layers and parts flat, by central differences."""
+    """d state_t / d state_{t-1} of one row, all layers and parts flat, by central differences.
+
+    Zero for m of an sLSTM, which is held.
+    """
+    flows = [
+        np.full(part.shape, of.flows)
+        for part, of in zip(parts(state), table_of(layer), strict=True)
+    ]
     shapes = [part.shape for part in parts(state)]
     sizes = np.cumsum([part.size for part in parts(state)])[:-1]
 
@@ -123,13 +154,18 @@ def jacobians(layer, x, state):
 
     def step(x_t, values):
         pieces = [v.reshape(s) for v, s in zip(np.split(values, sizes), shapes, strict=True)]
-        return flat(layer(x_t[None], tuple(pieces) if len(pieces) == 2 else pieces[0])[1])
+        return layer(x_t[None], joined(pieces))[1]
 
-    values, e = flat(state), 1e-6
+    values, flows, e = flat(state), flat(joined(flows)), 1e-6
     for x_t in x:
-        basis = e * np.eye(len(values))
-        yield np.stack([(step(x_t, values + b) - step(x_t, values - b)) / (2 * e) for b in basis]).T
-        values = step(x_t, values)
+        new = step(x_t, values)
+        basis = e * np.eye(len(values))[flows]
+        J = np.zeros((len(values), len(values)))
+        for column, b in zip(np.flatnonzero(flows), basis, strict=True):
+            ends = (flat(at_held_m(step(x_t, values + d), parts(new)[-1])) for d in (b, -b))
+            J[:, column] = (next(ends) - next(ends)) / (2 * e)
+        yield J
+        values = flat(new)
 
 
 @each_kind
@@ -140,7 +176,13 @@ def test_lyapunov_is_the_growth_of_a_product_of_jacobians(kind, settle):
     problem = random_problem(layer, T)
     got = diagnose.lyapunov(layer, problem.x, problem.state, block=4, settle=settle, seed=3)
     draws = np.random.default_rng(3)
-    v = np.concatenate([draws.normal(size=p.shape).ravel() for p in parts(problem.state)])
+    table = reference.CELLS[kind].states
+    v = np.concatenate(
+        [
+            draws.normal(size=p.shape).ravel() * of.flows
+            for p, of in zip(parts(problem.state), table, strict=True)
+        ]
+    )
     each = list(jacobians(layer, problem.x, problem.state))
     for J in each[T - settle :][::-1]:
         v = v @ J
@@ -246,7 +288,7 @@ def test_saturation_is_a_count_of_the_references_gates(kind, lengths):
     _, _, tape = problem.forward(layer)
     found = diagnose.saturation(layer, tape, low=0.2, high=0.7, tanh=0.6, lengths=lengths)
     steps = run_reference(layer, problem).tape.steps
-    gates = GATES[kind] + ("c" if has_c(kind) else "")
+    gates = GATES[kind] + "".join(s.name for s in reference.CELLS[kind].states if s.activation)
     assert len(found) == 2 * layer.num_layers * len(gates)
     cell = cell_of(layer)
     acts = {gate.name: gate.activation for gate in cell.gate_table}
@@ -324,7 +366,8 @@ def test_report_without_grads_is_the_norm_of_a_pulse(kind):
     v = np.zeros((2, 3, layer.output_size))
     v[1] = np.random.default_rng(5).normal(size=v[1].shape)
     v[1] /= np.linalg.norm(v[1], axis=-1, keepdims=True)
-    dstate = (v, np.zeros((2, 3, 6))) if has_c(kind) else v
+    carried = len(reference.CELLS[kind].states) - 1
+    dstate = joined([v, *(np.zeros((2, 3, 6)) for _ in range(carried))])
     report = diagnose.report(layer, tape, seed=5)
     assert [f.layer for f in report.flows] == [0, 1]
     flow = report.flows[1]

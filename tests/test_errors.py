@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import KINDS, MAKERS, make_layer, parts, random_problem
+from helpers import KINDS, MAKERS, handed_through, make_layer, parts, random_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +136,16 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
             for b in (np.nan, np.inf, TOO_BIG, 1e300)  # 1e300 is infinite in float32
         ),
         (rk.LSTM, {"forget_bias": 1.0, "bias": False}, ValueError, "forget_bias: expected None"),
+        *(
+            (rk.SLSTM, {"heads": n}, ValueError, f"heads: expected a divisor of hidden_size = {H}")
+            for n in (-1, 0, H - 1, H + 1, 2**70)
+        ),
+        *(
+            (rk.SLSTM, {"heads": n}, TypeError, f"heads: expected an integer, got {got}")
+            for n, got in ((True, "bool"), (2.0, "float"), ("2", "str"), (None, "NoneType"))
+        ),
+        (rk.SLSTM, {"exp_forget": 1}, TypeError, f"exp_forget: {FLAG} int"),
+        (rk.GRU, {"heads": 2}, TypeError, "unexpected keyword argument 'heads'"),
         *(
             (rk.LSTM, {"proj_size": p}, ValueError, f"proj_size: expected {PROJECTION}, got {p}")
             for p in (-1, H, H + 1, 2**70)
@@ -540,11 +550,11 @@ class Calls:
     def add_states(self, call, name, state, use):
         each = parts(state)
         for i, good in enumerate(each):
-            part = f"{name}[{i}]" if len(each) == 2 else name
+            part = f"{name}[{i}]" if len(each) > 1 else name
 
             def use_part(value, i=i):
                 changed = [value if j == i else other for j, other in enumerate(each)]
-                return use(tuple(changed) if len(each) == 2 else value)
+                return use(tuple(changed) if len(each) > 1 else value)
 
             self.places[f"{call} {part}"] = Place(part, good, good.shape, use_part)
 
@@ -953,9 +963,8 @@ def test_rows_of_no_length(kind):
     assert not y.any()
     assert not grads.x.any()
     assert not any(g.any() for g in grads.params.values())
-    for got, want in zip(
-        parts(state) + parts(grads.state), parts(p.state) + parts(p.dstate), strict=True
-    ):
+    found = parts(state) + parts(grads.state)
+    for got, want in zip(found, parts(p.state) + handed_through(layer, p.dstate), strict=True):
         assert got.tobytes() == want.tobytes()
 
 

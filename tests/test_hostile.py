@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attacks import COPIES, HEADER, IGNORE_WARNING, NAMED, read_only_attributes, set_header
-from helpers import DTYPES, KINDS, fused_sets, make_layer, parts, random_problem, sets
+from helpers import DTYPES, KINDS, fused_sets, joined, make_layer, parts, random_problem, sets
 from numpy.lib.stride_tricks import as_strided
 from test_runtime import in_child, needs_fork, problem, python, results
 
 import rnnkern as rk
 from rnnkern import _core
+from rnnkern.layers import LAYERS
 
 needs_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="limits and traps are set as on Linux with glibc"
@@ -139,8 +140,7 @@ def held(layer):
 
 def upside_down(state):
     """The same numbers, laid out so that a call must copy them."""
-    flipped = tuple(part[..., ::-1].copy()[..., ::-1] for part in parts(state))
-    return flipped if len(flipped) == 2 else flipped[0]
+    return joined([part[..., ::-1].copy()[..., ::-1] for part in parts(state)])
 
 
 def try_call(kind):
@@ -1200,13 +1200,7 @@ CLASSES = {
     "Tape": _core.Tape,
     "LayerStack": _core.LayerStack,
     "core Stream": _core.Stream,
-    "RNN": rk.RNN,
-    "LSTM": rk.LSTM,
-    "GRU": rk.GRU,
-    "MinGRU": rk.MinGRU,
-    "MinLSTM": rk.MinLSTM,
-    "RGLRU": rk.RGLRU,
-    "IndRNN": rk.IndRNN,
+    **{cls.__name__: cls for cls in LAYERS.values()},
     "Stream": rk.Stream,
     "Linear": rk.Linear,
     "Embedding": rk.Embedding,

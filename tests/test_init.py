@@ -23,13 +23,19 @@ def row_of(kind, name):
 
 
 def gates_of(kind, name, array):
-    """The gate blocks of a matrix, [G, H, columns]; a projection is one block, [1, P, H]."""
+    """The gate blocks of a matrix, [G, H, columns]; a projection is one block, [1, P, H].
+
+    With heads each gate has one block for each, [G * N, H/N, H/N].
+    """
     blocks = CELLS[kind].gates if row_of(kind, name).shape[0] == "G*H" else 1
+    if row_of(kind, name).role == "recurrent_blocks":
+        blocks = len(array) // array.shape[1]
     return array.reshape(blocks, -1, array.shape[1]).astype(np.float64)
 
 
 def maps_states(kind, name):
-    return row_of(kind, name).role in ("recurrent_matrix", "projection_matrix")
+    of_states = ("recurrent_matrix", "recurrent_blocks", "projection_matrix")
+    return row_of(kind, name).role in of_states
 
 
 def assert_unit_vectors(kind, name, array, init):
@@ -259,15 +265,28 @@ def test_dtypes_share_their_draws():
         ({"forget_bias": 1.0, "bias": False}, ValueError, "forget_bias: expected None with bias"),
     ],
 )
-def test_wrong_options(options, error, message):
+@pytest.mark.parametrize("cls", [rk.LSTM, rk.SLSTM])
+def test_wrong_options(cls, options, error, message):
     with pytest.raises(error, match=message):
-        rk.LSTM(3, 4, **options)
+        cls(3, 4, **options)
 
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1, np.int64(7), np.uint64(2**63)])
 def test_any_integer_of_64_bits_is_a_seed(seed):
     layers = [rk.RNN(3, 4, seed=s) for s in (seed, int(seed))]
     assert np.array_equal(*(layer.params["weight_ih_l0"] for layer in layers))
+
+
+@pytest.mark.parametrize("init", ["uniform", "orthogonal"])
+def test_forget_bias_of_an_slstm_is_its_bias_and_nothing_else(init):
+    options = {"heads": 2, "num_layers": 2, "bidirectional": True, "init": init, "seed": 3}
+    layer, plain = rk.SLSTM(5, 6, forget_bias=4.0, **options), rk.SLSTM(5, 6, **options)
+    forget = slice(6, 12)  # the second of i, f, z, o
+    for name, array in layer.params.items():
+        expected = plain.params[name].copy()
+        if name.startswith("bias"):
+            expected[forget] = 4.0
+        assert np.array_equal(array, expected), name
 
 
 def test_forget_bias_is_the_lstms_alone():

@@ -11,6 +11,7 @@ from helpers import (
     KINDS,
     assert_same,
     both_ways,
+    fresh_like,
     fused_sets,
     is_elementwise,
     joined,
@@ -92,13 +93,14 @@ def test_sequences_that_share_a_row_are_those_of_calls_of_their_own(kind, option
     y, state, tape = shared.forward(layer)
     grads = shared.backward(layer, tape)
     D = 1 + layer.bidirectional
+    fresh, zeros = fresh_like(layer, problem.state), joined([s * 0 for s in parts(problem.state)])
     sums = {name: np.zeros_like(p) for name, p in layer.params.items()}
     for first, last in itertools.pairwise(cuts):
         own = problem.but(
             x=problem.x[first:last],
             dy=problem.dy[first:last],
-            state=at_ends(problem.state, D, first == 0, last == 12),
-            dstate=at_ends(problem.dstate, D, last == 12, first == 0),
+            state=at_ends(problem.state, fresh, D, first == 0, last == 12),
+            dstate=at_ends(problem.dstate, zeros, D, last == 12, first == 0),
             resets=np.arange(first, last) == first if sees_resets and first > 0 else None,
         )
         own_y, own_state, own_tape = own.forward(layer)
@@ -118,9 +120,9 @@ def test_sequences_that_share_a_row_are_those_of_calls_of_their_own(kind, option
         np.testing.assert_allclose(grads.params[name], array, rtol=0, atol=bound, err_msg=name)
 
 
-def at_ends(state, D, forward, reverse):
-    """A state with the parts of the directions that begin, or end, here; zeros elsewhere."""
-    out = [np.zeros_like(a) for a in parts(state)]
+def at_ends(state, other, D, forward, reverse):
+    """A state with the parts of the directions that begin, or end, here; others' elsewhere."""
+    out = [a.copy() for a in parts(other)]
     for a, b in zip(parts(state), out, strict=True):
         for d, there in zip(range(D), (forward, reverse), strict=False):
             if there:
@@ -137,16 +139,17 @@ def test_a_reset_at_the_first_step_drops_the_initial_state(kind):
     with_it = problem.but(resets=resets)
     y, _, tape = with_it.forward(layer)
     state = [np.array(a) for a in parts(problem.state)]
-    for a in state:
-        a[:, 1] = 0
+    for a, fresh in zip(state, parts(fresh_like(layer, problem.state)), strict=True):
+        a[:, 1] = fresh[:, 1]
     without_state = problem.but(state=joined(state))
     if kind == "rg_lru":  # which also lets x in whole there
         assert not np.array_equal(without_state.forward(layer)[0][0, 1], y[0, 1])
         without_state = without_state.but(resets=resets)
     same_bits(y, without_state.forward(layer)[0])
-    for a in parts(with_it.backward(layer, tape).state):
+    grads = parts(with_it.backward(layer, tape).state)
+    for a, of in zip(grads, CELLS[kind].states, strict=True):
         assert not a[:, 1].any()
-        assert a[:, 0].any()
+        assert a[:, 0].any() == of.flows
 
 
 @every_kind

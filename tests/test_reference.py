@@ -17,7 +17,6 @@ from rnnkern import reference
 from rnnkern.reference import (
     ACTIVATIONS,
     CELLS,
-    PLANNED,
     Config,
     backward,
     forward,
@@ -37,8 +36,6 @@ from rnnkern.reference.activations import (
     ThresholdedRelu,
 )
 
-ALL = CELLS | PLANNED
-
 # Two float64 evaluations of one formula, in another order of summation: sums of at most a few
 # hundred terms of size 1, each rounded to 2^-53, stay well below 1e-12.
 SAME_FORMULA = {"rtol": 1e-10, "atol": 1e-12}
@@ -49,7 +46,7 @@ T, B, I, P = 3, 3, 3, 2
 # Every cell without options, and with all that it has: each clip finite, and activations that tell
 # from their value what their argument was, so that `Problem.limited` sees the forward clip.
 CASES = {
-    **{cell: {"cell": cell} for cell in ALL},
+    **{cell: {"cell": cell} for cell in CELLS},
     "lstm_clipped finite": {"cell": "lstm_clipped", "cell_clip": 0.6},
     "lstm_peephole finite": {"cell": "lstm_peephole", "cell_clip": 0.5},
     "lstm_projected finite": {"cell": "lstm_projected", "cell_clip": 0.6, "proj_clip": 0.2},
@@ -111,7 +108,7 @@ def config_of(
     RG-LRU gets as many inputs, and one layer where it is bidirectional.
     """
     options = {**CASES[case]}
-    cell = ALL[options["cell"]]
+    cell = CELLS[options["cell"]]
     projects = cell.projects
     if cell.inputs_are_units:  # I is H in each layer, and D*H above the first one
         inputs, num_layers = outputs, 1 if bidirectional else num_layers
@@ -131,7 +128,7 @@ def config_of(
 
 def width_of(case):
     """P, or more where the layer norm of a state of two units would be close to a step."""
-    return 5 if any(p.role == "state_gain" for p in ALL[CASES[case]["cell"]].parameters) else P
+    return 5 if any(p.role == "state_gain" for p in CELLS[CASES[case]["cell"]].parameters) else P
 
 
 def clips_of(case):
@@ -190,7 +187,7 @@ class Problem:
     ):
         draw = np.random.default_rng(seed).normal
         width = config.directions * config.output_size
-        table = ALL[config.cell].states
+        table = CELLS[config.cell].states
         self.names = [state.name for state in table]
         widths = {"P": config.output_size, "H": config.hidden_size}
         shapes = [
@@ -224,6 +221,11 @@ class Problem:
         *_, tape = self.forward()
         return backward(self.config, self.params, tape, self.dy, joined(self.dstates), clip)
 
+    def handed_through(self):
+        """The gradients of the states without a step: those given, but zeros where none flows."""
+        table = CELLS[self.config.cell].states
+        return [d * info.flows for d, info in zip(self.dstates, table, strict=True)]
+
     def loss(self, m_held=None):
         """The loss; that of sLSTM's c and n is of their values relative to a given m."""
         y, state, _ = self.forward()
@@ -239,7 +241,7 @@ class Problem:
         *_, tape = self.forward()
         if option == "forward_clip":
             bounds = self.config.forward_clip * np.array([[-1.0], [1.0]])
-            table = ALL[self.config.cell].gate_table
+            table = CELLS[self.config.cell].gate_table
             ends = np.hstack([activated(np, self.config, gate.name, bounds) for gate in table])
             ends = np.repeat(ends, self.config.hidden_size, axis=1)
             gates = np.vstack([step.gates for steps in tape.steps for step in steps])
@@ -510,11 +512,11 @@ def test_one_step_of_one_output_is_the_equation(case):
     within = {"forward_clip": 0.38, "cell_clip": 0.4, "proj_clip": 0.05}
     clips = {name: bound for name, bound in within.items() if name in clips_of(case)}
     config = replace(config, **clips)
-    cell, gates, units = config.cell, ALL[config.cell].gates, config.hidden_size
+    cell, gates, units = config.cell, CELLS[config.cell].gates, config.hidden_size
     w, u, b, d = np.linspace(-1.0, 1.3, 4 * gates * units).reshape(4, gates, units)
     x, h, c = 0.7, -0.4, np.array([0.9, -0.5])[:units]
-    W_hr = np.array([1.1, 0.8]) if ALL[cell].projects else None
-    p = np.outer([0.5, -1.2, 0.7], [1.0, -0.4])[: ALL[cell].vectors or 3, :units]
+    W_hr = np.array([1.1, 0.8]) if CELLS[cell].projects else None
+    p = np.outer([0.5, -1.2, 0.7], [1.0, -0.4])[: CELLS[cell].vectors or 3, :units]
     p = p * (cell == "lstm_peephole" or config.peephole)
     if cell.endswith("relu"):
         b = b + 1  # on the side where relu passes something
@@ -674,7 +676,7 @@ GENERAL = {
 
 @pytest.mark.parametrize(("cell", "kind"), GENERAL.items())
 def test_general_cell_of_the_usual_activations_is_the_cell(cell, kind):
-    clips = dict.fromkeys(ALL[cell].options, 0.6)
+    clips = dict.fromkeys(CELLS[cell].options, 0.6)
     one = Problem(config_of(cell, I, P, 2, bidirectional=True), lengths=LENGTHS)
     one.config = replace(one.config, **clips)
     other = Problem(config_of(kind, I, P, 2, bidirectional=True), lengths=LENGTHS).taking(one)
@@ -849,7 +851,7 @@ def test_saturated_gates_stay_finite_without_a_warning(case):
     "cell", ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "lstm_clipped"]
 )
 def test_parameter_shapes(cell):
-    G = ALL[cell].gates
+    G = CELLS[cell].gates
     assert list(parameter_shapes(Config(cell, 5, 3, 2, bidirectional=True)).items()) == [
         ("weight_ih_l0", (3 * G, 5)),
         ("weight_hh_l0", (3 * G, 3)),
@@ -993,7 +995,8 @@ def test_empty_problems(case, steps, rows):
     assert y.shape == (steps, rows, 2 * P)
     assert grads.x.shape == (steps, rows, problem.config.input_size)
     assert_equal(final, joined(problem.states))
-    assert_equal(grads.state, joined(problem.dstates))
+    for d, expected in zip(split(grads.state), problem.handed_through(), strict=True):
+        np.testing.assert_array_equal(d, expected)
     assert (grads.norm, grads.finite, grads.scale) == (0.0, True, 1.0)
 
 
@@ -1043,7 +1046,7 @@ def test_a_row_of_length_0_hands_its_state_and_its_gradient_through(case):
     grads = problem.backward(Clip(step_value=1e-3, step_norm=1e-3))
     for s, initial in zip(split(final), problem.states, strict=True):
         np.testing.assert_array_equal(s[:, 1], initial[:, 1])
-    for d, given in zip(split(grads.state), problem.dstates, strict=True):
+    for d, given in zip(split(grads.state), problem.handed_through(), strict=True):
         np.testing.assert_array_equal(d[:, 1], given[:, 1])
 
 
@@ -1204,7 +1207,7 @@ def test_step_value_bounds_each_argument_of_a_single_step(case):
         da = normalized_backward(da.ravel() * problem.params["gain_ih_l0"], product)
     assert_same(grads.params["weight_ih_l0"], np.outer(da, problem.x), "dW_ih")
     direct = 0.0
-    if ALL[cell].inputs_are_units:  # x also acts without an argument between it and h
+    if CELLS[cell].inputs_are_units:  # x also acts without an argument between it and h
         direct = free.x[0, 0] - da_free.ravel() @ problem.params["weight_ih_l0"]
     assert_same(grads.x[0, 0], da.ravel() @ problem.params["weight_ih_l0"] + direct, "dx")
     if cell == "gru":
@@ -1397,7 +1400,7 @@ def test_forward_and_backward_against_torch(cell, layers, bidirectional, bias, l
 
 def hooked_step(torch, config, x, state, w, clip):
     """One row's step in torch, with the step clips as hooks where the definition has them."""
-    cell, gates = config.cell, ALL[config.cell].gates
+    cell, gates = config.cell, CELLS[config.cell].gates
 
     def clipped(a):  # the identity; on the way back, each element of da to [-c, c]
         a.register_hook(lambda d: d.clamp(-clip.step_value, clip.step_value))
@@ -1498,7 +1501,7 @@ def test_step_clips_against_torch_hooks(case, reverse, clip):
     states = [torch.tensor(s, requires_grad=True) for s in problem.states]
     loss = torch.zeros((), dtype=torch.float64)
     for d, suffix in enumerate(("_l0", "_l0_reverse")[: config.directions]):
-        table = ALL[config.cell].parameters
+        table = CELLS[config.cell].parameters
         w = {p.name: params[p.name + suffix] for p in table if p.name + suffix in params}
         for b, end in enumerate(problem.lengths):
             state = [s[d, b] for s in states]
@@ -1568,7 +1571,7 @@ def test_general_cells_against_onnx_runtime(kind, peephole, forward_clip, acts):
     if forward_clip is not None:
         attributes["clip"] = forward_clip
     if acts is not None:
-        acts = options["activations"] = acts[: len(ALL[kind].activated)]
+        acts = options["activations"] = acts[: len(CELLS[kind].activated)]
         attributes["activations"] = [type(act).__name__ for act in acts]
         for name in ("alpha", "beta"):
             values = [vars(act)[name] for act in acts if name in vars(act)]
@@ -1613,18 +1616,18 @@ RANGES = {
 def gates_by_name(problem):
     """Each gate's values [B, H] in the first step."""
     step = problem.forward()[2].steps[0][0]
-    table = ALL[problem.config.cell].gate_table
+    table = CELLS[problem.config.cell].gate_table
     return dict(zip([g.name for g in table], np.split(step.gates, len(table), axis=1), strict=True))
 
 
-@pytest.mark.parametrize("cell", ALL)
+@pytest.mark.parametrize("cell", CELLS)
 def test_gates_have_the_range_of_their_activations(cell):
     problem = Problem(config_of(cell), steps=1, rows=200)
     problem.x *= 3.0  # so that some gates are near their ends
     for name, p in problem.params.items():
         p *= 3.0 if name.startswith("gain") else 1.0  # what layer norm leaves of the factor
     values = gates_by_name(problem)
-    for gate in ALL[cell].gate_table:
+    for gate in CELLS[cell].gate_table:
         low, high = RANGES[gate.activation]
         assert low <= values[gate.name].min() < max(low, -2.0) + 0.1, gate
         assert min(high, 2.0) - 0.1 < values[gate.name].max() <= high, gate
@@ -1633,7 +1636,7 @@ def test_gates_have_the_range_of_their_activations(cell):
 
 @pytest.mark.parametrize("case", [case for case in CASES if "activations" in CASES[case]])
 def test_tables_of_a_general_cell_name_its_activations(case):
-    cell = replace(ALL[CASES[case]["cell"]], activations=CASES[case]["activations"])
+    cell = replace(CELLS[CASES[case]["cell"]], activations=CASES[case]["activations"])
     rows = [*cell.gate_table, *(state for state in cell.states if state.activation)]
     expected = {
         letter: type(act).__name__.lower()
@@ -1645,18 +1648,18 @@ def test_tables_of_a_general_cell_name_its_activations(case):
 
 # What RG-LRU keeps is a function of its gate r, and no gate itself; what the fastrnns LSTM keeps is
 # normalized.
-@pytest.mark.parametrize("cell", [c for c in ALL if c != "rg_lru" and "fastrnns" not in c])
+@pytest.mark.parametrize("cell", [c for c in CELLS if c != "rg_lru" and "fastrnns" not in c])
 def test_a_gate_with_a_role_is_the_share_of_the_state_that_a_step_keeps(cell):
     """Where gates see x alone, c, or else h, adds to its successor by this share alone."""
     problem = Problem(config_of(cell), steps=1)
-    for p in ALL[cell].parameters:
+    for p in CELLS[cell].parameters:
         if not p.role.startswith(("input", "projection")) and p.needs != "peephole":
             problem.params[p.name + "_l0"][...] = 0.0
     carried = min(1, len(problem.states) - 1)
     before = split(problem.forward()[1])[carried]
     values = gates_by_name(problem)
     shares = {"keep": lambda gate: gate, "update": lambda gate: 1 - gate}
-    gates = [gate for gate in ALL[cell].gate_table if gate.role]
+    gates = [gate for gate in CELLS[cell].gate_table if gate.role]
     problem.states[carried] += 1.0
     kept = split(problem.forward()[1])[carried] - before
     assert len(gates) == (np.abs(kept) > 0).any()

@@ -38,7 +38,7 @@ from attacks import (
     read_only_attributes,
     set_header,
 )
-from helpers import DTYPES, KINDS, fused_sets, make_layer, parts
+from helpers import DTYPES, KINDS, fresh_like, fused_sets, joined, make_layer, parts
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -52,6 +52,7 @@ from numpy.lib.stride_tricks import as_strided
 
 import rnnkern as rk
 from rnnkern import _core
+from rnnkern.layers import LAYERS
 
 SEQUENCES = int(os.environ.get("RNNKERN_SEQUENCES", "2000"))
 STEPS = 8
@@ -331,14 +332,10 @@ WRONG_OPTIONS = (
 )
 # What a wrong size or option is given to; the last ones are wrong by themselves.
 CONSTRUCTORS = (
-    rk.RNN,
-    rk.GRU,
-    rk.MinGRU,
-    rk.MinLSTM,
-    rk.RGLRU,
+    *LAYERS.values(),
     partial(rk.MinGRU, candidate="tanh"),
-    rk.IndRNN,
-    rk.LSTM,
+    partial(rk.SLSTM, heads=2),
+    partial(rk.SLSTM, heads=0),
     partial(rk.LSTM, peephole=True),
     partial(rk.LSTM, input_forget=True, peephole=True, forward_clip=2.0),
     partial(rk.GRU, activations=("HardSigmoid", ("Elu", 0.5))),
@@ -476,7 +473,7 @@ class Sequences(RuleBasedStateMachine):
         return value, fits
 
     def state_of(self, how, net, rows):
-        """A state as `how` says; of two parts it is the last that may be wrong."""
+        """A state as `how` says; of several parts it is the last that may be wrong."""
         layer = net.layer
         lead = layer.num_layers * (1 + layer.bidirectional), *rows
         h, c = (*lead, layer.output_size), (*lead, layer.hidden_size)
@@ -486,7 +483,8 @@ class Sequences(RuleBasedStateMachine):
             return value, right
         if how == "text":
             return value, False
-        return (self.draw(h, layer.dtype), value), right
+        others = [self.draw(c, layer.dtype) for _ in layer._state_names[2:]]
+        return (self.draw(h, layer.dtype), *others, value), right
 
     # ---- layers --------------------------------------------------------------------------------
 
@@ -949,7 +947,7 @@ class Sequences(RuleBasedStateMachine):
             changes=lambda name: name == id(one),
         )
         if done is not None:
-            one.twin.state = tuple(map(np.array, state)) if len(parts(state)) == 2 else state
+            one.twin.state = joined([np.array(part) for part in parts(state)])
             assert bits(one.stream.state) == bits(one.twin.state)
 
     @precondition(lambda self: self.streams)
@@ -971,10 +969,10 @@ class Sequences(RuleBasedStateMachine):
         )
         if done is None:
             return
-        state = parts(one.twin.state)
-        for part in state:
-            part[:, slice(None) if rows is None else rows] = 0
-        one.twin.state = tuple(state) if len(state) == 2 else state[0]
+        state, some = parts(one.twin.state), slice(None) if rows is None else rows
+        for part, new in zip(state, parts(fresh_like(one.layer.layer, joined(state))), strict=True):
+            part[:, some] = new[:, some]
+        one.twin.state = joined(state)
         assert bits(one.stream.state) == bits(one.twin.state)
 
     # ---- attributes and copies -----------------------------------------------------------------

@@ -215,7 +215,7 @@ CellConstants constants_of(const CellOptions& options) {
   constexpr Index most_heads = std::numeric_limits<int>::max();
   if (options.heads < 1 || options.heads > most_heads)
     bad_value("heads", "from 1 to " + std::to_string(most_heads), std::to_string(options.heads));
-  constants.heads = static_cast<int>(options.heads);
+  constants.heads = static_cast<int>(options.heads), constants.exp_forget = options.exp_forget;
   return constants;
 }
 
@@ -452,17 +452,17 @@ void bind_layer(py::module_& m) {
                        bool bidirectional, bool residual, bool is_double, Index members,
                        bool peephole, double cell_clip, double projection_clip, double forward_clip,
                        std::vector<std::tuple<std::string, double, double>> activations,
-                       Index heads) {
+                       Index heads, bool exp_forget) {
              return std::make_unique<LayerStack>(
                  kind, I, H, P, L, bias, bidirectional, residual, is_double, members,
                  CellOptions{peephole, cell_clip, projection_clip, forward_clip,
-                             std::move(activations), heads});
+                             std::move(activations), heads, exp_forget});
            }),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("outputs"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional"), py::arg("residual"),
            py::arg("is_double"), py::arg("members"), py::arg("peephole"), py::arg("cell_clip"),
            py::arg("projection_clip"), py::arg("forward_clip"), py::arg("activations"),
-           py::arg("heads"))
+           py::arg("heads"), py::arg("exp_forget"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
       .def("forward", method_of(&LayerStack::forward), py::arg("params"), py::arg("x"),

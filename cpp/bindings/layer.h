@@ -41,6 +41,7 @@ struct CellOptions {
   double cell_clip, projection_clip, forward_clip;
   std::vector<std::tuple<std::string, double, double>> activations;  // name, alpha, beta
   Index heads;
+  bool exp_forget;
 };
 
 class LayerStack {

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import runtime
 from .clip import Clip
-from .layers import GRU, LSTM, RGLRU, RNN, Gradients, IndRNN, MinGRU, MinLSTM, Trace
+from .layers import GRU, LSTM, RGLRU, RNN, SLSTM, Gradients, IndRNN, MinGRU, MinLSTM, Trace
 from .runtime import (
     force_isa,
     get_num_threads,
@@ -25,6 +25,7 @@ __all__ = [
     "RGLRU",
     "RNN",
     "SGD",
+    "SLSTM",
     "Adam",
     "AdamW",
     "Clip",

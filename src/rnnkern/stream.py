@@ -30,7 +30,8 @@ class Stream(_core.Stream):
     Attributes
     ----------
     state : ndarray or tuple of ndarray
-        h (L, B, P), for an LSTM the pair (h, c), c (L, B, H). Reading copies; assigning sets it.
+        h (L, B, P), for an LSTM the pair (h, c), c (L, B, H), for an sLSTM (h, c, n, m). Reading
+        copies; assigning sets it.
 
     Examples
     --------
@@ -53,7 +54,7 @@ class Stream(_core.Stream):
         self._state_names = stack.state_names()
 
     def reset(self, rows: ArrayLike | None = None) -> None:
-        """Set the state, or that of some rows, to zeros.
+        """Set the state, or that of some rows, to a fresh one: zeros, but m of an sLSTM -inf.
 
         Parameters
         ----------
@@ -85,7 +86,7 @@ class Stream(_core.Stream):
     def state(self, value: Array | tuple[Array, ...]) -> None:
         parts = split_state("state", value, self._state_names)
         if parts is None or any(part is None for part in parts):
-            raise TypeError("state: expected arrays, got None (use reset for zeros)")
+            raise TypeError("state: expected arrays, got None (use reset for a fresh one)")
         _core.set_stream_state(self, parts)
 
 
@@ -95,7 +96,7 @@ def join_state(parts: tuple[Array, ...]) -> Any:
 
 
 def split_state(name: str, state: Any, names: tuple[str, ...]) -> tuple[Any, ...] | None:
-    """A state as the core takes it: a tuple, by the names of its parts; None for zeros."""
+    """A state as the core takes it: a tuple, by the names of its parts; None if not given."""
     if state is None:
         return None
     if len(names) == 1:

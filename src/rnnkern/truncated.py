@@ -54,7 +54,7 @@ class Window:
         y, last, self._tape = layer.forward(_cut(x, self._axis, reach), state)
         self._last = last  # the next window may start from it
         self._state: State = (
-            (_read_only(last[0]), _read_only(last[1]))
+            tuple(_read_only(part) for part in last)
             if isinstance(last, tuple)
             else _read_only(last)
         )
@@ -123,11 +123,16 @@ class Window:
         """The state after so many of the steps in reach."""
 
         def last(parts: list[Array]) -> Array:
-            h = np.stack([part[count - 1] for part in parts])  # (L, B, P) or (L, B, H)
+            h = np.stack([part[count - 1] for part in parts])  # (L, B, P), or (L, B, [states,] H)
             return h[:, 0] if len(self._shape) == 2 else h
 
-        hiddens = last(self._tape.hiddens)
-        return (hiddens, last(self._tape.cells)) if len(self._layer._state_names) == 2 else hiddens
+        hiddens, cells = last(self._tape.hiddens), self._tape.cells
+        if not cells:
+            return hiddens
+        carried = last(cells)
+        if len(self._layer._state_names) == 2:
+            return hiddens, carried
+        return hiddens, *(np.ascontiguousarray(c) for c in np.moveaxis(carried, -2, 0))
 
     def _end(self, over: str) -> None:
         """Free what backward would need."""
@@ -229,7 +234,7 @@ def truncated_bptt(
         shapes = f"({long}, {layer.input_size}) or ({short}, {layer.input_size})"
         raise ValueError(f"x: expected shape {shapes}, got {x.shape}")
     x = x.view()  # of its own shape and strides, which the caller cannot change
-    # A call on no steps checks all else, and copies the state, or makes one of zeros.
+    # A call on no steps checks all else, and copies the state, or makes a fresh one.
     _, first = layer(_cut(x, _time_axis(layer, x), slice(0)), state)
     return _windows(layer, x, k1, k2, first)
 

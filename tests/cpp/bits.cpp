@@ -118,7 +118,8 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
                                             {{ActivationKind::hard_sigmoid, 0.2, 0.5},
                                              {ActivationKind::softsign, 0, 0},
                                              {ActivationKind::softplus, 0, 0}},
-                                            heads};
+                                            heads,
+                                            ragged};
   forward.L = 1, forward.D = D, forward.H = H, forward.P = P;
   forward.rows = schedule.view(), forward.layers = &layer, forward.threads = 1;
   void* forward_workspace = workspace(use.forward_workspace(forward));

@@ -102,6 +102,7 @@ struct Problem {
       if (of->columns == Extent::head)  // as many heads as a divisor of H allows
         for (constants.heads = 1 + static_cast<int>(draw.below(H)); H % constants.heads;)
           --constants.heads;
+    constants.exp_forget = draw.one_in(2);
     residual = L > 1 && draw.one_in(3);
     ragged = draw.one_in(2);
     for (Index b = 0; ragged && b < B; ++b)
@@ -219,17 +220,17 @@ struct Problem {
     char line[440];
     std::snprintf(
         line, sizeof line,
-        "%s f%d T=%td B=%td I=%td H=%td P=%td heads=%d cell_clip=%g "
+        "%s f%d T=%td B=%td I=%td H=%td P=%td heads=%d exp_forget=%d cell_clip=%g "
         "projection_clip=%g L=%td D=%td "
         "residual=%d bias=%d state=%d dy=%d dstate=%d "
         "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
         "trace=%d flow_penalty=%g resets=%zu "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
-        info().name, is_double ? 64 : 32, T, B, I, H, P, constants.heads, constants.cell_clip,
-        constants.projection_clip, L, D, residual, bias, state, dy, dstate, keep, in_place, packed,
-        reuse, from_end, dropout.p, clip.step_value, clip.step_norm, clip.value, clip.norm, trace,
-        flow_penalty, resets.size(), threads, static_cast<int>(values), layout[0], layout[1],
-        layout[2], layout[3]);
+        info().name, is_double ? 64 : 32, T, B, I, H, P, constants.heads, constants.exp_forget,
+        constants.cell_clip, constants.projection_clip, L, D, residual, bias, state, dy, dstate,
+        keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
+        clip.value, clip.norm, trace, flow_penalty, resets.size(), threads,
+        static_cast<int>(values), layout[0], layout[1], layout[2], layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";

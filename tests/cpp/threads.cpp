@@ -340,6 +340,7 @@ int main() {
                                      : same_bits<double>(*set, kind, D, units_shared);
         }
     packed_weights<float>(*set, Kind::lstm), packed_weights<double>(*set, Kind::gru);
+    packed_weights<float>(*set, Kind::slstm);
     optimizers<float>(*set), optimizers<double>(*set);
     modules<float>(*set), modules<double>(*set);
     for (const bool units_shared : {false, true})

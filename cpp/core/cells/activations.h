@@ -18,16 +18,22 @@ RNNKERN_INLINE Vec<T> exponential_less_one(Vec<T> a) {
   return fma(e.scale, e.rest, e.scale - T(1));
 }
 
-// log(1 + e^a) = max(a, 0) + log(1 + u) with u = e^-|a|; log(1 + u) = 2 atanh(s), s = u / (2 + u),
-// at most 1/3. What is left out of the series is below 2e-9 of it (float) and 2e-18 (double).
+// log(1 + u) for u from 0 to 1: 2 atanh(s) with s = u / (2 + u), at most 1/3. What is left out of
+// the series is below 2e-9 of it (float) and 2e-18 (double).
 template <class T>
-RNNKERN_INLINE Vec<T> softplus(Vec<T> a) {
-  const Vec<T> u = exponential<T>(-magnitude<T>(a)), s = u / (u + T(2)), q = s * s;
+RNNKERN_INLINE Vec<T> log_one_plus(Vec<T> u) {
+  const Vec<T> s = u / (u + T(2)), q = s * s;
   constexpr int terms = sizeof(T) == 4 ? 8 : 17;
   Vec<T> series = splat(T(1) / T(2 * terms + 1));
 #pragma GCC unroll 16
   for (int k = terms - 1; k > 0; --k) series = fma(series, q, splat(T(1) / T(2 * k + 1)));
-  return larger(Vec<T>{}, a) + fma(s + s, series * q, s + s);
+  return fma(s + s, series * q, s + s);
+}
+
+// log(1 + e^a) = max(a, 0) + log(1 + e^-|a|).
+template <class T>
+RNNKERN_INLINE Vec<T> softplus(Vec<T> a) {
+  return larger(Vec<T>{}, a) + log_one_plus<T>(exponential<T>(-magnitude<T>(a)));
 }
 
 // One of ONNX's activations; of an argument that is first clipped to [-bound, bound], and whose

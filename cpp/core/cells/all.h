@@ -10,6 +10,7 @@
 #include "min_lstm.h"
 #include "rg_lru.h"
 #include "rnn.h"
+#include "slstm.h"
 
 namespace rnnkern::RNNKERN_ISA {
 

@@ -69,6 +69,8 @@ inline constexpr ParameterInfo kBiasHh{"bias_hh", recurrent_bias, Extent::gates,
                                        1,         Needs::bias};
 inline constexpr ParameterInfo kWeightHr{"weight_hr", projection_matrix, Extent::outputs,
                                          Extent::hidden};
+inline constexpr ParameterInfo kWeightHeads{"weight_hh", recurrent_matrix, Extent::gates,
+                                            Extent::head};
 // The recurrent weights of units that see their own state alone, and peepholes of i, f and o.
 inline constexpr ParameterInfo kWeightOwn{"weight_hh", unit_vectors, Extent::hidden, Extent::one};
 inline constexpr ParameterInfo kWeightCh{"weight_ch", unit_vectors, Extent::hidden, Extent::one, 3};
@@ -85,7 +87,8 @@ inline constexpr ParameterInfo kPeepholesOfTwo{
     "weight_ch", unit_vectors, Extent::hidden, Extent::one, 2, Needs::peephole};
 // How fast a unit forgets.
 inline constexpr ParameterInfo kLambda{"lambda", unit_vectors, Extent::hidden, Extent::one};
-inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
+inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden},
+    kN{"n", Extent::hidden}, kM{"m", Extent::hidden, -__builtin_inf(), false};
 
 // clang-format off
 // ROW(kind, the cell's struct, the rest of KindInfo). The build compiles each row on its own.
@@ -131,7 +134,8 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden};
   ROW(lstm_fastrnns_projected, LstmFastrnnsProjected, 4, 8, false, {kH, kC},                       \
       {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh, kGainC, kBiasC, kWeightHr})       \
   ROW(gru_haste, GruHaste, 3, 6, false, {kH},                                                      \
-      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh})
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh})                                    \
+  ROW(slstm, Slstm, 4, 5, false, {kH, kC, kN, kM}, {kWeightIh, kWeightHeads, kBiasIh})
 // clang-format on
 
 #define RNNKERN_NAME(kind, Cell, ...) kind,
@@ -175,7 +179,8 @@ struct CellConstants {
   // (gates, candidate, and of an LSTM c).
   double forward_clip;
   Activation activations[3];
-  int heads = 1;  // N, of a cell with heads
+  int heads = 1;            // N, of a cell with heads
+  bool exp_forget = false;  // of an sLSTM: exp as the forget gate's nonlinearity
 };
 
 }  // namespace rnnkern

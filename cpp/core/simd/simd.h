@@ -260,6 +260,14 @@ template <class V, class F>
 RNNKERN_INLINE Pair<V> each(Pair<V> v, const F& f) {
   return {f(v.first), f(v.second)};
 }
+template <class V, class F>
+RNNKERN_INLINE V each(V a, V b, const F& f) {
+  return f(a, b);
+}
+template <class V, class F>
+RNNKERN_INLINE Pair<V> each(Pair<V> a, Pair<V> b, const F& f) {
+  return {f(a.first, b.first), f(a.second, b.second)};
+}
 
 template <class T, int N>
 struct UnitsOf {

@@ -26,7 +26,7 @@ from rnnkern.stream import join_state
 from .text import CharLMError, Corpus, Vocabulary
 
 Array: TypeAlias = NDArray[Any]
-State: TypeAlias = "Array | tuple[Array, Array] | None"
+State: TypeAlias = "Array | tuple[Array, ...] | None"
 
 HELD_OUT_CHARACTERS = 32_768  # read in one evaluation, so that it costs a fraction of a second
 EVALUATE_EVERY = 50  # steps; fixed, so that the history does not depend on where a run stopped
@@ -307,7 +307,7 @@ class Trainer:
             step_value=settings.clip_step_value,
             step_norm=settings.clip_step_norm,
         )
-        self._state = self._zeros()
+        self._state = self._fresh()
         self._position = self._span  # at the end of a pass: the first step begins another
         self._generator = np.random.default_rng([settings.seed, 2])
 
@@ -316,7 +316,7 @@ class Trainer:
         batch, length = self.settings.batch, self.settings.length
         if self._position + length > self._span:
             self._position = int(self._generator.integers(min(length, self._span - length + 1)))
-            self._state = self._zeros()
+            self._state = self._fresh()
         first = np.arange(batch) * self._span + self._position
         window = self.corpus.train[first + np.arange(length + 1)[:, None]]  # (T + 1, B)
         bits, own, grads, self._state = self.model.gradients(
@@ -327,7 +327,7 @@ class Trainer:
                 np.clip(array, -limit, limit, out=array)
         done = self.optimizer.step([own, grads], max_norm=self.settings.clip_norm)
         if not done.applied:
-            self._state = self._zeros()  # it may hold what is not finite
+            self._state = self._fresh()  # it may hold what is not finite
         self._position += length
         self.history.append((bits, done.norm, done.scale, float(done.applied)))
         if len(self.history) % EVALUATE_EVERY == 0:
@@ -368,7 +368,7 @@ class Trainer:
         """
         tensors = self._tensors()
         try:
-            _check_finite(tensors)
+            _check_finite(self.settings, tensors)
         except ValueError as error:
             raise CharLMError(f"{path}: not saved: {error}") from error
         tensors |= {
@@ -423,10 +423,11 @@ class Trainer:
                 raise ValueError("generator: expected a state of PCG64, got one with other values")
         return trainer
 
-    def _zeros(self) -> State:
+    def _fresh(self) -> State:
         s = self.settings
-        shape = (len(_cell(s.cell)[1].states), s.layers, s.batch, s.hidden)
-        state: State = join_state(tuple(np.zeros(shape, np.float32)))
+        shape = (s.layers, s.batch, s.hidden)
+        table = _cell(s)[1].states
+        state: State = join_state(tuple(np.full(shape, of.fresh, np.float32) for of in table))
         return state
 
     def _tensors(self) -> dict[str, Array]:
@@ -484,17 +485,21 @@ def _read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Array]]:
         settings = Settings(**about["settings"])
         steps = file.specs["history"].shape[0]
         tensors = file.read(_layout(settings, 1 + len(about["vocabulary"]), steps))
-    _check_finite({n: a for n, a in tensors.items() if n.startswith(("model.", "state."))})
+    _check_finite(
+        settings, {n: a for n, a in tensors.items() if n.startswith(("model.", "state."))}
+    )
     counted = int(tensors["optimizer.step"]) + int(tensors["optimizer.skipped"])
     if counted != steps:
         raise ValueError(f"optimizer: expected {steps} steps, as in the history, got {counted}")
     return settings, about, tensors
 
 
-def _check_finite(tensors: dict[str, Array]) -> None:
+def _check_finite(settings: Settings, tensors: dict[str, Array]) -> None:
+    """Raise unless all values are finite, or those of a fresh state."""
+    fresh = {f"state.{i}": of.fresh for i, of in enumerate(_cell(settings)[1].states)}
     for name, array in tensors.items():
-        if not (finite := np.isfinite(array)).all():
-            raise ValueError(f"{name}: expected finite values, got {array[~finite][0]}")
+        if not (fits := np.isfinite(array) | (array == fresh.get(name, 0.0))).all():
+            raise ValueError(f"{name}: expected finite values, got {array[~fits][0]}")
 
 
 def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:

@@ -62,12 +62,12 @@ def check_layer(layer: Any) -> None:
 
 
 def cell_of(layer: Layer) -> Cell:
-    """The layer's cell, with its activations."""
+    """The layer's cell, with the values of its options."""
     cell = CELLS[layer._kind]
-    if "activations" not in cell.options:
-        return cell
-    acts = tuple(ACTIVATIONS[chosen.name](*chosen.of) for chosen in layer._cell.activations)
-    options: dict[str, Any] = {"activations": acts, "forward_clip": layer._forward_clip}
+    options: dict[str, Any] = {name: getattr(layer, name) for name in cell.options}
+    if "activations" in options:
+        acts = layer._cell.activations
+        options["activations"] = tuple(ACTIVATIONS[chosen.name](*chosen.of) for chosen in acts)
     return replace(cell, **options)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..checks import integer
 from ..stream import join_state
-from .common import Array, Layer, State, check_layer, parts_of, untrapped
+from .common import Array, Layer, State, cell_of, check_layer, parts_of, untrapped
 
 __all__ = ["lyapunov"]
 
@@ -27,10 +27,11 @@ def lyapunov(
     """Largest Lyapunov exponent of the layer along a sequence, per step, in nats.
 
     It is ``log |v J_T ... J_1| / T``: the mean growth of a random vector v that the Jacobians J_t
-    of the whole state (all layers; for an LSTM h and c) are applied to, from the last step to the
-    first, as a gradient is [1]_. Below 0 gradients vanish and the state forgets, above 0 both
-    explode; ``exp`` of it is the factor per step. A random v needs some steps to turn to the
-    direction that grows fastest, which adds an error of the order of 1/T; see `settle`.
+    of the whole state (all layers; for an LSTM h and c, for an sLSTM h, c and n) are applied to,
+    from the last step to the first, as a gradient is [1]_. Below 0 gradients vanish and the state
+    forgets, above 0 both explode; ``exp`` of it is the factor per step. A random v needs some steps
+    to turn to the direction that grows fastest, which adds an error of the order of 1/T; see
+    `settle`.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def lyapunov(
     def steps(start: int, stop: int) -> Array:
         return x[(slice(None),) * axis + (slice(start, stop),)]
 
-    _, state = layer(steps(0, 0), state)  # checks the state, or makes one of zeros
+    _, state = layer(steps(0, 0), state)  # checks the state, or makes a fresh one
     if 0 in x.shape:  # no rows, which may claim any number of steps
         return np.zeros(0)
     counted = T - settle
@@ -107,7 +108,10 @@ def lyapunov(
     # A nan makes all later values of its row nan. The gradient need not show it: relu'(nan) is 0.
     lost = np.any([np.isnan(part).any(axis=(0, -1)) for part in parts_of(state)], axis=0)
     generator = np.random.default_rng(seed)
-    arrays = [generator.normal(size=part.shape) for part in parts_of(state)]
+    arrays = [
+        generator.normal(size=part.shape) * info.flows
+        for part, info in zip(parts_of(state), cell_of(layer).states, strict=True)
+    ]
     v = _scaled(arrays, 1.0 / _norm(arrays), layer.dtype)
     growth = np.where(lost, np.nan, 0.0)  # one number for each row
     low, high = np.finfo(layer.dtype).tiny * 1e6, np.finfo(layer.dtype).max / 1e6

@@ -56,8 +56,8 @@ class Flow:
     saturation : list of Saturation
         Of its gates.
     kept : float or None
-        The mean share of its state that a step keeps: the mean of f (LSTM), of z (GRU) or of 1 - z
-        (MinGRU). None for an `RNN`, which has no such gate.
+        The mean share of its state that a step keeps: the mean of f (LSTM; of an sLSTM relative to
+        exp(m)), of z (GRU) or of 1 - z (MinGRU). None for an `RNN`, which has no such gate.
     clipped : float
         Share of the elements of dL/da that `Clip.step_value` limited, where a gradient was.
     scaled : float
@@ -169,9 +169,9 @@ def report(
     h of the last layer is sent back, and nothing else. Layers below then get gradients at each
     step from above.
 
-    `Clip.step_value` acts inside a step and so on its growth. For an LSTM the norm is that of h and
-    c together; a gradient given for the final c is not in a trace, so the first step back is left
-    out. A reset hands nothing back: the gradient counts as vanished there.
+    `Clip.step_value` acts inside a step and so on its growth. For an LSTM or sLSTM the norm is that
+    of h and c together; a gradient given for the final c is not in a trace, so the first step back
+    is left out. A reset hands nothing back: the gradient counts as vanished there.
 
     Parameters
     ----------

@@ -69,7 +69,8 @@ def saturation(
     the defaults the slope there is below 0.09 (sigmoid; 0.25 at most) and 0.19 (tanh; 1 at most).
     A relu counts as low at zero, where nothing passes, and never as high; a minGRU's candidate (v)
     below `low`, and never as high, as it is linear there. For a forget gate (f) and an update gate
-    (z) high is no harm: it is how the state is kept. In a minGRU a low update gate keeps it.
+    (z) high is no harm: it is how the state is kept. In a minGRU a low update gate keeps it. The
+    gates i and f of an sLSTM are relative to exp(m), at most 1; i, an exponential, has no ends.
 
     Parameters
     ----------

@@ -87,8 +87,10 @@ def spectrum(layer: Layer) -> list[Block]:
         suffix = f"_l{place}" + ("_reverse" if direction else "")
         by_role = {p.role: params[p.name + suffix] for p in cell.parameters if not p.needs}
         weights, projection = by_role.get("recurrent_matrix"), by_role.get("projection_matrix")
-        own = params.get(f"weight_hh{suffix}")
-        if weights is None and own is not None:  # a vector: each unit sees its own state alone
+        blocks_of, own = by_role.get("recurrent_blocks"), params.get(f"weight_hh{suffix}")
+        if blocks_of is not None:
+            weights = _whole(blocks_of, layer.hidden_size)
+        elif weights is None and own is not None:  # a vector: each unit sees its own state alone
             weights = np.diag(own)
         if weights is None:
             continue
@@ -102,3 +104,13 @@ def spectrum(layer: Layer) -> list[Block]:
                 singular = float(np.linalg.norm(matrix, 2))
             blocks.append(Block(place, direction, gate, values, float(abs(values[0])), singular))
     return blocks
+
+
+def _whole(blocks: Array, H: int) -> Array:
+    """The matrices (G*H, H) of the blocks (G*H, H/N) on their diagonals."""
+    size = blocks.shape[1]
+    by_head = blocks.reshape(-1, H // size, size, size)
+    whole = np.zeros((len(by_head), H // size, size, H // size, size), blocks.dtype)
+    for head in range(H // size):
+        whole[:, head, :, head] = by_head[:, head]
+    return whole.reshape(-1, H)

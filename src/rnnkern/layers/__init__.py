@@ -11,6 +11,7 @@ from .min_lstm import MinLSTM
 from .results import Array, Gradients, State, Trace
 from .rg_lru import RGLRU
 from .rnn import RNN
+from .slstm import SLSTM
 
 __all__ = [
     "GRU",
@@ -18,6 +19,7 @@ __all__ = [
     "LSTM",
     "RGLRU",
     "RNN",
+    "SLSTM",
     "Array",
     "Gradients",
     "IndRNN",

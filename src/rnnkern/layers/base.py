@@ -35,6 +35,7 @@ class Cell(NamedTuple):
     forward_clip: float | None = None
     activations: tuple[Chosen, ...] = ()  # of the kinds whose name ends in general
     heads: int = 1
+    exp_forget: bool = False
 
 
 class _Layer:
@@ -138,6 +139,7 @@ class _Layer:
             forward_clip=self._bound("forward_clip", self._forward_clip),
             activations=[chosen.constants(self._dtype) for chosen in self._cell.activations],
             heads=self._cell.heads,
+            exp_forget=self._cell.exp_forget,
         )
 
     def _bound(self, name: str, clip: float | None) -> float:
@@ -214,14 +216,15 @@ class _Layer:
             The input, of the layer's dtype. T and B may be 0. An ensemble takes (T, E, B, I), or
             (T, B, I) for all of its members.
         state : ndarray or tuple of ndarray, optional
-            The initial h (L*D, B, P), for an LSTM the pair (h, c) with c (L*D, B, H); without the
-            B for one row, (L*D, E, B, ...) for an ensemble. P is `output_size`, H but for an LSTM
-            with a projection. Zeros if not given.
+            The initial h (L*D, B, P), for an LSTM the pair (h, c) with c (L*D, B, H), for an sLSTM
+            the tuple (h, c, n, m); without the B for one row, (L*D, E, B, ...) for an ensemble. P
+            is `output_size`, H but for an LSTM with a projection. A fresh state if not given:
+            zeros, but m of an sLSTM -inf.
         lengths : ndarray of integers, shape (B,), optional
             Each row's number of steps, 0 to T, in any order; what lies behind is never read.
         resets : ndarray of bool, shape (T, B), laid out as `x`, optional
             Where another sequence begins in a row. Its steps and those before them do not see each
-            other: the state starts from zeros there, in both directions. Several short sequences
+            other: a fresh state starts there, in both directions. Several short sequences
             can share a row, and episodes need no loop.
 
         Returns
@@ -449,7 +452,7 @@ class _Layer:
         Returns
         -------
         Stream
-            With this layer's parameters as they are now, and a state of zeros.
+            With this layer's parameters as they are now, and a fresh state.
 
         Raises
         ------

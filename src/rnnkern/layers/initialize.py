@@ -16,7 +16,8 @@ __all__ = ["INITIALIZERS", "initial"]
 Array = NDArray[Any]
 
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
-MAPS_STATES = ("recurrent_matrix", "projection_matrix")  # roles that two of them treat apart
+# Roles that two of them treat apart.
+MAPS_STATES = ("recurrent_matrix", "recurrent_blocks", "projection_matrix")
 
 
 def initial(
@@ -41,17 +42,20 @@ def initial(
     parameter = _parameter(kind, name)
     if parameter.needs == "bias":
         return np.zeros(shape)
+    columns = shape[1]
     rows = hidden if parameter.shape[0] == "G*H" else shape[0]  # of one gate
-    gates, columns = shape[0] // rows, shape[1]
+    if parameter.role == "recurrent_blocks":
+        rows = columns  # of one gate and head
+    matrices = shape[0] // rows
     maps_states = parameter.role in MAPS_STATES
     if init == "identity":
         if maps_states:
-            return np.tile(np.eye(rows, columns), (gates, 1))
+            return np.tile(np.eye(rows, columns), (matrices, 1))
         return generator.normal(0, 1e-3, shape)
     if init == "orthogonal" and maps_states:
         # Q of a Gaussian matrix; the signs of R's diagonal make it uniform over all rotations.
         long, short = max(rows, columns), min(rows, columns)
-        q, r = np.linalg.qr(generator.normal(size=(gates, long, short)))
+        q, r = np.linalg.qr(generator.normal(size=(matrices, long, short)))
         signs: Array = np.sign(np.diagonal(r, axis1=1, axis2=2))
         q = q * signs[:, None, :]
         return np.reshape(q if rows >= columns else q.swapaxes(1, 2), shape)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["Array", "Gradients", "State", "Trace", "omega"]
 
 Array = NDArray[Any]
-State = Array | tuple[Array, Array]
+State = Array | tuple[Array, ...]
 
 
 class Trace(NamedTuple):
@@ -27,7 +27,7 @@ class Trace(NamedTuple):
         L2 norm of what step t hands back to the state before it, before `Clip.step_norm`. The
         quotient ``dh_before / dh`` is the growth of one step.
     dc_before : ndarray or None
-        The same for an LSTM's cell state.
+        The same for c of an LSTM or sLSTM.
     scale : ndarray
         The factor that `Clip.step_norm` applied to what step t hands back; 1.0 if none.
     clipped : ndarray

@@ -16,7 +16,7 @@ state one step before, and ``dv`` is the gradient of the loss with respect to ``
 from __future__ import annotations
 
 from .activations import ACTIVATIONS, Activation
-from .cells import CELLS, PLANNED, Cell
+from .cells import CELLS, Cell
 from .layers import (
     Config,
     Gradients,
@@ -35,7 +35,6 @@ from .types import ClipLike, Gate, Parameter, StateInfo, Step
 __all__ = [
     "ACTIVATIONS",
     "CELLS",
-    "PLANNED",
     "Activation",
     "Cell",
     "ClipLike",

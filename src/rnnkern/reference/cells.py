@@ -973,9 +973,10 @@ class _SLSTM(Cell):
         StateInfo("h", "P"),
         StateInfo("c", "H"),
         StateInfo("n", "H"),
-        StateInfo("m", "H", fresh=-np.inf),
+        StateInfo("m", "H", fresh=-np.inf, flows=False),
     )
     options = ("heads", "exp_forget")
+    also_saved = ("d log f / d a_f",)
     heads: int = 1
     exp_forget: bool = False  # exp as the forget gate's nonlinearity, not the logistic function
 
@@ -1113,8 +1114,5 @@ CELLS: dict[str, Cell] = {
     "lstm_fastrnns": _FastrnnsLSTM(),
     "lstm_fastrnns_projected": _ProjectedFastrnnsLSTM(),
     "gru_haste": _HasteGRU(),
-}
-
-PLANNED: dict[str, Cell] = {  # defined here, and not yet computed by the compiled kernels
     "slstm": _SLSTM(),
 }

@@ -10,10 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .activations import Activation
-from .cells import CELLS, PLANNED, Cell, clip_value
+from .cells import CELLS, Cell, clip_value
 from .types import Array, ClipLike, Parameter, State, Step, Weights
-
-_ALL = CELLS | PLANNED
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Config:
     Parameters
     ----------
     cell : str
-        A key of `CELLS` or `PLANNED`.
+        A key of `CELLS`.
     input_size : int
         I; of RG-LRU H, in each layer.
     hidden_size : int
@@ -58,7 +56,7 @@ class Config:
     Raises
     ------
     ValueError
-        When `cell` is not a key of `CELLS` or `PLANNED`, or an option is out of range or not one
+        When `cell` is not a key of `CELLS`, or an option is out of range or not one
         of the cell's.
 
     Examples
@@ -86,9 +84,9 @@ class Config:
     exp_forget: bool = False
 
     def __post_init__(self) -> None:
-        if self.cell not in _ALL:
-            raise ValueError(f"cell: expected one of {list(_ALL)}, got {self.cell!r}")
-        cell, H = _ALL[self.cell], self.hidden_size
+        if self.cell not in CELLS:
+            raise ValueError(f"cell: expected one of {list(CELLS)}, got {self.cell!r}")
+        cell, H = CELLS[self.cell], self.hidden_size
         if self.proj_size not in (range(1, H) if cell.projects else (0,)):
             size = f"an integer >= 1 and < hidden_size = {H}" if cell.projects else "0"
             raise ValueError(f"proj_size: expected {size} for {self.cell}, got {self.proj_size!r}")
@@ -326,7 +324,8 @@ def backward(
     Returns
     -------
     Gradients
-        Zero for x behind a row's end; a row of length 0 hands its dstate through.
+        Zero for x behind a row's end; a row of length 0 hands its dstate through, but for states
+        that no gradient flows through, such as m of sLSTM: theirs is zero.
 
     Raises
     ------
@@ -351,6 +350,9 @@ def backward(
     weights = _weights(config, params)
     d_weights = [{name: np.zeros_like(v) for name, v in w.items()} for w in weights]
     d_states = _states(config, "dstate", dstate, B, [0.0] * len(cell.states))
+    for d_state, info in zip(d_states, cell.states, strict=True):
+        if not info.flows:
+            d_state[...] = 0.0
 
     trace = Trace(*(np.zeros((len(tape.steps), T, B)) for _ in Trace._fields))
     trace.scale[:] = 1.0
@@ -480,7 +482,7 @@ def _alive(steps: list[Step], T: int, B: int) -> Array:
 
 def _cell(config: Config) -> Cell:
     """The cell, with the values of its options."""
-    cell = _ALL[config.cell]
+    cell = CELLS[config.cell]
     given = {name: getattr(config, name) for name in cell.options}
     return replace(cell, **{name: value for name, value in given.items() if value is not None})
 
@@ -489,7 +491,7 @@ def _sizes(config: Config, layer: int) -> dict[str, int]:
     """What the letters of the cell's tables stand for in a layer."""
     H, P = config.hidden_size, config.output_size
     I = config.input_size if layer == 0 else config.directions * P
-    cell = _ALL[config.cell]
+    cell = CELLS[config.cell]
     vectors = cell.vectors * H
     return {"G*H": cell.gates * H, "V*H": vectors, "H": H, "P": P, "P/N": P // config.heads, "I": I}
 
@@ -499,7 +501,7 @@ def _each_parameter(config: Config) -> Iterator[tuple[int, Parameter, str, tuple
     for layer in range(config.num_layers):
         sizes = _sizes(config, layer)
         for d, suffix in enumerate(("", "_reverse")[: config.directions]):
-            for p in _ALL[config.cell].parameters:
+            for p in CELLS[config.cell].parameters:
                 shape = tuple(sizes[letter] for letter in p.shape)
                 yield layer * config.directions + d, p, f"{p.name}_l{layer}{suffix}", shape
 
@@ -521,7 +523,7 @@ def _named(config: Config, weights: list[Weights]) -> dict[str, Array]:
 
 
 def _states(config: Config, name: str, state: Any, B: int, fresh: Sequence[float]) -> State:
-    table, sizes = _ALL[config.cell].states, _sizes(config, 0)
+    table, sizes = CELLS[config.cell].states, _sizes(config, 0)
     k = config.num_layers * config.directions
     shapes = [(k, B, sizes[s.width]) for s in table]
     if state is None:

@@ -43,6 +43,7 @@ class StateInfo(NamedTuple):
     width: str  # "P" or "H"
     activation: str = ""  # through which the cell's output reads the state, as in `Gate`
     fresh: float = 0.0  # its elements where a sequence begins
+    flows: bool = True  # whether a gradient flows through it; otherwise its gradient is zero
 
 
 class Gate(NamedTuple):

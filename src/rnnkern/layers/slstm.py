@@ -1,0 +1,114 @@
+"""The sLSTM."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from ..checks import fixed, flag, integer, number, size
+from .base import Cell, _Layer
+
+__all__ = ["SLSTM"]
+
+
+class SLSTM(_Layer):
+    """sLSTM: an LSTM with exponential gates, a normalizer n and heads [1]_.
+
+    With a_i, a_f, a_z, a_o = W_ih x + b_ih + R h' and log f = log(sigmoid(a_f)), m = max(a_i,
+    log f + m'), i = exp(a_i - m) and f = exp(log f + m' - m); c = f c' + i tanh(a_z),
+    n = f n' + i, and h = sigmoid(a_o) c / n: the mean of all past inputs tanh(a_z), weighted by
+    their gates. Gates stand in the order i, f, z, o. R consists of one block for each gate and
+    head: a head's units see the h of this head alone, so the recurrent product takes 1/N of an
+    LSTM's time.
+
+    A state is the tuple (h, c, n, m). c and n are held relative to exp(m), so that no gate
+    overflows. In a fresh state, which the first step, `resets` and a stream's ``reset`` start from,
+    h, c and n are zeros and m is -inf. h does not depend on m, given c and n: the gradient of m is
+    zero, and one that is given for it has no effect.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        As in `RNN`.
+    heads : int
+        N, a divisor of `hidden_size`.
+    exp_forget : bool
+        Whether the forget gate is exp(a_f) instead of sigmoid(a_f), hence log f = a_f.
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed
+        As in `RNN`.
+    init : {"uniform", "xavier", "orthogonal", "identity"}
+        As in `RNN`; each block of R counts as a matrix of H/N rows.
+    forget_bias : float, optional
+        What the forget gate's bias starts at; as `init` says if not given, which makes f about 1/2
+        (``exp_forget``: about 1), and a state then lasts for a few steps. With 3 to 6 it lasts for
+        20 to 400. Needs ``bias=True``.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        ``weight_ih_l{k}{_reverse}`` (4H, inputs), ``weight_hh_l{k}{_reverse}`` (4H, H/N), whose row
+        of unit j is for the h of the head that j is in, and ``bias_ih_l{k}{_reverse}`` (4H,).
+        Writable; the next call sees what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Notes
+    -----
+    Where H/N is no multiple of a cache line (16 float32 or 8 float64 numbers), heads that share a
+    line are multiplied together, with zeros for one another's h: the result is the same, but an
+    infinite or nan h of one head can make those of its neighbours nan.
+
+    References
+    ----------
+    .. [1] M. Beck, K. Pöppel, M. Spanring, A. Auer, O. Prudnikova, M. Kopp, G. Klambauer,
+       J. Brandstetter and S. Hochreiter, "xLSTM: extended long short-term memory", 2024,
+       arXiv:2405.04517, section 2.2 and appendix A.2.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> slstm = rk.SLSTM(3, 8, num_layers=2, heads=2, forget_bias=3.0, seed=0)
+    >>> y, (h, c, n, m) = slstm(np.ones((7, 2, 3), np.float32))
+    >>> y.shape, n.shape, slstm.params["weight_hh_l0"].shape
+    ((7, 2, 8), (2, 2, 8), (32, 4))
+    """
+
+    _shown_if_set: ClassVar = ("heads", "exp_forget")
+    heads: Final[int] = fixed("heads", "N.")
+    exp_forget: Final[bool] = fixed("exp_forget", "Whether the forget gate is exp.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        heads: int = 1,
+        exp_forget: bool = False,
+        forget_bias: float | None = None,
+        **options: Any,
+    ) -> None:
+        hidden = size("hidden_size", hidden_size)
+        expected = f"a divisor of hidden_size = {hidden}"
+        heads = integer("heads", heads, expected, 1, hidden)
+        if hidden % heads:
+            raise ValueError(f"heads: expected {expected}, got {heads}")
+        exp_forget = flag("exp_forget", exp_forget)
+        cell = Cell("slstm", heads=heads, exp_forget=exp_forget)
+        super().__init__(cell, input_size, hidden, num_layers, **options)
+        self._heads, self._exp_forget = heads, exp_forget
+        if forget_bias is None:
+            return
+        largest = float(np.finfo(self.dtype).max)
+        forget_bias = number(
+            "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
+        )
+        if not self.bias:
+            raise ValueError("forget_bias: expected None with bias=False, got a number")
+        for name, values in self.params.items():
+            if name.startswith("bias"):
+                values[..., hidden : 2 * hidden] = forget_bias
