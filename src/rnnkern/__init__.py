@@ -52,15 +52,20 @@ __all__ = [
     "truncated_bptt",
 ]
 
-# Whoever only infers doesn't wait for what trains: it is imported when first asked for.
+# What inference does without is imported when first asked for: a program that only infers starts
+# sooner.
 _LATER = {
     "diagnose": (),
+    "files": (),
     "modules": ("Embedding", "Linear", "ModuleGradients", "cross_entropy"),
     "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
+    "reference": (),
     "truncated": ("Window", "truncated_bptt"),
 }
 if TYPE_CHECKING:
     from . import diagnose as diagnose
+    from . import files as files
+    from . import reference as reference
     from .modules import Embedding, Linear, ModuleGradients, cross_entropy
     from .optim import SGD, Adam, AdamW, RMSprop, Step
     from .truncated import Window, truncated_bptt
