@@ -15,6 +15,7 @@ import pytest
 
 import rnnkern as rk
 from rnnkern import diagnose, files, reference
+from rnnkern.layers import LAYERS, _Layer
 
 MODULES = [
     importlib.import_module(module.name)
@@ -62,12 +63,8 @@ def entries(thing, section):
 
 
 def parameters_of(thing):
-    """The parameters' names; what a class takes as **options are those of its base."""
-    names = set()
-    for p in inspect.signature(thing).parameters.values():
-        passed_on = inspect.isclass(thing) and p.kind is p.VAR_KEYWORD
-        names |= parameters_of(thing.__base__) if passed_on else {p.name}
-    return names - {"self", "cell"}  # which each layer's class gives its base
+    """The parameters' names."""
+    return set(inspect.signature(thing).parameters) - {"self"}
 
 
 def is_record(thing):
@@ -92,11 +89,26 @@ ROUTINES = {
 }
 
 
-def test_options_of_a_class_are_those_of_its_base():
-    own = {"input_size", "hidden_size", "num_layers", "forget_bias", "proj_size", "cell_clip"}
-    assert parameters_of(rk.LSTM) > own | {"bias", "dtype", "seed", "init"}
-    assert not {"options", "cell"} & parameters_of(rk.LSTM)
-    assert "options" in parameters_of(rk.Window.backward)
+@pytest.mark.parametrize("cls", [c for c in CLASSES.values() if not issubclass(c, Exception)])
+def test_classes_have_whole_signatures(cls):
+    """Completion, help and type checkers see every option."""
+    kinds = {p.kind for p in inspect.signature(cls).parameters.values()}
+    assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+
+
+@pytest.mark.parametrize("cls", LAYERS.values(), ids=lambda cls: cls.__name__)
+def test_what_all_layers_take_is_the_same_in_each(cls):
+    own = inspect.signature(cls).parameters
+    for name, shared in inspect.signature(_Layer.__init__).parameters.items():
+        if name not in ("self", "cell"):
+            assert str(own[name]) == str(shared)
+
+
+@pytest.mark.parametrize("cls", LAYERS.values(), ids=lambda cls: cls.__name__)
+def test_an_unknown_option_is_said_to_be_the_class_s(cls):
+    said = rf"^{cls.__name__}\.__init__\(\) got an unexpected keyword argument 'dropuot'"
+    with pytest.raises(TypeError, match=said):
+        cls(3, 8, dropuot=0.1)
 
 
 def test_the_public_names_are_found():

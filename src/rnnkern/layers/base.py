@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
@@ -39,7 +40,11 @@ class Cell(NamedTuple):
 
 
 class _Layer:
-    """What all layers have in common."""
+    """What all layers have in common.
+
+    Each class spells out its whole signature, for `help`, completion and type checkers, and hands
+    on what all layers take by `shared`.
+    """
 
     _shown_if_set: ClassVar[tuple[str, ...]] = ()  # attributes of one class that repr shows
 
@@ -510,3 +515,11 @@ class _Layer:
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one
+
+
+SHARED = tuple(inspect.signature(_Layer.__init__).parameters)[2:]  # without self and cell
+
+
+def shared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the arguments of a class's constructor, those that all layers take, for `_Layer`'s."""
+    return {name: given[name] for name in SHARED}

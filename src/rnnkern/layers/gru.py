@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from ..checks import bound, choice, fixed, flag
 from .activations import Activations, chosen
-from .base import Cell, _Layer
+from .base import Cell, _Layer, shared
 from .layer_norm import alone
 
 __all__ = ["GRU"]
@@ -77,8 +80,17 @@ class GRU(_Layer):
         activations: Activations | None = None,
         forward_clip: float | None = None,
         layer_norm: str | None = None,
-        **options: Any,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        residual: bool = False,
+        ensemble: int | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+        init: str = "uniform",
     ) -> None:
+        given = locals()
         reset_after = flag("reset_after", reset_after)
         forward_clip = bound("forward_clip", forward_clip)
         own = chosen(activations, ("Sigmoid", "Tanh"), "r and z, and n")
@@ -92,6 +104,6 @@ class GRU(_Layer):
             cell = Cell("gru_" + layer_norm)
         elif activations is not None or forward_clip:
             cell = Cell(cell.kind + "_general", forward_clip=forward_clip, activations=own)
-        super().__init__(cell, input_size, hidden_size, num_layers, **options)
+        super().__init__(cell, **shared(given))
         self._reset_after, self._activations = reset_after, activations
         self._layer_norm = layer_norm

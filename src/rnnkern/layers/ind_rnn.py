@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from ..checks import choice, fixed
-from .base import Cell, _Layer
+from .base import Cell, _Layer, shared
 
 __all__ = ["IndRNN"]
 
@@ -64,9 +67,18 @@ class IndRNN(_Layer):
         num_layers: int = 1,
         *,
         nonlinearity: str = "relu",
-        **options: Any,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        residual: bool = False,
+        ensemble: int | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+        init: str = "uniform",
     ) -> None:
+        given = locals()
         nonlinearity = choice("nonlinearity", nonlinearity, ("relu", "tanh"))
         kind = f"ind_rnn_{nonlinearity}"
-        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
+        super().__init__(Cell(kind), **shared(given))
         self._nonlinearity = nonlinearity

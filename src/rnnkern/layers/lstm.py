@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..checks import bound, choice, fixed, flag, integer, number, size
 from .activations import Activations, chosen
-from .base import Cell, _Layer
+from .base import Cell, _Layer, shared
 from .layer_norm import alone
 
 __all__ = ["LSTM"]
@@ -132,8 +133,17 @@ class LSTM(_Layer):
         activations: Activations | None = None,
         forward_clip: float | None = None,
         layer_norm: str | None = None,
-        **options: Any,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        residual: bool = False,
+        ensemble: int | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+        init: str = "uniform",
     ) -> None:
+        given = locals()
         hidden = size("hidden_size", hidden_size)
         proj = 0 if proj_size is None else proj_size
         expected = f"an integer from 0 to {hidden - 1}, below hidden_size"
@@ -164,7 +174,7 @@ class LSTM(_Layer):
             kind = "lstm_peephole" if peephole else "lstm_clipped" if cell_clip else "lstm"
             own = ()
         cell = Cell(kind, proj, cell_clip, proj_clip, peephole, forward_clip, own)
-        super().__init__(cell, input_size, hidden, num_layers, **options)
+        super().__init__(cell, **shared(given | {"hidden_size": hidden}))
         self._input_forget, self._activations = input_forget, activations
         self._layer_norm = layer_norm
         if forget_bias is None:

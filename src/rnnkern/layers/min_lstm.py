@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from ..checks import choice, fixed
-from .base import Cell, _Layer
+from .base import Cell, _Layer, shared
 from .min_gru import CANDIDATES
 
 __all__ = ["MinLSTM"]
@@ -62,9 +65,18 @@ class MinLSTM(_Layer):
         num_layers: int = 1,
         *,
         candidate: str = "positive",
-        **options: Any,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        residual: bool = False,
+        ensemble: int | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+        init: str = "uniform",
     ) -> None:
+        given = locals()
         candidate = choice("candidate", candidate, CANDIDATES)
         kind = "min_lstm" if candidate == "positive" else f"min_lstm_{candidate}"
-        super().__init__(Cell(kind), input_size, hidden_size, num_layers, **options)
+        super().__init__(Cell(kind), **shared(given))
         self._candidate = candidate

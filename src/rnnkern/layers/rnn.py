@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from ..checks import bound, choice, fixed
 from .activations import Activations, chosen
-from .base import Cell, _Layer
+from .base import Cell, _Layer, shared
 
 __all__ = ["RNN"]
 
@@ -100,8 +103,17 @@ class RNN(_Layer):
         nonlinearity: str = "tanh",
         activations: Activations | None = None,
         forward_clip: float | None = None,
-        **options: Any,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        residual: bool = False,
+        ensemble: int | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+        init: str = "uniform",
     ) -> None:
+        given = locals()
         nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         if activations is not None and nonlinearity != "tanh":
             got = f"got {activations!r}"
@@ -111,5 +123,5 @@ class RNN(_Layer):
         cell = Cell(f"rnn_{nonlinearity}")
         if activations is not None or forward_clip:
             cell = Cell("rnn_general", forward_clip=forward_clip, activations=own)
-        super().__init__(cell, input_size, hidden_size, num_layers, **options)
+        super().__init__(cell, **shared(given))
         self._nonlinearity, self._activations = nonlinearity, activations
