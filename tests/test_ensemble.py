@@ -29,7 +29,9 @@ def ensemble_of(kind, **options):
 
 
 def alone(kind, member, **options):
-    return make_layer(kind, I, H, **{"seed": 11 + member, **options})
+    return make_layer(
+        kind, I, H, **{"seed": np.random.SeedSequence(11, spawn_key=(member,)), **options}
+    )
 
 
 def problem_of(layer, T=T, B=B):
@@ -214,6 +216,39 @@ def test_forget_bias_is_every_member_s():
     layer = rk.LSTM(I, H, ensemble=2, forget_bias=3.0, seed=0)
     assert (layer.params["bias_ih_l0"][:, H : 2 * H] == 3).all()
     assert not (layer.params["bias_ih_l0"][:, :H] == 3).any()
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1, np.random.SeedSequence(3, spawn_key=(1, 2))])
+def test_a_member_can_be_made_alone(seed):
+    own = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    layer = rk.GRU(I, H, num_layers=2, dropout=0.5, ensemble=E, seed=seed)
+    x = problem_of(layer).x
+    y = layer.forward(x)[0]
+    for e in range(E):
+        key = (*own.spawn_key, e)
+        alone = np.random.SeedSequence(own.entropy, spawn_key=key)
+        one = rk.GRU(I, H, num_layers=2, dropout=0.5, seed=alone)
+        for name, values in one.params.items():
+            same(values, layer.params[name][e], name)
+        same(one.forward(x[:, e])[0], y[:, e])
+    assert own.n_children_spawned == 0  # the caller's is as it was
+
+
+def test_ensembles_of_neighbouring_seeds_share_nothing():
+    """With a seed of seed + e, those of seeds 0 and 1 shared all members but one."""
+    layers = [rk.GRU(I, H, num_layers=2, dropout=0.5, ensemble=16, seed=s) for s in range(4)]
+    weights = [w.tobytes() for layer in layers for w in layer.params["weight_hh_l0"]]
+    assert len(set(weights)) == len(weights)
+    x = np.ones((T, 1, I), np.float32)
+    for layer in layers:  # the same weights everywhere: only the masks differ
+        layer.params = {n: np.broadcast_to(a[:1], a.shape) for n, a in layers[0].params.items()}
+    rows = [y.tobytes() for layer in layers for y in layer.forward(x)[0].swapaxes(0, 1)]
+    assert len(set(rows)) == len(rows)
+
+
+def test_a_seed_s_layer_is_no_member():
+    layer, alone = rk.GRU(I, H, ensemble=2, seed=5), rk.GRU(I, H, seed=5)
+    assert not (layer.params["weight_hh_l0"] == alone.params["weight_hh_l0"]).all(axis=(1, 2)).any()
 
 
 def test_no_seed_gives_members_of_their_own():

@@ -257,8 +257,8 @@ def test_dtypes_share_their_draws():
         ({"init": None}, TypeError, "init: expected one of .*, got NoneType"),
         ({"seed": -1}, ValueError, r"seed: expected an integer from 0 to 2\*\*64 - 1, got -1"),
         ({"seed": 2**64}, ValueError, "seed: expected an integer from 0"),
-        ({"seed": 1.5}, TypeError, "seed: expected an integer, got float"),
-        ({"seed": True}, TypeError, "seed: expected an integer, got bool"),
+        ({"seed": 1.5}, TypeError, "seed: expected an integer or a SeedSequence, got float"),
+        ({"seed": True}, TypeError, "seed: expected an integer or a SeedSequence, got bool"),
         ({"forget_bias": "1"}, TypeError, "forget_bias: expected a number, got str"),
         ({"forget_bias": True}, TypeError, "forget_bias: expected a number, got bool"),
         ({"forget_bias": np.inf}, ValueError, "forget_bias: expected a finite number, got inf"),
@@ -287,6 +287,15 @@ def test_forget_bias_of_an_slstm_is_its_bias_and_nothing_else(init):
         if name.startswith("bias"):
             expected[forget] = 4.0
         assert np.array_equal(array, expected), name
+
+
+def test_a_seed_sequence_of_an_integer_is_that_seed():
+    layers = [rk.RNN(3, 4, seed=s) for s in (7, np.random.SeedSequence(7))]
+    assert np.array_equal(*(layer.params["weight_ih_l0"] for layer in layers))
+    modules = [rk.Linear(3, 4, seed=s) for s in (7, np.random.SeedSequence(7))]
+    assert np.array_equal(*(module.params["weight"] for module in modules))
+    tables = [rk.Embedding(3, 4, seed=np.random.SeedSequence(7, spawn_key=(e,))) for e in (0, 1)]
+    assert not np.array_equal(*(table.params["weight"] for table in tables))
 
 
 def test_forget_bias_is_the_lstms_alone():

@@ -5,12 +5,27 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["array", "bound", "choice", "fixed", "flag", "float_dtype", "integer", "number", "size"]
+__all__ = [
+    "Seed",
+    "array",
+    "bound",
+    "choice",
+    "fixed",
+    "flag",
+    "float_dtype",
+    "integer",
+    "number",
+    "seed_sequence",
+    "size",
+    "spawned",
+]
+
+Seed: TypeAlias = int | np.random.SeedSequence | None
 
 # Types that are no real numbers, although some of their values convert to float.
 NO_NUMBERS = (
@@ -63,9 +78,14 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
     return options[options.index(value)]
 
 
-def integer(name: str, value: Any, expected: str, low: int, high: int) -> int:
-    """`value` as an int from `low` to `high`, which `expected` says in words."""
-    whole: int = _converted(name, value, "an integer", "__index__", operator.index)
+def integer(
+    name: str, value: Any, expected: str, low: int, high: int, kind: str = "an integer"
+) -> int:
+    """`value` as an int from `low` to `high`, which `expected` says in words.
+
+    `kind` names the type, where more than integers are allowed.
+    """
+    whole: int = _converted(name, value, kind, "__index__", operator.index)
     if not low <= whole <= high:
         raise ValueError(f"{name}: expected {expected}, got {_shown(whole)}")
     return whole
@@ -111,6 +131,23 @@ def _shown(value: Any) -> str:
         return repr(value)
     except ValueError:
         return f"{type(value).__name__} of too many digits to show"
+
+
+def seed_sequence(name: str, value: Any) -> np.random.SeedSequence:
+    """`value` as a SeedSequence; from the system's entropy if it is None."""
+    if value is None:
+        return np.random.SeedSequence()
+    if isinstance(value, np.random.SeedSequence):
+        return spawned(value)
+    expected, kind = "an integer from 0 to 2**64 - 1", "an integer or a SeedSequence"
+    return np.random.SeedSequence(integer(name, value, expected, 0, 2**64 - 1, kind))
+
+
+def spawned(seed: np.random.SeedSequence, *key: int) -> np.random.SeedSequence:
+    """Return a SeedSequence with `key` behind the spawn key of `seed`, which stays as it is."""
+    return np.random.SeedSequence(
+        seed.entropy, spawn_key=(*seed.spawn_key, *key), pool_size=seed.pool_size
+    )
 
 
 def size(name: str, value: Any) -> int:

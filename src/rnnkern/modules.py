@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
-from .checks import flag, float_dtype, integer, size
+from .checks import Seed, flag, float_dtype, integer, seed_sequence, size
 
 __all__ = ["Embedding", "Linear", "ModuleGradients", "cross_entropy"]
 
@@ -133,7 +133,7 @@ class Linear:
         Whether there is b.
     dtype : {float32, float64}
         Of parameters, inputs and outputs. Nothing is cast.
-    seed : int, optional
+    seed : int or numpy.random.SeedSequence, optional
         Of the initial parameters, all from U(-1/sqrt(I), 1/sqrt(I)) as PyTorch does; from the
         system if not given.
 
@@ -170,13 +170,13 @@ class Linear:
         *,
         bias: bool = True,
         dtype: DTypeLike = np.float32,
-        seed: int | None = None,
+        seed: Seed = None,
     ) -> None:
         self._in_features = size("in_features", in_features)
         self._out_features = size("out_features", out_features)
         self._bias = flag("bias", bias)
         self._dtype = float_dtype(dtype)
-        generator = _generator(seed)
+        generator = np.random.default_rng(seed_sequence("seed", seed))
         bound = 1.0 / math.sqrt(self.in_features)
         self._shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
@@ -306,7 +306,7 @@ class Embedding:
         A row that starts at zero and has no gradient.
     dtype : {float32, float64}
         Of the table.
-    seed : int, optional
+    seed : int or numpy.random.SeedSequence, optional
         Of the initial table, from N(0, 1) as PyTorch does; from the system if not given.
 
     Attributes
@@ -338,7 +338,7 @@ class Embedding:
         *,
         padding_idx: int | None = None,
         dtype: DTypeLike = np.float32,
-        seed: int | None = None,
+        seed: Seed = None,
     ) -> None:
         n = self._num_embeddings = size("num_embeddings", num_embeddings)
         self._embedding_dim = size("embedding_dim", embedding_dim)
@@ -348,7 +348,8 @@ class Embedding:
         self._padding_idx = padding_idx
         self._dtype = float_dtype(dtype)
         self._shapes = {"weight": (n, self.embedding_dim)}
-        weight = _generator(seed).standard_normal((n, self.embedding_dim)).astype(self.dtype)
+        generator = np.random.default_rng(seed_sequence("seed", seed))
+        weight = generator.standard_normal((n, self.embedding_dim)).astype(self.dtype)
         if padding_idx is not None:
             weight[padding_idx] = 0
         self.params: dict[str, Array] = {"weight": weight}
@@ -447,12 +448,6 @@ class Embedding:
 def _measured(params: dict[str, Array], x: Array | None) -> ModuleGradients:
     norm = math.sqrt(sum(_core.sums_of_squares(array, 1)[0] for array in params.values()))
     return ModuleGradients(params, x, norm, math.isfinite(norm))
-
-
-def _generator(seed: int | None) -> np.random.Generator:
-    if seed is not None:
-        seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
-    return np.random.default_rng(seed)
 
 
 def _parameters(

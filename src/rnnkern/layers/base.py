@@ -12,7 +12,19 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import _core
-from ..checks import array, choice, fixed, flag, float_dtype, integer, number, size
+from ..checks import (
+    Seed,
+    array,
+    choice,
+    fixed,
+    flag,
+    float_dtype,
+    integer,
+    number,
+    seed_sequence,
+    size,
+    spawned,
+)
 from ..clip import Clip
 from ..stream import Stream, join_state, split_state
 from .activations import Chosen
@@ -74,7 +86,7 @@ class _Layer:
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
-        seed: int | None = None,
+        seed: Seed = None,
         init: str = "uniform",
     ) -> None:
         if "_stack" in vars(self):  # a second call would change what the core relies on
@@ -102,8 +114,7 @@ class _Layer:
         self.dropout = dropout
         self._dtype = float_dtype(dtype)
         init = choice("init", init, INITIALIZERS)
-        if seed is not None:
-            seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
+        own_seed = seed_sequence("seed", seed)
         stack = self._new_stack(self._ensemble or 0)
         self._state_names = stack.state_names()
         self.dropout_step = 0
@@ -115,7 +126,8 @@ class _Layer:
         self._dropout_seeds = []
         normalizes = any(name.startswith("gain") for name in self._params)
         for member in range(members):
-            generator = np.random.default_rng(None if seed is None else seed + member)
+            key = () if self._ensemble is None else (member,)
+            generator = np.random.default_rng(spawned(own_seed, *key))
             self._dropout_seeds.append(int(generator.integers(2**63)))
             for name, values in self._params.items():
                 shape = values.shape[1:]

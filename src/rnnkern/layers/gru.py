@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import bound, choice, fixed, flag
+from ..checks import Seed, bound, choice, fixed, flag
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
 from .layer_norm import alone
@@ -87,7 +87,7 @@ class GRU(_Layer):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
-        seed: int | None = None,
+        seed: Seed = None,
         init: str = "uniform",
     ) -> None:
         given = locals()

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import choice, fixed
+from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
 
 __all__ = ["IndRNN"]
@@ -74,7 +74,7 @@ class IndRNN(_Layer):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
-        seed: int | None = None,
+        seed: Seed = None,
         init: str = "uniform",
     ) -> None:
         given = locals()

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import choice, fixed
+from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
 from .min_gru import CANDIDATES
 
@@ -72,7 +72,7 @@ class MinLSTM(_Layer):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
-        seed: int | None = None,
+        seed: Seed = None,
         init: str = "uniform",
     ) -> None:
         given = locals()

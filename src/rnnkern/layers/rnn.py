@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import bound, choice, fixed
+from ..checks import Seed, bound, choice, fixed
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
 
@@ -44,11 +44,13 @@ class RNN(_Layer):
         E: that many layers of the same sizes, side by side in each call, on as many threads as
         there are. Parameters are (E, ...); each member is trained on its own, on its part of x
         (T, E, B, I) or on one x (T, B, I) for all, with lengths and resets for all. Member e has
-        the bits of a layer alone whose seed is ``seed + e``. Not with ``batch_first``.
+        the bits, of dropout too, of a layer alone whose seed is
+        ``np.random.SeedSequence(seed, spawn_key=(e,))``. Not with ``batch_first``.
     dtype : {float32, float64}
         Of parameters, inputs and outputs. Nothing is cast.
-    seed : int, optional
-        Of the initial parameters and of dropout; from the system if not given.
+    seed : int or numpy.random.SeedSequence, optional
+        Of the initial parameters and of dropout; from the system if not given. Ensembles of
+        different seeds share no member.
     init : {"uniform", "xavier", "orthogonal", "identity"}
         How parameters start. ``uniform``: all from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
         ``xavier``: each gate's matrices from U(-b, b), b = sqrt(6 / (rows + columns)) [2]_.
@@ -87,6 +89,13 @@ class RNN(_Layer):
     >>> y, h = rnn(np.ones((7, 2, 3), np.float32))
     >>> y.shape
     (7, 2, 5)
+
+    One member of an ensemble, made alone:
+
+    >>> many = rk.RNN(3, 5, ensemble=16, seed=7)
+    >>> one = rk.RNN(3, 5, seed=np.random.SeedSequence(7, spawn_key=(2,)))
+    >>> bool((one.params["weight_hh_l0"] == many.params["weight_hh_l0"][2]).all())
+    True
     """
 
     _shown_if_set: ClassVar = ("activations", "forward_clip")
@@ -110,7 +119,7 @@ class RNN(_Layer):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
-        seed: int | None = None,
+        seed: Seed = None,
         init: str = "uniform",
     ) -> None:
         given = locals()
