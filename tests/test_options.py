@@ -82,26 +82,62 @@ def assert_shown(layer, option, value):
         assert getattr(layer, option) == value
 
 
-def test_repr_shows_what_every_attribute_is():
-    layer = rk.LSTM(3, 5, 2, bias=False, residual=True, dropout=0.5, dtype=np.float64)
-    assert repr(layer) == (
-        "LSTM(3, 5, 2, bias=False, batch_first=False, dropout=0.5, bidirectional=False, "
-        "residual=True, ensemble=None, dtype=float64)"
-    )
-    for option in ("batch_first", "bidirectional"):
-        assert f"{option}=True, " in repr(rk.GRU(3, 5, **{option: True}))
-    assert "ensemble=7" in repr(rk.RNN(3, 5, ensemble=7))
-    assert repr(rk.LSTM(3, 5, proj_size=2)).startswith("LSTM(3, 5, 1, proj_size=2, bias=True, ")
-    assert repr(rk.LSTM(3, 5, peephole=True)).startswith("LSTM(3, 5, 1, peephole=True, bias=True, ")
-    assert "5, 1, candidate=tanh, bias" in repr(rk.MinGRU(3, 5, candidate="tanh"))
-    assert "5, 1, candidate=identity, bias" in repr(rk.MinLSTM(3, 5, candidate="identity"))
-    assert "5, 1, layer_norm=haste, bias" in repr(rk.GRU(3, 5, layer_norm="haste"))
-    for option, shown in (
-        ("cell_clip", "5, 1, cell_clip=0.5, bias"),
-        ("proj_clip", "2, proj_clip=0.5, "),
-    ):
-        projected = {"proj_size": 2} if option == "proj_clip" else {}
-        assert shown in repr(rk.LSTM(3, 5, **projected, **{option: 0.5}))
+# What each class is shown as; no option that has its default.
+REPRS = [
+    "RNN(3, 5)",
+    "RNN(3, 5, num_layers=2, nonlinearity='relu', dropout=0.5, seed=1, init='identity')",
+    "RNN(3, 5, activations=(('LeakyRelu', 0.25),), forward_clip=1.5, ensemble=7)",
+    "LSTM(3, 5, num_layers=2, bias=False, residual=True, dtype='float64')",
+    "LSTM(3, 5, forget_bias=1.0, proj_size=2, cell_clip=0.5, proj_clip=0.25)",
+    "LSTM(3, 5, peephole=True, input_forget=True, batch_first=True, bidirectional=True)",
+    "GRU(3, 5, reset_after=False, seed=np.random.SeedSequence(7, spawn_key=(2, 1)))",
+    "GRU(3, 5, seed=np.random.SeedSequence([7, 8], pool_size=8))",
+    "GRU(3, 5, layer_norm='haste')",
+    "LSTM(3, 5, proj_size=2, layer_norm='fastrnns')",
+    "MinGRU(3, 5, seed=0)",
+    "MinGRU(3, 5, candidate='tanh')",
+    "MinLSTM(3, 5)",
+    "MinLSTM(3, 5, candidate='identity')",
+    "RGLRU(5, 5, num_layers=2)",
+    "SLSTM(3, 6, heads=3, exp_forget=True, forget_bias=2.0)",
+    "IndRNN(3, 5, nonlinearity='tanh')",
+]
+
+
+@pytest.mark.parametrize("code", REPRS)
+def test_repr_is_a_constructor_call(code):
+    assert repr(eval(code, vars(rk) | {"np": np})) == code
+
+
+@each_kind
+@pytest.mark.parametrize("options", [{}, COMMON, {"ensemble": 3, "num_layers": 2, "dropout": 0.5}])
+def test_repr_gives_the_same_layer(kind, options):
+    layer = make_layer(kind, 3, 5, **{"seed": 4, **options})
+    again = eval(repr(layer), vars(rk) | {"np": np})
+    assert type(again) is type(layer)
+    for attribute in [n for n in dir(layer) if n[0] != "_" and not callable(getattr(layer, n))]:
+        if attribute != "params":
+            assert getattr(again, attribute) == getattr(layer, attribute), attribute
+    for name, values in layer.params.items():
+        assert np.array_equal(again.params[name], values), name
+    x = random_problem(layer.member(0) if layer.ensemble else layer, 4, 2).x
+    assert np.array_equal(again.forward(x)[0], layer.forward(x)[0])  # dropout, too
+    layer.dropout = 0.0
+    assert "dropout" not in repr(layer)
+
+
+def test_repr_of_a_member_is_that_member():
+    layer = rk.LSTM(3, 5, forget_bias=1.0, ensemble=4, seed=6).member(2)
+    again = eval(repr(layer), vars(rk) | {"np": np})
+    assert all(np.array_equal(again.params[n], a) for n, a in layer.params.items())
+
+
+def test_repr_of_a_subclass_has_its_name():
+    class Mine(rk.GRU):
+        def __init__(self, sizes, *, tag="a"):
+            super().__init__(*sizes, reset_after=False)
+
+    assert repr(Mine((3, 5))) == "Mine(3, 5, reset_after=False)"
 
 
 @pytest.mark.parametrize("kind", KINDS)

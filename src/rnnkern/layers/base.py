@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -57,8 +57,6 @@ class _Layer:
     Each class spells out its whole signature, for `help`, completion and type checkers, and hands
     on what all layers take by `shared`.
     """
-
-    _shown_if_set: ClassVar[tuple[str, ...]] = ()  # attributes of one class that repr shows
 
     # The constructor checks these together and passes them to the core, so they are read-only.
     input_size: Final[int] = fixed("input_size", "I, elements of a step's input.")
@@ -113,8 +111,11 @@ class _Layer:
             raise ValueError("batch_first: expected False with an ensemble, got True")
         self.dropout = dropout
         self._dtype = float_dtype(dtype)
-        init = choice("init", init, INITIALIZERS)
+        init = self._init = choice("init", init, INITIALIZERS)
         own_seed = seed_sequence("seed", seed)
+        self._seed: Any = own_seed  # as given: None, an integer or a SeedSequence of our own
+        if not isinstance(seed, np.random.SeedSequence):
+            self._seed = None if seed is None else own_seed.entropy
         stack = self._new_stack(self._ensemble or 0)
         self._state_names = stack.state_names()
         self.dropout_step = 0
@@ -208,14 +209,16 @@ class _Layer:
         self._dropout_step = integer("dropout_step", step, expected, 0, 2**64 - 1)
 
     def __repr__(self) -> str:
-        own = {name: getattr(self, name) for name in self._shown_if_set}
-        shown = "".join(f"{name}={value}, " for name, value in own.items() if value)
-        return (
-            f"{type(self).__name__}({self._input_size}, {self._hidden_size}, {self._num_layers}, "
-            f"{shown}bias={self._bias}, batch_first={self._batch_first}, dropout={self.dropout}, "
-            f"bidirectional={self._bidirectional}, residual={self._residual}, "
-            f"ensemble={self._ensemble}, dtype={self._dtype})"
-        )
+        """A constructor call that gives the same layer; where it was seeded, its first values."""
+        owner = next(cls for cls in type(self).__mro__ if _Layer in cls.__bases__)
+        shown = []
+        for name, parameter in inspect.signature(owner).parameters.items():
+            value = getattr(self, f"_{name}")
+            if parameter.default is parameter.empty:
+                shown.append(repr(value))
+            elif value != parameter.default:
+                shown.append(f"{name}={_as_code(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __call__(
         self,
@@ -523,10 +526,23 @@ class _Layer:
         index = integer("index", index, expected, 0, self._ensemble - 1)
         one = copy.copy(self)
         one._ensemble = None
+        if self._seed is not None:
+            one._seed = spawned(seed_sequence("seed", self._seed), index)
         one._stack = self._new_stack(0)
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one
+
+
+def _as_code(value: Any) -> str:
+    """An option's value in Python, where NumPy is imported as np."""
+    if isinstance(value, np.dtype):
+        return repr(value.name)
+    if isinstance(value, np.random.SeedSequence):
+        size = f", pool_size={value.pool_size}" * (value.pool_size != 4)
+        key = f", spawn_key={value.spawn_key}" * bool(value.spawn_key)
+        return f"np.random.SeedSequence({value.entropy}{key}{size})"
+    return repr(value)
 
 
 SHARED = tuple(inspect.signature(_Layer.__init__).parameters)[2:]  # without self and cell

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -64,7 +64,6 @@ class GRU(_Layer):
     (15,)
     """
 
-    _shown_if_set: ClassVar = ("activations", "forward_clip", "layer_norm")
     reset_after: Final[bool] = fixed("reset_after", "Whether r acts after the product with W_hn.")
     activations: Final[Activations | None] = fixed("activations", "As given, or None.")
     forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -105,10 +105,6 @@ class LSTM(_Layer):
     ['weight_ih_l0', 'weight_hh_l0', 'gain_ih_l0', 'gain_hh_l0', 'gain_c_l0']
     """
 
-    _shown_if_set: ClassVar = (
-        *("proj_size", "cell_clip", "proj_clip"),
-        *("peephole", "input_forget", "activations", "forward_clip", "layer_norm"),
-    )
     proj_size: Final[int] = fixed("proj_size", "P of the projection; 0 if there is none.")
     cell_clip: Final[float | None] = fixed("cell_clip", "Bound of the elements of c, or None.")
     proj_clip: Final[float | None] = fixed("proj_clip", "Bound of the elements of h, or None.")
@@ -125,7 +121,7 @@ class LSTM(_Layer):
         num_layers: int = 1,
         *,
         forget_bias: float | None = None,
-        proj_size: int | None = None,
+        proj_size: int | None = 0,
         cell_clip: float | None = None,
         proj_clip: float | None = None,
         peephole: bool = False,
@@ -177,12 +173,14 @@ class LSTM(_Layer):
         super().__init__(cell, **shared(given | {"hidden_size": hidden}))
         self._input_forget, self._activations = input_forget, activations
         self._layer_norm = layer_norm
+        self._forget_bias: float | None = None
         if forget_bias is None:
             return
         largest = float(np.finfo(self.dtype).max)
         forget_bias = number(
             "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
         )
+        self._forget_bias = forget_bias
         if not self.bias:
             raise ValueError("forget_bias: expected None with bias=False, got a number")
         if input_forget:

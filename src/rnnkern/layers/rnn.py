@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -89,6 +89,8 @@ class RNN(_Layer):
     >>> y, h = rnn(np.ones((7, 2, 3), np.float32))
     >>> y.shape
     (7, 2, 5)
+    >>> rnn
+    RNN(3, 5, nonlinearity='relu', seed=0, init='identity')
 
     One member of an ensemble, made alone:
 
@@ -98,7 +100,6 @@ class RNN(_Layer):
     True
     """
 
-    _shown_if_set: ClassVar = ("activations", "forward_clip")
     nonlinearity: Final[str] = fixed("nonlinearity", "The name of act; see `activations`, too.")
     activations: Final[Activations | None] = fixed("activations", "As given, or None.")
     forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
