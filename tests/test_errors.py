@@ -92,6 +92,7 @@ def test_stream_beyond_memory(batch_size):
 
 FLAG = "expected True or False, got"
 PROBABILITY = "dropout: expected a number from 0 to below 1, got"
+BETWEEN = "dropout: expected 0.0 with num_layers=1 (it acts between layers)"
 SEED = "seed: expected an integer"
 DTYPE = "dtype: expected float32 or float64, got"
 BOUND = "expected a finite number > 0, got"
@@ -113,6 +114,11 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
         (rk.GRU, {"bidirectional": "no"}, TypeError, f"bidirectional: {FLAG} str"),
         (rk.GRU, {"reset_after": None}, TypeError, f"reset_after: {FLAG} NoneType"),
         *((rk.RNN, {"dropout": p}, ValueError, f"{PROBABILITY} {p}") for p in (1.0, -0.1, np.nan)),
+        *(
+            (make, {"dropout": 0.5, **layers}, ValueError, f"{BETWEEN}, got 0.5")
+            for make in (rk.RNN, rk.LSTM, rk.GRU, rk.MinGRU, rk.MinLSTM, rk.IndRNN)
+            for layers in ({}, {"num_layers": 1}, {"bidirectional": True})
+        ),
         (rk.RNN, {"dropout": TOO_BIG}, ValueError, PROBABILITY),
         (rk.RNN, {"dropout": True}, TypeError, "dropout: expected a number, got bool"),
         (rk.RNN, {"dropout": "half"}, TypeError, "dropout: expected a number, got str"),
@@ -290,10 +296,15 @@ def test_checkpoint_of_what_is_no_sequence(x, batch_first):
 
 
 def test_dropout_setter():
-    layer = make_layer("gru", I, H, dropout=0.25)
+    layer = make_layer("gru", I, H, num_layers=2, dropout=0.25)
     with refused(ValueError, f"{PROBABILITY} 2"):
         layer.dropout = 2
     assert layer.dropout == 0.25
+    alone = make_layer("gru", I, H)
+    with refused(ValueError, f"{BETWEEN}, got 0.25"):
+        alone.dropout = 0.25
+    alone.dropout = 0
+    assert alone.dropout == 0.0
 
 
 @pytest.mark.parametrize("step", [-1, 2**64, 1.5, "x", None])

@@ -15,7 +15,6 @@ from .. import _core
 from ..checks import (
     Seed,
     array,
-    choice,
     fixed,
     flag,
     float_dtype,
@@ -28,7 +27,7 @@ from ..checks import (
 from ..clip import Clip
 from ..stream import Stream, join_state, split_state
 from .activations import Chosen
-from .initialize import INITIALIZERS, initial
+from .initialize import initial, initializer
 from .results import Array, Gradients, State, Trace, omega
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class _Layer:
             raise ValueError("batch_first: expected False with an ensemble, got True")
         self.dropout = dropout
         self._dtype = float_dtype(dtype)
-        init = self._init = choice("init", init, INITIALIZERS)
+        init = self._init = initializer(init, cell.kind)
         own_seed = seed_sequence("seed", seed)
         self._seed: Any = own_seed  # as given: None, an integer or a SeedSequence of our own
         if not isinstance(seed, np.random.SeedSequence):
@@ -196,7 +195,12 @@ class _Layer:
     @dropout.setter
     def dropout(self, p: float) -> None:
         expected = "a number from 0 to below 1"
-        self._dropout = number("dropout", p, expected, lambda x: 0.0 <= x < 1.0)
+        p = number("dropout", p, expected, lambda x: 0.0 <= x < 1.0)
+        if p and self._num_layers == 1:
+            raise ValueError(
+                f"dropout: expected 0.0 with num_layers=1 (it acts between layers), got {p}"
+            )
+        self._dropout = p
 
     @property
     def dropout_step(self) -> int:

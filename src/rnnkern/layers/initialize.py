@@ -8,16 +8,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import choice
+
 if TYPE_CHECKING:
     from ..reference import Parameter
 
-__all__ = ["INITIALIZERS", "initial"]
+__all__ = ["INITIALIZERS", "initial", "initializer"]
 
 Array = NDArray[Any]
 
 INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
 # Roles that two of them treat apart.
 MAPS_STATES = ("recurrent_matrix", "recurrent_blocks", "projection_matrix")
+
+
+def initializer(init: str, kind: str) -> str:
+    """`init` as one of the names; not orthogonal for a cell for which it is what xavier is."""
+    init = choice("init", init, INITIALIZERS)
+    if init == "orthogonal":
+        from ..reference import CELLS  # here: the default does without the reference
+
+        if {p.role for p in CELLS[kind].parameters} <= {"input_matrix", "input_bias"}:
+            others = ", ".join(name for name in INITIALIZERS if name != init)
+            raise ValueError(
+                f"init: expected one of {others} for {kind}, which has no recurrent weights, "
+                f"got {init!r}"
+            )
+    return init
 
 
 def initial(

@@ -32,8 +32,7 @@ class MinGRU(_Layer):
         that of its plain form, and ``tanh`` the GRU's.
     bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
     init
-        As in `RNN`; ``identity`` and ``orthogonal`` differ from ``xavier`` for recurrent matrices
-        only, of which there are none.
+        As in `RNN`, but that there is no ``orthogonal``, which is about recurrent weights.
 
     Attributes
     ----------

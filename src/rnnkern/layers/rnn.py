@@ -34,7 +34,7 @@ class RNN(_Layer):
     batch_first : bool
         Whether sequences are (B, T, C) instead of (T, B, C). States are not affected.
     dropout : float
-        From 0 to below 1; acts between layers, in `forward` only.
+        From 0 to below 1; acts between layers, in `forward` only. Above 0 it needs two layers.
     bidirectional : bool
         Whether each layer also runs backward in time, its outputs beside the forward ones.
     residual : bool
