@@ -165,19 +165,24 @@ def use(blank, name):
     found(*arguments.get(name, ()))
 
 
+def core_stack(layer):
+    return _core.LayerStack(**layer._stack._arguments)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("what", ["layer", "stack", "tape", "stream"])
+@pytest.mark.parametrize("what", ["stack", "tape", "stream"])
 def test_bound_types_refuse_to_be_pickled_by_name(what, protocol):
     layer = make_layer("gru", 3, 4)
     _, _, tape = layer.forward(np.zeros((5, 2, 3), np.float32))
-    thing = {"layer": layer, "stack": layer._stack, "tape": tape, "stream": layer.stream()}[what]
+    thing = {"stack": lambda: core_stack(layer), "tape": lambda: tape}.get(
+        what, lambda: _core.Stream(layer._stack, layer.params, 1)
+    )()
     with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
         pickle.dumps(thing, protocol)
     with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
         copy.deepcopy(thing)
-    if what != "layer":
-        with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
-            thing.__reduce__()
+    with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
+        thing.__reduce__()
 
 
 @pytest.mark.parametrize("checkpoint", [None, 2])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
+from .pickles import reduced
 
 __all__ = ["Stream"]
 
@@ -27,6 +29,9 @@ class Stream(_core.Stream):
     when it first comes, and so may one that more threads share; any other call with `out`
     allocates nothing.
 
+    A copy, also one that a pickle makes in another process, is a stream of its own that goes on
+    from the same state.
+
     Attributes
     ----------
     state : ndarray or tuple of ndarray
@@ -35,12 +40,15 @@ class Stream(_core.Stream):
 
     Examples
     --------
-    >>> import numpy as np, rnnkern as rk
+    >>> import copy, numpy as np, rnnkern as rk
     >>> gru = rk.GRU(3, 5, seed=0)
     >>> x = np.ones((4, 1, 3), np.float32)
     >>> stream = gru.stream()
     >>> steps = [stream.step(x_t) for x_t in x]
     >>> bool((np.stack(steps) == gru(x)[0]).all())
+    True
+    >>> branch = copy.copy(stream)  # goes on by itself from here
+    >>> bool((branch.step(x[0]) == stream.step(x[0])).all())
     True
     """
 
@@ -50,8 +58,25 @@ class Stream(_core.Stream):
         if "_state_names" in vars(self):  # the core's stream would stay the old one
             name = type(self).__name__
             raise TypeError(f"{name}: expected a new object, got one that is constructed already")
+        if isinstance(params, dict):  # copies, of which a copy of the stream is made
+            params = {n: p.copy() if isinstance(p, np.ndarray) else p for n, p in params.items()}
         super().__init__(stack, params, batch_size)
         self._state_names = stack.state_names()
+        self._made_from = stack, params, batch_size
+
+    def __repr__(self) -> str:
+        """What it was made from; parameters and state are not shown."""
+        stack, _, batch_size = self._made_from
+        return f"<Stream of {stack!r}, batch_size={batch_size}>"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, vars(self) | {"state": self.state})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        values = state.pop("state")
+        Stream.__init__(self, *state["_made_from"])
+        vars(self).update(state)
+        self.state = values
 
     def reset(self, rows: ArrayLike | None = None) -> None:
         """Set the state, or that of some rows, to a fresh one: zeros, but m of an sLSTM -inf.

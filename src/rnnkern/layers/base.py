@@ -25,6 +25,7 @@ from ..checks import (
     spawned,
 )
 from ..clip import Clip
+from ..pickles import LayerStack, reduced
 from ..stream import Stream, join_state, split_state
 from .activations import Chosen
 from .initialize import initial, initializer
@@ -138,8 +139,8 @@ class _Layer:
             self._params = {name: values[0] for name, values in self._params.items()}
         self._stack = stack
 
-    def _new_stack(self, members: int) -> _core.LayerStack:
-        return _core.LayerStack(
+    def _new_stack(self, members: int) -> LayerStack:
+        return LayerStack(
             kind=self._kind,
             input_size=self._input_size,
             hidden_size=self._hidden_size,
@@ -168,6 +169,9 @@ class _Layer:
             normal = f"a normal number of {self._dtype}, {smallest:.3g} to {largest:.3g}"
             raise ValueError(f"{name}: expected {normal}, got {clip!r}")
         return float(self._dtype.type(clip))  # rounded here: the host may trap on that in a call
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, vars(self).copy())
 
     def _checked_params(self) -> Iterator[tuple[str, Array]]:
         """The parameters, checked as the core checks them in each call."""
@@ -496,6 +500,25 @@ class _Layer:
                 "stream: expected a layer alone, got an ensemble (use member(e).stream())"
             )
         return Stream(self._stack, self._params, size("batch_size", batch_size))
+
+    def copy(self) -> Self:
+        """A layer of its own with the same parameters, options and dropout state.
+
+        Returns
+        -------
+        recurrent layer
+            Shares no memory with this one. Its tapes are its own, too.
+
+        Examples
+        --------
+        >>> import rnnkern as rk
+        >>> gru = rk.GRU(3, 5, seed=0)
+        >>> best = gru.copy()
+        >>> gru.params["bias_hh_l0"][...] = 7.0
+        >>> bool((best.params["bias_hh_l0"] == 7.0).any())
+        False
+        """
+        return copy.deepcopy(self)
 
     def member(self, index: int) -> Self:
         """One member of an ensemble, as a layer alone.

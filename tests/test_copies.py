@@ -1,0 +1,183 @@
+"""Layers and streams can be copied, pickled and sent to other processes."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from attacks import COPIES
+from helpers import KINDS, make_layer, parts
+
+import rnnkern as rk
+from rnnkern import _core, pickles
+
+T, B, I, H = 6, 3, 4, 5
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_copy = pytest.mark.parametrize("how", [how for how in COPIES if how != "copy"])
+
+
+def same_params(one, other):
+    assert list(one) == list(other)
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def shares_memory(one, other):
+    pairs = zip(one.params.values(), other.params.values(), strict=True)
+    return any(np.shares_memory(a, b) for a, b in pairs)
+
+
+@every_kind
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"ensemble": 2}])
+def test_a_copy_of_a_layer_is_the_layer(kind, options):
+    layer = make_layer(kind, I, H, num_layers=2, dropout=0.5, **options)
+    layer.forward(x_of(layer))
+    for how in (lambda one: one.copy(), *(COPIES[name] for name in COPIES if name != "copy")):
+        other = how(layer)
+        assert repr(other) == repr(layer)
+        assert other.dropout_step == layer.dropout_step
+        assert same_params(other.params, layer.params)
+        assert not shares_memory(other, layer)
+        x, want = x_of(layer), layer.copy()
+        y, _, tape = want.forward(x)
+        again, _, own = other.forward(x)
+        assert np.array_equal(again, y)  # the same dropout, too
+        grads = want.backward(tape, np.ones_like(y)), other.backward(own, np.ones_like(y))
+        assert same_params(grads[0].params, grads[1].params)
+
+
+def x_of(layer):
+    shape = (T, layer.ensemble, B, I) if layer.ensemble else (T, B, I)
+    return np.random.default_rng(0).normal(size=shape).astype(layer.dtype)
+
+
+@every_copy
+def test_a_copy_of_a_layer_is_independent(how):
+    layer = rk.GRU(I, H, 2, dropout=0.5, seed=0)
+    other = COPIES[how](layer)
+    x = x_of(layer)
+    before = layer(x)[0]
+    for values in other.params.values():
+        values[...] = 0.0
+    other.dropout_step = 7
+    other.dropout = 0.25
+    assert np.array_equal(layer(x)[0], before)
+    assert (layer.dropout, layer.dropout_step) == (0.5, 0)
+    *_, tape = layer.forward(x)
+    with pytest.raises(ValueError, match="tape: expected a tape of this layer's forward, got one"):
+        other.backward(tape)
+
+
+def test_a_shallow_copy_shares_the_parameters():
+    """As Python's shallow copies do; its dropout is its own."""
+    layer = rk.GRU(I, H, 2, dropout=0.5, seed=0)
+    other = copy.copy(layer)
+    assert other.params is layer.params
+    other.dropout_step = 3
+    assert layer.dropout_step == 0
+
+
+def test_a_copy_of_a_member_is_a_layer_alone():
+    layer = rk.LSTM(I, H, ensemble=3, seed=0)
+    one = layer.member(1).copy()
+    one.params["bias_ih_l0"][...] = 7
+    assert not (layer.params["bias_ih_l0"] == 7).any()
+
+
+def test_a_subclass_keeps_its_own_attributes():
+    layer = Labelled(I, H, seed=0)
+    layer.label = ["a"]
+    other = pickle.loads(pickle.dumps(layer))
+    assert type(other) is Labelled
+    assert other.label == ["a"]
+    layer.label.append("b")
+    assert layer.copy().label == ["a", "b"]
+    assert other.label == ["a"]
+
+
+class Labelled(rk.GRU):
+    pass
+
+
+@every_kind
+def test_a_copy_of_a_stream_goes_on_from_its_state(kind):
+    layer = make_layer(kind, I, H, num_layers=2)
+    stream = layer.stream(B)
+    x = x_of(layer)
+    for step in x[:2]:
+        stream.step(step)
+    for values in layer.params.values():
+        values[...] = 0.0  # the stream has what the layer had
+    for name, how in COPIES.items():
+        other = how(stream)
+        for one, own in zip(parts(stream.state), parts(other.state), strict=True):
+            assert np.array_equal(one, own), name
+        before = [part.copy() for part in parts(stream.state)]
+        y = other.run(x[2:])
+        for one, old in zip(parts(stream.state), before, strict=True):
+            assert np.array_equal(one, old), name
+        assert np.array_equal(how(stream).run(x[2:]), y)
+    assert np.array_equal(stream.run(x[2:]), y)
+
+
+def test_what_a_stream_shows():
+    stream = rk.LSTM(3, 5, 2, dtype="float64").stream(4)
+    assert repr(stream) == (
+        "<Stream of LayerStack(kind='lstm', input_size=3, hidden_size=5, num_layers=2, "
+        "dtype='float64'), batch_size=4>"
+    )
+
+
+def outputs(layer, stream, x):
+    return layer(x)[0], stream.run(x)
+
+
+def test_layers_and_streams_go_to_other_processes():
+    layer = rk.GRU(I, H, 2, dropout=0.5, seed=0)
+    stream, x = layer.stream(B), x_of(layer)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        y, streamed = pool.apply(outputs, (layer, stream, x))
+    assert np.array_equal(y, layer(x)[0])
+    assert np.array_equal(streamed, stream.run(x))
+
+
+@pytest.mark.parametrize("make", [lambda: rk.GRU(I, H), lambda: rk.GRU(I, H).stream()])
+def test_a_pickle_of_another_version_says_so(make, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(_core, "__version__", "0.0.9")
+        saved = pickle.dumps(make())
+    said = f"pickle: expected one of rnnkern {_core.__version__}, got one of rnnkern 0.0.9"
+    with pytest.raises(ValueError, match=said):
+        pickle.loads(saved)
+
+
+def test_a_version_is_checked_before_all_else():
+    """Another version may lack a class that the rest of a pickle names."""
+    saved = pickle.dumps(rk.GRU(I, H), 2)
+    saved = saved.replace(b"rnnkern.layers.base\nCell\n", b"rnnkern.layers.base\nCells\n")
+    with pytest.raises(AttributeError, match="Cells"):
+        pickle.loads(saved)
+    version = _core.__version__.encode()
+    with pytest.raises(ValueError, match="pickle: expected one of rnnkern"):
+        pickle.loads(saved.replace(version, b"9" * len(version)))
+
+
+def test_a_pickle_brings_no_more_than_the_package():
+    """Loading needs neither what trains nor the reference."""
+    saved = pickle.dumps([rk.GRU(I, H, seed=0), rk.GRU(I, H, seed=0).stream()])
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=saved, capture_output=True, check=True
+    )
+    assert not {b"rnnkern.reference", b"rnnkern.optim"} & set(done.stdout.split())
+
+
+def test_a_stack_is_made_anew():
+    stack = rk.GRU(I, H)._stack
+    assert isinstance(stack, pickles.LayerStack)
+    assert copy.deepcopy(stack).parameter_shapes() == stack.parameter_shapes()
