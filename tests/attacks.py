@@ -48,13 +48,41 @@ def through_pickle(protocol):
     return lambda value: pickle.loads(pickle.dumps(value, protocol))
 
 
+class Tensor:
+    """As a tensor of PyTorch, which is not needed here: what is used of one, and no more."""
+
+    def __init__(self, values, dtype=None, requires_grad=False):
+        self.values, self.requires_grad = values, requires_grad
+        self.dtype = dtype or f"torch.{values.dtype}"
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    def detach(self):
+        return Tensor(self.values, self.dtype)
+
+    def float(self):
+        return Tensor(self.values.astype(np.float32))
+
+    def __dlpack__(self, **options):
+        if self.requires_grad:
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        if self.dtype == "torch.bfloat16":
+            raise BufferError("bfloat16 is no dtype of NumPy")
+        return self.values.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.values.__dlpack_device__()
+
+
 COPIES = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     **{f"pickle {n}": through_pickle(n) for n in range(pickle.HIGHEST_PROTOCOL + 1)},
 }
 
-SETTABLE = {"dropout", "dropout_step", "lr", "params", "state"}
+SETTABLE = {"dropout", "dropout_state", "dropout_step", "lr", "params", "state"}
 
 
 def read_only_attributes(value):

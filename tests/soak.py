@@ -163,7 +163,12 @@ class Soak:
             **options,
         }
         self.calls += 1
-        return make_layer(self.pick(KINDS), self.size(1, 48), self.size(1, 96), **options)
+        kind = self.pick(KINDS)
+        if options["num_layers"] == 1:
+            options["dropout"] = 0.0
+        if kind in ("min_gru", "min_lstm") and options["init"] == "orthogonal":
+            options["init"] = "xavier"
+        return make_layer(kind, self.size(1, 48), self.size(1, 96), **options)
 
     def problem(self, layer):
         B = self.pick([None, 1, 2, 5, 16, self.size(0, 32)])

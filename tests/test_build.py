@@ -182,6 +182,7 @@ LATER = {
     "optim": ["SGD", "Adam", "AdamW", "RMSprop", "Step"],
     "reference": [],
     "truncated": ["Window", "truncated_bptt"],
+    "weights": ["from_state_dict"],
 }
 
 

@@ -40,7 +40,7 @@ def test_a_copy_of_a_layer_is_the_layer(kind, options):
     for how in (lambda one: one.copy(), *(COPIES[name] for name in COPIES if name != "copy")):
         other = how(layer)
         assert repr(other) == repr(layer)
-        assert other.dropout_step == layer.dropout_step
+        assert other.dropout_state == layer.dropout_state
         assert same_params(other.params, layer.params)
         assert not shares_memory(other, layer)
         x, want = x_of(layer), layer.copy()

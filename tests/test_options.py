@@ -149,6 +149,7 @@ def test_every_constructor_option_is_tested(kind):
     # Some options make kinds of their own, and test_ensemble.py is about another.
     others = {"nonlinearity", "reset_after", "peephole", "candidate", "ensemble"}
     others |= {"input_forget", "activations", "forward_clip", "layer_norm"}
+    others |= {"params"}  # see test_weights.py
     kinds = [k for k in KINDS if type(make_layer(k, 3, 5)) is owner]
     assert options - others == {*COMMON}.union(*(OWN.get(k, {}) for k in kinds))
 

@@ -325,7 +325,7 @@ WRONG_OPTIONS = (
     {"dropout": "half"},
     {"seed": -1},
     {"seed": 1.5},
-    {"init": "zeros"},
+    {"init": "he"},
     {"bias": 1},
     {"batch_first": "no"},
     {"bidirectional": None},

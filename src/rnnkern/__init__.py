@@ -44,6 +44,7 @@ __all__ = [
     "__version__",
     "cross_entropy",
     "force_isa",
+    "from_state_dict",
     "get_num_threads",
     "info",
     "num_threads",
@@ -61,6 +62,7 @@ _LATER = {
     "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
     "reference": (),
     "truncated": ("Window", "truncated_bptt"),
+    "weights": ("from_state_dict",),
 }
 if TYPE_CHECKING:
     from . import diagnose as diagnose
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from .modules import Embedding, Linear, ModuleGradients, cross_entropy
     from .optim import SGD, Adam, AdamW, RMSprop, Step
     from .truncated import Window, truncated_bptt
+    from .weights import from_state_dict
 else:
 
     def __getattr__(name: str) -> Any:

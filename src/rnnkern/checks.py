@@ -13,7 +13,9 @@ from numpy.typing import DTypeLike, NDArray
 __all__ = [
     "Seed",
     "array",
+    "as_array",
     "bound",
+    "cast_to",
     "choice",
     "fixed",
     "flag",
@@ -23,6 +25,8 @@ __all__ = [
     "seed_sequence",
     "size",
     "spawned",
+    "unmasked",
+    "viewed",
 ]
 
 Seed: TypeAlias = int | np.random.SeedSequence | None
@@ -40,13 +44,77 @@ NO_NUMBERS = (
 
 
 def array(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """`value`, an array of this dtype and shape."""
-    if not isinstance(value, np.ndarray) or value.dtype != dtype:
-        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-        raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}")
-    if value.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    """`value`, an array of this dtype and shape, or a view of what holds one."""
+    found: NDArray[Any] = as_array(name, value, dtype)
+    if found.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {found.shape}")
+    return found
+
+
+def as_array(name: str, value: Any, dtype: np.dtype[Any]) -> Any:
+    """`value`, an array of this dtype, or a view of a tensor or buffer that holds one.
+
+    The core checks shapes, and dtypes once more.
+    """
+    if type(value) is np.ndarray and value.dtype is dtype:
+        return value
+    found = viewed(name, value)
+    if found is not None and found.dtype == dtype:
+        return found
+    kind = type(value).__name__
+    if found is None:
+        many = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
+        got, castable = kind, many and not isinstance(value, np.generic)
+    else:
+        got = f"{found.dtype}" if isinstance(value, np.ndarray) else f"{kind} of {found.dtype}"
+        castable = found.dtype.kind in "fiub"
+    hint = f" (write np.asarray({name}, np.{dtype}))" if castable else ""
+    raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}{hint}")
+
+
+def viewed(name: str, value: Any) -> NDArray[Any] | None:
+    """An array that shares the memory of `value`, of any dtype; None where there is no such array.
+
+    Those are arrays, tensors of the CPU (DLPack) and objects with the buffer protocol. A mask would
+    be lost, so a masked array is refused.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected an array without a mask, got MaskedArray (write {name}.filled(0) or "
+            f"np.asarray({name}); lengths= and resets= are about steps)"
+        )
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, (np.generic, str, bytes, type)):
+        return None
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            got = f"got {type(value).__name__} ({error})"
+            raise TypeError(f"{name}: expected an array or a tensor of the CPU, {got}") from error
+    try:
+        return np.asarray(memoryview(value))
+    except (TypeError, ValueError):  # no buffer, or of items that NumPy does not know
+        return None
+
+
+def unmasked(name: str, value: Any) -> Any:
+    """`value`, if it is no masked array: its mask would be ignored."""
+    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+        viewed(name, value)  # raises
     return value
+
+
+def cast_to(name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """`values` rounded to another dtype of floating point, none of them to infinity."""
+    try:
+        with np.errstate(over="raise"):
+            return values.astype(dtype)
+    except FloatingPointError:
+        raise ValueError(
+            f"{name}: expected values that {dtype} can hold, got larger ones in {values.dtype}"
+        ) from None
 
 
 def bound(name: str, value: Any) -> float | None:

@@ -86,6 +86,7 @@ class _Layer:
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
         init: str = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         if "_stack" in vars(self):  # a second call would change what the core relies on
             name = type(self).__name__
@@ -116,27 +117,30 @@ class _Layer:
         self._seed: Any = own_seed  # as given: None, an integer or a SeedSequence of our own
         if not isinstance(seed, np.random.SeedSequence):
             self._seed = None if seed is None else own_seed.entropy
+        if params is not None and init != "uniform":
+            raise ValueError(f"init: expected 'uniform' with params, got {init!r}")
         stack = self._new_stack(self._ensemble or 0)
         self._state_names = stack.state_names()
+        members = () if self._ensemble is None else (self._ensemble,)
+        self._shapes = {name: (*members, *shape) for name, shape in stack.parameter_shapes()}
         self.dropout_step = 0
-        members = self._ensemble or 1
+        found = None if params is None else self._matched("params", params)
         self._params = {  # all memory first: what is too large fails before anything is drawn
-            name: np.empty((members, *shape), self._dtype)
-            for name, shape in stack.parameter_shapes()
+            name: np.empty(shape, self._dtype) for name, shape in self._shapes.items()
         }
         self._dropout_seeds = []
         normalizes = any(name.startswith("gain") for name in self._params)
-        for member in range(members):
+        for member in range(self._ensemble or 1):
             key = () if self._ensemble is None else (member,)
             generator = np.random.default_rng(spawned(own_seed, *key))
             self._dropout_seeds.append(int(generator.integers(2**63)))
-            for name, values in self._params.items():
-                shape = values.shape[1:]
-                values[member] = initial(
-                    init, self._kind, name, shape, self._hidden_size, generator, normalizes
+            for name, values in self._params.items() if found is None else ():
+                part = values[key]
+                part[...] = initial(
+                    init, self._kind, name, part.shape, self._hidden_size, generator, normalizes
                 )
-        if self._ensemble is None:
-            self._params = {name: values[0] for name, values in self._params.items()}
+        for name, values in (found or {}).items():
+            self._params[name][...] = values
         self._stack = stack
 
     def _new_stack(self, members: int) -> LayerStack:
@@ -173,12 +177,19 @@ class _Layer:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return reduced(self, vars(self).copy())
 
+    def _matched(self, argument: str, mapping: Any) -> dict[str, Array]:
+        """The arrays of a mapping that has those of this layer, and no others."""
+        from ..weights import matched  # here: most layers do without
+
+        hint = f"convert it to np.{self._dtype}"
+        owner = f"this {type(self).__name__}"
+        return matched(argument, mapping, self._shapes, self._dtype, owner, hint=hint)[0]
+
     def _checked_params(self) -> Iterator[tuple[str, Array]]:
         """The parameters, checked as the core checks them in each call."""
-        members = () if self._ensemble is None else (self._ensemble,)
-        for name, shape in self._stack.parameter_shapes():
+        for name, shape in self._shapes.items():
             values = self._params.get(name)
-            yield name, array(f"params[{name!r}]", values, self._dtype, (*members, *shape))
+            yield name, array(f"params[{name!r}]", values, self._dtype, shape)
 
     @property
     def params(self) -> dict[str, Array]:
@@ -216,11 +227,61 @@ class _Layer:
         expected = "an integer from 0 to 2**64 - 1"
         self._dropout_step = integer("dropout_step", step, expected, 0, 2**64 - 1)
 
+    @property
+    def dropout_state(self) -> dict[str, Any]:
+        """What determines the masks to come, of numbers that JSON takes; may be set.
+
+        ``seeds`` has an integer for each member, one of a layer alone, and ``step`` is
+        `dropout_step`. A file's metadata can hold it:
+
+        >>> import json, tempfile, rnnkern as rk
+        >>> gru = rk.GRU(3, 5, 2, dropout=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     about = {"dropout_state": json.dumps(gru.dropout_state)}
+        ...     rk.files.save(f"{folder}/gru.safetensors", gru.state_dict(), about)
+        ...     with rk.files.Reader(f"{folder}/gru.safetensors") as file:
+        ...         again = rk.GRU(3, 5, 2, dropout=0.5, params=file.read())
+        ...         again.dropout_state = json.loads(file.metadata["dropout_state"])
+        >>> again.dropout_state == gru.dropout_state
+        True
+        """
+        return {"seeds": list(self._dropout_seeds), "step": self._dropout_step}
+
+    @dropout_state.setter
+    def dropout_state(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"dropout_state: expected a dict of seeds and step, got {type(state).__name__}"
+            )
+        if state.keys() != {"seeds", "step"}:
+            raise ValueError(f"dropout_state: expected the keys seeds and step, got {list(state)}")
+        seeds, count = state["seeds"], self._ensemble or 1
+        if not isinstance(seeds, (list, tuple)) or len(seeds) != count:
+            got = f"{len(seeds)}" if isinstance(seeds, (list, tuple)) else type(seeds).__name__
+            raise ValueError(f"dropout_state['seeds']: expected a list of {count}, got {got}")
+        expected = "integers from 0 to 2**64 - 1"
+        own = [integer("dropout_state['seeds']", s, expected, 0, 2**64 - 1) for s in seeds]
+        expected = "an integer from 0 to 2**64 - 1"
+        self._dropout_step = integer("dropout_state['step']", state["step"], expected, 0, 2**64 - 1)
+        self._dropout_seeds = own
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters together; of all members of an ensemble.
+
+        >>> import rnnkern as rk
+        >>> rk.GRU(3, 5).num_parameters == 3 * 5 * (3 + 5 + 2)
+        True
+        """
+        return sum(math.prod(shape) for shape in self._shapes.values())
+
     def __repr__(self) -> str:
         """A constructor call that gives the same layer; where it was seeded, its first values."""
         owner = next(cls for cls in type(self).__mro__ if _Layer in cls.__bases__)
         shown = []
         for name, parameter in inspect.signature(owner).parameters.items():
+            if name == "params":
+                continue
             value = getattr(self, f"_{name}")
             if parameter.default is parameter.empty:
                 shown.append(repr(value))
@@ -501,6 +562,105 @@ class _Layer:
             )
         return Stream(self._stack, self._params, size("batch_size", batch_size))
 
+    def state_dict(self, prefix: str = "") -> dict[str, Array]:
+        """Copies of the parameters, as `load_state_dict` takes them; the dropout's state is not in.
+
+        Parameters
+        ----------
+        prefix : str
+            Stands before each name, such as ``"encoder."``.
+
+        Returns
+        -------
+        dict of str to ndarray
+            New arrays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a parameter is not what it must be, or the prefix is no str.
+
+        Examples
+        --------
+        >>> import rnnkern as rk
+        >>> list(rk.MinGRU(3, 5).state_dict(prefix="encoder."))
+        ['encoder.weight_ih_l0', 'encoder.bias_ih_l0']
+        """
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
+        return {prefix + name: values.copy() for name, values in self._checked_params()}
+
+    def load_state_dict(
+        self,
+        mapping: Mapping[str, Any],
+        prefix: str = "",
+        strict: bool = True,
+        *,
+        cast: bool = False,
+    ) -> tuple[list[str], list[str]]:
+        """Copy parameters in: this package's, or those of a model of PyTorch.
+
+        Parameters
+        ----------
+        mapping : mapping of str to ndarray or tensor
+            Such as ``model.state_dict()`` of PyTorch. Names are those of `params`; the ``_l0`` of a
+            layer alone may be left out, as in PyTorch's cells.
+        prefix : str
+            Only names that begin with it count, and the rest of each is the parameter's name.
+        strict : bool
+            Whether all parameters must be there, and no others. If not, those that are missing stay
+            as they are.
+        cast : bool
+            Whether to round arrays of another floating-point type, such as float16, bfloat16 and
+            float64, to the layer's. They are refused otherwise.
+
+        Returns
+        -------
+        missing, extra : list of str
+            Names that were not there, and those that are no parameter; without the prefix.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array has another dtype or shape, or names are missing or extra: the message lists
+            them. Nothing has been written then.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> model = {"rnn.weight_ih_l0": np.ones((12, 3)), "rnn.weight_hh_l0": np.ones((12, 4)),
+        ...          "rnn.bias_ih_l0": np.ones(12), "rnn.bias_hh_l0": np.ones(12)}
+        >>> gru = rk.GRU(3, 4)
+        >>> gru.load_state_dict(model, prefix="rnn.", cast=True)
+        ([], [])
+        >>> del model["rnn.bias_hh_l0"]
+        >>> gru.load_state_dict(model, prefix="rnn.", cast=True)
+        Traceback (most recent call last):
+        ...
+        ValueError: mapping: expected the arrays of GRU(3, 4), got missing rnn.bias_hh_l0
+        """
+        from ..weights import matched  # here: most layers do without
+
+        own = dict(self._checked_params())
+        for name, values in own.items():
+            if not values.flags.writeable:
+                raise ValueError(
+                    f"params[{name!r}]: expected a writable array, got a read-only one"
+                )
+        found, missing, extra = matched(
+            *("mapping", mapping, self._shapes, self._dtype, repr(self)),
+            prefix=prefix,
+            strict=strict,
+            cast=cast,
+            hint="pass cast=True to convert it",
+        )
+        written = {id(_owner(values)) for values in own.values()}
+        for name, values in found.items():  # a parameter's own memory may come under another name
+            found[name] = values.copy() if id(_owner(values)) in written else values
+        for name, values in found.items():
+            own[name][...] = values
+        return missing, extra
+
     def copy(self) -> Self:
         """A layer of its own with the same parameters, options and dropout state.
 
@@ -556,9 +716,17 @@ class _Layer:
         if self._seed is not None:
             one._seed = spawned(seed_sequence("seed", self._seed), index)
         one._stack = self._new_stack(0)
+        one._shapes = {name: shape[1:] for name, shape in self._shapes.items()}
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one
+
+
+def _owner(values: Array) -> Any:
+    """The array whose memory a view shows."""
+    while isinstance(values.base, np.ndarray):
+        values = values.base
+    return values
 
 
 def _as_code(value: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -25,7 +26,7 @@ class GRU(_Layer):
     input_size, hidden_size, num_layers : int
         As in `RNN`.
     bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
-    init
+    init, params
         As in `RNN`.
     reset_after : bool
         True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
@@ -88,6 +89,7 @@ class GRU(_Layer):
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
         init: str = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()
         reset_after = flag("reset_after", reset_after)

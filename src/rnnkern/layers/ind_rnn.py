@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,9 +28,9 @@ class IndRNN(_Layer):
         As in `RNN`.
     nonlinearity : {"relu", "tanh"}
         The name of act.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed, params
         As in `RNN`.
-    init : {"uniform", "xavier", "orthogonal", "identity"}
+    init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
         As in `RNN`, but for u: uniform over [0, 1), so that there are units of long and of short
         memory; all ones with ``orthogonal`` and ``identity``.
 
@@ -76,6 +77,7 @@ class IndRNN(_Layer):
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
         init: str = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()
         nonlinearity = choice("nonlinearity", nonlinearity, ("relu", "tanh"))

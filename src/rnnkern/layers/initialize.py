@@ -17,7 +17,7 @@ __all__ = ["INITIALIZERS", "initial", "initializer"]
 
 Array = NDArray[Any]
 
-INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity")
+INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity", "zeros")
 # Roles that two of them treat apart.
 MAPS_STATES = ("recurrent_matrix", "recurrent_blocks", "projection_matrix")
 
@@ -47,6 +47,8 @@ def initial(
     normalizes: bool,
 ) -> Array:
     """One parameter's first values, float64; `normalizes`: whether its layer has layer norm."""
+    if init == "zeros":
+        return np.zeros(shape)
     if name.startswith("gain"):
         return np.ones(shape)
     if normalizes and name.startswith("bias"):

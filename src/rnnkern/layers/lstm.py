@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -26,11 +27,11 @@ class LSTM(_Layer):
     input_size, hidden_size, num_layers : int
         As in `RNN`.
     bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
-    init
+    init, params
         As in `RNN`.
     forget_bias : float, optional
         What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
-        `init` says if not given. Needs ``bias=True``.
+        `init` says if not given. Needs ``bias=True``. Not with `params`.
     proj_size : int, optional
         P, from 1 to below H: the width of h after a projection ``weight_hr_l{k}{_reverse}``
         (P, H), as PyTorch's ``proj_size``. None or 0: no projection, and P = H.
@@ -138,6 +139,7 @@ class LSTM(_Layer):
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
         init: str = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()
         hidden = size("hidden_size", hidden_size)
@@ -181,6 +183,8 @@ class LSTM(_Layer):
             "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
         )
         self._forget_bias = forget_bias
+        if params is not None:
+            raise ValueError("forget_bias: expected None with params, got a number")
         if not self.bias:
             raise ValueError("forget_bias: expected None with bias=False, got a number")
         if input_forget:

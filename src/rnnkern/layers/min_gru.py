@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -31,7 +32,7 @@ class MinGRU(_Layer):
         sigmoid(a) elsewhere, so that states that start at or above zero stay there. ``identity`` is
         that of its plain form, and ``tanh`` the GRU's.
     bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
-    init
+    init, params
         As in `RNN`, but that there is no ``orthogonal``, which is about recurrent weights.
 
     Attributes
@@ -77,6 +78,7 @@ class MinGRU(_Layer):
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
         init: str = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()
         candidate = choice("candidate", candidate, CANDIDATES)

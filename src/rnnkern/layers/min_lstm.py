@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -28,7 +29,7 @@ class MinLSTM(_Layer):
     candidate : {"positive", "identity", "tanh"}
         g, as in `MinGRU`.
     bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
-    init
+    init, params
         As in `MinGRU`.
 
     Attributes
@@ -74,6 +75,7 @@ class MinLSTM(_Layer):
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
         init: str = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()
         candidate = choice("candidate", candidate, CANDIDATES)

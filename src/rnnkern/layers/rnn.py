@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -51,12 +52,16 @@ class RNN(_Layer):
     seed : int or numpy.random.SeedSequence, optional
         Of the initial parameters and of dropout; from the system if not given. Ensembles of
         different seeds share no member.
-    init : {"uniform", "xavier", "orthogonal", "identity"}
+    init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
         How parameters start. ``uniform``: all from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
         ``xavier``: each gate's matrices from U(-b, b), b = sqrt(6 / (rows + columns)) [2]_.
         ``orthogonal``: input matrices as xavier, each gate's recurrent matrix orthogonal [3]_.
         ``identity``: input matrices from N(0, 0.001), recurrent matrices the identity, for
-        ``nonlinearity="relu"`` [4]_. Biases are zero in all but uniform.
+        ``nonlinearity="relu"`` [4]_. Biases are zero in all but uniform. ``zeros``: all zero, and
+        nothing is drawn.
+    params : mapping of str to ndarray, optional
+        The parameters, which are copied; nothing is drawn for them. Names, shapes and dtype as in
+        the attribute `params`. `seed` is then of dropout alone, and `init` is left out.
 
     Attributes
     ----------
@@ -122,6 +127,7 @@ class RNN(_Layer):
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
         init: str = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()
         nonlinearity = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
