@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
-from .checks import Seed, flag, float_dtype, integer, seed_sequence, size
+from .checks import (
+    Seed,
+    as_array,
+    flag,
+    float_dtype,
+    integer,
+    seed_sequence,
+    size,
+    unmasked,
+    viewed,
+)
 
 __all__ = ["Embedding", "Linear", "ModuleGradients", "cross_entropy"]
 
@@ -89,8 +99,14 @@ def cross_entropy(
     if ignore_index is not None:
         expected = "an integer of 64 bits"
         ignore_index = integer("ignore_index", ignore_index, expected, INT64.min, INT64.max)
+    found = viewed("logits", logits)
     loss, losses, dlogits = _core.cross_entropy(
-        logits, targets, mask, ignore_index, reduction == "mean", out
+        logits if found is None else found,  # which is refused
+        unmasked("targets", targets),
+        unmasked("mask", mask),
+        ignore_index,
+        reduction == "mean",
+        unmasked("out", out),
     )
     return losses if reduction == "none" else loss, dlogits
 
@@ -406,7 +422,8 @@ class Embedding:
         (1, 3, 4)
         """
         params = _parameters(self.params, self._shapes, self._dtype)
-        return params["weight"].take(_core.checked_input(x, self._num_embeddings), axis=0)
+        own = _core.checked_input(unmasked("x", x), self._num_embeddings)
+        return params["weight"].take(own, axis=0)
 
     forward = __call__
 
@@ -439,7 +456,7 @@ class Embedding:
         """
         _parameters(self.params, self._shapes, self._dtype)
         table = np.zeros(self._shapes["weight"], self._dtype)
-        _core.add_rows(x, dy, table)
+        _core.add_rows(unmasked("x", x), as_array("dy", dy, self._dtype), table)
         if self._padding_idx is not None:
             table[self._padding_idx] = 0
         return _measured({"weight": table}, None)
@@ -472,15 +489,12 @@ def _pinned(
     The caller may give the array another shape or dtype at any time; the view keeps what was
     checked. `place` says in messages where the name stands.
     """
-    if isinstance(array, np.ndarray):
-        array = np.ndarray.view(array)
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        name = place.format(name)
-        raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}")
-    fits = array.shape[-1:] == shape[1:] if shape[:1] == ("...",) else array.shape == shape
+    own: Array = np.ndarray.view(as_array(place.format(name), array, dtype))
+    if own.dtype != dtype:  # another thread has changed the caller's since
+        raise TypeError(f"{place.format(name)}: expected dtype {dtype}, got {own.dtype}")
+    fits = own.shape[-1:] == shape[1:] if shape[:1] == ("...",) else own.shape == shape
     if not fits:
         expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
         name = place.format(name)
-        raise ValueError(f"{name}: expected shape {expected}, got {array.shape}")
-    return array
+        raise ValueError(f"{name}: expected shape {expected}, got {own.shape}")
+    return own

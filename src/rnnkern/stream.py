@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
+from .checks import as_array, unmasked
 from .pickles import reduced
 
 __all__ = ["Stream"]
@@ -63,6 +64,7 @@ class Stream(_core.Stream):
         super().__init__(stack, params, batch_size)
         self._state_names = stack.state_names()
         self._made_from = stack, params, batch_size
+        self._dtype = next(iter(params.values())).dtype
 
     def __repr__(self) -> str:
         """What it was made from; parameters and state are not shown."""
@@ -101,7 +103,7 @@ class Stream(_core.Stream):
         >>> stream.state.any(axis=(0, 2))
         array([False,  True, False])
         """
-        _core.reset_stream(self, rows)
+        _core.reset_stream(self, unmasked("rows", rows))
 
     @property
     def state(self) -> Any:
@@ -109,7 +111,7 @@ class Stream(_core.Stream):
 
     @state.setter
     def state(self, value: Array | tuple[Array, ...]) -> None:
-        parts = split_state("state", value, self._state_names)
+        parts = split_state("state", value, self._state_names, self._dtype)
         if parts is None or any(part is None for part in parts):
             raise TypeError("state: expected arrays, got None (use reset for a fresh one)")
         _core.set_stream_state(self, parts)
@@ -120,16 +122,21 @@ def join_state(parts: tuple[Array, ...]) -> Any:
     return parts[0] if len(parts) == 1 else parts
 
 
-def split_state(name: str, state: Any, names: tuple[str, ...]) -> tuple[Any, ...] | None:
+def split_state(
+    name: str, state: Any, names: tuple[str, ...], dtype: np.dtype[Any]
+) -> tuple[Any, ...] | None:
     """A state as the core takes it: a tuple, by the names of its parts; None if not given."""
     if state is None:
         return None
     if len(names) == 1:
         if isinstance(state, tuple):
             raise TypeError(f"{name}: expected one array (h), got a tuple of {len(state)}")
-        return (state,)
+        return (as_array(name, state, dtype),)
     if not isinstance(state, (tuple, list)) or len(state) != len(names):
         got = f"{len(state)} arrays" if isinstance(state, (tuple, list)) else type(state).__name__
         many = "a pair" if len(names) == 2 else f"{len(names)} arrays"
         raise TypeError(f"{name}: expected {many} ({', '.join(names)}), got {got}")
-    return tuple(state)
+    return tuple(
+        part if part is None else as_array(f"{name}[{k}]", part, dtype)
+        for k, part in enumerate(state)
+    )

@@ -15,6 +15,7 @@ from .. import _core
 from ..checks import (
     Seed,
     array,
+    as_array,
     fixed,
     flag,
     float_dtype,
@@ -23,6 +24,7 @@ from ..checks import (
     seed_sequence,
     size,
     spawned,
+    unmasked,
 )
 from ..clip import Clip
 from ..pickles import LayerStack, reduced
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 NO_CLIP = Clip()
+PLAIN = frozenset({np.ndarray})
 
 
 class Cell(NamedTuple):
@@ -184,6 +187,18 @@ class _Layer:
         hint = f"convert it to np.{self._dtype}"
         owner = f"this {type(self).__name__}"
         return matched(argument, mapping, self._shapes, self._dtype, owner, hint=hint)[0]
+
+    def _arrays(self) -> dict[str, Array]:
+        """The parameters as the core takes them; it checks each one."""
+        params = self._params
+        if len(params) <= len(self._shapes) and PLAIN.issuperset(map(type, params.values())):
+            return params
+        extra = ", ".join(str(name) for name in params if name not in self._shapes)
+        if len(params) > len(self._shapes):
+            expected, got = f"{len(self._shapes)} arrays", len(params)
+            others = f"of which {extra} are no parameters of {self!r}"
+            raise ValueError(f"params: expected {expected}, got {got}, {others}")
+        return {n: as_array(f"params[{n!r}]", values, self._dtype) for n, values in params.items()}
 
     def _checked_params(self) -> Iterator[tuple[str, Array]]:
         """The parameters, checked as the core checks them in each call."""
@@ -338,11 +353,11 @@ class _Layer:
         ((7, 2, 5), (1, 2, 5))
         """
         y, last, _ = self._stack.forward(
-            self._params,
-            x,
-            split_state("state", state, self._state_names),
-            lengths,
-            resets,
+            self._arrays(),
+            as_array("x", x, self._dtype),
+            split_state("state", state, self._state_names, self._dtype),
+            lengths if lengths is None else unmasked("lengths", lengths),
+            resets if resets is None else unmasked("resets", resets),
             self._batch_first,
             False,  # keeps nothing
             0,
@@ -405,12 +420,13 @@ class _Layer:
         >>> tape.gates[0].shape  # steps, rows, (i, f, g, o), units
         (7, 2, 4, 5)
         """
+        x = as_array("x", x, self._dtype)
         y, last, tape = self._stack.forward(
-            self._params,
+            self._arrays(),
             x,
-            split_state("state", state, self._state_names),
-            lengths,
-            resets,
+            split_state("state", state, self._state_names, self._dtype),
+            lengths if lengths is None else unmasked("lengths", lengths),
+            resets if resets is None else unmasked("resets", resets),
             self._batch_first,
             True,  # keeps what backward needs
             self._segment(checkpoint, x),
@@ -427,7 +443,7 @@ class _Layer:
         if isinstance(checkpoint, str):
             if checkpoint != "sqrt":
                 raise ValueError(f"checkpoint: expected an integer or 'sqrt', got {checkpoint!r}")
-            sizes = x.shape if isinstance(x, np.ndarray) else ()  # which the core refuses
+            sizes = x.shape
             steps = sizes[self._batch_first and len(sizes) == 3] if len(sizes) > 1 else 1
             segment = max(1, math.isqrt(steps))
         else:
@@ -500,10 +516,10 @@ class _Layer:
         if weight > 0:
             self._check_flow_penalty(weight)
         params, dx, first, norm, scale, finite, traced = self._stack.backward(
-            self._params,
+            self._arrays(),
             tape,
-            dy,
-            split_state("dstate", dstate, self._state_names),
+            None if dy is None else as_array("dy", dy, self._dtype),
+            split_state("dstate", dstate, self._state_names, self._dtype),
             (clip or NO_CLIP).bounds(),
             trace or weight > 0,
             weight,
@@ -560,7 +576,7 @@ class _Layer:
             raise ValueError(
                 "stream: expected a layer alone, got an ensemble (use member(e).stream())"
             )
-        return Stream(self._stack, self._params, size("batch_size", batch_size))
+        return Stream(self._stack, self._arrays(), size("batch_size", batch_size))
 
     def state_dict(self, prefix: str = "") -> dict[str, Array]:
         """Copies of the parameters, as `load_state_dict` takes them; the dropout's state is not in.

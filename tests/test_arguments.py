@@ -1,0 +1,166 @@
+"""What a call takes in place of a plain array, and what it says of all else."""
+
+from __future__ import annotations
+
+import array as arrays
+import ctypes
+
+import numpy as np
+import pytest
+from attacks import Tensor
+
+import rnnkern as rk
+
+I, H = 3, 4
+
+
+# ---- what is no plain array --------------------------------------------------------------------
+
+
+def x_of(shape=(5, 2, I)):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def buffers(x):
+    """The same numbers in other containers, all without a copy."""
+    flat = arrays.array("f", x.ravel().tolist())
+    return {
+        "tensor": Tensor(x),
+        "memoryview": memoryview(x),
+        "array.array": memoryview(flat).cast("B").cast("f", x.shape),
+        "ctypes": (ctypes.c_float * x.shape[2] * x.shape[1] * x.shape[0]).from_buffer_copy(x),
+        "subclass": x.view(np.memmap),
+    }
+
+
+@pytest.mark.parametrize("how", buffers(x_of()))
+def test_tensors_and_buffers_are_taken_as_they_are(how):
+    layer = rk.LSTM(I, H, seed=0)
+    x, h = x_of(), x_of((1, 2, H))
+    want, last = layer(x, (h, h))
+    other = buffers(x)[how]
+    state = tuple(buffers(h)[how] for _ in range(2))
+    y, got = layer(other, state)
+    assert np.array_equal(y, want)
+    assert all(np.array_equal(a, b) for a, b in zip(got, last, strict=True))
+    y, _, tape = layer.forward(other, state)
+    assert np.array_equal(y, want)
+    dy = buffers(y)[how]
+    grads, wanted = layer.backward(tape, dy), layer.backward(tape, y)
+    assert all(np.array_equal(grads.params[n], g) for n, g in wanted.params.items())
+    layer.params = {name: Tensor(values) for name, values in layer.params.items()}
+    assert np.array_equal(layer(x)[0], layer(x, (np.zeros_like(h),) * 2)[0])
+
+
+def test_a_tensor_is_not_copied():
+    layer = rk.GRU(I, H, seed=0)
+    x = x_of()
+    y, _, tape = layer.forward(Tensor(x))
+    before = layer.backward(tape, y).params["weight_ih_l0"]
+    x[...] = 0.0  # which the tape reads
+    assert not np.array_equal(layer.backward(tape, y).params["weight_ih_l0"], before)
+
+
+HINT = r"\(write np.asarray\(x, np.float32\)\)"
+
+
+class Frame:
+    """As a table of another library: NumPy can make an array of it."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        raise AssertionError("nothing is converted")
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (x_of().astype(np.float64), f"got float64 {HINT}"),
+        (x_of().astype(np.float16), f"got float16 {HINT}"),
+        (np.zeros((5, 2, I), int), f"got int64 {HINT}"),
+        (x_of().tolist(), f"got list {HINT}"),
+        (Frame(x_of()), f"got Frame {HINT}"),
+        (Tensor(x_of().astype(np.float64)), f"got Tensor of float64 {HINT}"),
+        (memoryview(b"abc"), f"got memoryview of uint8 {HINT}"),
+        (Tensor(x_of(), requires_grad=True), r"got Tensor \(Can't export .*, use tensor.detach"),
+        (np.zeros((5, 2, I), complex), "got complex128$"),
+        (b"abc", "got bytes$"),
+        ("abc", "got str$"),
+        (None, "got NoneType$"),
+        (np.float32(1), "got float32$"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_refused_says_what_to_write(x, said):
+    layer = rk.GRU(I, H)
+    for call in (layer, layer.forward):
+        with pytest.raises(TypeError, match=f"^x: expected an array .*, {said}"):
+            call(x)
+    linear = rk.Linear(I, H)
+    with pytest.raises(TypeError, match=f"^x: expected an array .*, {said}"):
+        linear(x)
+
+
+def masked(a):
+    return np.ma.array(a, mask=np.zeros(a.shape, bool))
+
+
+def test_masked_arrays_are_refused_everywhere():
+    layer = rk.GRU(I, H, seed=0)
+    x, h = x_of(), x_of((1, 2, H))
+    y, _, tape = layer.forward(x)
+    lengths, resets = np.array([5, 3]), np.zeros((5, 2), bool)
+    linear, table = rk.Linear(I, H), rk.Embedding(5, 3)
+    stream = layer.stream(2)
+    params = layer.params
+
+    def with_masked_params():
+        layer.params = params | {"bias_hh_l0": masked(params["bias_hh_l0"])}
+        try:
+            layer(x)
+        finally:
+            layer.params = params
+
+    def set_state():
+        stream.state = masked(h)
+
+    uses = {
+        "x": lambda: layer(masked(x)),
+        "state": lambda: layer(x, masked(h)),
+        "lengths": lambda: layer(x, None, masked(lengths)),
+        "resets": lambda: layer.forward(x, resets=masked(resets)),
+        "dy": lambda: layer.backward(tape, masked(y)),
+        "dstate": lambda: layer.backward(tape, None, masked(h)),
+        r"params\['bias_hh_l0'\]": with_masked_params,
+        "state ": set_state,
+        "rows": lambda: stream.reset(masked(np.array([0]))),
+        "x ": lambda: linear(masked(x)),
+        "dy ": lambda: linear.backward(x, masked(np.zeros((5, 2, H), np.float32))),
+        "x  ": lambda: table(masked(np.array([1, 2]))),
+        "logits": lambda: rk.cross_entropy(masked(x[0]), np.zeros(2, int)),
+        "targets": lambda: rk.cross_entropy(x[0], masked(np.zeros(2, int))),
+        "mask": lambda: rk.cross_entropy(x[0], np.zeros(2, int), mask=masked(np.ones(2, bool))),
+    }
+    for name, use in uses.items():
+        said = f"^{name.strip()}: expected an array without a mask, got MaskedArray"
+        with pytest.raises(TypeError, match=said):
+            use()
+
+
+# ---- names of parameters -----------------------------------------------------------------------
+
+
+def test_extra_parameters_are_named():
+    layer = rk.GRU(I, H)
+    x = x_of()
+    *_, tape = layer.forward(x)
+    layer.params = layer.params | {"more": x, "another": x}
+    said = r"^params: expected 4 arrays, got 6, of which more, another are no parameters of GRU\("
+    for use in (layer, layer.forward, lambda x: layer.backward(tape), lambda x: layer.stream()):
+        with pytest.raises(ValueError, match=said):
+            use(x)
