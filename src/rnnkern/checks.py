@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -29,6 +29,7 @@ __all__ = [
     "viewed",
 ]
 
+T = TypeVar("T", bound=str)
 Seed: TypeAlias = int | np.random.SeedSequence | None
 
 # Types that are no real numbers, although some of their values convert to float.
@@ -136,7 +137,7 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
+def choice(name: str, value: Any, options: tuple[T, ...]) -> T:
     """`value` as the one of `options` that it equals."""
     expected = f"one of {', '.join(options)}"
     if not isinstance(value, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,9 +14,10 @@ from .pickles import reduced
 __all__ = ["Stream"]
 
 Array = NDArray[Any]
+S = TypeVar("S")  # a state: an array, or a tuple of arrays
 
 
-class Stream(_core.Stream):
+class Stream(_core.Stream, Generic[S]):
     """Steps through a sequence as it comes, with the weights packed once and the state inside.
 
     Made by ``layer.stream(batch_size)``. The parameters are taken as they are then: later changes
@@ -106,11 +107,12 @@ class Stream(_core.Stream):
         _core.reset_stream(self, unmasked("rows", rows))
 
     @property
-    def state(self) -> Any:
-        return join_state(_core.stream_state(self))
+    def state(self) -> S:
+        state: S = join_state(_core.stream_state(self))
+        return state
 
     @state.setter
-    def state(self, value: Array | tuple[Array, ...]) -> None:
+    def state(self, value: S) -> None:
         parts = split_state("state", value, self._state_names, self._dtype)
         if parts is None or any(part is None for part in parts):
             raise TypeError("state: expected arrays, got None (use reset for a fresh one)")

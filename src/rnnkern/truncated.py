@@ -47,7 +47,9 @@ class Window:
     y: Final[Array] = fixed("y", "The outputs of the new steps.")
     state: Final[State] = fixed("state", "The state after the window's last step.")
 
-    def __init__(self, layer: _Layer, x: Array, state: State, reach: slice, steps: slice) -> None:
+    def __init__(
+        self, layer: _Layer[Any], x: Array, state: State, reach: slice, steps: slice
+    ) -> None:
         self._steps, self._reach = steps, reach
         self._layer = layer
         self._axis = _time_axis(layer, x)
@@ -142,7 +144,7 @@ class Window:
 
 
 def truncated_bptt(
-    layer: _Layer, x: Array, k1: int, k2: int | None = None, state: State | None = None
+    layer: _Layer[Any], x: Array, k1: int, k2: int | None = None, state: State | None = None
 ) -> Iterator[Window]:
     """Go through a long sequence for training: BPTT(h; h') [1]_, with h' = k1 and h = k2.
 
@@ -239,7 +241,7 @@ def truncated_bptt(
     return _windows(layer, x, k1, k2, first)
 
 
-def _windows(layer: _Layer, x: Array, k1: int, k2: int, state: State) -> Iterator[Window]:
+def _windows(layer: _Layer[Any], x: Array, k1: int, k2: int, state: State) -> Iterator[Window]:
     T = x.shape[_time_axis(layer, x)] if x.size else 0  # an empty batch may claim any T
 
     def begin(first: int) -> int:
@@ -264,7 +266,7 @@ def _read_only(part: Array) -> Array:
     return view
 
 
-def _time_axis(layer: _Layer, x: Array) -> int:
+def _time_axis(layer: _Layer[Any], x: Array) -> int:
     return 1 if layer.batch_first and x.ndim == 3 else 0
 
 

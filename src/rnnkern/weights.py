@@ -30,13 +30,13 @@ def from_state_dict(
     mapping: Mapping[str, Any],
     prefix: str,
     *,
-    cell: type[_Layer] | None = None,
+    cell: type[_Layer[Any]] | None = None,
     nonlinearity: Literal["tanh", "relu"] | None = None,
     reset_after: bool | None = None,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
-) -> _Layer: ...
+) -> _Layer[Any]: ...
 
 
 @overload
@@ -44,26 +44,26 @@ def from_state_dict(
     mapping: Mapping[str, Any],
     prefix: None = None,
     *,
-    cell: type[_Layer] | None = None,
+    cell: type[_Layer[Any]] | None = None,
     nonlinearity: Literal["tanh", "relu"] | None = None,
     reset_after: bool | None = None,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
-) -> dict[str, _Layer]: ...
+) -> dict[str, _Layer[Any]]: ...
 
 
 def from_state_dict(
     mapping: Mapping[str, Any],
     prefix: str | None = None,
     *,
-    cell: type[_Layer] | None = None,
+    cell: type[_Layer[Any]] | None = None,
     nonlinearity: Literal["tanh", "relu"] | None = None,
     reset_after: bool | None = None,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
-) -> _Layer | dict[str, _Layer]:
+) -> _Layer[Any] | dict[str, _Layer[Any]]:
     """Make the layers that a state dict has the parameters of, such as PyTorch's.
 
     The class, sizes, number of layers, directions, biases, a projection, peepholes and an ensemble
@@ -157,7 +157,7 @@ def from_state_dict(
 class _Inferred(NamedTuple):
     """What names and shapes say of a layer."""
 
-    cls: type[_Layer]
+    cls: type[_Layer[Any]]
     input_size: int
     hidden_size: int
     num_layers: int
@@ -176,7 +176,7 @@ class _Inferred(NamedTuple):
         }[option]
 
 
-def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer] | None) -> _Inferred:
+def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer[Any]] | None) -> _Inferred:
     parameters = [m for m in map(PARAMETER.fullmatch, own) if m and m["prefix"] == prefix]
     layers = 1 + max(int(m["layer"] or 0) for m in parameters)
     directions = 2 if any(m["back"] for m in parameters) else 1
@@ -191,7 +191,7 @@ def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer] | None) ->
     rows, width = shapes["weight_ih"]
     states, projection = shapes.get("weight_hh"), shapes.get("weight_hr")
     options: dict[str, Any] = {}
-    classes: dict[type[_Layer], int] = {}  # that fit, and their numbers of gates
+    classes: dict[type[_Layer[Any]], int] = {}  # that fit, and their numbers of gates
     hidden: int | None = None
     if states is None:  # the second layer's inputs say what H is
         above = next((_shape(n, v) for n, v in own.items() if n == f"{prefix}weight_ih_l1"), None)
@@ -234,7 +234,7 @@ def _layer(
     inferred: _Inferred,
     options: Mapping[str, Any],
     dtype: np.dtype[Any] | None,
-) -> _Layer:
+) -> _Layer[Any]:
     arrays = {
         name.removeprefix(prefix): _array(
             f"mapping[{name!r}]", value, dtype, dtype is not None, "pass dtype=np.float32"
@@ -250,7 +250,7 @@ def _layer(
     cls, *sizes, bidirectional, bias, ensemble, of_class = inferred
     make: Any = cls
     try:
-        layer: _Layer = make(
+        layer: _Layer[Any] = make(
             *sizes,
             bidirectional=bidirectional,
             bias=bias,
@@ -277,7 +277,7 @@ def _shape(name: str, value: Any) -> Shape:
     return tuple(int(n) for n in shape)
 
 
-def _name(cls: type[_Layer] | None) -> str:
+def _name(cls: type[_Layer[Any]] | None) -> str:
     return "None" if cls is None else cls.__name__
 
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Layer: TypeAlias = _Layer
+Layer: TypeAlias = _Layer[Any]
 
 P = ParamSpec("P")
 R = TypeVar("R")

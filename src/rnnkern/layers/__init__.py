@@ -1,6 +1,7 @@
 """Recurrent layers: their parameters, checks, defaults and docstrings. The maths is in the core."""
 
 from collections.abc import Callable
+from typing import Any
 
 from .base import _Layer
 from .gru import GRU
@@ -31,6 +32,6 @@ __all__ = [
 ]
 
 # Every class of layers by the name that the command line gives it, such as "lstm".
-LAYERS: dict[str, Callable[..., _Layer]] = {
+LAYERS: dict[str, Callable[..., _Layer[Any]]] = {
     cls.__name__.lower(): cls for cls in sorted(_Layer.__subclasses__(), key=lambda c: c.__name__)
 }

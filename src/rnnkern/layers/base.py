@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -30,12 +30,13 @@ from ..clip import Clip
 from ..pickles import LayerStack, reduced
 from ..stream import Stream, join_state, split_state
 from .activations import Chosen
-from .initialize import initial, initializer
-from .results import Array, Gradients, State, Trace, omega
+from .initialize import Init, initial, initializer
+from .results import Array, Gradients, Trace, omega
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+S = TypeVar("S")
 NO_CLIP = Clip()
 PLAIN = frozenset({np.ndarray})
 
@@ -54,8 +55,8 @@ class Cell(NamedTuple):
     exp_forget: bool = False
 
 
-class _Layer:
-    """What all layers have in common.
+class _Layer(Generic[S]):
+    """What all layers have in common; S is the type of a state.
 
     Each class spells out its whole signature, for `help`, completion and type checkers, and hands
     on what all layers take by `shared`.
@@ -88,7 +89,7 @@ class _Layer:
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
-        init: str = "uniform",
+        init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
     ) -> None:
         if "_stack" in vars(self):  # a second call would change what the core relies on
@@ -115,7 +116,7 @@ class _Layer:
             raise ValueError("batch_first: expected False with an ensemble, got True")
         self.dropout = dropout
         self._dtype = float_dtype(dtype)
-        init = self._init = initializer(init, cell.kind)
+        self._init = initializer(init, cell.kind)
         own_seed = seed_sequence("seed", seed)
         self._seed: Any = own_seed  # as given: None, an integer or a SeedSequence of our own
         if not isinstance(seed, np.random.SeedSequence):
@@ -307,11 +308,11 @@ class _Layer:
     def __call__(
         self,
         x: Array,
-        state: State | None = None,
+        state: S | None = None,
         lengths: Array | None = None,
         *,
         resets: Array | None = None,
-    ) -> tuple[Array, State]:
+    ) -> tuple[Array, S]:
         """Run over a sequence for inference: nothing is kept, nothing is dropped out.
 
         Parameters
@@ -368,12 +369,12 @@ class _Layer:
     def forward(
         self,
         x: Array,
-        state: State | None = None,
+        state: S | None = None,
         lengths: Array | None = None,
         *,
         resets: Array | None = None,
-        checkpoint: int | str | None = None,
-    ) -> tuple[Array, State, _core.Tape]:
+        checkpoint: int | Literal["sqrt"] | None = None,
+    ) -> tuple[Array, S, _core.Tape]:
         """Run over a sequence for training: what backward needs is kept, dropout acts.
 
         Parameters
@@ -456,7 +457,7 @@ class _Layer:
         self,
         tape: _core.Tape,
         dy: Array | None = None,
-        dstate: State | None = None,
+        dstate: S | None = None,
         clip: Clip | None = None,
         *,
         trace: bool = False,
@@ -546,7 +547,7 @@ class _Layer:
             defined = f"defined for {', '.join(kinds)}"
             raise ValueError(f"flow_penalty: expected 0 for {self._kind} ({defined}), got {weight}")
 
-    def stream(self, batch_size: int = 1) -> Stream:
+    def stream(self, batch_size: int = 1) -> Stream[S]:
         """Make a stream: one step, or a block of steps, at a time.
 
         Parameters

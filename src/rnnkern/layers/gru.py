@@ -11,12 +11,14 @@ from numpy.typing import DTypeLike
 from ..checks import Seed, bound, choice, fixed, flag
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
+from .initialize import Init
 from .layer_norm import alone
+from .results import Array
 
 __all__ = ["GRU"]
 
 
-class GRU(_Layer):
+class GRU(_Layer[Array]):
     """GRU: r, z = sigmoid(.); h = (1 - z) n + z h' [1]_.
 
     Gates stand in the order r, z, n.
@@ -88,7 +90,7 @@ class GRU(_Layer):
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
-        init: str = "uniform",
+        init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()

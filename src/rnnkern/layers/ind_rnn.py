@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
+from .initialize import Init
+from .results import Array
 
 __all__ = ["IndRNN"]
 
 
-class IndRNN(_Layer):
+class IndRNN(_Layer[Array]):
     """IndRNN: h = act(W_ih x + b_ih + u h'), each unit with its own state alone [1]_.
 
     u is one recurrent weight for each unit, so the recurrence is elementwise: the products of all
@@ -67,7 +69,7 @@ class IndRNN(_Layer):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: str = "relu",
+        nonlinearity: Literal["relu", "tanh"] = "relu",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -76,7 +78,7 @@ class IndRNN(_Layer):
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
-        init: str = "uniform",
+        init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +13,29 @@ from ..checks import choice
 if TYPE_CHECKING:
     from ..reference import Parameter
 
-__all__ = ["INITIALIZERS", "initial", "initializer"]
+__all__ = ["INITIALIZERS", "Init", "initial", "initializer"]
 
 Array = NDArray[Any]
 
-INITIALIZERS = ("uniform", "xavier", "orthogonal", "identity", "zeros")
+Init: TypeAlias = Literal["uniform", "xavier", "orthogonal", "identity", "zeros"]
+INITIALIZERS: tuple[Init, ...] = get_args(Init)
 # Roles that two of them treat apart.
 MAPS_STATES = ("recurrent_matrix", "recurrent_blocks", "projection_matrix")
 
 
-def initializer(init: str, kind: str) -> str:
+def initializer(init: str, kind: str) -> Init:
     """`init` as one of the names; not orthogonal for a cell for which it is what xavier is."""
-    init = choice("init", init, INITIALIZERS)
-    if init == "orthogonal":
+    known = choice("init", init, INITIALIZERS)
+    if known == "orthogonal":
         from ..reference import CELLS  # here: the default does without the reference
 
         if {p.role for p in CELLS[kind].parameters} <= {"input_matrix", "input_bias"}:
-            others = ", ".join(name for name in INITIALIZERS if name != init)
+            others = ", ".join(name for name in INITIALIZERS if name != known)
             raise ValueError(
                 f"init: expected one of {others} for {kind}, which has no recurrent weights, "
-                f"got {init!r}"
+                f"got {known!r}"
             )
-    return init
+    return known
 
 
 def initial(

@@ -11,12 +11,14 @@ from numpy.typing import DTypeLike
 from ..checks import Seed, bound, choice, fixed, flag, integer, number, size
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
+from .initialize import Init
 from .layer_norm import alone
+from .results import Array
 
 __all__ = ["LSTM"]
 
 
-class LSTM(_Layer):
+class LSTM(_Layer[tuple[Array, Array]]):
     """LSTM: i, f, o = sigmoid(.), g = tanh(.); c = f c' + i g; h = o tanh(c) [1]_ [2]_.
 
     Gates stand in the order i, f, g, o. A state is the pair (h, c). With `proj_size`,
@@ -138,7 +140,7 @@ class LSTM(_Layer):
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
-        init: str = "uniform",
+        init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()

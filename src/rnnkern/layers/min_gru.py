@@ -10,13 +10,15 @@ from numpy.typing import DTypeLike
 
 from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
+from .initialize import Init
+from .results import Array
 
 __all__ = ["CANDIDATES", "MinGRU"]
 
 CANDIDATES = ("positive", "identity", "tanh")
 
 
-class MinGRU(_Layer):
+class MinGRU(_Layer[Array]):
     """minGRU: z = sigmoid(W_z x + b_z), v = g(W_v x + b_v); h = (1 - z) h' + z v [1]_.
 
     The gate and the candidate see x alone, not h'. So the products of all time steps are computed
@@ -77,7 +79,7 @@ class MinGRU(_Layer):
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
-        init: str = "uniform",
+        init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()

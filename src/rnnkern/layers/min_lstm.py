@@ -10,12 +10,14 @@ from numpy.typing import DTypeLike
 
 from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
+from .initialize import Init
 from .min_gru import CANDIDATES
+from .results import Array
 
 __all__ = ["MinLSTM"]
 
 
-class MinLSTM(_Layer):
+class MinLSTM(_Layer[Array]):
     """minLSTM: a forget and an input gate of x alone, which add up to one; h = f h' + i v [1]_.
 
     With s_f = sigmoid(W_f x + b_f) and s_i = sigmoid(W_i x + b_i), f = s_f / (s_f + s_i) and
@@ -74,7 +76,7 @@ class MinLSTM(_Layer):
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
-        init: str = "uniform",
+        init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()

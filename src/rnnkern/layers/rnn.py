@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -11,11 +11,13 @@ from numpy.typing import DTypeLike
 from ..checks import Seed, bound, choice, fixed
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
+from .initialize import Init
+from .results import Array
 
 __all__ = ["RNN"]
 
 
-class RNN(_Layer):
+class RNN(_Layer[Array]):
     """Vanilla RNN: h = act(W_ih x + b_ih + W_hh h' + b_hh) [1]_.
 
     Parameters
@@ -115,7 +117,7 @@ class RNN(_Layer):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: str = "tanh",
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
         activations: Activations | None = None,
         forward_clip: float | None = None,
         bias: bool = True,
@@ -126,7 +128,7 @@ class RNN(_Layer):
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
-        init: str = "uniform",
+        init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
     ) -> None:
         given = locals()

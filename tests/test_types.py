@@ -1,0 +1,76 @@
+"""What type checkers see of the public names."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from test_build import PACKAGE
+
+GOOD = """
+import numpy as np
+import numpy.typing as npt
+from typing import Any
+import rnnkern as rk
+
+Array = npt.NDArray[Any]
+x = np.zeros((5, 2, 3), np.float32)
+
+y, h = rk.GRU(3, 4)(x)
+shape: tuple[int, ...] = h.shape
+y, (h, c) = rk.LSTM(3, 4, init="orthogonal")(x, (h, h))
+shape = c.shape
+y, h, tape = rk.RNN(3, 4, nonlinearity="relu").forward(x, checkpoint="sqrt")
+shape = h.shape
+stream = rk.LSTM(3, 4).stream()
+h, c = stream.state
+stream.state = h, c
+member: rk.GRU = rk.GRU(3, 4, ensemble=2, seed=np.random.SeedSequence(1)).member(0).copy()
+shape = rk.GRU(3, 4).stream().state.shape
+layer = rk.from_state_dict(rk.GRU(3, 4).state_dict(), "")
+count: int = layer.num_parameters
+layers = rk.from_state_dict({"weight_ih_l0": x}, nonlinearity="tanh")
+count = layers[""].num_parameters
+rk.files.save("a", rk.GRU(3, 4).state_dict())
+"""
+BAD = {
+    'rk.GRU(3, 4, init="unifrom")': "init",
+    'rk.RNN(3, 4, nonlinearity="sin")': "nonlinearity",
+    "rk.LSTM(3, 4, dropuot=0.1)": "dropuot",
+    "rk.GRU(3, 4)(x, (x, x))": "__call__",
+    "rk.LSTM(3, 4)(x, x)": "__call__",
+    "rk.LSTM(3, 4)(x)[1].shape": "shape",
+    "rk.LSTM(3, 4).stream().state = x": "assignment",
+    'rk.GRU(3, 4).forward(x, checkpoint="log")': "forward",
+    "rk.GRU(3, 4, seed=1.5)": "seed",
+    "rk.GRU(3, 4).hidden_size = 5": "hidden_size",
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Mypy's messages by line, of the good code and then a line each of bad code."""
+    api = pytest.importorskip("mypy.api", reason="checks the types")
+    path = tmp_path_factory.mktemp("types") / "use.py"
+    path.write_text(GOOD + "\n".join(BAD) + "\n")
+    options = ["--strict", "--no-incremental", "--python-executable", sys.executable]
+    out, error, _ = api.run([*options, "--config-file", "", str(path)])
+    assert not error
+    lines = {}
+    for line, message in re.findall(r"^\S+use\.py:(\d+): error: (.*)$", out, re.MULTILINE):
+        lines.setdefault(int(line), []).append(message)
+    assert PACKAGE.exists()
+    assert "Cannot find implementation" not in out
+    return lines
+
+
+def test_right_code_has_no_errors(found):
+    count = GOOD.count("\n")
+    assert not {line: said for line, said in found.items() if line <= count}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_wrong_code_is_found(found, code):
+    messages = found.get(GOOD.count("\n") + 1 + list(BAD).index(code), [])
+    assert any(BAD[code] in message for message in messages), messages
