@@ -245,11 +245,15 @@ HOSTILE = {
     "entry list": ({"w": [1]}, EIGHT, "dtype, shape and data_offsets of 'w', got [1]"),
     "key missing": ({"w": {"dtype": "F32"}}, EIGHT, "dtype, shape and data_offsets of 'w'"),
     "key more": ({"w": entry(strides=[1])}, EIGHT, "dtype, shape and data_offsets of 'w'"),
-    "dtype F16": ({"w": entry("F16", (4,))}, EIGHT, "'w' as F32, F64, I64, got F16"),
-    "dtype object": ({"w": entry("O", (1,))}, EIGHT, "'w' as F32, F64, I64, got O"),
-    "dtype list": ({"w": entry(["F32"])}, EIGHT, "'w' as F32, F64, I64, got ['F32']"),
-    "dtype null": ({"w": entry(None)}, EIGHT, "'w' as F32, F64, I64, got None"),
-    "dtype escape": ({"w": entry("\x1b[2J\ud800")}, EIGHT, "'w' as F32, F64, I64, got ?[2J?"),
+    "dtype F16": (
+        {"w": entry("F16", (4,))},
+        EIGHT,
+        "'w' as float32, float64 or int64, got float16 (dt",
+    ),
+    "dtype object": ({"w": entry("O", (1,))}, EIGHT, "F8_E5M2, F8_E8M0, got O"),
+    "dtype list": ({"w": entry(["F32"])}, EIGHT, "F8_E5M2, F8_E8M0, got ['F32']"),
+    "dtype null": ({"w": entry(None)}, EIGHT, "F8_E5M2, F8_E8M0, got None"),
+    "dtype escape": ({"w": entry("\x1b[2J\ud800")}, EIGHT, "F8_E5M2, F8_E8M0, got ?[2J?"),
     "wrong dtype": ({"w": entry("F64")}, EIGHT, "two offsets for 'w', 16 bytes apart, got [0, 8]"),
     "shape number": ({"w": entry(shape=2)}, EIGHT, "lists of integers for 'w', got 2"),
     "shape true": ({"w": entry(shape=[True, 2])}, EIGHT, "lists of integers for 'w', got [True"),
@@ -448,7 +452,9 @@ JSON = st.recursive(
     | st.booleans()
     | st.integers(-(2**70), 2**70)
     | st.floats()
-    | st.sampled_from(["F32", "F64", "I64", "F16", "dtype", "shape", "\ud800", ""]),
+    | st.sampled_from(
+        ["F32", "F64", "I64", "F16", "BF16", "BOOL", "F8_E4M3", "dtype", "shape", "\ud800", ""]
+    ),
     lambda part: (
         st.lists(part, max_size=3)
         | st.dictionaries(
@@ -469,6 +475,105 @@ def test_random_json_is_refused_or_read(small, header):
         assert got.startswith(f"{path}: ")
     else:
         assert all(array.size == 0 for array in got.values())
+
+
+# ---- other dtypes, and a part of a file ---------------------------------------------------------
+
+MIXED = {
+    "a.f16": ("F16", np.array([0.5, -2.0, 65504.0], "<f2")),
+    "a.bf16": ("BF16", np.array([[1.0, -3.5], [2.0**127, np.inf]], "<f4").view("<u2")[:, 1::2]),
+    "a.f32": ("F32", np.array(1.5, "<f4")),
+    "a.f64": ("F64", np.array([0.1, 2.0])),
+    "a.i64": ("I64", np.array([[2**60 + 1]])),
+    "b.bool": ("BOOL", np.array([True, False, True])),
+    "b.u8": ("U8", np.arange(5, dtype="u1")),
+    "b.f8": ("F8_E4M3", np.arange(2, dtype="u1")),
+    "c.empty": ("BF16", np.zeros((0, 3), "<u2")),
+}
+
+
+@pytest.fixture
+def mixed(path):
+    header, content = {}, b""
+    for name, (code, values) in MIXED.items():
+        offsets = [len(content), len(content) + values.nbytes]
+        header[name] = {"dtype": code, "shape": values.shape, "data_offsets": offsets}
+        content += values.tobytes()
+    write(path, header, content)
+    return path
+
+
+def test_a_prefix_leaves_other_dtypes_out(mixed):
+    with pytest.raises(files.FileError, match=r"'a.f16' as float32, .*, got float16 \(dtype= conv"):
+        files.load(mixed)
+    with pytest.raises(files.FileError, match=r"'a.bf16' as float32, .*, got bfloat16 \(dtype= co"):
+        files.load(mixed, prefix="a.b")
+    said = r"'b.bool' as float32, float64 or int64, got bool \(prefix= leaves others out\)"
+    with pytest.raises(files.FileError, match=said):
+        files.load(mixed, prefix="b.", dtype=np.float32)
+    with pytest.raises(
+        files.FileError, match=r"'b.f8' as float32, .*, got float8_e4m3 \(prefix= l"
+    ):
+        files.load(mixed, prefix="b.f")
+    assert list(files.load(mixed, prefix="a.f3")) == ["2"]
+    assert files.load(mixed, prefix="a.i")["64"] == 2**60 + 1
+    with files.Reader(mixed) as file:
+        assert file.specs.keys() == MIXED.keys()
+        assert all(file.specs[name].shape == v.shape for name, (_, v) in MIXED.items())
+        assert all(file.specs[name].nbytes == v.nbytes for name, (_, v) in MIXED.items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float64])
+def test_halves_are_read_as_the_dtype_that_was_asked_for(mixed, dtype):
+    got = files.load(mixed, prefix="a.", dtype=dtype)
+    want = {
+        "f16": [0.5, -2.0, 65504.0],
+        "bf16": [[1.0, -3.5], [2.0**127, np.inf]],
+        "f32": 1.5,
+        "f64": np.array([0.1, 2.0]).astype(dtype),
+    }
+    for name, values in want.items():
+        assert got[name].dtype == dtype
+        assert np.array_equal(got[name], values), name
+    assert got["i64"].dtype == np.int64
+    assert got["i64"] == 2**60 + 1
+    assert files.load(mixed, prefix="c.", dtype=dtype)["empty"].shape == (0, 3)
+    expected = {name: files.Spec(array.dtype, array.shape) for name, array in got.items()}
+    assert same(files.load(mixed, expected, prefix="a.", dtype=dtype), got)
+    with pytest.raises(files.FileError, match=rf"'' as float32 \(2,\), got {np.dtype(dtype)}"):
+        files.load(mixed, {"": np.zeros(2, np.float32)}, prefix="a.f16", dtype=dtype)
+
+
+def test_all_bfloat16_are_exact(path):
+    bits = np.arange(2**16, dtype="<u2")
+    header = {"w": {"dtype": "BF16", "shape": [2**16], "data_offsets": [0, 2**17]}}
+    write(path, header, bits.tobytes())
+    got = files.load(path, dtype=np.float32)["w"].view(np.uint32)
+    assert np.array_equal(got, bits.astype(np.uint32) << 16)
+
+
+def test_what_the_dtype_cannot_hold_is_refused(path):
+    files.save(path, {"w": np.array([1e300])})
+    with pytest.raises(files.FileError, match="'w': expected values that float32 can hold, got la"):
+        files.load(path, dtype=np.float32)
+    files.save(path, {"w": np.array([np.inf, np.nan])})  # these it can
+    assert np.array_equal(files.load(path, dtype="f4")["w"], [np.inf, np.nan], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"prefix": None}, TypeError, "prefix: expected a str, got NoneType"),
+        ({"prefix": "x."}, files.FileError, ".*: expected names that begin with 'x.', got none"),
+        ({"dtype": np.float16}, TypeError, "dtype: expected float32 or float64, got float16"),
+        ({"dtype": "int"}, TypeError, "dtype: expected float32 or float64, got int64"),
+    ],
+)
+def test_wrong_parts_are_named(mixed, options, error, said):
+    with pytest.raises(error, match=f"^{said}"):
+        files.load(mixed, **options)
+    with files.Reader(mixed) as file, pytest.raises(error, match=f"^{said}"):
+        file.read(**options)
 
 
 # ---- what is no regular file, what changes meanwhile -------------------------------------------

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from .checks import flag
+from .checks import cast_to, flag, float_dtype
 
 __all__ = ["FileError", "Reader", "Spec", "load", "lock", "save"]
 
@@ -29,8 +29,25 @@ Array: TypeAlias = NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
+
+def _bits(name: str, kind: str) -> DType:
+    """The dtype of elements that NumPy has no type for."""
+    return np.dtype([(name, kind)])
+
+
 DTYPES = dict[str, DType](F32=np.dtype("<f4"), F64=np.dtype("<f8"), I64=np.dtype("<i8"))
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+BFLOAT16 = _bits("bfloat16", "<u2")
+HALVES = dict[str, DType](F16=np.dtype("<f2"), BF16=BFLOAT16)  # read as another dtype on request
+# What a file may hold beside them, but is not read.
+OTHERS = {
+    **{f"{kind.upper()}{8 * n}": np.dtype(f"<{kind}{n}") for kind in "iu" for n in (1, 2, 4)},
+    "U64": np.dtype("<u8"),
+    "BOOL": np.dtype("?"),
+    "C64": np.dtype("<c8"),
+    **{f"F8_{name}": _bits(f"float8_{name.lower()}", "u1") for name in ("E4M3", "E5M2", "E8M0")},
+}
+KNOWN = DTYPES | HALVES | OTHERS
 METADATA = "__metadata__"
 
 # What is beyond these is neither read nor written.
@@ -52,7 +69,7 @@ class Spec(NamedTuple):
     Attributes
     ----------
     dtype : dtype
-        float32, float64 or int64.
+        float32, float64 or int64; also others, which `Reader.read` converts or leaves out.
     shape : tuple of int
     nbytes : int
         Of the array.
@@ -87,8 +104,8 @@ class Reader:
     ------
     FileError
         The file is not a safetensors file, is truncated or damaged, or is beyond the bounds: 1 MiB
-        of header, 4096 arrays of float32, float64 or int64 with at most 8 dimensions, names of at
-        most 256 printable characters, 64 GiB in all.
+        of header, 4096 arrays with at most 8 dimensions, names of at most 256 printable characters,
+        64 GiB in all.
     OSError
         The operating system can't open or read it.
     TypeError, ValueError
@@ -136,25 +153,40 @@ class Reader:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def read(self, expected: Mapping[str, Array | Spec] | None = None) -> dict[str, Array]:
+    def read(
+        self,
+        expected: Mapping[str, Array | Spec] | None = None,
+        *,
+        prefix: str = "",
+        dtype: DTypeLike | None = None,
+    ) -> dict[str, Array]:
         """Read the arrays; what is expected is compared with the header before any is allocated.
 
         Parameters
         ----------
         expected : dict of str to ndarray or Spec, optional
-            An array, or its dtype and shape, for each name in the file.
+            An array, or its dtype and shape, for each name, without the prefix: as they are
+            returned.
+        prefix : str
+            Only arrays whose names begin with it are read, and returned under the rest of the name.
+            All others may be of any dtype.
+        dtype : {float32, float64}, optional
+            What arrays of float16, bfloat16, float32 and float64 are rounded to. Those of int64
+            stay as they are. If not given, float16 and bfloat16 are refused.
 
         Returns
         -------
         dict of str to ndarray
-            New arrays.
+            New arrays, of float32, float64 or int64.
 
         Raises
         ------
         FileError
-            A name, dtype or shape is not as expected, or the file has become shorter.
+            A name, dtype or shape is not as expected, no name has the prefix, an array is of a
+            dtype that is not read or has a value that `dtype` can't hold, or the file has become
+            shorter.
         TypeError
-            `expected` is not a dict of arrays or Specs.
+            `expected` is not a dict of arrays or Specs, `prefix` no str or `dtype` neither of them.
 
         Examples
         --------
@@ -166,20 +198,50 @@ class Reader:
         ...         file.read({"w": files.Spec(np.dtype(np.float64), (3,))})
         {'w': array([0., 1., 2.])}
         """
+        _check_type("prefix", prefix, str, "a str")
+        wanted = None if dtype is None else float_dtype(dtype)
         arrays = {}
         with naming(self._path):
+            specs = {n: spec for n, spec in self.specs.items() if n.startswith(prefix)}
+            _check(bool(specs) or not prefix, f"names that begin with {prefix!r}", "none")
+            read = {name: _converted(name, spec, wanted) for name, spec in specs.items()}
             if expected is not None:
-                _compare(self.specs, expected)
-            for name, spec in self.specs.items():
+                _compare({n.removeprefix(prefix): spec for n, spec in read.items()}, expected)
+            for name, spec in specs.items():
                 array = np.empty(spec.shape, spec.dtype)
                 self._file.seek(self._start + self._begins[name])
-                got = self._file.readinto(array.data)
+                got = self._file.readinto(array.reshape(-1).view(np.uint8).data)
                 _check(got == array.nbytes, f"{array.nbytes} bytes of {name!r}", got)
-                arrays[name] = array
+                if spec.dtype == BFLOAT16:  # the upper half of a float32
+                    bits = array["bfloat16"].astype(np.uint32) << np.uint32(16)
+                    array = bits.view(np.float32)
+                if array.dtype != read[name].dtype:
+                    array = cast_to(repr(name), array, read[name].dtype)
+                arrays[name.removeprefix(prefix)] = array
         return arrays
 
 
-def load(path: PathLike, expected: Mapping[str, Array | Spec] | None = None) -> dict[str, Array]:
+def _converted(name: str, spec: Spec, wanted: DType | None) -> Spec:
+    """What an array is read as."""
+    halves = spec.dtype in HALVES.values()
+    fits = spec.dtype in CODES or (halves and wanted is not None)
+    hint = "dtype= converts it" if halves else "prefix= leaves others out"
+    got = f"{_shown(spec.dtype)} ({hint})"
+    _check(fits, f"{name!r} as float32, float64 or int64", got)
+    return spec if wanted is None or spec.dtype.kind == "i" else Spec(wanted, spec.shape)
+
+
+def _shown(dtype: DType) -> str:
+    return dtype.names[0] if dtype.names else str(dtype)
+
+
+def load(
+    path: PathLike,
+    expected: Mapping[str, Array | Spec] | None = None,
+    *,
+    prefix: str = "",
+    dtype: DTypeLike | None = None,
+) -> dict[str, Array]:
     """Read a file's arrays; all that its header claims is checked before any is allocated.
 
     Parameters
@@ -187,8 +249,15 @@ def load(path: PathLike, expected: Mapping[str, Array | Spec] | None = None) -> 
     path : str or path
         A regular file.
     expected : dict of str to ndarray or Spec, optional
-        What must be in it, no more and no less: an array, or its dtype and shape, for each name.
-        Without it the arrays may have any names, and any sizes that the file itself has.
+        What must be in it, no more and no less: an array, or its dtype and shape, for each name, as
+        they are returned. Without it the arrays may have any names, and any sizes that the file
+        itself has.
+    prefix : str
+        Only arrays whose names begin with it are read, and returned under the rest of the name. All
+        others may be of any dtype.
+    dtype : {float32, float64}, optional
+        What arrays of float16, bfloat16, float32 and float64 are rounded to. Those of int64 stay
+        as they are. If not given, float16 and bfloat16 are refused.
 
     Returns
     -------
@@ -198,7 +267,7 @@ def load(path: PathLike, expected: Mapping[str, Array | Spec] | None = None) -> 
     Raises
     ------
     FileError
-        As in `Reader`; or a name, dtype or shape is not as expected.
+        As in `Reader` and `Reader.read`.
     OSError
         The operating system can't open or read it.
     TypeError, ValueError
@@ -207,16 +276,15 @@ def load(path: PathLike, expected: Mapping[str, Array | Spec] | None = None) -> 
     Examples
     --------
     >>> import tempfile, rnnkern as rk
-    >>> from rnnkern import files
     >>> gru, other = rk.GRU(3, 4, seed=0), rk.GRU(3, 4, seed=1)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     files.save(f"{folder}/gru.safetensors", gru.params)
-    ...     arrays = files.load(f"{folder}/gru.safetensors", expected=other.params)
-    >>> for name, array in arrays.items():
-    ...     other.params[name][...] = array
+    ...     rk.files.save(f"{folder}/a.safetensors", gru.state_dict("encoder."))
+    ...     arrays = rk.files.load(f"{folder}/a.safetensors", prefix="encoder.")
+    >>> other.load_state_dict(arrays)
+    ([], [])
     """
     with Reader(path) as file:
-        return file.read(expected)
+        return file.read(expected, prefix=prefix, dtype=dtype)
 
 
 def save(
@@ -476,7 +544,7 @@ def _entry(name: str, entry: Any) -> tuple[Spec, int]:
     fits = isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}
     _check(fits, f"dtype, shape and data_offsets of {name}", entry)
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    _check(isinstance(code, str) and code in DTYPES, f"{name} as {', '.join(DTYPES)}", code)
+    _check(isinstance(code, str) and code in KNOWN, f"{name} as {', '.join(KNOWN)}", code)
     for numbers in (shape, offsets):
         # bool is a kind of int, and JSON has it
         fits = isinstance(numbers, list) and all(type(number) is int for number in numbers)
@@ -484,7 +552,7 @@ def _entry(name: str, entry: Any) -> tuple[Spec, int]:
     # Zeros count as ones: beside one, other dimensions could be larger than NumPy can take.
     fits = len(shape) <= MAX_DIMENSIONS and math.prod(max(n, 1) for n in shape) <= MAX_BYTES
     _check(fits, f"at most {MAX_DIMENSIONS} dimensions, {MAX_BYTES} bytes for {name}", shape)
-    spec = Spec(DTYPES[code], tuple(shape))
+    spec = Spec(KNOWN[code], tuple(shape))
     fits = len(offsets) == 2 and offsets[1] - offsets[0] == spec.nbytes
     _check(fits, f"two offsets for {name}, {spec.nbytes} bytes apart", offsets)
     return spec, offsets[0]
@@ -496,7 +564,7 @@ def _compare(specs: Mapping[str, Spec], expected: Mapping[str, Array | Spec]) ->
         _check_type(f"expected[{name!r}]", wanted, (np.ndarray, Spec), "an array or a Spec")
         got = specs.get(name)
         fits = got is not None and got == (wanted.dtype, wanted.shape)
-        text = f"{got.dtype} {got.shape}" if got else "none"
+        text = f"{_shown(got.dtype)} {got.shape}" if got else "none"
         _check(fits, f"{name!r} as {wanted.dtype} {wanted.shape}", text)
     more = sorted(specs.keys() - expected.keys())
     _check(not more, "no other names", more)
