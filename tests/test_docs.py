@@ -7,6 +7,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from dataclasses import is_dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -186,10 +188,32 @@ def test_examples_of_compiled_methods_run(name):
     assert result.attempted > 0
 
 
+SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+SNIPPETS = [
+    pytest.param(code, id=f"{path.relative_to(ROOT)}-{i}")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for i, code in enumerate(SNIPPET.findall(path.read_text()))
+]
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_snippets_run_each_on_its_own(code, tmp_path):
+    """As a reader would paste it: in a fresh interpreter, in an empty folder."""
+    for name in re.findall(r"^import (torch)$", code, re.MULTILINE):
+        pytest.importorskip(name, reason="the framework that a snippet is about")
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_snippets_are_found():
+    assert len(SNIPPETS) >= 14
+
+
 def test_the_readmes_example_learns(capsys):
     text = (Path(__file__).parents[1] / "README.md").read_text()
-    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(code, {})
+    exec(SNIPPET.findall(text)[0], {})
     losses = [float(loss) for loss in re.findall(r"mse (\S+)", capsys.readouterr().out)]
     assert len(losses) == 6
     assert losses[-1] < losses[0] / 100  # from 0.0098 to 0.00001
