@@ -477,6 +477,58 @@ def test_random_json_is_refused_or_read(small, header):
         assert all(array.size == 0 for array in got.values())
 
 
+# ---- layers, modules and optimizers --------------------------------------------------------------
+
+
+def test_a_layer_is_saved_with_its_dropout(path):
+    layer = rk.GRU(3, 4, 2, dropout=0.5)
+    layer.forward(np.ones((5, 2, 3), np.float32))
+    files.save(path, layer)
+    with files.Reader(path) as file:
+        assert json.loads(file.metadata["dropout_state"]) == layer.dropout_state
+        assert same(file.read(), layer.params)
+    files.save(path, layer, {"dropout_state": "mine"})
+    with files.Reader(path) as file:
+        assert file.metadata == {"dropout_state": "mine"}
+
+
+def test_a_model_is_saved_under_its_names(path):
+    enc, head = rk.LSTM(3, 4, ensemble=2), rk.Linear(4, 2)
+    opt = rk.Adam(enc.params, ensemble=2)
+    files.save(path, {"enc": enc, "head": head, "opt": opt, "w": np.zeros(3)}, {"epoch": "7"})
+    with files.Reader(path) as file:
+        states = json.loads(file.metadata["enc.dropout_state"])
+        assert file.metadata.keys() == {"epoch", "enc.dropout_state"}
+    assert states == enc.dropout_state
+    assert same(files.load(path, prefix="enc."), enc.params)
+    assert same(files.load(path, prefix="head."), head.params)
+    opt.load_state_dict(files.load(path, prefix="opt."))
+    assert files.load(path)["w"].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "said"),
+    [
+        (3, TypeError, "tensors: expected a dict of arrays, a layer or an optimizer, got int"),
+        (
+            np.zeros(3),
+            TypeError,
+            "tensors: expected a dict of arrays, a layer or an optimizer, got",
+        ),
+        ({"a": 3}, TypeError, r"tensors\['a'\]: expected an array, got int"),
+        (
+            {"a": rk.MinGRU(3, 4), "a.bias_ih_l0": np.zeros(3)},
+            ValueError,
+            "expected each name once, got 'a.bias_ih_l0' again",
+        ),
+    ],
+)
+def test_what_cannot_be_saved_is_named(path, tensors, error, said):
+    with pytest.raises(error, match=said):
+        files.save(path, tensors)
+    assert not path.exists()
+
+
 # ---- other dtypes, and a part of a file ---------------------------------------------------------
 
 MIXED = {
@@ -691,7 +743,10 @@ def test_path_that_no_file_can_have_is_named(call, path):
 def test_save_refuses_tensors_that_are_no_dict(path, tensors):
     path.write_bytes(b"old")
     got = type(tensors).__name__
-    with pytest.raises(TypeError, match=rf"^tensors: expected a dict of arrays, got {got}$"):
+    with pytest.raises(
+        TypeError,
+        match=rf"^tensors: expected a dict of arrays, a layer or an optimizer, got {got}$",
+    ):
         files.save(path, tensors)
     assert path.read_bytes() == b"old"
     assert names(path.parent) == [path.name]

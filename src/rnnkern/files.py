@@ -289,7 +289,7 @@ def load(
 
 def save(
     path: PathLike,
-    tensors: Mapping[str, Array],
+    tensors: Any,
     metadata: Mapping[str, str] | None = None,
     *,
     dry_run: bool = False,
@@ -305,10 +305,12 @@ def save(
     path : str or path
         A file that is there keeps its permissions. A symbolic link stays, and what it leads to is
         replaced; another hard link keeps the old contents.
-    tensors : dict of str to ndarray
-        float32, float64 or int64, of any layout.
+    tensors : dict of str to ndarray, layer, module or optimizer; or one of the last three
+        Arrays are float32, float64 or int64, of any layout. What has a ``state_dict`` or ``params``
+        is saved as these arrays, each name behind the key and a dot.
     metadata : dict of str to str, optional
-        Goes into the header.
+        Goes into the header. A layer's `dropout_state` is added, in JSON, under the key and
+        ``.dropout_state``.
     dry_run : bool
         Whether to do everything but take the old file's place: whatever stops a save of arrays of
         these sizes, a full disk included, raises the same error. Where there is no old file, there
@@ -326,10 +328,17 @@ def save(
 
     Examples
     --------
-    See `load`.
+    See `load`. A layer, alone or beside others:
 
-    >>> import numpy as np
+    >>> import json, tempfile, numpy as np, rnnkern as rk
     >>> from rnnkern import files
+    >>> gru, head = rk.GRU(3, 5, 2, dropout=0.5), rk.Linear(5, 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files.save(f"{folder}/a", {"gru": gru, "head": head})
+    ...     _ = gru.load_state_dict(files.load(f"{folder}/a", prefix="gru."))
+    ...     with files.Reader(f"{folder}/a") as file:
+    ...         gru.dropout_state = json.loads(file.metadata["gru.dropout_state"])
+
     >>> files.save("model.safetensors", {"w": np.zeros(2, bool)})
     Traceback (most recent call last):
     ...
@@ -338,8 +347,9 @@ def save(
     path = _checked_path(path)
     metadata = {} if metadata is None else metadata
     dry_run = flag("dry_run", dry_run)
-    _check_type("tensors", tensors, Mapping, "a dict of arrays")
     _check_type("metadata", metadata, Mapping, "a dict of strings")
+    with naming(path):
+        tensors, states = _flattened(tensors)
     arrays = {}
     for name, array in tensors.items():
         _check_type(f"tensors[{name!r}]", array, (np.ndarray, np.generic), "an array")
@@ -349,7 +359,7 @@ def save(
     with naming(path):
         # Wide items first, so that each array is aligned.
         arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
-        header = _header(arrays, dict(metadata))
+        header = _header(arrays, states | dict(metadata))
         old = target.stat() if target.exists() else None
         if old is not None:
             _check(stat.S_ISREG(old.st_mode), "a regular file or none", _kind(old))
@@ -366,6 +376,28 @@ def save(
                         pass
         finally:
             os.close(folder)
+
+
+def _flattened(tensors: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays by name, and the states of dropout for the metadata."""
+    arrays: dict[str, Any] = {}
+    states = {}
+    entries = tensors if isinstance(tensors, Mapping) else {None: tensors}
+    for key, value in entries.items():
+        prefix = "" if key is None else f"{key}."
+        owned = (
+            value.state_dict() if hasattr(value, "state_dict") else getattr(value, "params", None)
+        )
+        if not isinstance(owned, Mapping):
+            _check_type("tensors", tensors, Mapping, "a dict of arrays, a layer or an optimizer")
+            owned, prefix = {key: value}, ""
+        for name, array in owned.items():
+            whole = f"{prefix}{name}" if prefix else name
+            _check(whole not in arrays, "each name once", f"{whole!r} again")
+            arrays[whole] = array
+        if hasattr(value, "dropout_state"):
+            states[f"{prefix}dropout_state"] = json.dumps(value.dropout_state)
+    return arrays, states
 
 
 @contextmanager

@@ -248,13 +248,12 @@ class _Layer(Generic[S]):
         """What determines the masks to come, of numbers that JSON takes; may be set.
 
         ``seeds`` has an integer for each member, one of a layer alone, and ``step`` is
-        `dropout_step`. A file's metadata can hold it:
+        `dropout_step`. `files.save` puts that of a layer into the metadata:
 
         >>> import json, tempfile, rnnkern as rk
         >>> gru = rk.GRU(3, 5, 2, dropout=0.5)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     about = {"dropout_state": json.dumps(gru.dropout_state)}
-        ...     rk.files.save(f"{folder}/gru.safetensors", gru.state_dict(), about)
+        ...     rk.files.save(f"{folder}/gru.safetensors", gru)
         ...     with rk.files.Reader(f"{folder}/gru.safetensors") as file:
         ...         again = rk.GRU(3, 5, 2, dropout=0.5, params=file.read())
         ...         again.dropout_state = json.loads(file.metadata["dropout_state"])
@@ -319,7 +318,8 @@ class _Layer(Generic[S]):
         ----------
         x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
             The input, of the layer's dtype. T and B may be 0. An ensemble takes (T, E, B, I), or
-            (T, B, I) for all of its members.
+            (T, B, I) for all of its members. CPU tensors (DLPack) and buffers of that dtype are
+            read where they are; this holds for every array here. Masked arrays are refused.
         state : ndarray or tuple of ndarray, optional
             The initial h (L*D, B, P), for an LSTM the pair (h, c) with c (L*D, B, H), for an sLSTM
             the tuple (h, c, n, m); without the B for one row, (L*D, E, B, ...) for an ensemble. P

@@ -99,6 +99,12 @@ class RNN(_Layer[Array]):
     >>> rnn
     RNN(3, 5, nonlinearity='relu', seed=0, init='identity')
 
+    A tensor or buffer is read where it is:
+
+    >>> import array
+    >>> rnn(memoryview(array.array("f", [1.0] * 21)).cast("B").cast("f", (7, 3)))[0].shape
+    (7, 5)
+
     One member of an ensemble, made alone:
 
     >>> many = rk.RNN(3, 5, ensemble=16, seed=7)
