@@ -82,7 +82,7 @@ def viewed(name: str, value: Any) -> NDArray[Any] | None:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected an array without a mask, got MaskedArray (write {name}.filled(0) or "
-            f"np.asarray({name}); lengths= and resets= are about steps)"
+            f"np.asarray({name}))"
         )
     if isinstance(value, np.ndarray):
         return value

@@ -69,6 +69,8 @@ class Stream(_core.Stream, Generic[S]):
 
     def __repr__(self) -> str:
         """What it was made from; parameters and state are not shown."""
+        if "_made_from" not in vars(self):  # its constructor has not run
+            return super().__repr__()
         stack, _, batch_size = self._made_from
         return f"<Stream of {stack!r}, batch_size={batch_size}>"
 
@@ -138,7 +140,10 @@ def split_state(
         got = f"{len(state)} arrays" if isinstance(state, (tuple, list)) else type(state).__name__
         many = "a pair" if len(names) == 2 else f"{len(names)} arrays"
         raise TypeError(f"{name}: expected {many} ({', '.join(names)}), got {got}")
-    return tuple(
-        part if part is None else as_array(f"{name}[{k}]", part, dtype)
-        for k, part in enumerate(state)
-    )
+    for part in state:
+        if type(part) is not np.ndarray or part.dtype is not dtype:  # names cost more than this
+            return tuple(
+                part if part is None else as_array(f"{name}[{k}]", part, dtype)
+                for k, part in enumerate(state)
+            )
+    return tuple(state)

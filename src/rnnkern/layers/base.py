@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 NO_CLIP = Clip()
-PLAIN = frozenset({np.ndarray})
 
 
 class Cell(NamedTuple):
@@ -189,17 +188,18 @@ class _Layer(Generic[S]):
         owner = f"this {type(self).__name__}"
         return matched(argument, mapping, self._shapes, self._dtype, owner, hint=hint)[0]
 
-    def _arrays(self) -> dict[str, Array]:
-        """The parameters as the core takes them; it checks each one."""
-        params = self._params
-        if len(params) <= len(self._shapes) and PLAIN.issuperset(map(type, params.values())):
-            return params
-        extra = ", ".join(str(name) for name in params if name not in self._shapes)
-        if len(params) > len(self._shapes):
-            expected, got = f"{len(self._shapes)} arrays", len(params)
-            others = f"of which {extra} are no parameters of {self!r}"
-            raise ValueError(f"params: expected {expected}, got {got}, {others}")
-        return {n: as_array(f"params[{n!r}]", values, self._dtype) for n, values in params.items()}
+    def _explain(self, error: Exception) -> None:
+        """Say more of parameters that the core has refused: extra names, and what to write."""
+        if not str(error).startswith("params"):
+            return
+        if extra := [str(name) for name in self._params if name not in self._shapes]:
+            named = f"of which {', '.join(extra)} are no parameters of {self!r}"
+            raise ValueError(f"{error}, {named}") from None
+        for name, values in self._params.items():
+            if type(values) is not np.ndarray or values.dtype != self._dtype:
+                place = f"params[{name!r}]"
+                as_array(place, values, self._dtype)
+                raise TypeError(f"{error} (write np.asarray({place}))") from None
 
     def _checked_params(self) -> Iterator[tuple[str, Array]]:
         """The parameters, checked as the core checks them in each call."""
@@ -216,6 +216,8 @@ class _Layer(Generic[S]):
     def params(self, params: dict[str, Array]) -> None:
         if not isinstance(params, dict):
             raise TypeError(f"params: expected a dict of arrays, got {type(params).__name__}")
+        for name, values in params.items():
+            unmasked(f"params[{name!r}]", values)
         self._params = params
 
     @property
@@ -353,17 +355,23 @@ class _Layer(Generic[S]):
         >>> y.shape, state.shape
         ((7, 2, 5), (1, 2, 5))
         """
-        y, last, _ = self._stack.forward(
-            self._arrays(),
-            as_array("x", x, self._dtype),
-            split_state("state", state, self._state_names, self._dtype),
-            lengths if lengths is None else unmasked("lengths", lengths),
-            resets if resets is None else unmasked("resets", resets),
-            self._batch_first,
-            False,  # keeps nothing
-            0,
-            (0.0, self._dropout_seeds, 0),
-        )
+        if type(x) is not np.ndarray or x.dtype is not self._dtype:  # here: a call costs more
+            x = as_array("x", x, self._dtype)
+        try:
+            y, last, _ = self._stack.forward(
+                self._params,
+                x,
+                split_state("state", state, self._state_names, self._dtype),
+                lengths if lengths is None else unmasked("lengths", lengths),
+                resets if resets is None else unmasked("resets", resets),
+                self._batch_first,
+                False,  # keeps nothing
+                0,
+                (0.0, self._dropout_seeds, 0),
+            )
+        except (TypeError, ValueError) as error:
+            self._explain(error)
+            raise
         return y, join_state(last)
 
     def forward(
@@ -422,17 +430,21 @@ class _Layer(Generic[S]):
         (7, 2, 4, 5)
         """
         x = as_array("x", x, self._dtype)
-        y, last, tape = self._stack.forward(
-            self._arrays(),
-            x,
-            split_state("state", state, self._state_names, self._dtype),
-            lengths if lengths is None else unmasked("lengths", lengths),
-            resets if resets is None else unmasked("resets", resets),
-            self._batch_first,
-            True,  # keeps what backward needs
-            self._segment(checkpoint, x),
-            (self._dropout, self._dropout_seeds, self._dropout_step),
-        )
+        try:
+            y, last, tape = self._stack.forward(
+                self._params,
+                x,
+                split_state("state", state, self._state_names, self._dtype),
+                lengths if lengths is None else unmasked("lengths", lengths),
+                resets if resets is None else unmasked("resets", resets),
+                self._batch_first,
+                True,  # keeps what backward needs
+                self._segment(checkpoint, x),
+                (self._dropout, self._dropout_seeds, self._dropout_step),
+            )
+        except (TypeError, ValueError) as error:
+            self._explain(error)
+            raise
         assert tape is not None
         self.dropout_step += 1
         return y, join_state(last), tape
@@ -516,15 +528,19 @@ class _Layer(Generic[S]):
         weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
         if weight > 0:
             self._check_flow_penalty(weight)
-        params, dx, first, norm, scale, finite, traced = self._stack.backward(
-            self._arrays(),
-            tape,
-            None if dy is None else as_array("dy", dy, self._dtype),
-            split_state("dstate", dstate, self._state_names, self._dtype),
-            (clip or NO_CLIP).bounds(),
-            trace or weight > 0,
-            weight,
-        )
+        try:
+            params, dx, first, norm, scale, finite, traced = self._stack.backward(
+                self._params,
+                tape,
+                None if dy is None else as_array("dy", dy, self._dtype),
+                split_state("dstate", dstate, self._state_names, self._dtype),
+                (clip or NO_CLIP).bounds(),
+                trace or weight > 0,
+                weight,
+            )
+        except (TypeError, ValueError) as error:
+            self._explain(error)
+            raise
         seen = Trace(*traced) if traced else None
         if seen and self._ensemble:  # the core has members first
             seen = Trace._make(None if a is None else np.moveaxis(a, 0, 2) for a in seen)
@@ -577,7 +593,12 @@ class _Layer(Generic[S]):
             raise ValueError(
                 "stream: expected a layer alone, got an ensemble (use member(e).stream())"
             )
-        return Stream(self._stack, self._arrays(), size("batch_size", batch_size))
+        batch_size = size("batch_size", batch_size)
+        try:
+            return Stream(self._stack, self._params, batch_size)
+        except (TypeError, ValueError) as error:
+            self._explain(error)
+            raise
 
     def state_dict(self, prefix: str = "") -> dict[str, Array]:
         """Copies of the parameters, as `load_state_dict` takes them; the dropout's state is not in.
