@@ -584,10 +584,11 @@ def test_a_mask_does_not_depend_on_threads_batch_or_padding(kind):
 
 @each_kind
 def test_dropout_that_has_nothing_to_act_on(kind):
-    for options in ({"num_layers": 1, "dropout": 0.5}, {"num_layers": 2, "dropout": 0.0}):
-        layer = make_layer(kind, 5, 7, **options)
-        problem = random_problem(layer, 4, 3)
-        assert_same(layer, run(layer, problem), run_reference(layer, problem))
+    layer = make_layer(kind, 5, 7, num_layers=2, dropout=0.0)
+    problem = random_problem(layer, 4, 3)
+    assert_same(layer, run(layer, problem), run_reference(layer, problem))
+    with pytest.raises(ValueError, match=r"dropout: expected 0\.0 with num_layers=1"):
+        make_layer(kind, 5, 7, num_layers=1, dropout=0.5)
 
 
 def test_dropout_can_be_set():

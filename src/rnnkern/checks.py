@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound=str)
-Seed: TypeAlias = int | np.random.SeedSequence | None
+Seed: TypeAlias = "int | np.random.SeedSequence | None"  # NumPy imports its random when asked for
 
 # Types that are no real numbers, although some of their values convert to float.
 NO_NUMBERS = (
