@@ -347,7 +347,8 @@ def _array(name: str, value: Any, dtype: np.dtype[Any] | None, cast: bool, hint:
         value = value.detach()
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # a type that NumPy has not
         if not cast:
-            raise TypeError(f"{name}: expected an array of dtype {dtype}, got bfloat16 ({hint})")
+            wanted = dtype or "float32 or float64"
+            raise TypeError(f"{name}: expected an array of dtype {wanted}, got bfloat16 ({hint})")
         value = value.float()
     array = viewed(name, value)
     if array is None:
