@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .checks import cast_to, choice, flag, float_dtype, viewed
-from .layers import GRU, LAYERS, LSTM, RNN, IndRNN, MinGRU, MinLSTM, _Layer
+from .layers import GRU, LAYERS, LSTM, RGLRU, RNN, SLSTM, IndRNN, MinGRU, MinLSTM, _Layer
+from .layers.min_gru import CANDIDATES
 
 __all__ = ["from_state_dict", "matched"]
 
@@ -21,7 +22,7 @@ MOST_SHOWN = 8  # names in a message
 
 # A recurrent layer's parameter in a state dict; PyTorch's cells have no "_l0".
 PARAMETER = re.compile(
-    r"(?P<prefix>.*?)(?P<name>(?:weight|bias)_(?:ih|hh|hr|ch))(?:_l(?P<layer>\d+))?(?P<back>_reverse)?"
+    r"(?P<prefix>.*?)(?P<name>(?:weight|bias)_(?:ih|hh|hr|ch|c)|gain_(?:ih|hh|c)|lambda)(?:_l(?P<layer>\d+))?(?P<back>_reverse)?"
 )
 
 
@@ -33,6 +34,8 @@ def from_state_dict(
     cell: type[_Layer[Any]] | None = None,
     nonlinearity: Literal["tanh", "relu"] | None = None,
     reset_after: bool | None = None,
+    candidate: str | None = None,
+    exp_forget: bool | None = None,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
@@ -47,6 +50,8 @@ def from_state_dict(
     cell: type[_Layer[Any]] | None = None,
     nonlinearity: Literal["tanh", "relu"] | None = None,
     reset_after: bool | None = None,
+    candidate: str | None = None,
+    exp_forget: bool | None = None,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
@@ -60,14 +65,17 @@ def from_state_dict(
     cell: type[_Layer[Any]] | None = None,
     nonlinearity: Literal["tanh", "relu"] | None = None,
     reset_after: bool | None = None,
+    candidate: str | None = None,
+    exp_forget: bool | None = None,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
 ) -> _Layer[Any] | dict[str, _Layer[Any]]:
     """Make the layers that a state dict has the parameters of, such as PyTorch's.
 
-    The class, sizes, number of layers, directions, biases, a projection, peepholes and an ensemble
-    are inferred from names and shapes. What leaves no trace in them comes as an option.
+    The class, sizes, number of layers, directions, biases, a projection, peepholes, layer norm,
+    heads and an ensemble are inferred from names and shapes. What leaves no trace in them comes as
+    an option.
 
     Parameters
     ----------
@@ -77,12 +85,17 @@ def from_state_dict(
     prefix : str, optional
         What the names of one layer's parameters begin with, such as ``"encoder."``, or ``""``.
     cell : class of layers, optional
-        Needed where the shapes fit several: `MinGRU` and `MinLSTM` of one layer, or an `LSTM` with
-        ``input_forget``, whose shapes are a `GRU`'s.
+        Needed where the shapes fit several: `MinGRU` and `MinLSTM` of one layer, an `LSTM` with
+        ``input_forget``, whose shapes are a `GRU`'s, or an `SLSTM` whose shapes are another
+        class's: without biases, or with as many heads as gates.
     nonlinearity : {"tanh", "relu"}, optional
         Of an `RNN` or `IndRNN`; the class's default if not given.
     reset_after : bool, optional
         Of a `GRU`; True, as in PyTorch, if not given.
+    candidate : {"positive", "identity", "tanh"}, optional
+        Of a `MinGRU` or `MinLSTM`; ``"positive"`` if not given.
+    exp_forget : bool, optional
+        Of an `SLSTM`; False if not given.
     residual : bool
         Of layers of two or more.
     batch_first : bool
@@ -121,6 +134,10 @@ def from_state_dict(
         options["nonlinearity"] = choice("nonlinearity", nonlinearity, ("tanh", "relu"))
     if reset_after is not None:
         options["reset_after"] = flag("reset_after", reset_after)
+    if candidate is not None:
+        options["candidate"] = choice("candidate", candidate, CANDIDATES)
+    if exp_forget is not None:
+        options["exp_forget"] = flag("exp_forget", exp_forget)
     if flag("residual", residual):
         options["residual"] = True
     if flag("batch_first", batch_first):
@@ -149,7 +166,9 @@ def from_state_dict(
         name = min(unused)
         classes = ", ".join(repr(layer) for layer in layers.values())
         got = f"{options[name]!r} for {classes}"
-        expected = "False" if options[name] is True and name != "reset_after" else "None"
+        expected = (
+            "False" if options[name] is True and name in ("residual", "batch_first") else "None"
+        )
         raise ValueError(f"{name}: expected {expected} where no layer takes it, got {got}")
     return layers if prefix is None else layers[prefix]
 
@@ -170,7 +189,9 @@ class _Inferred(NamedTuple):
         """Whether an option has an effect."""
         return {
             "nonlinearity": self.cls in (RNN, IndRNN),
-            "reset_after": self.cls is GRU,
+            "reset_after": self.cls is GRU and "layer_norm" not in self.own,
+            "candidate": self.cls in (MinGRU, MinLSTM),
+            "exp_forget": self.cls is SLSTM,
             "residual": self.num_layers > 1,
             "batch_first": self.ensemble is None,
         }[option]
@@ -193,7 +214,9 @@ def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer[Any]] | Non
     options: dict[str, Any] = {}
     classes: dict[type[_Layer[Any]], int] = {}  # that fit, and their numbers of gates
     hidden: int | None = None
-    if states is None:  # the second layer's inputs say what H is
+    if "lambda" in shapes:
+        classes, hidden = {RGLRU: 2}, shapes["lambda"][0]
+    elif states is None:  # the second layer's inputs say what H is
         above = next((_shape(n, v) for n, v in own.items() if n == f"{prefix}weight_ih_l1"), None)
         hidden = above[-1] // directions if above else None
         classes = {MinGRU: 2, MinLSTM: 3}
@@ -209,6 +232,16 @@ def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer[Any]] | Non
         hidden = projection[1] if projection and len(projection) == 2 else states[1]
         gates = {RNN: 1, GRU: 3, LSTM: 4}
         classes = {c: count for c, count in gates.items() if hidden and rows == count * hidden}
+        heads = 0 if projection or rows % 4 or not states[1] else rows // 4 / states[1]
+        if heads > 1 and heads == int(heads) and (not classes or cell is SLSTM):
+            classes, hidden, options["heads"] = {SLSTM: 4}, rows // 4, int(heads)
+        elif LSTM in classes and not projection and ("bias_hh" in shapes) < ("bias_ih" in shapes):
+            if "gain_ih" not in shapes:
+                classes = {SLSTM: 4}
+        elif cell is SLSTM and LSTM in classes and "bias_hh" not in shapes:
+            classes = {SLSTM: 4}
+        if "gain_ih" in shapes:
+            options["layer_norm"] = _convention(prefix, classes, shapes)
         peepholes = shapes.get("weight_ch")
         if GRU in classes and (cell is LSTM or projection or peepholes):  # f = 1 - i
             classes, options["input_forget"] = {LSTM: 3}, True
@@ -226,6 +259,14 @@ def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer[Any]] | Non
     bias = any(m["name"].startswith("bias") for m in parameters)
     hidden = hidden or rows // classes[cls]
     return _Inferred(cls, width, hidden, layers, directions == 2, bias, ensemble, options)
+
+
+def _convention(prefix: str, classes: Iterable[type[_Layer[Any]]], shapes: Iterable[str]) -> str:
+    """The convention of layer norm: haste's LSTM has one bias for its gates, fastrnns' two."""
+    if LSTM in classes and "bias_ih" not in shapes:
+        expected = "the biases, which tell layer_norm='haste' from 'fastrnns'"
+        raise ValueError(f"mapping: expected {expected}, got none for {prefix!r}")
+    return "fastrnns" if LSTM in classes and "bias_hh" in shapes else "haste"
 
 
 def _layer(

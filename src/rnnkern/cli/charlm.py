@@ -426,7 +426,7 @@ class Trainer:
     def _fresh(self) -> State:
         s = self.settings
         shape = (s.layers, s.batch, s.hidden)
-        table = _cell(s)[1].states
+        table = _cell(s.cell)[1].states
         state: State = join_state(tuple(np.full(shape, of.fresh, np.float32) for of in table))
         return state
 
@@ -496,7 +496,7 @@ def _read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Array]]:
 
 def _check_finite(settings: Settings, tensors: dict[str, Array]) -> None:
     """Raise unless all values are finite, or those of a fresh state."""
-    fresh = {f"state.{i}": of.fresh for i, of in enumerate(_cell(settings)[1].states)}
+    fresh = {f"state.{i}": of.fresh for i, of in enumerate(_cell(settings.cell)[1].states)}
     for name, array in tensors.items():
         if not (fits := np.isfinite(array) | (array == fresh.get(name, 0.0))).all():
             raise ValueError(f"{name}: expected finite values, got {array[~fits][0]}")

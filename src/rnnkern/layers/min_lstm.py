@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -58,7 +58,6 @@ class MinLSTM(_Layer[Array]):
     ((7, 2, 5), (2, 2, 5))
     """
 
-    _shown_if_set: ClassVar = ("candidate",)
     candidate: Final[str] = fixed("candidate", "The name of g.")
 
     def __init__(

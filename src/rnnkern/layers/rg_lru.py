@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from .base import Cell, _Layer
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ..checks import Seed
+from .base import Cell, _Layer, shared
+from .initialize import Init
+from .results import Array
 
 __all__ = ["RGLRU"]
 
 
-class RGLRU(_Layer):
+class RGLRU(_Layer[Array]):
     """RG-LRU, the real-gated linear recurrent unit: h = a h' + sqrt(1 - a^2) (i x) [1]_.
 
     With r = sigmoid(W_r x + b_r) and i = sigmoid(W_i x + b_i), log a = -8 softplus(lambda) r: each
@@ -29,7 +36,7 @@ class RGLRU(_Layer):
     bidirectional : bool
         As in `RNN`; with one layer only, as the two directions' outputs would be 2H inputs of the
         next.
-    bias, batch_first, dropout, residual, ensemble, dtype, seed
+    bias, batch_first, dropout, residual, ensemble, dtype, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity"}
         As in `MinGRU`, but for lambda, which starts as in the paper's section 2.4 with each: where
@@ -61,6 +68,20 @@ class RGLRU(_Layer):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, **options: Any
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        residual: bool = False,
+        ensemble: int | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: Seed = None,
+        init: Init = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(Cell("rg_lru"), input_size, hidden_size, num_layers, **options)
+        super().__init__(Cell("rg_lru"), **shared(locals()))

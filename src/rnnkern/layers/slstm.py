@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from ..checks import fixed, flag, integer, number, size
-from .base import Cell, _Layer
+from ..checks import Seed, fixed, flag, integer, number, size
+from .base import Cell, _Layer, shared
+from .initialize import Init
+from .results import Array
 
 __all__ = ["SLSTM"]
 
 
-class SLSTM(_Layer):
+class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
     """sLSTM: an LSTM with exponential gates, a normalizer n and heads [1]_.
 
     With a_i, a_f, a_z, a_o = W_ih x + b_ih + R h' and log f = log(sigmoid(a_f)), m = max(a_i,
@@ -35,7 +39,7 @@ class SLSTM(_Layer):
         N, a divisor of `hidden_size`.
     exp_forget : bool
         Whether the forget gate is exp(a_f) instead of sigmoid(a_f), hence log f = a_f.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed
+    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity"}
         As in `RNN`; each block of R counts as a matrix of H/N rows.
@@ -77,7 +81,6 @@ class SLSTM(_Layer):
     ((7, 2, 8), (2, 2, 8), (32, 4))
     """
 
-    _shown_if_set: ClassVar = ("heads", "exp_forget")
     heads: Final[int] = fixed("heads", "N.")
     exp_forget: Final[bool] = fixed("exp_forget", "Whether the forget gate is exp.")
 
@@ -90,8 +93,18 @@ class SLSTM(_Layer):
         heads: int = 1,
         exp_forget: bool = False,
         forget_bias: float | None = None,
-        **options: Any,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        residual: bool = False,
+        ensemble: int | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: Seed = None,
+        init: Init = "uniform",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
+        given = locals()
         hidden = size("hidden_size", hidden_size)
         expected = f"a divisor of hidden_size = {hidden}"
         heads = integer("heads", heads, expected, 1, hidden)
@@ -99,14 +112,18 @@ class SLSTM(_Layer):
             raise ValueError(f"heads: expected {expected}, got {heads}")
         exp_forget = flag("exp_forget", exp_forget)
         cell = Cell("slstm", heads=heads, exp_forget=exp_forget)
-        super().__init__(cell, input_size, hidden, num_layers, **options)
+        super().__init__(cell, **shared(given | {"hidden_size": hidden}))
         self._heads, self._exp_forget = heads, exp_forget
+        self._forget_bias: float | None = None
         if forget_bias is None:
             return
         largest = float(np.finfo(self.dtype).max)
         forget_bias = number(
             "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
         )
+        self._forget_bias = forget_bias
+        if params is not None:
+            raise ValueError("forget_bias: expected None with params, got a number")
         if not self.bias:
             raise ValueError("forget_bias: expected None with bias=False, got a number")
         for name, values in self.params.items():
