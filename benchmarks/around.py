@@ -138,7 +138,7 @@ CLIPS = {
     "step_value": rk.Clip(step_value=1.0),
     "step_norm": rk.Clip(step_norm=1.0),
     "value": rk.Clip(value=1.0),
-    "norm": rk.Clip(norm=1.0),
+    "max_norm": rk.Clip(max_norm=1.0),
     "all four": rk.Clip(1.0, 1.0, 1.0, 1.0),
 }
 

@@ -131,8 +131,14 @@ def test_against_reference(benchmark: Any, who: str, what: str, kind: str) -> No
 
 @pytest.mark.parametrize(
     "clip",
-    [None, rk.Clip(step_value=1.0), rk.Clip(step_norm=1.0), rk.Clip(value=1.0), rk.Clip(norm=1e9)],
-    ids=["none", "step_value", "step_norm", "value", "norm"],
+    [
+        None,
+        rk.Clip(step_value=1.0),
+        rk.Clip(step_norm=1.0),
+        rk.Clip(value=1.0),
+        rk.Clip(max_norm=1e9),
+    ],
+    ids=["none", "step_value", "step_norm", "value", "max_norm"],
 )
 def test_clips(benchmark: Any, clip: rk.Clip | None) -> None:
     layer, x = layer_of("lstm", 128), sequence(50, 32, 128)

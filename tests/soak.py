@@ -42,7 +42,11 @@ OPTIMIZERS = (
     lambda params: rk.Adam(params, l2={"weight_*": 1e-4}),
     lambda params: rk.AdamW(params),
 )
-CLIPS = (None, rk.Clip(norm=1.0), rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1))
+CLIPS = (
+    None,
+    rk.Clip(max_norm=1.0),
+    rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, max_norm=0.1),
+)
 
 
 # ---- memory ------------------------------------------------------------------------------------

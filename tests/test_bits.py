@@ -49,7 +49,7 @@ class Case:
 
 
 # Small enough to act, as test_the_clips_act shows.
-CLIP = rk.Clip(step_value=0.1, step_norm=1.0, value=0.1, norm=0.1)
+CLIP = rk.Clip(step_value=0.1, step_norm=1.0, value=0.1, max_norm=0.1)
 CASES = {
     "plain": Case({}),
     "lengths": Case({"num_layers": 2}, "random", CLIP),

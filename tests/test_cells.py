@@ -40,7 +40,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 each_set = pytest.mark.parametrize("isa", sets())
 
 ODD = (1, 7, 15, 17, 33, 65)
-CLIPS = {"step_value": 0.02, "step_norm": 0.3, "value": 0.2, "norm": 0.5}
+CLIPS = {"step_value": 0.02, "step_norm": 0.3, "value": 0.2, "max_norm": 0.5}
 
 
 @cache  # the instruction sets and thread counts share a case's reference
@@ -479,8 +479,8 @@ def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
         elif "step_norm" not in names:
             assert np.array_equal(array, before)
     assert np.array_equal(clipped.x, free.x) == (not {"step_value", "step_norm"} & set(names))
-    assert (clipped.norm == free.norm) == (names == ["norm"])
-    assert (clipped.scale < 1.0) == ("norm" in names)
+    assert (clipped.norm == free.norm) == (names == ["max_norm"])
+    assert (clipped.scale < 1.0) == ("max_norm" in names)
 
 
 @each_set
@@ -544,7 +544,7 @@ def test_value_and_norm_bound_what_they_name(kind):
     assert max(np.abs(g).max() for g in valued.params.values()) == 0.1
     assert valued.norm == pytest.approx(joint(valued), rel=1e-12)
     assert valued.scale == 1.0
-    normed = run(layer, problem, rk.Clip(norm=0.1))[2]
+    normed = run(layer, problem, rk.Clip(max_norm=0.1))[2]
     assert joint(normed) == pytest.approx(0.1, rel=1e-5)  # 1e-6 in the divisor
     assert normed.scale == pytest.approx(0.1 / (normed.norm + 1e-6), rel=1e-12)
 
@@ -594,7 +594,7 @@ def test_a_value_clip_does_not_hide_an_infinity(isa, bidirectional):
         dy = np.full_like(y, 3e38)  # the sum over the two rows is beyond float32
         free = layer.backward(tape, dy)
         clipped = layer.backward(tape, dy, clip=rk.Clip(value=1.0))
-        normed = layer.backward(tape, dy, clip=rk.Clip(norm=1.0))
+        normed = layer.backward(tape, dy, clip=rk.Clip(max_norm=1.0))
     assert np.isinf(free.norm)
     assert not free.finite
     assert not clipped.finite
@@ -622,7 +622,7 @@ def test_a_float32_norm_beyond_float32_is_finite(isa, kind):
     layer, problem, _ = case(kind, 5, 7, 4, 3)
     dy = np.full_like(problem.dy, 1e35)
     with rk.force_isa(isa):
-        grads = run(layer, problem.but(dy=dy, dstate=None), rk.Clip(norm=1.0))[2]
+        grads = run(layer, problem.but(dy=dy, dstate=None), rk.Clip(max_norm=1.0))[2]
     assert grads.finite
     assert grads.norm > 1e35  # whose square no float32 holds
     assert np.sqrt(sum((g**2).sum() for g in grads.params.values())) == pytest.approx(1.0, rel=1e-5)

@@ -125,9 +125,7 @@ def test_train_writes_model_picture_and_sample(
     assert saved["held_out"][-1, 1] < saved["held_out"][0, 1]
     assert (norm > 0).all()
     assert (applied == 1).all()
-    np.testing.assert_allclose(
-        scale, np.minimum(1, Settings().clip_norm / (norm + 1e-6)), rtol=1e-6
-    )
+    np.testing.assert_allclose(scale, np.minimum(1, Settings().max_norm / (norm + 1e-6)), rtol=1e-6)
     assert f"held-out {saved['held_out'][-1, 1]:.3f} bits per character" in out
 
 
@@ -190,7 +188,7 @@ CHANGES: dict[str, Any] = {
     "lr": 0.02,
     "l2": 0.01,
     "seed": 1,
-    "clip_norm": 0.05,
+    "max_norm": 0.05,
     "clip_value": 0.005,
     "clip_step_value": 1e-4,
     "clip_step_norm": 1e-3,
@@ -210,9 +208,9 @@ def test_every_setting_changes_the_model(name: str) -> None:
     assert weights(before) != weights(after)
 
 
-@pytest.mark.parametrize("name", ["clip_norm", "clip_value", "clip_step_value", "clip_step_norm"])
+@pytest.mark.parametrize("name", ["max_norm", "clip_value", "clip_step_value", "clip_step_norm"])
 def test_clip_beyond_all_gradients_changes_nothing(name: str) -> None:
-    off = replace(TINY, clip_norm=None)
+    off = replace(TINY, max_norm=None)
     far = replace(off, **dict[str, Any]({name: 1e9}))
     assert weights(trained(off, 4).model) == weights(trained(far, 4).model)
 
@@ -235,7 +233,7 @@ def test_clips_reach_the_core_with_their_values(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(rk.GRU, "backward", spy_backward)
     monkeypatch.setattr(rk.Adam, "step", spy_step)
     limits: dict[str, Any] = {"clip_value": 0.001, "clip_step_value": 0.02, "clip_step_norm": 0.03}
-    trained(replace(TINY, clip_norm=0.04, **limits), 1)
+    trained(replace(TINY, max_norm=0.04, **limits), 1)
     clip, (max_norm, largest) = seen
     assert clip == rk.Clip(value=0.001, step_value=0.02, step_norm=0.03)
     assert max_norm == 0.04
@@ -486,7 +484,7 @@ DAMAGE = {
     "truncated": (truncate, "bytes of arrays, got"),
     "garbled": (garble, "expected a header of at most"),
     "foreign": (foreign, "not written by rnnkern train"),
-    "version": (lambda p: rewrite(p, {"version": 99}), "expected file version 1, got 99"),
+    "version": (lambda p: rewrite(p, {"version": 99}), "expected file version 2, got 99"),
     "settings": (lambda p: rewrite(p, {"settings": {"size": 3}}), "damaged: TypeError"),
     "metadata": (lambda p: rewrite(p, {"settings": 5}), "settings: expected dict, got int"),
     "no cell": (lambda p: rewrite(p, {"settings": STACK | {"cell": "x"}}), "'x'"),
@@ -497,8 +495,8 @@ DAMAGE = {
     ),
     "deep": (lambda p: rewrite(p, {"settings": STACK | {"layers": 10**9}}), "layers: expected"),
     "clip": (
-        lambda p: rewrite(p, {"settings": STACK | {"clip_norm": "no"}}),
-        "clip_norm: expected a number, got str",
+        lambda p: rewrite(p, {"settings": STACK | {"max_norm": "no"}}),
+        "max_norm: expected a number, got str",
     ),
     "missing": (lambda p: rewrite(p, tensors={BIAS: None}), f"{BIAS}' as float32 (32,), got none"),
     "more": (lambda p: rewrite(p, tensors={"more": np.zeros(1)}), "no other names, got ['more']"),
@@ -757,7 +755,7 @@ def test_layout_is_that_of_the_saved_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", vars(TINY))
 def test_settings_refuse_wrong_types_and_values_by_name(name: str) -> None:
     numbers = () if name == "cell" else (True, -1, 1e300, 2**2000, np.ones(1), float("nan"))
-    none = () if name.startswith("clip") else (None,)
+    none = () if name.startswith(("clip", "max_norm")) else (None,)
     for value in ("1", [], {}, *numbers, *none):
         with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):
             replace(TINY, **dict[str, Any]({name: value}))
@@ -765,8 +763,8 @@ def test_settings_refuse_wrong_types_and_values_by_name(name: str) -> None:
 
 def test_settings_hold_plain_numbers(tmp_path: Path) -> None:
     """JSON takes no others."""
-    settings = replace(TINY, lr=np.float32(0.5), hidden=np.int64(8), clip_norm=2)
-    assert [type(v) for v in (settings.lr, settings.hidden, settings.clip_norm)] == [
+    settings = replace(TINY, lr=np.float32(0.5), hidden=np.int64(8), max_norm=2)
+    assert [type(v) for v in (settings.lr, settings.hidden, settings.max_norm)] == [
         float,
         int,
         float,
@@ -864,11 +862,11 @@ def test_new_run_that_diverges_leaves_nothing(
     [
         {"lr": 3e38},
         {"lr": 1e-320},
-        {"lr": 1e20, "clip_norm": None},
+        {"lr": 1e20, "max_norm": None},
         {"l2": 3e38},
         {"l2": 1e25},
-        {"clip_norm": 1e-320},
-        {"clip_norm": 3e38},
+        {"max_norm": 1e-320},
+        {"max_norm": 3e38},
         {"clip_value": 1e-320},
         {"clip_value": 3e38},
         {"clip_step_value": 1e-320},
@@ -1193,10 +1191,10 @@ def test_picture_takes_any_history(tmp_path: Path, row: tuple[float, float, floa
             "argument --l2: expected a number at least 0 and at most 3.40",
         ),
         (["train", "--l2", "nan"], "argument --l2: expected a number at least 0 and at most 3.40"),
-        (["train", "--clip-norm", "-1"], "argument --clip-norm: expected a number above 0 and at"),
+        (["train", "--max-norm", "-1"], "argument --max-norm: expected a number above 0 and at"),
         (
-            ["train", "--clip-norm", "1e39"],
-            "argument --clip-norm: expected a number above 0 and at",
+            ["train", "--max-norm", "1e39"],
+            "argument --max-norm: expected a number above 0 and at",
         ),
         (["train", "--clip-value", "1e39"], "argument --clip-value: expected a number above 0 and"),
         (["train", "--clip-step-value", "1e39"], "argument --clip-step-value: expected a number"),
@@ -1258,7 +1256,7 @@ def test_resume_refuses_other_settings_text_and_a_finished_run(
     path = train("run", "--steps", "3")
     for more, message in (
         (["--hidden", "13"], "argument --hidden: the saved run has 12, got 13"),
-        (["--clip-norm", "off"], "argument --clip-norm: the saved run has 0.3, got None"),
+        (["--max-norm", "off"], "argument --max-norm: the saved run has 0.3, got None"),
         (["--steps", "3"], "argument --steps: expected more than the 3 steps done, got 3"),
     ):
         with pytest.raises(SystemExit):

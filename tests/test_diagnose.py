@@ -490,7 +490,7 @@ def test_report_thresholds_and_evidence():
     gru = rk.GRU(1, 8, num_layers=2, bidirectional=True, dtype=np.float64, seed=0)
     x = np.random.default_rng(0).normal(size=(30, 2, 1))
     y, _, tape = gru.forward(x)
-    grads = gru.backward(tape, np.ones_like(y), clip=rk.Clip(norm=1e-3), trace=True)
+    grads = gru.backward(tape, np.ones_like(y), clip=rk.Clip(max_norm=1e-3), trace=True)
     report = diagnose.report(gru, tape, grads, vanished=0.5, low=0.45, high=0.55)
     text = str(report)
     for flow in report.flows:

@@ -71,7 +71,7 @@ def assert_members_are_layers(kind, shared=False, checkpoint=None, **options):
         problem = problem.but(x=np.ascontiguousarray(problem.x[:, 0]))
     rng = np.random.default_rng(2)
     problem = problem.but(lengths=np.array([T, 2, 5]), resets=rng.random((T, B)) < 0.2)
-    clip = rk.Clip(step_value=0.4, step_norm=0.7, value=1.0, norm=1.5)
+    clip = rk.Clip(step_value=0.4, step_norm=0.7, value=1.0, max_norm=1.5)
     y, state, tape = problem.forward(layer, checkpoint=checkpoint)
     grads = problem.backward(layer, tape, clip, trace=True)
     inferred, _ = layer(problem.x, problem.state, problem.lengths, resets=problem.resets)

@@ -315,7 +315,7 @@ def test_dropout_step(step):
         layer.forward(np.zeros((T, B, I), np.float32))
 
 
-@pytest.mark.parametrize("name", ["step_value", "step_norm", "value", "norm"])
+@pytest.mark.parametrize("name", ["step_value", "step_norm", "value", "max_norm"])
 @pytest.mark.parametrize(
     ("bound", "error", "message"),
     [
@@ -374,8 +374,8 @@ def test_numbers_are_real_scalars(value):
         layer.dropout = value
     with refused(TypeError, f"flow_penalty: expected a number, {got}", layer):
         layer.backward(tape, flow_penalty=value)
-    with refused(TypeError, f"clip.norm: expected a number or None, {got}"):
-        rk.Clip(norm=value)
+    with refused(TypeError, f"clip.max_norm: expected a number or None, {got}"):
+        rk.Clip(max_norm=value)
     with refused(TypeError, f"lr: expected a number, {got}"):
         rk.Adam(layer.params, lr=value)
 
@@ -396,8 +396,8 @@ def test_integers_are_integral_scalars(value):
     ids=lambda value: type(value).__name__,
 )
 def test_real_scalars_of_any_type_are_numbers(value):
-    assert rk.Clip(norm=value).norm == 0.5
-    assert type(rk.Clip(norm=value).norm) is float
+    assert rk.Clip(max_norm=value).max_norm == 0.5
+    assert type(rk.Clip(max_norm=value).max_norm) is float
 
 
 def test_integers_of_too_many_digits_to_show():
@@ -412,7 +412,7 @@ def test_integers_of_too_many_digits_to_show():
     for value in (huge, Fraction(huge)):
         said = f"norm: expected a finite number > 0, got {type(value).__name__} of too many digits"
         with refused(ValueError, said):
-            rk.Clip(norm=value)
+            rk.Clip(max_norm=value)
 
 
 # ---- attributes ---------------------------------------------------------------------------------
@@ -461,7 +461,7 @@ def test_results_are_read_only():
     (flow,) = report.flows
     (window,) = rk.truncated_bptt(layer, p.x, T)
     for thing in (
-        rk.Clip(norm=1.0),
+        rk.Clip(max_norm=1.0),
         grads,
         grads.trace,
         report,
@@ -856,7 +856,7 @@ def test_what_is_no_tape(tape):
         layer.backward(tape, None)
 
 
-@pytest.mark.parametrize("clip", [1.0, {"norm": 1.0}, (1.0, None, None, None), rk.Clip])
+@pytest.mark.parametrize("clip", [1.0, {"max_norm": 1.0}, (1.0, None, None, None), rk.Clip])
 def test_what_is_no_clip(clip):
     layer = make_layer("gru", I, H)
     tape = layer.forward(np.zeros((T, B, I), np.float32))[2]

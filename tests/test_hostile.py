@@ -42,7 +42,7 @@ OPTIMIZERS = {
 }
 # Kinds whose calls take memory of all shapes: of c, of gates alone, of a projection, of no product.
 OF_EACH_SHAPE = ("lstm", "gru", "gru_reset_before", "lstm_projected", "min_gru", "lstm_peephole")
-CLIPS = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1)
+CLIPS = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, max_norm=0.1)
 
 
 # Warnings are errors, but that of fork, which Python gives from 3.12 on where there are threads.
@@ -1289,7 +1289,7 @@ def objects():
     def gradients():
         one = layer()
         y, _, tape = one.forward(x)
-        return one.backward(tape, y, clip=rk.Clip(norm=0.1), trace=True)
+        return one.backward(tape, y, clip=rk.Clip(max_norm=0.1), trace=True)
 
     def stream():
         one = rk.GRU(3, 4, 2, seed=0).stream(2)
@@ -1321,7 +1321,7 @@ def objects():
         "bound method": (lambda: stream().run, lambda run: [run.__self__.reset(), run(x)]),
         "linear": (lambda: modules[0], lambda one: [one(x), one.params, repr(one)]),
         "embedding": (lambda: modules[1], lambda one: [one.params, repr(one)]),
-        "clip": (lambda: rk.Clip(norm=0.1), repr),
+        "clip": (lambda: rk.Clip(max_norm=0.1), repr),
         "gradients": (gradients, lambda one: one),
         **{name: (lambda make=make: optimizer(make), step) for name, make in OPTIMIZERS.items()},
     }

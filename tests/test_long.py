@@ -206,7 +206,7 @@ def test_checkpoints_change_no_bit(kind, layers, every):
     between = {"dropout": 0.3, "residual": True} if layers > 1 else {}
     layer = make_layer(kind, I, H, num_layers=layers, **between)
     penalty = 0.2 if CELLS[kind].has_flow_penalty else 0.0
-    clip = rk.Clip(step_value=0.4, step_norm=0.2, value=1.5, norm=2.0)
+    clip = rk.Clip(step_value=0.4, step_norm=0.2, value=1.5, max_norm=2.0)
     for lengths, resets in itertools.product([None, [3, 9, 0, 5]], [None, 0.2]):
         lengths = None if lengths is None else np.array(lengths)
         problem = random_problem(layer, T, B, lengths=lengths, resets=resets)
@@ -229,7 +229,7 @@ def test_checkpoints_change_no_bit(kind, layers, every):
 @every_dtype
 def test_checkpoints_over_many_rows_and_chunks(dtype):
     """Segments that end within the kernels' own chunks of steps, on several threads."""
-    T, B, clip = 150, 24, rk.Clip(step_norm=0.1, norm=1.0)
+    T, B, clip = 150, 24, rk.Clip(step_norm=0.1, max_norm=1.0)
     layer = make_layer("lstm", 5, 33, dtype=dtype)
     problem = random_problem(layer, T, B, lengths="random")
     for threads in (1, 2):
@@ -451,7 +451,7 @@ def test_layers_side_by_side_change_no_bit(kind, layers, rows, steps):
         kind, 20, wide(kind, 40), num_layers=layers, dropout=0.2, residual=layers > 2
     )
     problem = random_problem(layer, steps, rows, lengths="random", resets=0.02)
-    clip = rk.Clip(step_value=0.5, step_norm=0.9, norm=1.0)
+    clip = rk.Clip(step_value=0.5, step_norm=0.9, max_norm=1.0)
 
     def results(threads):
         layer.dropout_step = 3

@@ -305,7 +305,7 @@ def test_gradients_bring_their_norm():
 
 
 def test_norm_is_that_which_backwards_own_clip_left():
-    layers, grads = layers_and_grads(rk.Clip(norm=0.5))
+    layers, grads = layers_and_grads(rk.Clip(max_norm=0.5))
     assert all(g.scale < 1.0 for g in grads)
     done = rk.SGD([layer.params for layer in layers], lr=0.5).step(grads)
     assert done.norm == pytest.approx(math.hypot(0.5, 0.5), rel=1e-5)  # PyTorch's 1e-6 / norm

@@ -228,7 +228,7 @@ def test_a_projection_of_any_width_with_and_without_clips(isa, dtype, H, P, clip
     options = {"proj_size": P, "cell_clip": None, "proj_clip": None, "dtype": dtype, **clips}
     layer = make_layer("lstm_projected", 5, H, num_layers=2, bidirectional=True, **options)
     problem = random_problem(layer, 6, 5, lengths="random")
-    clip = rk.Clip(step_value=0.1, step_norm=0.5, norm=2.0)
+    clip = rk.Clip(step_value=0.1, step_norm=0.5, max_norm=2.0)
     with rk.force_isa(isa):
         result = run(layer, problem, clip)
     assert_same(layer, result, run_reference(layer, problem, clip))
@@ -670,7 +670,7 @@ def test_pytorch_gives_the_same(torch, kind, dtype, bias, bidirectional, batch_f
         assert_close(got, want.detach().numpy(), dtype, name)
     norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 0.5)
     assert_close(grads.norm, norm.item(), dtype, "norm")
-    clipped = run(layer, problem, rk.Clip(norm=0.5))[2]
+    clipped = run(layer, problem, rk.Clip(max_norm=0.5))[2]
     for name, p in module.named_parameters():
         assert_close(clipped.params[name], p.grad.numpy(), dtype, name)
 

@@ -176,7 +176,7 @@ class Clip:
     step_value: float | None = None
     step_norm: float | None = None
     value: float | None = None
-    norm: float | None = None
+    max_norm: float | None = None
 
 
 class Problem:
@@ -1073,7 +1073,7 @@ def test_nan_in_padding_changes_nothing(case):
 
 # ------------------------------------------------------------------------------------- clips
 
-CLIPS = ["step_value", "step_norm", "value", "norm"]
+CLIPS = ["step_value", "step_norm", "value", "max_norm"]
 
 
 def flat(grads):
@@ -1105,7 +1105,7 @@ def test_value_and_norm_are_applied_to_the_finished_parameter_gradients(case):
         assert grads.norm == pytest.approx(norm, rel=1e-12)  # sums of squares: see SAME_FORMULA
         assert grads.scale == 1.0
 
-        grads = problem.backward(Clip(value=clip.value, norm=1.0))
+        grads = problem.backward(Clip(value=clip.value, max_norm=1.0))
         scale = 1.0 / (norm + 1e-6)
         scaled = {k: g * scale for k, g in expected.items()}
         assert scale < 1

@@ -216,7 +216,7 @@ def test_layers_trained_in_threads():
         layer, p = problem(kind, num_layers=2)
         for _ in range(5):
             _, _, tape = p.forward(layer)
-            grads = p.backward(layer, tape, rk.Clip(norm=1.0))
+            grads = p.backward(layer, tape, rk.Clip(max_norm=1.0))
             for name, array in layer.params.items():
                 array -= np.float32(0.1) * grads.params[name]
         return b"".join(array.tobytes() for array in layer.params.values())

@@ -313,7 +313,7 @@ CLIPS = (
     rk.Clip(step_value=0.5),
     rk.Clip(step_norm=0.5),
     rk.Clip(value=0.01),
-    rk.Clip(norm=0.1),
+    rk.Clip(max_norm=0.1),
     rk.Clip(0.5, 0.5, 0.1, 0.1),
 )
 WRONG_OPTIONS = (

@@ -123,7 +123,7 @@ def test_windows(kind, k1, k2, options, batch):
 @every_kind
 def test_one_window_is_all_of_bptt(kind, k1, k2):
     layer, p = make(kind, dtype=np.float32)
-    clip = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, norm=0.1)
+    clip = rk.Clip(step_value=0.5, step_norm=1.0, value=0.1, max_norm=0.1)
     _, _, tape = layer.forward(p.x, p.state)
     (window,) = rk.truncated_bptt(layer, p.x, k1, k2, p.state)
     assert (window.steps, window.reach) == (slice(0, T), slice(0, T))
@@ -171,7 +171,7 @@ def test_parameters_that_change(kind, k1, k2, dropout):
     the window before had where this one begins."""
     layer, p = make(kind, dtype=np.float32, dropout=dropout)
     twin = make(kind, dtype=np.float32, dropout=dropout)[0]
-    clip = rk.Clip(step_value=0.5, value=0.1, norm=0.1)
+    clip = rk.Clip(step_value=0.5, value=0.1, max_norm=0.1)
     state, start, old_step = p.state, 0, None
     old = {name: a.copy() for name, a in twin.params.items()}
     for i, window in enumerate(rk.truncated_bptt(layer, p.x, k1, k2, p.state)):

@@ -16,7 +16,7 @@ CLIPS = {
     "step_value 1e-4": rk.Clip(step_value=1e-4),
     "step_norm 1e-4": rk.Clip(step_norm=1e-4),
     "value 0.1": rk.Clip(value=0.1),
-    "norm 1": rk.Clip(norm=1.0),
+    "max_norm 1": rk.Clip(max_norm=1.0),
 }
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import rnnkern as rk
 
 E, I, H = 16, 8, 32
-CLIP = rk.Clip(norm=1.0)
+CLIP = rk.Clip(max_norm=1.0)
 SIZES = [(10, 1), (20, 1), (50, 1), (20, 8), (50, 16), (100, 32)]  # T, B
 
 

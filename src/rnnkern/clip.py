@@ -24,9 +24,10 @@ class Clip:
         it is scaled to at most this L2 norm, per layer and direction (the per-step form of [2]_).
     value : float, optional
         Each element of every parameter gradient is limited to ``[-value, value]`` [3]_.
-    norm : float, optional
-        All parameter gradients are scaled by ``min(1, norm / (n + 1e-6))``, where n is their joint
-        L2 norm [2]_.
+    max_norm : float, optional
+        All parameter gradients are scaled by ``min(1, max_norm / (norm + 1e-6))``, where norm is
+        their joint L2 norm [2]_. The `max_norm` of an optimizer's `step` does the same for the
+        gradients of several layers together.
 
     Raises
     ------
@@ -47,14 +48,14 @@ class Clip:
     Examples
     --------
     >>> import rnnkern as rk
-    >>> rk.Clip(step_value=1.0, norm=5.0)
-    Clip(step_value=1.0, step_norm=None, value=None, norm=5.0)
+    >>> rk.Clip(step_value=1.0, max_norm=5.0)
+    Clip(step_value=1.0, step_norm=None, value=None, max_norm=5.0)
     """
 
     step_value: float | None = None
     step_norm: float | None = None
     value: float | None = None
-    norm: float | None = None
+    max_norm: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -71,7 +72,7 @@ class Clip:
         Returns
         -------
         tuple of float
-            ``(step_value, step_norm, value, norm)``.
+            ``(step_value, step_norm, value, max_norm)``.
 
         Examples
         --------
@@ -79,6 +80,6 @@ class Clip:
         >>> rk.Clip(value=2).bounds()
         (inf, inf, 2.0, inf)
         """
-        each = (self.step_value, self.step_norm, self.value, self.norm)
+        each = (self.step_value, self.step_norm, self.value, self.max_norm)
         a, b, c, d = (math.inf if bound is None else bound for bound in each)
         return a, b, c, d

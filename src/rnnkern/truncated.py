@@ -102,7 +102,7 @@ class Window:
         >>> import numpy as np, rnnkern as rk
         >>> gru = rk.GRU(3, 5, seed=0)
         >>> for window in rk.truncated_bptt(gru, np.ones((6, 2, 3), np.float32), 3, 4):
-        ...     grads = window.backward(np.ones_like(window.y), clip=rk.Clip(norm=1.0))
+        ...     grads = window.backward(np.ones_like(window.y), clip=rk.Clip(max_norm=1.0))
         >>> grads.x.shape, sorted(grads.params) == sorted(gru.params)
         ((4, 2, 3), True)
         """

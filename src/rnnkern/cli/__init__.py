@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     setting("batch", count, "lanes of text read side by side")
     setting("length", count, "steps of truncated BPTT")
     setting("lr", _number(float, 0, LARGEST, above=True), "learning rate of Adam")
-    setting("clip_norm", _limit, "joint L2 norm of all gradients, or off")
+    setting("max_norm", _limit, "joint L2 norm of all gradients, or off")
     setting("clip_value", _limit, "each element of each parameter's gradient, or off")
     setting("clip_step_value", _limit, "each step's gate gradients, elementwise, or off")
     setting("clip_step_norm", _limit, "L2 norm of each row's gradient handed back a step, or off")

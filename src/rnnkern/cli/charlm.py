@@ -30,7 +30,7 @@ State: TypeAlias = "Array | tuple[Array, ...] | None"
 
 HELD_OUT_CHARACTERS = 32_768  # read in one evaluation, so that it costs a fraction of a second
 EVALUATE_EVERY = 50  # steps; fixed, so that the history does not depend on where a run stopped
-FILE_VERSION = 1
+FILE_VERSION = 2
 METADATA_KEY = "rnnkern.charlm"
 LARGEST = float(np.finfo(np.float32).max)  # of the numbers in `Settings`: parameters are float32
 ABOUT: dict[str, type] = {  # what the metadata of a file holds
@@ -62,7 +62,7 @@ class Settings:
     batch: int = 32
     length: int = 64
     lr: float = 4e-3
-    clip_norm: float | None = 0.3
+    max_norm: float | None = 0.3
     clip_value: float | None = None
     clip_step_value: float | None = None
     clip_step_norm: float | None = None
@@ -80,7 +80,7 @@ class Settings:
         take("seed", integer, "an integer from 0 to 2**32 - 1", 0, 2**32 - 1)
         take("dropout", number, "a number from 0 to below 1", lambda x: 0 <= x < 1)
         take("l2", number, f"a number from 0 to {LARGEST:g}", lambda x: 0 <= x <= LARGEST)
-        for name in ("lr", "clip_norm", "clip_value", "clip_step_value", "clip_step_norm"):
+        for name in ("lr", "max_norm", "clip_value", "clip_step_value", "clip_step_norm"):
             if name == "lr" or getattr(self, name) is not None:
                 expected = f"a number above 0 and at most {LARGEST:g}"
                 take(name, number, expected, lambda x: 0 < x <= LARGEST)
@@ -325,7 +325,7 @@ class Trainer:
         if (limit := self.settings.clip_value) is not None:  # the layer's are clipped by now
             for array in own.values():
                 np.clip(array, -limit, limit, out=array)
-        done = self.optimizer.step([own, grads], max_norm=self.settings.clip_norm)
+        done = self.optimizer.step([own, grads], max_norm=self.settings.max_norm)
         if not done.applied:
             self._state = self._fresh()  # it may hold what is not finite
         self._position += length

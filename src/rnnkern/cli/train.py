@@ -211,7 +211,7 @@ def _draw(trainer: Trainer, held_out: float, path: Path) -> None:
     loss.set(ylabel="loss (bits per character)")
     name = f"{type(trainer.model.layer).__name__} with {trainer.settings.hidden} hidden units"
     loss.set_title(f"{name}: {held_out:.2f} bits per character held out")
-    limit = trainer.settings.clip_norm
+    limit = trainer.settings.max_norm
     acted = f", acted in {(scale < 1).mean():.0%} of the steps" if limit else ""
     norm = np.where(applied > 0, norm, np.nan)  # skipped steps have no finite norm
     gradient.plot(steps, norm, color="C3", linewidth=2, alpha=0.4, label="before the clip")

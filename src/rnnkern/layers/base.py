@@ -518,7 +518,7 @@ class _Layer(Generic[S]):
         >>> import numpy as np, rnnkern as rk
         >>> gru = rk.GRU(3, 5, seed=0)
         >>> y, state, tape = gru.forward(np.ones((7, 2, 3), np.float32))
-        >>> grads = gru.backward(tape, np.ones_like(y), clip=rk.Clip(norm=1.0))
+        >>> grads = gru.backward(tape, np.ones_like(y), clip=rk.Clip(max_norm=1.0))
         >>> sorted(grads.params) == sorted(gru.params), grads.x.shape, grads.finite
         (True, (7, 2, 3), True)
         """

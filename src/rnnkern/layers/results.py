@@ -55,10 +55,10 @@ class Gradients:
     state : ndarray or tuple of ndarray
         dL/d(initial state), shaped like a state.
     norm : float, or ndarray (E,) for an ensemble
-        The joint L2 norm of `params` after `Clip.value` and before `Clip.norm`. Optimizers use it
-        instead of measuring again, so hand them the dict ``params`` if you change its arrays.
+        The joint L2 norm of `params` after `Clip.value` and before `Clip.max_norm`. Optimizers use
+        it instead of measuring again, so hand them the dict ``params`` if you change its arrays.
     scale : float, or ndarray (E,)
-        The factor that `Clip.norm` applied; 1.0 if none.
+        The factor that `Clip.max_norm` applied; 1.0 if none.
     finite : bool, or ndarray (E,)
         Whether every element of `params` was finite before `Clip.value` (and, for float64, small
         enough for its square to be finite).

@@ -164,7 +164,7 @@ class _NoClip:
     step_value: None = None
     step_norm: None = None
     value: None = None
-    norm: None = None
+    max_norm: None = None
 
 
 def parameter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -399,7 +399,7 @@ def backward(
     finite = all(bool(np.isfinite(g).all()) for g in grads.values())
     grads = {name: clip_value(g, clip.value) for name, g in grads.items()}
     norm = joint_norm(grads.values())
-    scale = 1.0 if clip.norm is None else clip_factor(norm, clip.norm)
+    scale = 1.0 if clip.max_norm is None else clip_factor(norm, clip.max_norm)
     grads = {name: scale * g for name, g in grads.items()}
     state = _as_given(d_states)
     return Gradients(grads, d_out, state, norm, finite, scale, trace, omega)

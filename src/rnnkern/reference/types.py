@@ -88,7 +88,7 @@ class ClipLike(Protocol):
     """The clips of the gradient; each a bound > 0, or None for none. Applied in this order.
 
     Sources: `step_value` Graves 2013, arXiv 1308.0850 sec. 2.1; `step_norm` the per-step form,
-    `norm` the algorithm 1 of Pascanu et al. 2013, arXiv 1211.5063; `value` Mikolov 2012.
+    `max_norm` the algorithm 1 of Pascanu et al. 2013, arXiv 1211.5063; `value` Mikolov 2012.
     """
 
     @property
@@ -104,5 +104,5 @@ class ClipLike(Protocol):
         """Bound of each element of every parameter gradient."""
 
     @property
-    def norm(self) -> float | None:
+    def max_norm(self) -> float | None:
         """Bound of the joint L2 norm of all parameter gradients."""
