@@ -174,7 +174,7 @@ def core_stack(layer):
 def test_bound_types_refuse_to_be_pickled_by_name(what, protocol):
     layer = make_layer("gru", 3, 4)
     _, _, tape = layer.forward(np.zeros((5, 2, 3), np.float32))
-    thing = {"stack": lambda: core_stack(layer), "tape": lambda: tape}.get(
+    thing = {"stack": lambda: core_stack(layer), "tape": lambda: tape._core}.get(
         what, lambda: _core.Stream(layer._stack, layer.params, 1)
     )()
     with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):

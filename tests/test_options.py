@@ -244,7 +244,7 @@ def test_a_projection_of_any_width_with_and_without_clips(isa, dtype, H, P, clip
 def test_heads_of_any_size(isa, dtype, H, heads):
     options = {"heads": heads, "num_layers": 2, "bidirectional": True, "dtype": dtype}
     layer = make_layer("slstm", 5, H, **options)
-    clip = rk.Clip(step_value=0.1, step_norm=0.5, norm=2.0)
+    clip = rk.Clip(step_value=0.1, step_norm=0.5, max_norm=2.0)
     for rows in (1, 7):
         problem = random_problem(layer, 4, rows, lengths="random", resets=0.2)
         with rk.force_isa(isa):

@@ -7,6 +7,7 @@ from . import runtime
 from .clip import Clip
 from .layers import GRU, LSTM, RGLRU, RNN, SLSTM, Gradients, IndRNN, MinGRU, MinLSTM, Trace
 from .runtime import (
+    debug,
     force_isa,
     get_num_threads,
     info,
@@ -15,6 +16,7 @@ from .runtime import (
     set_num_threads,
 )
 from .stream import Stream
+from .tape import Tape
 
 runtime._from_environment()
 __version__ = info()["version"]
@@ -39,10 +41,12 @@ __all__ = [
     "RMSprop",
     "Step",
     "Stream",
+    "Tape",
     "Trace",
     "Window",
     "__version__",
     "cross_entropy",
+    "debug",
     "force_isa",
     "from_state_dict",
     "get_num_threads",

@@ -12,6 +12,7 @@ from .checks import integer
 
 __all__ = [
     "Info",
+    "debug",
     "force_isa",
     "get_num_threads",
     "info",
@@ -19,6 +20,9 @@ __all__ = [
     "release_memory",
     "set_num_threads",
 ]
+
+
+debugging = False  # see `debug`
 
 
 class Info(TypedDict):
@@ -158,6 +162,35 @@ def force_isa(name: str) -> Iterator[None]:
         yield
     finally:
         _core.use_instruction_set(before)
+
+
+@contextmanager
+def debug() -> Iterator[None]:
+    """Compare whole arrays inside a ``with`` block, for the whole process, and restore after it.
+
+    A backward raises a `RuntimeError` if a parameter or the input has changed since its forward. It
+    compares 64 evenly spaced elements of each array; of a forward inside the block it compares all
+    elements, which costs a pass over the arrays in the forward and one in the backward.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> gru, x = rk.GRU(3, 5, seed=0), np.ones((90, 2, 3), np.float32)
+    >>> with rk.debug():
+    ...     y, state, tape = gru.forward(x)
+    >>> x[40, 1, 2] = 0.0
+    >>> gru.backward(tape, np.ones_like(y))
+    Traceback (most recent call last):
+    ...
+    RuntimeError: x: expected the values that forward read, got others \
+(change arrays after backward, or call forward again)
+    """
+    global debugging
+    before, debugging = debugging, True
+    try:
+        yield
+    finally:
+        debugging = before
 
 
 def info() -> Info:

@@ -10,10 +10,10 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
 from ..checks import integer
 from ..layers import Gradients, State, Trace, _Layer
 from ..reference import ACTIVATIONS, CELLS, Cell
+from ..tape import Tape
 
 __all__ = [
     "Array",
@@ -102,7 +102,7 @@ def vectors_of(layer: Layer, place: int, direction: int) -> dict[str, Array]:
 
 def hiddens_of(layer: Layer, tape: Any) -> list[Array]:
     """The outputs (T, B, D*P) of each layer, of a tape that fits the layer."""
-    if not isinstance(tape, _core.Tape):
+    if not isinstance(tape, Tape):
         raise TypeError(f"tape: expected a Tape, got {type(tape).__name__}")
     hiddens = tape.hiddens
     width = (1 + layer.bidirectional) * layer.output_size

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import _core
 from ..checks import integer, number
 from ..layers import Gradients, Trace
 from ..stream import join_state
+from ..tape import Tape
 from .common import (
     Array,
     Layer,
@@ -146,7 +146,7 @@ class Report:
 @untrapped
 def report(
     layer: Layer,
-    tape: _core.Tape,
+    tape: Tape,
     grads: Gradients | None = None,
     *,
     vanished: float = 0.01,
@@ -271,7 +271,7 @@ def _lost_on_the_way(layer: Layer, hiddens: list[Array]) -> Array:
     return lost
 
 
-def _probe(layer: Layer, tape: _core.Tape, B: int, seed: int) -> Gradients:
+def _probe(layer: Layer, tape: Tape, B: int, seed: int) -> Gradients:
     """The gradients of a random unit vector at the final h of the last layer."""
     D, P = 1 + layer.bidirectional, layer.output_size
     v: Array = np.zeros((layer.num_layers * D, B, P))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import _core
 from ..checks import number
+from ..tape import Tape
 from .common import (
     Array,
     Layer,
@@ -56,7 +56,7 @@ class Saturation(NamedTuple):
 @untrapped
 def saturation(
     layer: Layer,
-    tape: _core.Tape,
+    tape: Tape,
     *,
     low: float = 0.1,
     high: float = 0.9,
@@ -121,7 +121,7 @@ def thresholds_of(low: float, high: float, tanh: float) -> tuple[float, float, f
 
 def saturation_of(
     layer: Layer,
-    tape: _core.Tape,
+    tape: Tape,
     hiddens: list[Array],
     thresholds: tuple[float, float, float],
     lengths: Array | None,

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
 from ..layers import Gradients
+from ..tape import Tape
 from .common import (
     Array,
     Layer,
@@ -182,7 +182,7 @@ def plot_spectrum(layer: Layer, axes: Any = None) -> Any:
 @untrapped
 def plot_saturation(
     layer: Layer,
-    tape: _core.Tape,
+    tape: Tape,
     axes: Any = None,
     *,
     index: int = 0,

@@ -29,6 +29,7 @@ from ..checks import (
 from ..clip import Clip
 from ..pickles import LayerStack, reduced
 from ..stream import Stream, join_state, split_state
+from ..tape import Sampler, Tape
 from .activations import Chosen
 from .initialize import Init, initial, initializer
 from .results import Array, Gradients, Trace, omega
@@ -145,6 +146,7 @@ class _Layer(Generic[S]):
         for name, values in (found or {}).items():
             self._params[name][...] = values
         self._stack = stack
+        self._sampler = Sampler()
 
     def _new_stack(self, members: int) -> LayerStack:
         return LayerStack(
@@ -382,13 +384,14 @@ class _Layer(Generic[S]):
         *,
         resets: Array | None = None,
         checkpoint: int | Literal["sqrt"] | None = None,
-    ) -> tuple[Array, S, _core.Tape]:
+    ) -> tuple[Array, S, Tape]:
         """Run over a sequence for training: what backward needs is kept, dropout acts.
 
         Parameters
         ----------
         x, state, lengths, resets
-            As in calling the layer. `x` is not copied: leave it as it is until backward is done.
+            As in calling the layer. `x` is not copied: leave it, and the parameters, as they are
+            until backward is done.
         checkpoint : int or "sqrt", optional
             Keep the state of every so many steps only (of every sqrt(T) steps), and let backward
             run each such segment forward again [1]_: the same bits, with the memory of the states
@@ -402,7 +405,7 @@ class _Layer(Generic[S]):
         state : ndarray or tuple of ndarray
             As in calling the layer.
         tape : Tape
-            What `backward` wants. A value: several may be alive, each may be used more than once,
+            What `backward` takes. A value: several may be alive, each may be used more than once,
             and what it holds can be read (``tape.gates``, ``tape.cells``, ``tape.hiddens``, which
             has every layer's h), but for what a checkpoint leaves out.
 
@@ -446,8 +449,9 @@ class _Layer(Generic[S]):
             self._explain(error)
             raise
         assert tape is not None
-        self.dropout_step += 1
-        return y, join_state(last), tape
+        kept = Tape(tape, self._stack, self._params, x, self._sampler)
+        self.dropout_step += 1  # when nothing can fail any more
+        return y, join_state(last), kept
 
     def _segment(self, checkpoint: int | str | None, x: Array) -> int:
         """Steps between kept states; 0: everything is kept."""
@@ -467,7 +471,7 @@ class _Layer(Generic[S]):
 
     def backward(
         self,
-        tape: _core.Tape,
+        tape: Tape,
         dy: Array | None = None,
         dstate: S | None = None,
         clip: Clip | None = None,
@@ -480,7 +484,8 @@ class _Layer(Generic[S]):
         Parameters
         ----------
         tape : Tape
-            Of this layer's `forward`. The parameters are read again: update them afterwards.
+            Of this layer's `forward`. Its x and the parameters are read again: change them
+            afterwards.
         dy : ndarray, shaped like y, optional
             dL/dy; zeros if not given. Not read at padding.
         dstate : ndarray or tuple of ndarray, optional
@@ -507,6 +512,9 @@ class _Layer(Generic[S]):
         TypeError, ValueError
             If an argument has another type, dtype or shape than it must, or the tape is another
             layer's; the message names it.
+        RuntimeError
+            If a parameter or x has changed since the tape's forward; the message names it. 64
+            evenly spaced elements of each array are compared, or all of them (see `rnnkern.debug`).
 
         References
         ----------
@@ -524,6 +532,10 @@ class _Layer(Generic[S]):
         """
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
+        if not (isinstance(tape, Tape) and tape.is_made):
+            expected = "a tape of this layer's forward"
+            raise TypeError(f"tape: expected {expected}, got {type(tape).__name__}")
+        tape.check(self._stack, self._params, self._sampler)
         trace = flag("trace", trace)
         weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
         if weight > 0:
@@ -531,7 +543,7 @@ class _Layer(Generic[S]):
         try:
             params, dx, first, norm, scale, finite, traced = self._stack.backward(
                 self._params,
-                tape,
+                tape._core,
                 None if dy is None else as_array("dy", dy, self._dtype),
                 split_state("dstate", dstate, self._state_names, self._dtype),
                 (clip or NO_CLIP).bounds(),
@@ -755,6 +767,7 @@ class _Layer(Generic[S]):
             one._seed = spawned(seed_sequence("seed", self._seed), index)
         one._stack = self._new_stack(0)
         one._shapes = {name: shape[1:] for name, shape in self._shapes.items()}
+        one._sampler = Sampler()
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one

@@ -1,0 +1,190 @@
+"""What a tape tells, and that backward refuses arrays that have changed since its forward."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+
+import numpy as np
+import pytest
+from helpers import DTYPES, KINDS, make_layer, random_problem
+
+import rnnkern as rk
+
+T, B, I, H = 30, 3, 5, 24  # W_ih and W_hh have more elements than are sampled
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def refused(name):
+    message = (
+        f"{name}: expected the values that forward read, got others "
+        "(change arrays after backward, or call forward again)"
+    )
+    return pytest.raises(RuntimeError, match=f"^{re.escape(message)}$")
+
+
+def forward(kind="gru", **options):
+    layer = make_layer(kind, I, H, **options)
+    p = random_problem(layer, T, B)
+    return layer, p, p.forward(layer)[2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_kind
+def test_a_parameter_updated_before_backward_is_named(kind, dtype):
+    layer, p, tape = forward(kind, num_layers=2, dtype=dtype)
+    for name, array in layer.params.items():
+        before = array.copy()
+        array *= 0.9
+        array += 0.1
+        with refused(f"params['{name}']"):
+            p.backward(layer, tape)
+        array[...] = before
+    p.backward(layer, tape)
+
+
+@pytest.mark.parametrize("checkpoint", [None, 4])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"ensemble": 2}])
+def test_an_optimizers_step_before_backward_is_refused(options, checkpoint):
+    layer = make_layer("gru", I, H, **options)
+    p = random_problem(layer, T, B)
+    y, _, tape = layer.forward(p.x, checkpoint=checkpoint)
+    grads = layer.backward(tape, np.ones_like(y))
+    rk.SGD(layer.params, lr=0.1, ensemble=layer.ensemble).step(grads)
+    with refused("params['weight_ih_l0']"):
+        layer.backward(tape, np.ones_like(y))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: a,
+        lambda a: a[::2],
+        lambda a: a[::-1],
+        lambda a: a.swapaxes(0, 1),
+        np.asfortranarray,
+    ],
+    ids=["plain", "strided", "reversed", "swapped", "fortran"],
+)
+def test_a_refilled_x_is_refused(view):
+    layer = make_layer("lstm", I, H)
+    x = view(np.random.default_rng(0).normal(size=(T, T, I)).astype(np.float32))
+    y, _, tape = layer.forward(x)
+    layer.backward(tape, y)
+    before = x.copy()
+    x[...] = 1.0
+    with refused("x"):
+        layer.backward(tape, y)
+    x[...] = before
+    layer.backward(tape, y)
+
+
+def test_layers_share_no_samples():
+    """Each layer has views of its own parameters, a member and a copy included."""
+    layer = make_layer("gru", I, H, ensemble=3)
+    x = random_problem(layer, T, B).x
+    layer.forward(x)
+    one = layer.member(1)
+    y, _, tape = one.forward(x)
+    layer.params["weight_hh_l0"][0] += 1.0  # another member's
+    one.backward(tape, y)
+    layer.params["weight_hh_l0"][1] += 1.0
+    with refused("params['weight_hh_l0']"):
+        one.backward(tape, y)
+    sampler = copy.deepcopy(one._sampler)
+    assert sampler._kept == ([], [], [])
+
+
+def test_parameters_that_are_replaced():
+    layer, p, tape = forward()
+    want = p.backward(layer, tape)
+    layer.params = {name: array.copy() for name, array in reversed(layer.params.items())}
+    got = p.backward(layer, tape)  # of the same values, whatever the dict and its order
+    for name, array in want.params.items():
+        assert got.params[name].tobytes() == array.tobytes()
+    layer.params["bias_hh_l0"] = layer.params["bias_hh_l0"] + 1.0
+    with refused("params['bias_hh_l0']"):
+        p.backward(layer, tape)
+    biases = layer.params
+    biases["bias_hh_l0"] -= 1.0
+    biases["bias_hh_l0"], biases["bias_ih_l0"] = biases["bias_ih_l0"], biases["bias_hh_l0"]
+    with refused("params['bias_ih_l0']"):
+        p.backward(layer, tape)
+
+
+def test_parameters_of_another_layout():
+    layer, p, _ = forward()
+    names = layer.params
+    names["weight_hh_l0"] = np.asfortranarray(names["weight_hh_l0"])
+    tape = p.forward(layer)[2]
+    p.backward(layer, tape)
+    names["weight_hh_l0"] = np.ascontiguousarray(names["weight_hh_l0"])
+    p.backward(layer, tape)
+    names["weight_hh_l0"] = np.asfortranarray(2 * names["weight_hh_l0"])
+    with refused("params['weight_hh_l0']"):
+        p.backward(layer, tape)
+
+
+def test_nan_is_not_a_change():
+    layer, p, _ = forward()
+    layer.params["bias_hh_l0"][3] = np.nan
+    p.x[4] = np.nan
+    tape = p.forward(layer)[2]
+    p.backward(layer, tape)
+
+
+def test_samples_are_64_and_evenly_spaced():
+    """What changes a whole row, column or block of a matrix is seen."""
+    layer = make_layer("lstm", 64, 64)
+    x = random_problem(layer, T, B).x
+    y, _, tape = layer.forward(x)
+    w = layer.params["weight_hh_l0"]
+    for part in (np.s_[:, 0:8], np.s_[:, 20:28], np.s_[0:8], np.s_[200:208]):
+        before = w.copy()
+        w[part] += 1.0
+        with refused("params['weight_hh_l0']"):
+            layer.backward(tape, y)
+        w[...] = before
+    places = np.arange(w.size)[:: w.size // 64 | 1]
+    assert 60 <= len(places) <= 64
+    assert len(set(places % 64)) > 50
+    w.reshape(-1)[1] += 1.0  # between two samples
+    layer.backward(tape, y)
+
+
+@pytest.mark.parametrize("which", ["x", "weight_ih_l0", "bias_hh_l0"])
+def test_debug_compares_all_elements(which):
+    layer = make_layer("gru", 100, 100)
+    x = random_problem(layer, T, B).x
+    array = x if which == "x" else layer.params[which]
+    for place in (1, array.size // 2 + 1, array.size - 1):
+        with rk.debug():
+            y, _, tape = layer.forward(x)
+            layer.backward(tape, y)
+        array.reshape(-1)[place] += 1.0
+        with refused("x" if which == "x" else f"params['{which}']"):
+            layer.backward(tape, y)
+
+
+def test_debug_restores_what_was():
+    assert not rk.runtime.debugging
+    with rk.debug():
+        with pytest.raises(KeyError), rk.debug():
+            raise KeyError
+        assert rk.runtime.debugging
+    assert not rk.runtime.debugging
+
+
+def test_a_tape_says_what_it_is_and_stays_in_its_process():
+    layer, p, tape = forward()
+    assert repr(tape) == f"Tape(x: ({T}, {B}, {I}))"
+    assert isinstance(tape, rk.Tape)
+    for use in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"^tape: expected to stay in its process, got a copy"):
+            use(tape)
+    with pytest.raises(
+        TypeError, match=r"^tape: expected a tape of this layer's forward, got Tape"
+    ):
+        layer.backward(rk.Tape.__new__(rk.Tape), p.dy)
