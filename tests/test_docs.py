@@ -76,7 +76,8 @@ def is_record(thing):
 # Classes whose objects the caller is handed; the others' the caller constructs. The reference
 # describes its own in comments.
 HANDED = {
-    *("Gradients", "ModuleGradients", "Step", "Stream", "Trace", "Window"),
+    *("EnsembleGradients", "Gradients", "ModuleGradients", "ParameterGradients"),
+    *("ModuleTape", "Step", "Stream", "Tape", "Trace", "Window"),
     *("Block", "Flow", "Report", "Saturation", "Spec"),
 }
 CLASSES = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import re
 import subprocess
 import sys
@@ -276,8 +278,11 @@ def test_threads(V, dtype, isa):
             assert loss_bits(V, dtype, threads) == want, f"{threads} threads"
 
 
+BACKWARD = "embed.backward(embed.forward(ids)[1], logits)"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-@pytest.mark.parametrize("use", ["rk.cross_entropy(logits, ids)", "embed.backward(ids, logits)"])
+@pytest.mark.parametrize("use", ["rk.cross_entropy(logits, ids)", BACKWARD])
 def test_threads_are_shared_out(use):
     """The problems above make the core start its threads: the tests of them aren't idle."""
     code = f"""if True:
@@ -333,6 +338,11 @@ def test_addresses_and_strides(layout, dtype):
 # ---- the modules against their definitions -----------------------------------------------------
 
 
+def backward(module, x, dy):
+    """The gradients of a forward and a backward."""
+    return module.backward(module.forward(x)[1], dy)
+
+
 def chain(dtype, n):
     """Sums of n products of N(0, 1) are off by sqrt(n) roundings of values up to 4 sqrt(n)."""
     return {"rtol": 0, "atol": 4 * n * np.finfo(dtype).eps}
@@ -346,11 +356,11 @@ def test_linear(shape, bias, dtype):
     x, dy = drawn(*shape, 11, dtype=dtype, size=1), drawn(*shape, 6, dtype=dtype, seed=1, size=1)
     w, b = (linear.params.get(name, np.zeros(6)).astype(np.float64) for name in ("weight", "bias"))
     rows, d_rows = x.reshape(-1, 11).astype(np.float64), dy.reshape(-1, 6).astype(np.float64)
-    grads = linear.backward(x, dy)
+    grads = backward(linear, x, dy)
     want = {"weight": d_rows.T @ rows, "bias": d_rows.sum(0)}
     out = np.empty((*shape, 6), dtype)
     assert linear(x, out=out) is out
-    for y in (linear(x), linear.forward(x), out):
+    for y in (linear(x), linear.forward(x)[0], out):
         assert y.dtype == dtype
         np.testing.assert_allclose(y, (rows @ w.T + b).reshape(*shape, 6), **chain(dtype, 11))
     assert list(grads.params) == list(linear.params)
@@ -380,7 +390,7 @@ def test_embedding(sizes, dtype):
     for threads in (1, 2, 5):
         for kind in (np.int64, np.uint8 if n < 256 else np.int16):
             with rk.num_threads(threads):
-                grads = embedding.backward(x.astype(kind), dy)
+                grads = backward(embedding, x.astype(kind), dy)
             assert grads.params["weight"].tobytes() == want.tobytes()
     assert grads.x is None
     np.testing.assert_allclose(grads.norm, reference.joint_norm([want]), rtol=1e-12)
@@ -392,17 +402,17 @@ def test_padding_idx():
     assert embedding.params["weight"][[0, 1, 3, 4, 5]].all()
     x = np.array([2, 1, 2, 5])
     assert not embedding(x)[::2].any()
-    grads = embedding.backward(x, np.ones((4, 4), np.float32))
+    grads = backward(embedding, x, np.ones((4, 4), np.float32))
     assert grads.params["weight"].sum(1).tolist() == [0, 4, 0, 0, 0, 4]
     assert grads.norm == math.sqrt(8)
 
 
 def test_no_rows():
     assert rk.Linear(3, 2)(np.zeros((0, 3), np.float32)).shape == (0, 2)
-    assert not rk.Linear(3, 2).backward(*(np.zeros((0, n), np.float32) for n in (3, 2))).norm
+    assert not backward(rk.Linear(3, 2), *(np.zeros((0, n), np.float32) for n in (3, 2))).norm
     assert rk.Embedding(3, 2)(np.zeros((0, 4), int)).shape == (0, 4, 2)
     empty = np.zeros((0, 4, 2), np.float32)
-    assert not rk.Embedding(3, 2).backward(np.zeros((0, 4), int), empty).norm
+    assert not backward(rk.Embedding(3, 2), np.zeros((0, 4), int), empty).norm
 
 
 @every_dtype
@@ -443,7 +453,7 @@ def test_settings_are_read_only(module, names):
     [
         "rk.cross_entropy(values, ids)",
         "rk.cross_entropy(values, ids, ignore_index=-1)",
-        "embedding.backward(ids, values)",
+        "embedding.backward(embedding.forward(ids)[1], values)",
         "embedding(ids)",
     ],
 )
@@ -523,12 +533,13 @@ def model(dtype):
 
 def gradients(parts, ids, targets, mask):
     embedding, layer, linear = parts
-    x = embedding(ids)
+    x, of_ids = embedding.forward(ids)
     y, _, tape = layer.forward(x)
-    loss, dz = rk.cross_entropy(linear(y), targets, mask=mask)
-    of_linear = linear.backward(y, dz)
+    z, of_y = linear.forward(y)
+    loss, dz = rk.cross_entropy(z, targets, mask=mask)
+    of_linear = linear.backward(of_y, dz)
     of_layer = layer.backward(tape, of_linear.x)
-    return loss, [embedding.backward(ids, of_layer.x), of_layer, of_linear]
+    return loss, [embedding.backward(of_ids, of_layer.x), of_layer, of_linear]
 
 
 def test_a_whole_models_gradient_is_that_of_its_loss():
@@ -564,7 +575,8 @@ def test_optimizers_take_the_gradients():
         reference.joint_norm(a for g in grads for a in g.params.values()), rel=1e-12
     )
     bad = rk.Linear(6, 9, seed=2)
-    grad = bad.backward(np.full((1, 6), np.inf, np.float32), np.ones((1, 9), np.float32))
+    with np.errstate(invalid="ignore"):
+        grad = backward(bad, np.full((1, 6), np.inf, np.float32), np.ones((1, 9), np.float32))
     assert not grad.finite
     before = bad.params["weight"].copy()
     assert not rk.SGD(bad.params, lr=0.1).step(grad).applied
@@ -594,12 +606,86 @@ def test_pytorch_agrees():
     own.params = {"weight": w.detach().numpy(), "bias": b.detach().numpy()}
     values = embedding(ids)
     got, dz = rk.cross_entropy(own(values), targets, ignore_index=4)
-    grads = own.backward(values, dz)
-    table = embedding.backward(ids, grads.x).params["weight"]
+    grads = backward(own, values, dz)
+    table = backward(embedding, ids, grads.x).params["weight"]
     # Float64 on both sides, chains of some 20 roundings of values below 4.
     assert got == pytest.approx(loss.item(), abs=2e-14)
     for found, want in ((grads.params["weight"], w), (grads.params["bias"], b), (table, x)):
         np.testing.assert_allclose(found, want.grad.numpy(), rtol=0, atol=2e-14)
+
+
+# ---- tapes -------------------------------------------------------------------------------------
+
+
+def modules_with_tapes():
+    linear, embedding = rk.Linear(3, 2, seed=0), rk.Embedding(5, 2, seed=0)
+    x, ids = np.ones((4, 3), np.float32), np.arange(4)
+    return (linear, x, linear.forward(x)[1]), (embedding, ids, embedding.forward(ids)[1])
+
+
+DY = np.ones((4, 2), np.float32)
+
+
+def test_calls_return_what_forward_returns_before_its_tape():
+    for module, x, tape in modules_with_tapes():
+        y, again = module.forward(x)
+        assert module(x).tobytes() == y.tobytes()
+        assert repr(again) == repr(tape) == f"ModuleTape(x: {x.shape})"
+        grads = [module.backward(t, DY).params["weight"].tobytes() for t in (tape, tape, again)]
+        assert grads[0] == grads[1] == grads[2]
+    linear, x, _ = modules_with_tapes()[0]
+    out = np.empty((4, 2), np.float32)
+    y, tape = linear.forward(x, out)
+    assert y is out
+    out[...] = 0.0  # backward does not read it
+    linear.backward(tape, DY)
+
+
+def test_a_linears_x_or_weight_that_has_changed_is_refused():
+    said = "expected the values that forward read, got others (change arrays after backward"
+    linear, x, tape = modules_with_tapes()[0]
+    x += 1.0
+    with pytest.raises(RuntimeError, match=f"^x: {re.escape(said)}"):
+        linear.backward(tape, DY)
+    x -= 1.0
+    linear.params["bias"] += 1.0  # backward does not read it
+    linear.backward(tape, DY)
+    linear.params["weight"] *= 2.0
+    with pytest.raises(RuntimeError, match=rf"^params\['weight'\]: {re.escape(said)}"):
+        linear.backward(tape, DY)
+
+
+def test_an_embeddings_tape_has_its_own_ids():
+    embedding, ids, tape = modules_with_tapes()[1]
+    want = embedding.backward(tape, DY).params["weight"].tobytes()
+    ids[...] = 4
+    embedding.params["weight"] += 1.0
+    assert embedding.backward(tape, DY).params["weight"].tobytes() == want
+
+
+def test_debug_compares_all_of_a_linears_arrays():
+    linear, x = rk.Linear(100, 50, seed=0), np.ones((40, 100), np.float32)
+    for array, name in ((x, "x"), (linear.params["weight"], "params['weight']")):
+        with rk.debug():
+            y, tape = linear.forward(x)
+        array[17, 1] += 1.0
+        with pytest.raises(RuntimeError, match=f"^{re.escape(name)}: expected the values"):
+            linear.backward(tape, y)
+
+
+def test_tapes_that_are_not_the_modules_own():
+    (linear, x, _), (embedding, _, tape) = modules_with_tapes()
+    said = "tape: expected a tape of this module's forward, got "
+    for module in (linear, embedding):
+        for wrong in (x, None, rk.ModuleTape.__new__(rk.ModuleTape)):
+            with pytest.raises(TypeError, match=f"^{said}{type(wrong).__name__}$"):
+                module.backward(wrong, DY)
+    for module in (linear, rk.Embedding(5, 2, seed=0)):
+        with pytest.raises(ValueError, match=f"^{said}one of another module$"):
+            module.backward(tape, DY)
+    for use in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"^tape: expected to stay in its process, got a copy"):
+            use(tape)
 
 
 # ---- errors ------------------------------------------------------------------------------------
@@ -799,11 +885,16 @@ def having(module, **changes):
 def test_parameters_are_checked_in_each_call(error, message, changes):
     linear = having(rk.Linear(5, 3, bias=False), **changes)
     table = having(rk.Embedding(3, 5), **changes)
+    fit = rk.Linear(5, 3, bias=False), rk.Embedding(3, 5)
+    tapes = fit[0].forward(ROW)[1], fit[1].forward(IDS[:1, 0])[1]
+    fit[0].params, fit[1].params = linear.params, table.params
     for use in (
         lambda: linear(X),
-        lambda: linear.backward(ROW, np.zeros((1, 3), np.float32)),
+        lambda: linear.forward(X),
+        lambda: fit[0].backward(tapes[0], np.zeros((1, 3), np.float32)),
         lambda: table(IDS),
-        lambda: table.backward(IDS[:1, 0], ROW),
+        lambda: table.forward(IDS),
+        lambda: fit[1].backward(tapes[1], ROW),
     ):
         with pytest.raises(error, match=rf"^{re.escape(message)}( \(write .+\))?$"):
             use()
@@ -880,12 +971,12 @@ OWN = "a writable, C-contiguous array with memory of its own"
         (
             ValueError,
             "dy: expected shape (4, 3, 2), got (4, 3, 5)",
-            lambda: rk.Linear(5, 2).backward(X, X),
+            lambda: backward(rk.Linear(5, 2), X, X),
         ),
         (
             ValueError,
             "dy: expected shape (5,), got (1, 5)",
-            lambda: rk.Linear(5, 5).backward(X[0, 0], X[0, :1]),
+            lambda: backward(rk.Linear(5, 5), X[0, 0], X[0, :1]),
         ),
         (TypeError, "x: expected an array of integers, got float32", lambda: rk.Embedding(3, 5)(X)),
         (
@@ -896,18 +987,18 @@ OWN = "a writable, C-contiguous array with memory of its own"
         (
             ValueError,
             "x[1, 2]: expected an integer from 0 to 2, got -1",
-            lambda: rk.Embedding(3, 5).backward(but(IDS, (1, 2), -1), X),
+            lambda: rk.Embedding(3, 5).forward(but(IDS, (1, 2), -1)),
         ),
         (ValueError, "x: expected an integer from 0 to 2, got 7", lambda: rk.Embedding(3, 5)(7)),
         (
             ValueError,
             "dy: expected shape (4, 3, 6), got (4, 3, 5)",
-            lambda: rk.Embedding(3, 6).backward(IDS, X),
+            lambda: backward(rk.Embedding(3, 6), IDS, X),
         ),
         (
             TypeError,
             "dy: expected an array of dtype float64, got float32",
-            lambda: rk.Embedding(3, 5, dtype="f8").backward(IDS, X),
+            lambda: backward(rk.Embedding(3, 5, dtype="f8"), IDS, X),
         ),
     ],
 )

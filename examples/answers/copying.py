@@ -63,11 +63,11 @@ def train(layer, T, steps, lr):
         opt.lr = lr * min(1.0, 4.0 * (1.0 - step / steps))  # down to zero in the last quarter
         x, target = draw(rng, T, B)
         y, _, tape = layer.forward(x)
-        scores = out(y)
+        scores, out_tape = out.forward(y)
         right.append(float((scores.argmax(axis=-1) == target)[-KEPT:].mean()))
         loss, d_scores = rk.cross_entropy(scores, target)
         losses.append(loss)
-        of_out = out.backward(y, d_scores)
+        of_out = out.backward(out_tape, d_scores)
         opt.step([layer.backward(tape, of_out.x), of_out], max_norm=1.0)
     return losses, right
 

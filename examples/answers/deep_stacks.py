@@ -49,17 +49,20 @@ def train(ids, count, steps, seed, T=48, B=32, lr=4e-3, **stack):
     embedding = rk.Embedding(count, WIDTH, seed=seed)
     gru = rk.GRU(WIDTH, WIDTH, seed=seed + 1, **stack)
     output = rk.Linear(WIDTH, count, seed=seed + 2)
-    opt = rk.Adam([embedding.params, gru.params, output.params], lr)
+    opt = rk.Adam([embedding, gru, output], lr)
     losses = []
     for step in range(steps):
         opt.lr = lr * min(1.0, 2.0 * (1.0 - step / steps))  # down to zero in the last half
         window = ids[rng.integers(0, len(ids) - T, B) + np.arange(T + 1)[:, None]]
         x, target = window[:-1], window[1:]
-        y, _, tape = gru.forward(embedding(x))
-        loss, d_logits = rk.cross_entropy(output(y), target)
-        of_output = output.backward(y, d_logits)
-        of_gru = gru.backward(tape, of_output.x)
-        opt.step([embedding.backward(x, of_gru.x), of_gru, of_output], max_norm=1.0)
+        vectors, embedding_tape = embedding.forward(x)
+        y, _, gru_tape = gru.forward(vectors)
+        logits, output_tape = output.forward(y)
+        loss, d_logits = rk.cross_entropy(logits, target)
+        of_output = output.backward(output_tape, d_logits)
+        of_gru = gru.backward(gru_tape, of_output.x)
+        of_embedding = embedding.backward(embedding_tape, of_gru.x)
+        opt.step([of_embedding, of_gru, of_output], max_norm=1.0)
         losses.append(loss / np.log(2))
     return losses
 

@@ -67,8 +67,9 @@ class Reader:
         """Mean cross-entropy, and its gradients."""
         _, state, tape = self.layer.forward(x)
         h = last_h(state)
-        loss, d_scores = rk.cross_entropy(self.out(h), digits)
-        of_out = self.out.backward(h, d_scores)
+        scores, out_tape = self.out.forward(h)
+        loss, d_scores = rk.cross_entropy(scores, digits)
+        of_out = self.out.backward(out_tape, d_scores)
         d_h = of_out.x[None]
         d_state = (d_h, np.zeros_like(d_h)) if isinstance(state, tuple) else d_h
         return loss, [self.layer.backward(tape, dstate=d_state), of_out]

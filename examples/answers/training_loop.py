@@ -32,16 +32,18 @@ def train(text, T=64, B=32, E=32, H=128, lr=4e-3):
     embedding = rk.Embedding(len(characters), E, seed=0)
     gru = rk.GRU(E, H, seed=1)
     output = rk.Linear(H, len(characters), seed=2)
-    opt = rk.Adam([embedding.params, gru.params, output.params], lr)
+    opt = rk.Adam([embedding, gru, output], lr)
     while True:
         state = None
         for start in range(0, len(lanes) - T, T):
             x, target = lanes[start : start + T], lanes[start + 1 : start + T + 1]
-            y, state, tape = gru.forward(embedding(x), state)
-            loss, d_logits = rk.cross_entropy(output(y), target)
-            of_output = output.backward(y, d_logits)
-            of_gru = gru.backward(tape, of_output.x)
-            of_embedding = embedding.backward(x, of_gru.x)
+            vectors, embedding_tape = embedding.forward(x)
+            y, state, gru_tape = gru.forward(vectors, state)
+            logits, output_tape = output.forward(y)
+            loss, d_logits = rk.cross_entropy(logits, target)
+            of_output = output.backward(output_tape, d_logits)
+            of_gru = gru.backward(gru_tape, of_output.x)
+            of_embedding = embedding.backward(embedding_tape, of_gru.x)
             opt.step([of_embedding, of_gru, of_output], max_norm=1.0)
             yield loss  # in nats
 

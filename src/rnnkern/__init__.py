@@ -5,7 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 from . import runtime
 from .clip import Clip
-from .layers import GRU, LSTM, RGLRU, RNN, SLSTM, Gradients, IndRNN, MinGRU, MinLSTM, Trace
+from .layers import (
+    GRU,
+    LSTM,
+    RGLRU,
+    RNN,
+    SLSTM,
+    EnsembleGradients,
+    Gradients,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+    ParameterGradients,
+    Trace,
+)
 from .runtime import (
     debug,
     force_isa,
@@ -16,7 +29,7 @@ from .runtime import (
     set_num_threads,
 )
 from .stream import Stream
-from .tape import Tape
+from .tape import ModuleTape, Tape
 
 runtime._from_environment()
 __version__ = info()["version"]
@@ -32,12 +45,15 @@ __all__ = [
     "AdamW",
     "Clip",
     "Embedding",
+    "EnsembleGradients",
     "Gradients",
     "IndRNN",
     "Linear",
     "MinGRU",
     "MinLSTM",
     "ModuleGradients",
+    "ModuleTape",
+    "ParameterGradients",
     "RMSprop",
     "Step",
     "Stream",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,6 +21,9 @@ from .checks import (
     unmasked,
     viewed,
 )
+from .layers import ParameterGradients
+from .layers.results import norm_of
+from .tape import ModuleTape
 
 __all__ = ["Embedding", "Linear", "ModuleGradients", "cross_entropy"]
 
@@ -111,31 +113,64 @@ def cross_entropy(
     return losses if reduction == "none" else loss, dlogits
 
 
-@dataclass(frozen=True)
-class ModuleGradients:
-    """What the backward of an `Embedding` or a `Linear` returns; optimizers take it.
+class ModuleGradients(ParameterGradients):
+    """What the backward of an `Embedding` or a `Linear` returns; see also `ParameterGradients`.
 
     Attributes
     ----------
-    params : dict of str to ndarray
-        dL/dp for each of the module's parameters, under its name.
+    params : mapping of str to ndarray
+        dL/dp for each of the module's parameters, under its name. Read-only.
     x : ndarray or None
-        dL/dx, shaped like x; None of an `Embedding`, whose x are integers.
+        dL/dx, shaped like x; None of an `Embedding`, whose x are integers. A sum or a multiple has
+        none.
     norm : float
-        The joint L2 norm of `params`. Optimizers use it instead of measuring again, so hand them
-        the dict ``params`` if you change its arrays.
+        The joint L2 norm of `params`. Optimizers use it instead of measuring again.
     finite : bool
         Whether every element of `params` was finite (and, for float64, small enough for its square
         to be finite).
     scale : float
         1.0: nothing has been clipped.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> linear = rk.Linear(5, 3, seed=0)
+    >>> y, tape = linear.forward(np.ones((7, 5), np.float32))
+    >>> grads = linear.backward(tape, np.ones_like(y))
+    >>> grads
+    ModuleGradients(2 arrays of 18 elements, norm=29.6985, scale=1, finite=True)
+    >>> (grads + 0.5 * grads).params["bias"].tolist()
+    [10.5, 10.5, 10.5]
     """
 
-    params: dict[str, Array]
-    x: Array | None
-    norm: float
-    finite: bool
-    scale: float = 1.0
+    __slots__ = ("_x",)
+
+    if TYPE_CHECKING:  # read-only, as in the base class
+
+        @property
+        def norm(self) -> float: ...
+
+        @property
+        def scale(self) -> float: ...
+
+        @property
+        def finite(self) -> bool: ...
+
+    def __init__(
+        self,
+        params: dict[str, Array],
+        x: Array | None,
+        norm: float,
+        finite: bool,
+        of: Mapping[str, Array] | None = None,
+    ) -> None:
+        super().__init__(params, norm, 1.0, finite, of)
+        self._x = x
+
+    @property
+    def x(self) -> Array | None:
+        """dL/dx."""
+        return self._own("x", "_x")  # type: ignore[no-any-return]
 
 
 class Linear:
@@ -173,8 +208,8 @@ class Linear:
     >>> import numpy as np, rnnkern as rk
     >>> linear = rk.Linear(5, 3, seed=0)
     >>> x = np.ones((7, 2, 5), np.float32)
-    >>> y = linear(x)
-    >>> grads = linear.backward(x, np.ones_like(y))
+    >>> y, tape = linear.forward(x)
+    >>> grads = linear.backward(tape, np.ones_like(y))
     >>> y.shape, grads.x.shape, grads.params["bias"].tolist()
     ((7, 2, 3), (7, 2, 5), [14.0, 14.0, 14.0])
     """
@@ -228,7 +263,7 @@ class Linear:
         )
 
     def __call__(self, x: Array, out: Array | None = None) -> Array:
-        """Run forward.
+        """Compute the outputs; `forward` also returns what backward needs.
 
         Parameters
         ----------
@@ -254,6 +289,43 @@ class Linear:
         >>> rk.Linear(5, 3)(np.zeros((7, 2, 5), np.float32)).shape
         (7, 2, 3)
         """
+        return self._run(x, out)[0]
+
+    def forward(self, x: Array, out: Array | None = None) -> tuple[Array, ModuleTape]:
+        """Compute the outputs, and keep what backward needs.
+
+        Parameters
+        ----------
+        x : ndarray, shape (..., I)
+            The input, of the module's dtype. It is not copied: leave it, and ``weight``, as they
+            are until backward is done.
+        out : ndarray, shape (..., O), optional
+            As in calling the module.
+
+        Returns
+        -------
+        y : ndarray, shape (..., O)
+            As in calling the module.
+        tape : ModuleTape
+            What `backward` takes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in calling the module.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> y, tape = rk.Linear(5, 3).forward(np.zeros((7, 2, 5), np.float32))
+        >>> y.shape, tape
+        ((7, 2, 3), ModuleTape(x: (7, 2, 5)))
+        """
+        y, own, weight = self._run(x, out)
+        return y, ModuleTape(self, own, {"weight": weight})
+
+    def _run(self, x: Array, out: Array | None) -> tuple[Array, Array, Array]:
+        """The outputs, and views of x and of the weight."""
         params = _parameters(self.params, self._shapes, self._dtype)
         x = _pinned("x", x, self._dtype, "...", self._in_features)
         shape = (*x.shape[:-1], self._out_features)
@@ -269,17 +341,15 @@ class Linear:
         np.matmul(x.reshape(-1, self._in_features), params["weight"].T, out=rows)
         if self._bias:
             rows += params["bias"]
-        return out
+        return out, x, params["weight"]
 
-    forward = __call__
-
-    def backward(self, x: Array, dy: Array) -> ModuleGradients:
+    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
         """Backpropagate.
 
         Parameters
         ----------
-        x : ndarray, shape (..., I)
-            What forward was given. The parameters are read again: update them afterwards.
+        tape : ModuleTape
+            Of this module's `forward`. Its x and ``weight`` are read again: change them afterwards.
         dy : ndarray, shape (..., O)
             dL/dy.
 
@@ -293,22 +363,27 @@ class Linear:
         TypeError, ValueError
             If an argument or a parameter has another dtype or shape than it must; the message
             names it.
+        RuntimeError
+            If x or ``weight`` has changed since the tape's forward; the message names it.
 
         Examples
         --------
         >>> import numpy as np, rnnkern as rk
-        >>> x, dy = np.ones((7, 5), np.float32), np.ones((7, 3), np.float32)
-        >>> rk.Linear(5, 3).backward(x, dy).params["weight"].shape
+        >>> linear = rk.Linear(5, 3)
+        >>> y, tape = linear.forward(np.ones((7, 5), np.float32))
+        >>> linear.backward(tape, np.ones_like(y)).params["weight"].shape
         (3, 5)
         """
+        x = ModuleTape._x_of(tape, self)
         own = _parameters(self.params, self._shapes, self._dtype)
-        x = _pinned("x", x, self._dtype, "...", self._in_features)
+        tape._check(own)
         dy = _pinned("dy", dy, self._dtype, *x.shape[:-1], self._out_features)
         rows = dy.reshape(-1, self._out_features)
         params = {"weight": rows.T @ x.reshape(-1, self._in_features)}
         if self._bias:
             params["bias"] = rows.sum(0)
-        return _measured(params, (rows @ own["weight"]).reshape(x.shape))
+        dx = (rows @ own["weight"]).reshape(x.shape)
+        return _measured(params, dx, self.params)
 
 
 class Embedding:
@@ -341,8 +416,8 @@ class Embedding:
     >>> import numpy as np, rnnkern as rk
     >>> embedding = rk.Embedding(10, 4, padding_idx=0, seed=0)
     >>> x = np.array([[3, 0], [3, 1]])
-    >>> y = embedding(x)
-    >>> grads = embedding.backward(x, np.ones_like(y))
+    >>> y, tape = embedding.forward(x)
+    >>> grads = embedding.backward(tape, np.ones_like(y))
     >>> y.shape, grads.params["weight"][:4, 0].tolist()
     ((2, 2, 4), [0.0, 1.0, 0.0, 2.0])
     """
@@ -397,7 +472,7 @@ class Embedding:
         )
 
     def __call__(self, x: Array) -> Array:
-        """Look up.
+        """Look up; `forward` also returns what backward needs.
 
         Parameters
         ----------
@@ -421,26 +496,53 @@ class Embedding:
         >>> rk.Embedding(10, 4)(np.array([[3, 0, 3]])).shape
         (1, 3, 4)
         """
-        params = _parameters(self.params, self._shapes, self._dtype)
-        own = _core.checked_input(unmasked("x", x), self._num_embeddings)
-        return params["weight"].take(own, axis=0)
+        return self.forward(x)[0]
 
-    forward = __call__
-
-    def backward(self, x: Array, dy: Array) -> ModuleGradients:
-        """Sum up the gradients of each row, in the order in which they stand in `dy`.
+    def forward(self, x: Array) -> tuple[Array, ModuleTape]:
+        """Look up, and keep what backward needs: a copy of x.
 
         Parameters
         ----------
         x : ndarray of integers, shape (...)
-            What forward was given.
+            From 0 to N - 1.
+
+        Returns
+        -------
+        y : ndarray, shape (..., E)
+            Copies of the rows.
+        tape : ModuleTape
+            What `backward` takes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in calling the module.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> y, tape = rk.Embedding(10, 4).forward(np.array([[3, 0, 3]]))
+        >>> y.shape, tape
+        ((1, 3, 4), ModuleTape(x: (1, 3)))
+        """
+        params = _parameters(self.params, self._shapes, self._dtype)
+        own = _core.checked_input(unmasked("x", x), self._num_embeddings)
+        return params["weight"].take(own, axis=0), ModuleTape(self, own, {})
+
+    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
+        """Sum up the gradients of each row, in the order in which they stand in `dy`.
+
+        Parameters
+        ----------
+        tape : ModuleTape
+            Of this module's `forward`.
         dy : ndarray, shape (..., E)
             dL/dy.
 
         Returns
         -------
         ModuleGradients
-            dL/dp, zero for rows that `x` does not name; no dL/dx.
+            dL/dp, zero for rows that x did not name; no dL/dx.
 
         Raises
         ------
@@ -450,21 +552,23 @@ class Embedding:
         Examples
         --------
         >>> import numpy as np, rnnkern as rk
-        >>> dy = np.ones((2, 4), np.float32)
-        >>> rk.Embedding(10, 4).backward(np.array([3, 3]), dy).params["weight"][3].tolist()
+        >>> embedding = rk.Embedding(10, 4)
+        >>> y, tape = embedding.forward(np.array([3, 3]))
+        >>> embedding.backward(tape, np.ones_like(y)).params["weight"][3].tolist()
         [2.0, 2.0, 2.0, 2.0]
         """
+        x = ModuleTape._x_of(tape, self)
         _parameters(self.params, self._shapes, self._dtype)
         table = np.zeros(self._shapes["weight"], self._dtype)
         _core.add_rows(unmasked("x", x), as_array("dy", dy, self._dtype), table)
         if self._padding_idx is not None:
             table[self._padding_idx] = 0
-        return _measured({"weight": table}, None)
+        return _measured({"weight": table}, None, self.params)
 
 
-def _measured(params: dict[str, Array], x: Array | None) -> ModuleGradients:
-    norm = math.sqrt(sum(_core.sums_of_squares(array, 1)[0] for array in params.values()))
-    return ModuleGradients(params, x, norm, math.isfinite(norm))
+def _measured(params: dict[str, Array], x: Array | None, of: dict[str, Array]) -> ModuleGradients:
+    (norm,) = norm_of(params.values(), 1)
+    return ModuleGradients(params, x, norm, math.isfinite(norm), of)
 
 
 def _parameters(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, NamedTuple, NoReturn
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import _core, runtime
 
-__all__ = ["Sampler", "Tape"]
+__all__ = ["ModuleTape", "Sampler", "Tape"]
 
 Array = NDArray[Any]
 
@@ -32,20 +31,40 @@ def _sampled(array: Array) -> bytes:
 
 
 def _digest(array: Array) -> bytes:
+    import hashlib  # here: most programs do without it
+
     return hashlib.blake2b(array.tobytes(), digest_size=16).digest()
 
 
-def _mark(array: Any, read: Callable[[Array], bytes]) -> tuple[Any, ...] | None:
-    if type(array) is not np.ndarray:
-        if not isinstance(array, np.ndarray):  # another thread may have put anything there
-            return None
-        array = np.asarray(array)
-    return array.shape, array.dtype, read(array)
+class Mark(NamedTuple):
+    """What an array was."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    held: bytes  # samples, or a digest
+    strides: tuple[int, ...]
+    is_dense: bool  # C- or F-contiguous
 
 
-def _check(name: str, now: Any, mark: Any) -> None:
-    """Raise RuntimeError if an array of the same shape and dtype holds other values."""
-    if now and mark and now != mark and now[:2] == mark[:2]:
+def _mark(array: Any, read: Callable[[Array], bytes]) -> Mark | None:
+    if not isinstance(array, np.ndarray):  # another thread may have put anything there
+        return None
+    own = np.ndarray.view(array, np.ndarray)  # whose header no other thread can change
+    return Mark(own.shape, own.dtype, read(own), own.strides, own.flags.forc)
+
+
+def check(name: str, array: Any, mark: Mark | None, read: Callable[[Array], bytes]) -> None:
+    """Raise RuntimeError if an array holds other values than `mark` says.
+
+    Arrays of another shape or dtype are not compared. Nor is an x whose strides have changed, since
+    the core reads it as forward found it; a parameter may be another array of another layout.
+    """
+    if not (mark and isinstance(array, np.ndarray) and array.shape == mark.shape):
+        return
+    now = _mark(array, read)
+    if not now or now.held == mark.held or now[:2] != mark[:2]:
+        return
+    if now.strides == mark.strides or (name != "x" and now.is_dense and mark.is_dense):
         advice = "change arrays after backward, or call forward again"
         raise RuntimeError(f"{name}: expected the values that forward read, got others ({advice})")
 
@@ -58,11 +77,13 @@ class Samples(NamedTuple):
     views: list[Array]  # evenly spaced elements of the arrays
     of_all: bytes  # what the views held
 
-    def of_each(self) -> dict[str, Any]:
+    def of_each(self) -> dict[str, Mark | None]:
         """What `_mark` returned, or would have, for each array."""
-        marks, first = {}, 0
+        marks: dict[str, Mark | None] = {}
+        first = 0
         for name, array, view in zip(self.names, self.arrays, self.views, strict=True):
-            marks[name] = array.shape, array.dtype, self.of_all[first : first + view.nbytes]
+            held = self.of_all[first : first + view.nbytes]
+            marks[name] = Mark(array.shape, array.dtype, held, array.strides, True)
             first += view.nbytes
         return marks
 
@@ -83,9 +104,12 @@ class Sampler:
         names, arrays = list(params), list(params.values())
         kept = self._kept
         if names != kept[0] or not all(map(is_, arrays, kept[1])):
-            if not all(type(a) is np.ndarray and a.flags.c_contiguous for a in arrays):
+            if not all(type(array) is np.ndarray for array in arrays):
                 return None
-            views = [a.reshape(-1)[:: _distance(a)] for a in arrays]
+            plain = [array.view() for array in arrays]  # whose headers no other thread can change
+            if not all(array.flags.c_contiguous for array in plain):
+                return None
+            views = [array.reshape(-1)[:: _distance(array)] for array in plain]
             self._kept = kept = names, arrays, views
         return Samples(*kept, b"".join(map(np.ndarray.tobytes, kept[2])))
 
@@ -121,7 +145,7 @@ class Tape:
 (change arrays after backward, or call forward again)
     """
 
-    __slots__ = ("__weakref__", "_core", "_marks", "_read", "_stack", "_x", "_x_mark", "_x_strides")
+    __slots__ = ("__weakref__", "_core", "_marks", "_read", "_stack", "_x", "_x_mark")
 
     def __init__(
         self,
@@ -133,22 +157,23 @@ class Tape:
     ) -> None:
         self._core, self._stack = tape, stack
         self._x = x  # itself: the garbage collector does not see what a view refers to
-        self._x_strides = x.strides
         if runtime.debugging:
             self._read, read = _digest, None
         else:
             self._read, read = _sampled, sampler.read(params)
         self._x_mark = _mark(x, self._read)
-        self._marks: Samples | dict[str, Any] = read or {
+        self._marks: Samples | dict[str, Mark | None] = read or {
             name: _mark(array, self._read) for name, array in list(params.items())
         }
 
     @property
-    def is_made(self) -> bool:
+    def _is_made(self) -> bool:
         """False of an object that no forward has made."""
         return hasattr(self, "_marks")
 
-    def check(self, stack: _core.LayerStack, params: Mapping[str, Array], sampler: Sampler) -> None:
+    def _check(
+        self, stack: _core.LayerStack, params: Mapping[str, Array], sampler: Sampler
+    ) -> None:
         """Raise RuntimeError, which names the array, if one that forward read has changed.
 
         A parameter of another shape or dtype is the core's to refuse. If x has another header by
@@ -156,8 +181,7 @@ class Tape:
         """
         if stack is not self._stack:
             return  # the core refuses the tape of another layer
-        if self._x.strides == self._x_strides:
-            _check("x", _mark(self._x, self._read), self._x_mark)
+        check("x", self._x, self._x_mark, self._read)
         if isinstance(self._marks, Samples):
             if (now := sampler.read(params)) and now.of_all == self._marks.of_all:
                 return
@@ -165,7 +189,7 @@ class Tape:
         else:
             marks = self._marks
         for name, mark in marks.items():
-            _check(f"params[{name!r}]", _mark(params.get(name), self._read), mark)
+            check(f"params[{name!r}]", params.get(name), mark, self._read)
 
     @property
     def gates(self) -> list[Array]:
@@ -186,6 +210,66 @@ class Tape:
         return f"Tape(x: {self._x.shape})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "tape: expected to stay in its process, got a copy or a pickle (call forward there)"
-        )
+        raise _stays()
+
+
+class ModuleTape:
+    """What the `forward` of a `Linear` or an `Embedding` keeps for its `backward`; see also `Tape`.
+
+    Attributes
+    ----------
+    x : ndarray
+        The input, as backward reads it: the caller's memory, or an `Embedding`'s own copy.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> linear = rk.Linear(3, 5, seed=0)
+    >>> y, tape = linear.forward(np.ones((7, 2, 3), np.float32))
+    >>> tape
+    ModuleTape(x: (7, 2, 3))
+    >>> linear.backward(tape, np.ones_like(y)).x.shape
+    (7, 2, 3)
+    """
+
+    __slots__ = ("__weakref__", "_marks", "_module", "_read", "_x")
+
+    def __init__(self, module: Any, x: Array, params: Mapping[str, Array]) -> None:
+        """Remember x and what it and `params` hold; with no `params`, x is a copy."""
+        self._module, self._x = module, x
+        self._read = _digest if runtime.debugging else _sampled
+        marks = {f"params[{name!r}]": _mark(array, self._read) for name, array in params.items()}
+        self._marks = {"x": _mark(x, self._read), **marks} if marks else {}
+
+    @property
+    def x(self) -> Array:
+        """The input, as backward reads it."""
+        return self._x
+
+    @staticmethod
+    def _x_of(tape: Any, module: Any) -> Array:
+        """The x of a module's own tape; an error for anything else."""
+        expected = "a tape of this module's forward"
+        if not (isinstance(tape, ModuleTape) and hasattr(tape, "_marks")):
+            raise TypeError(f"tape: expected {expected}, got {type(tape).__name__}")
+        if tape._module is not module:
+            raise ValueError(f"tape: expected {expected}, got one of another module")
+        return tape._x
+
+    def _check(self, params: Mapping[str, Array]) -> None:
+        """Raise RuntimeError, which names the array, if one that forward read has changed."""
+        arrays = {"x": self._x} | {f"params[{name!r}]": array for name, array in params.items()}
+        for text, mark in self._marks.items():
+            check(text, arrays[text], mark, self._read)
+
+    def __repr__(self) -> str:
+        return f"ModuleTape(x: {self._x.shape})"
+
+    def __reduce__(self) -> NoReturn:
+        raise _stays()
+
+
+def _stays() -> TypeError:
+    return TypeError(
+        "tape: expected to stay in its process, got a copy or a pickle (call forward there)"
+    )

@@ -9,7 +9,7 @@ from .ind_rnn import IndRNN
 from .lstm import LSTM
 from .min_gru import MinGRU
 from .min_lstm import MinLSTM
-from .results import Array, Gradients, State, Trace
+from .results import Array, EnsembleGradients, Gradients, ParameterGradients, State, Trace
 from .rg_lru import RGLRU
 from .rnn import RNN
 from .slstm import SLSTM
@@ -22,10 +22,12 @@ __all__ = [
     "RNN",
     "SLSTM",
     "Array",
+    "EnsembleGradients",
     "Gradients",
     "IndRNN",
     "MinGRU",
     "MinLSTM",
+    "ParameterGradients",
     "State",
     "Trace",
     "_Layer",

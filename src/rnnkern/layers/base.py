@@ -32,7 +32,7 @@ from ..stream import Stream, join_state, split_state
 from ..tape import Sampler, Tape
 from .activations import Chosen
 from .initialize import Init, initial, initializer
-from .results import Array, Gradients, Trace, omega
+from .results import Array, EnsembleGradients, Gradients, Trace, omega
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -506,6 +506,7 @@ class _Layer(Generic[S]):
         Returns
         -------
         Gradients
+            `EnsembleGradients` of an ensemble.
 
         Raises
         ------
@@ -532,10 +533,10 @@ class _Layer(Generic[S]):
         """
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
-        if not (isinstance(tape, Tape) and tape.is_made):
+        if not (isinstance(tape, Tape) and tape._is_made):
             expected = "a tape of this layer's forward"
             raise TypeError(f"tape: expected {expected}, got {type(tape).__name__}")
-        tape.check(self._stack, self._params, self._sampler)
+        tape._check(self._stack, self._params, self._sampler)
         trace = flag("trace", trace)
         weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
         if weight > 0:
@@ -556,7 +557,8 @@ class _Layer(Generic[S]):
         seen = Trace(*traced) if traced else None
         if seen and self._ensemble:  # the core has members first
             seen = Trace._make(None if a is None else np.moveaxis(a, 0, 2) for a in seen)
-        return Gradients(
+        kind = EnsembleGradients if self._ensemble else Gradients
+        return kind(
             params,
             dx,
             join_state(first),
@@ -565,6 +567,7 @@ class _Layer(Generic[S]):
             finite,
             seen if trace else None,
             omega(seen) if seen and weight > 0 else 0.0,
+            self._params,
         )
 
     def _check_flow_penalty(self, weight: float) -> None:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Gradients", "State", "Trace", "omega"]
+from .. import _core
+from ..checks import fixed, number
+from ..pickles import reduced
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "Array",
+    "EnsembleGradients",
+    "Gradients",
+    "ParameterGradients",
+    "State",
+    "Trace",
+    "norm_of",
+    "omega",
+]
 
 Array = NDArray[Any]
 State = Array | tuple[Array, ...]
@@ -41,30 +60,178 @@ class Trace(NamedTuple):
     clipped: Array
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """What a backward pass returns.
+class ParameterGradients:
+    """dL/dp of one layer's parameters: what `Gradients` and `ModuleGradients` have in common.
+
+    They are read-only, so that `norm` stays true: ``2 * g``, ``g / 4``, ``g + h`` and
+    ``sum([g, h])`` make new ones, with a new norm. For other changes copy ``params`` into a dict;
+    optimizers take that, too, and measure it. They copy and pickle.
 
     Attributes
     ----------
-    params : dict of str to ndarray
-        dL/dp for each of the layer's parameters, under its name, clipped as asked for.
+    params : mapping of str to ndarray
+        dL/dp by name, read-only.
+    norm, scale, finite : float, float and bool, or ndarray (E,) for an ensemble
+        The joint L2 norm of `params` before they were scaled, the scale, and whether all were
+        finite.
+    """
+
+    __slots__ = ("__weakref__", "_finite", "_norm", "_of", "_params", "_scale")
+    __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
+
+    params: Final[Mapping[str, Array]] = fixed("params", "dL/dp by name, read-only.")
+    norm: Any = fixed("norm", "The joint L2 norm before `scale`.")
+    scale: Any = fixed("scale", "The factor of the clip.")
+    finite: Any = fixed("finite", "Whether all were finite before the clips.")
+
+    def __init__(
+        self, params: dict[str, Array], norm: Any, scale: Any, finite: Any, of: Any = None
+    ) -> None:
+        for array in params.values():
+            array.flags.writeable = False
+        self._params = MappingProxyType(params)
+        self._norm, self._scale, self._finite = norm, scale, finite
+        self._of: Mapping[str, Array] | None = of  # the parameters, as far as known
+
+    def __add__(self, other: Self) -> Self:
+        if not isinstance(other, ParameterGradients):
+            return NotImplemented
+        headers = [
+            {name: (array.shape, array.dtype) for name, array in one.params.items()}
+            for one in (self, other)
+        ]
+        strange = self._of is not None and other._of is not None and not self._is_of(other._of)
+        if headers[0] != headers[1] or strange:
+            raise ValueError("grads: expected a sum over the same parameters, got others'")
+        one = self._derived(np.add, lambda name: other.params[name])
+        one._finite = one._finite & other._finite
+        one._of = other._of if self._of is None else self._of
+        return one
+
+    def __radd__(self, other: Any) -> Self:
+        return self if type(other) is int and other == 0 else NotImplemented  # where sum() begins
+
+    def __mul__(self, factor: float) -> Self:
+        factor = number("factor", factor, "a finite number", lambda x: True)
+        return self._derived(np.multiply, lambda name: factor)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Self:
+        divisor = number("divisor", divisor, "a finite number other than 0", lambda x: x != 0)
+        return self._derived(np.divide, lambda name: divisor)
+
+    def _derived(self, operation: Callable[..., Any], operand: Callable[[str], Any]) -> Self:
+        """New gradients, of `params` alone, with their own norm."""
+        with np.errstate(all="ignore"):  # what is not finite is found by the norm
+            params = {
+                name: operation(array, operand(name), out=np.empty_like(array))
+                for name, array in self._params.items()
+            }
+        one = object.__new__(type(self))
+        ParameterGradients.__init__(one, params, self._norm, 1.0, self._finite, self._of)
+        one._measure()
+        return one
+
+    def _measure(self) -> None:
+        norms = norm_of(self._params.values(), np.size(self._norm))
+        if isinstance(self._norm, np.ndarray):
+            self._norm, self._scale = np.array(norms), np.ones(len(norms))
+            self._finite = self._finite & np.isfinite(self._norm)
+        else:
+            self._norm, self._scale = norms[0], 1.0
+            self._finite = self._finite and math.isfinite(norms[0])
+
+    def _is_of(self, params: Mapping[str, Array]) -> bool:
+        """Whether these are the parameters of the backward, as far as that is known."""
+        own = self._of
+        if own is None or own is params:
+            return True
+        return own.keys() == params.keys() and all(
+            isinstance(a, np.ndarray)
+            and isinstance(b := params[name], np.ndarray)
+            and (a.ctypes.data, a.shape, a.dtype) == (b.ctypes.data, b.shape, b.dtype)
+            for name, a in own.items()
+        )
+
+    def _is_measured(self) -> bool:
+        """Whether no array is writable; another one may have changed after it was measured."""
+        return not any(array.flags.writeable for array in self._params.values())
+
+    def _own(self, name: str, attribute: str) -> Any:
+        try:
+            return getattr(self, attribute)
+        except AttributeError:
+            expected = "the gradients of one backward, got a sum or a multiple of such"
+            raise AttributeError(f"{name}: expected {expected}, which has params alone") from None
+
+    def __repr__(self) -> str:
+        count, size = len(self._params), sum(array.size for array in self._params.values())
+        text = f"{type(self).__name__}({count} arrays of {size} elements"
+        if isinstance(self._norm, np.ndarray):
+            fine, all_of = np.count_nonzero(self._finite), self._norm.size
+            low, high = self._norm.min(), self._norm.max()
+            return f"{text}, norms {low:.6g} to {high:.6g}, {fine} of {all_of} members finite)"
+        return f"{text}, norm={self._norm:.6g}, scale={self._scale:.6g}, finite={self._finite})"
+
+    def _contents(self) -> dict[str, Any]:
+        """All attributes by name, without the parameters themselves."""
+        names = [name for cls in type(self).__mro__ for name in getattr(cls, "__slots__", ())]
+        skipped = {"__weakref__", "_of", "_params"}
+        fields = {n: getattr(self, n) for n in names if n not in skipped and hasattr(self, n)}
+        return fields | {"_params": dict(self._params), "measured": self._is_measured()}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, self._contents())
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        of = getattr(self, "_of", None)
+        for name, value in fields.items():
+            if name != "measured":
+                setattr(self, name, value)
+        ParameterGradients.__init__(
+            self, fields["_params"], self._norm, self._scale, self._finite, of
+        )
+        if not fields["measured"]:
+            self._measure()
+
+    def __copy__(self) -> Self:
+        return self._rebuilt(self._contents(), self._of)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        of = memo.get(id(self._of))  # a copy of the parameters, if they have been copied along
+        return self._rebuilt(copy.deepcopy(self._contents(), memo), of)
+
+    def _rebuilt(self, fields: dict[str, Any], of: Any) -> Self:
+        one = object.__new__(type(self))
+        one._of = of
+        one.__setstate__(fields)
+        return one
+
+
+class Gradients(ParameterGradients):
+    """What a backward pass returns; see also `ParameterGradients` for sums and multiples.
+
+    Attributes
+    ----------
+    params : mapping of str to ndarray
+        dL/dp for each of the layer's parameters, under its name, clipped as asked for. Read-only.
     x : ndarray
         dL/dx, shaped like the forward's x, but member by member, (T, E, B, I), for any ensemble;
-        zero at padding.
+        zero at padding. A sum or a multiple has none: each backward has its own x.
     state : ndarray or tuple of ndarray
-        dL/d(initial state), shaped like a state.
-    norm : float, or ndarray (E,) for an ensemble
+        dL/d(initial state), shaped like a state. A sum or a multiple has none.
+    norm : float
         The joint L2 norm of `params` after `Clip.value` and before `Clip.max_norm`. Optimizers use
-        it instead of measuring again, so hand them the dict ``params`` if you change its arrays.
-    scale : float, or ndarray (E,)
+        it instead of measuring again.
+    scale : float
         The factor that `Clip.max_norm` applied; 1.0 if none.
-    finite : bool, or ndarray (E,)
+    finite : bool
         Whether every element of `params` was finite before `Clip.value` (and, for float64, small
         enough for its square to be finite).
     trace : Trace or None
         What the pass saw on its way, if it was asked for.
-    flow_penalty : float, or ndarray (E,)
+    flow_penalty : float
         The value of Omega, if it was asked for, without its weight; 0.0 otherwise.
 
     Examples
@@ -75,16 +242,113 @@ class Gradients:
     >>> grads = gru.backward(tape, np.ones_like(y), trace=True)
     >>> grads.x.shape, grads.trace.dh.shape
     ((7, 2, 3), (1, 7, 2))
+
+    Two micro-batches make one step:
+
+    >>> parts = np.random.default_rng(0).normal(size=(2, 7, 4, 3)).astype(np.float32)
+    >>> total = 0
+    >>> for x in parts:
+    ...     y, state, tape = gru.forward(x)
+    ...     total += gru.backward(tape, y / len(parts))
+    >>> rk.SGD(gru, lr=0.1).step(total, max_norm=1.0).applied
+    True
     """
 
-    params: dict[str, Array]
-    x: Array
-    state: State
-    norm: Any
-    scale: Any
-    finite: Any
-    trace: Trace | None = None
-    flow_penalty: Any = 0.0
+    __slots__ = ("_flow_penalty", "_state_gradient", "_trace", "_x")
+
+    if TYPE_CHECKING:  # read-only, as in the base class
+
+        @property
+        def norm(self) -> float: ...
+
+        @property
+        def scale(self) -> float: ...
+
+        @property
+        def finite(self) -> bool: ...
+
+    def __init__(
+        self,
+        params: dict[str, Array],
+        x: Array,
+        state: State,
+        norm: Any,
+        scale: Any,
+        finite: Any,
+        trace: Trace | None = None,
+        flow_penalty: Any = 0.0,
+        of: Mapping[str, Array] | None = None,
+    ) -> None:
+        super().__init__(params, norm, scale, finite, of)
+        self._x, self._state_gradient = x, state
+        self._trace, self._flow_penalty = trace, flow_penalty
+
+    @property
+    def x(self) -> Array:
+        """dL/dx."""
+        return self._own("x", "_x")  # type: ignore[no-any-return]
+
+    @property
+    def state(self) -> State:
+        """dL/d(initial state)."""
+        return self._own("state", "_state_gradient")  # type: ignore[no-any-return]
+
+    @property
+    def trace(self) -> Trace | None:
+        """What the pass saw on its way, if it was asked for."""
+        return self._trace
+
+    @property
+    def flow_penalty(self) -> float:
+        """The value of Omega."""
+        return self._flow_penalty  # type: ignore[no-any-return]
+
+    def _derived(self, operation: Callable[..., Any], operand: Callable[[str], Any]) -> Self:
+        one = super()._derived(operation, operand)
+        one._trace, one._flow_penalty = None, 0.0
+        return one
+
+
+class EnsembleGradients(Gradients):
+    """What an ensemble's backward pass returns: `Gradients` whose numbers are arrays (E,).
+
+    Attributes
+    ----------
+    norm, scale : ndarray of float64, shape (E,)
+    finite : ndarray of bool, shape (E,)
+    flow_penalty : ndarray of float64, shape (E,), or 0.0 if it was not asked for
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> grus = rk.GRU(3, 5, ensemble=4, seed=0)
+    >>> y, state, tape = grus.forward(np.ones((7, 2, 3), np.float32))
+    >>> grads = grus.backward(tape, np.ones_like(y))
+    >>> isinstance(grads, rk.EnsembleGradients), grads.norm.shape, grads.finite.tolist()
+    (True, (4,), [True, True, True, True])
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def norm(self) -> Array: ...  # type: ignore[override]
+
+        @property
+        def scale(self) -> Array: ...  # type: ignore[override]
+
+        @property
+        def finite(self) -> Array: ...  # type: ignore[override]
+
+        @property
+        def flow_penalty(self) -> Any: ...
+
+
+def norm_of(arrays: Iterable[Array], members: int) -> list[float]:
+    """Each member's joint L2 norm of arrays (E, ...); of arrays of any shape for one member."""
+    parts = [_core.sums_of_squares(array, members) for array in arrays]
+    return [math.sqrt(sum(own)) for own in zip(*parts, strict=True)]
 
 
 def omega(trace: Trace) -> Any:
