@@ -379,7 +379,7 @@ def test_an_ensemble_s_optimizer_goes_on_from_its_state():
     same(other.skipped, [0, 1, 0, 0, 0])
     for key, array in opt.state_dict().items():
         same(other.state_dict()[key], array)
-    with pytest.raises(ValueError, match=r"state\['step'\]: expected shape \(5,\), got \(\)"):
+    with pytest.raises(ValueError, match=r"state\['adam.step'\]: expected shape \(5,\), got \(\)"):
         opt.load_state_dict(rk.Adam(layer.params).state_dict())
 
 

@@ -341,7 +341,7 @@ def test_a_step_of_an_optimizer_is_whole():
     for delay in np.random.default_rng(0).uniform(0, 0.01, 40):
         with pytest.raises(KeyboardInterrupt):
             signalled(lambda: forever(lambda: opt.step(grads)), delay)
-        steps = int(opt.state_dict()["step"])
+        steps = int(opt.state_dict()["sgd.step"])
         for array in params.values():
             assert array.min() == array.max() == -steps
         seen.add(steps)
@@ -360,9 +360,9 @@ def test_loading_an_optimizers_state_is_whole():
         with pytest.raises(KeyboardInterrupt):
             signalled(lambda: forever(lambda: opt.load_state_dict(next(turns))), delay)
         found = opt.state_dict()
-        want = states[int(found["step"]) - 1]
+        want = states[int(found["sgd.step"]) - 1]
         assert all(found[name].tobytes() == want[name].tobytes() for name in want)
-        seen.add(int(found["step"]))
+        seen.add(int(found["sgd.step"]))
     assert seen == {1, 2}
 
 

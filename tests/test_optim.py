@@ -95,8 +95,17 @@ def run_reference(kind, p, gradients, *, max_norm=None, l1=0.0, l2=0.0, **option
     return p
 
 
+def frozen(array):
+    array.flags.writeable = False
+    return array
+
+
 def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def steps_of(opt):
+    return opt.state_dict()[f"{opt._kind}.step"]
 
 
 def states(opt, *dicts):
@@ -313,7 +322,7 @@ def test_norm_is_that_which_backwards_own_clip_left():
 
 
 def test_norm_of_gradients_is_not_measured_again():
-    told = SimpleNamespace(params={"w": np.ones(2)}, norm=8.0, scale=0.5, finite=True)
+    told = SimpleNamespace(params={"w": frozen(np.ones(2))}, norm=8.0, scale=0.5, finite=True)
     params = {"w": np.zeros(2)}
     done = rk.SGD(params, lr=1.0).step(told, max_norm=1.0)
     assert done == rk.Step(4.0, 1.0 / (4.0 + 1e-6), True)
@@ -322,7 +331,7 @@ def test_norm_of_gradients_is_not_measured_again():
 
 def test_norm_of_gradients_may_underflow_whatever_numpy_traps():
     norm, finite = np.array([1e-300, 1e300]), np.ones(2, bool)
-    params, g = {"w": np.zeros((2, 3))}, {"w": np.zeros((2, 3))}
+    params, g = {"w": np.zeros((2, 3))}, {"w": frozen(np.zeros((2, 3)))}
     told = SimpleNamespace(params=g, norm=norm, scale=np.array([1e-300, 1e300]), finite=finite)
     with np.errstate(all="raise"):
         done = rk.SGD(params, lr=1.0, ensemble=2).step(told)
@@ -368,12 +377,12 @@ def test_step_that_is_not_finite_touches_nothing(kind, dtype, bad, place):
     assert not math.isfinite(done.norm)
     assert done.scale == 1.0
     assert opt.skipped == 1
-    before[0]["skipped"] += 1
+    before[0][f"{opt._kind}.skipped"] += 1
     for was, now in zip(before, states(opt, first, second), strict=True):
         assert all(same_bits(was[name], now[name]) for name in was)
     assert opt.step(good).applied
     assert opt.skipped == 1
-    assert opt.state_dict()["step"] == 2
+    assert steps_of(opt) == 2
 
 
 def test_norm_too_large_for_a_double_is_skipped():
@@ -399,7 +408,7 @@ def test_gradients_that_were_not_finite_are_skipped():
 
 
 def test_flag_of_gradients_alone_skips():
-    told = SimpleNamespace(params={"w": np.ones(2)}, norm=2.0, scale=1.0, finite=False)
+    told = SimpleNamespace(params={"w": frozen(np.ones(2))}, norm=2.0, scale=1.0, finite=False)
     opt = rk.SGD({"w": np.zeros(2)}, lr=1.0)
     assert opt.step(told) == rk.Step(2.0, 1.0, False)
 
@@ -435,7 +444,7 @@ def test_step_that_would_overflow_is_skipped(make, options, g, p, place, isa):
         done = opt.step(grads)
     assert done == rk.Step(pytest.approx(math.hypot(math.sqrt(3), g), rel=1e-7), 1.0, False)
     assert opt.skipped == 1
-    before[0]["skipped"] += 1
+    before[0][f"{opt._kind}.skipped"] += 1
     for was, now in zip(before, states(opt, params), strict=True):
         assert all(same_bits(was[name], now[name]) for name in was)
 
@@ -503,7 +512,7 @@ def test_members_that_would_overflow_are_skipped_alone():
     assert done.finite.tolist() == [True] * 4
     assert (params["w"] != 0).any(axis=1).tolist() == [True, False, False, True]
     assert opt.skipped.tolist() == [0, 1, 1, 0]
-    assert opt.state_dict()["step"].tolist() == [1, 0, 0, 1]
+    assert steps_of(opt).tolist() == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 8])
@@ -651,7 +660,7 @@ def test_state_goes_on_with_the_same_bits(kind, options):
 def test_state_has_stable_names(make, names):
     opt = make([{"w": np.zeros(2)}, {"w": np.zeros((3, 1), np.float32)}])
     state = opt.state_dict()
-    assert list(state) == ["step", "skipped", *names]
+    assert list(state) == [f"{opt._kind}.step", f"{opt._kind}.skipped", *names]
     for name in names:
         expected = np.zeros(2) if name.startswith("0") else np.zeros((3, 1), np.float32)
         assert same_bits(state[name], expected)
@@ -698,7 +707,7 @@ def test_state_of_tied_arrays_goes_on_with_the_same_bits():
     opt = rk.Adam([{"w": w}, {"w": w}])
     opt.step([{"w": drawn(7, seed=1)}, {"w": drawn(7, seed=2)}])
     copy, state = w.copy(), opt.state_dict()
-    assert list(state) == ["step", "skipped", "0.w.first", "0.w.second"]
+    assert list(state) == ["adam.step", "adam.skipped", "0.w.first", "0.w.second"]
     other = rk.Adam([{"w": copy}, {"w": copy}])
     other.load_state_dict(state)
     for one in (opt, other):
@@ -964,11 +973,6 @@ def test_what_gradients_tell_is_checked(told, error, message):
     assert not params["w"].any()
 
 
-def frozen(array):
-    array.flags.writeable = False
-    return array
-
-
 W = np.zeros(3)
 CONSTRUCTION = [
     (lambda: rk.SGD({"w": W}, -0.1), ValueError, r"lr: expected a finite number >= 0, got -0.1"),
@@ -993,9 +997,17 @@ CONSTRUCTION = [
     (lambda: rk.Adam({"w": W}, l2={"b*": 0.1}), ValueError, r"l2: .* \['w'\], got 'b\*'"),
     (lambda: rk.Adam({"w": W}, l1={3: 1}), TypeError, r"l1: expected patterns .* got 3"),
     (lambda: rk.Adam({"w": W}, l2={None: 1}), TypeError, r"l2: expected patterns .* got None"),
-    (lambda: rk.Adam([]), ValueError, "params: expected a dict of arrays or a list of them"),
-    (lambda: rk.Adam(W), TypeError, "params: expected a dict of arrays, got ndarray"),
-    (lambda: rk.Adam([{"w": W}, 3]), TypeError, r"params\[1\]: expected a dict of arrays, got int"),
+    (
+        lambda: rk.Adam([]),
+        ValueError,
+        "params: expected at least one layer or dict of arrays, got none",
+    ),
+    (lambda: rk.Adam(W), TypeError, "params: expected a layer or a dict of arrays, got ndarray"),
+    (
+        lambda: rk.Adam([{"w": W}, 3]),
+        TypeError,
+        r"params\[1\]: expected a layer or a dict of arrays, got int",
+    ),
     (lambda: rk.Adam({1: W}), TypeError, "params: expected names, got the key 1"),
     (lambda: rk.Adam({"w": [0.0]}), TypeError, r"params\['w'\]: expected an array .* got list"),
     (lambda: rk.Adam({"w": np.arange(3)}), TypeError, "float32 or float64, got int64"),
@@ -1033,7 +1045,7 @@ def having(index, name, array):
 
 
 STEPPING = [
-    (lambda: two()[0], {}, ValueError, "grads: expected 2, as many as dicts of params, got 1"),
+    (lambda: two()[0], {}, ValueError, "grads: expected 2, as many as groups of params, got 1"),
     (lambda: without("b"), {}, ValueError, r"grads\[0\]: expected the names \['w', 'b'\], got"),
     (lambda: having(1, "v", W), {}, ValueError, r"grads\[1\]: expected the names \['w'\], got"),
     (lambda: [two()[0], None], {}, TypeError, r"grads\[1\]: expected a dict of arrays, got None"),
@@ -1096,12 +1108,24 @@ def test_load_uses_the_arrays_that_it_checked():
         ({"0.w.third": np.zeros(3)}, ValueError, "state: expected the names"),
         ({"1.w.second": np.zeros((2, 2))}, TypeError, r"state\['1.w.second'\]: .* got float64"),
         ({"0.b.first": np.zeros(3)}, ValueError, r"state\['0.b.first'\]: .* \(2,\), got \(3,\)"),
-        ({"step": 3}, TypeError, r"state\['step'\]: .* int64, got int"),
-        ({"step": np.int64(3)}, TypeError, r"state\['step'\]: .* int64, got a scalar"),
-        ({"step": np.array(-1)}, ValueError, r"state\['step'\]: .* from 0 to 2\*\*62, got -1"),
-        ({"step": np.array(2**62 + 1)}, ValueError, r"state\['step'\]: .* got 4611686018427387905"),
-        ({"skipped": np.array(-1)}, ValueError, r"state\['skipped'\]: .* got -1"),
-        ({"skipped": np.array(2**63 - 1)}, ValueError, r"state\['skipped'\]: .* got 9223372036"),
+        ({"adam.step": 3}, TypeError, r"state\['adam.step'\]: .* int64, got int"),
+        ({"adam.step": np.int64(3)}, TypeError, r"state\['adam.step'\]: .* int64, got a scalar"),
+        (
+            {"adam.step": np.array(-1)},
+            ValueError,
+            r"state\['adam.step'\]: .* from 0 to 2\*\*62, got -1",
+        ),
+        (
+            {"adam.step": np.array(2**62 + 1)},
+            ValueError,
+            r"state\['adam.step'\]: .* got 4611686018427387905",
+        ),
+        ({"adam.skipped": np.array(-1)}, ValueError, r"state\['adam.skipped'\]: .* got -1"),
+        (
+            {"adam.skipped": np.array(2**63 - 1)},
+            ValueError,
+            r"state\['adam.skipped'\]: .* got 9223372036",
+        ),
         (
             {"0.w.first": np.array([1.0, math.nan, 0.0])},
             ValueError,

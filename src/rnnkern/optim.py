@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, KeysView, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from operator import mul
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
 from .checks import integer, number
+from .layers import ParameterGradients
+from .pickles import reduced
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
 
 Array = NDArray[Any]
 Params: TypeAlias = Mapping[str, Array]
 Penalty: TypeAlias = float | Mapping[str, float]  # of all parameters, or by glob pattern
+
+
+class HasParams(Protocol):
+    """A layer or a module."""
+
+    @property
+    def params(self) -> Params:
+        """Its parameters by name."""
+
+
+Group: TypeAlias = Params | HasParams
+# Any: a type checker can't infer a dict of layers of several classes from a union of mappings.
+Groups: TypeAlias = HasParams | Sequence[Group] | Mapping[str, Any]
 
 MAPPINGS = (dict, Mapping)  # isinstance recognizes a dict faster than a Mapping
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -56,6 +74,7 @@ class Measured(Protocol):
 
 
 Grads: TypeAlias = Measured | Params
+GradsOfGroups: TypeAlias = Measured | Sequence[Grads] | Mapping[str, Any]
 
 
 class Step(NamedTuple):
@@ -86,8 +105,9 @@ class _Place:
     """Where a parameter is found, and what is expected there."""
 
     number: int  # among all places
-    index: int  # of its dict
-    name: str
+    index: int  # of its group
+    key: str  # group and name, as in a state
+    names: tuple[str, ...]  # that patterns are compared with
     text: str  # in messages, after "params" or "grads"
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -105,7 +125,7 @@ class _Slot:
 
     def key(self, moment: str) -> str:
         """Name of a moment, "first" or "second", in a state."""
-        return f"{self.places[0].index}.{self.places[0].name}.{moment}"
+        return f"{self.places[0].key}.{moment}"
 
 
 class _Optimizer:
@@ -117,7 +137,7 @@ class _Optimizer:
 
     def __init__(
         self,
-        params: Params | Sequence[Params],
+        params: Groups,
         lr: float,
         l1: Penalty,
         l2: Penalty,
@@ -131,36 +151,39 @@ class _Optimizer:
         counters = () if ensemble is None else (ensemble,)
         self._step = np.zeros(counters, np.int64)  # the core counts, in the call that updates
         self._skipped = np.zeros(counters, np.int64)
-        self._params: list[Params] = _as_list(params)
-        if not self._params:
-            raise ValueError("params: expected a dict of arrays or a list of them, got none")
-        listed = isinstance(params, (list, tuple))
-        self._dicts = [f"[{index}]" if listed else "" for index in range(len(self._params))]
+        self._groups, self._dicts = _groups_of(params)
+        dicts = self._params()
         self._places: list[_Place] = []
-        for index, (text, arrays) in enumerate(zip(self._dicts, self._params, strict=True)):
-            _check_dict("params" + text, arrays)
-            for name, array in arrays.items():
+        for index, (group, text) in enumerate(zip(self._groups, self._dicts, strict=True)):
+            _check_dict("params" + text, dicts[index])
+            for name, array in dicts[index].items():
                 own, shape, number = f"{text}[{name!r}]", array.shape, len(self._places)
                 if ensemble is not None and shape[:1] != (ensemble,):
                     expected = f"shape ({ensemble}, ...)"
                     raise ValueError(f"params{own}: expected {expected}, got {shape}")
-                self._places.append(_Place(number, index, name, own, shape, array.dtype))
-        self._names = [dict.fromkeys(arrays).keys() for arrays in self._params]
-        parameters = self._arrays("params", self._params)
+                names = (f"{group}/{name}", name) if text else (name,)
+                key = f"{group}.{name}"
+                self._places.append(_Place(number, index, key, names, own, shape, array.dtype))
+        self._names = [dict.fromkeys(arrays) for arrays in dicts]
+        parameters = self._arrays("params", dicts)
 
-        names = list(dict.fromkeys(place.name for place in self._places))
         narrow = any(place.dtype == np.float32 for place in self._places)
         most = LARGEST if narrow else math.inf
         self._most = most  # that the parameters' dtypes hold
         self.lr = lr
         _number("eps", self._eps, most=most)
         _number("weight_decay", self._weight_decay, most=most)
-        l1_of, l2_of = _strengths("l1", l1, names, most), _strengths("l2", l2, names, most)
+        self._penalties = {
+            name: dict(given) if isinstance(given, Mapping) else given
+            for name, given in (("l1", l1), ("l2", l2))
+        }
+        l1_of = _strengths("l1", l1, self._places, most)
+        l2_of = _strengths("l2", l2, self._places, most)
         self._large_norm = LARGE_NORM if narrow else LARGE_NORM_OF_DOUBLES
-        decay = self._weight_decay + max(l2_of.values(), default=0.0)
+        decay = self._weight_decay + max(l2_of, default=0.0)
         # A decay by more than the parameter itself makes it grow in each step.
         self._large_lr = min(LARGE, 1.0 / decay) if decay else LARGE
-        if max([decay, *l1_of.values()]) > LARGE or self._eps < SMALL_EPS:
+        if max([decay, *l1_of]) > LARGE or self._eps < SMALL_EPS:
             self._large_lr = -1.0  # every step is tried
 
         groups: dict[Any, list[_Place]] = {}
@@ -178,7 +201,7 @@ class _Optimizer:
             for places in groups.values()
         ]
         tied = [places for places in groups.values() if len(places) > 1]
-        self._tied_dicts = {place.index for places in tied for place in places}
+        self._tied_groups = {place.index for places in tied for place in places}
         first_of = {place.number: places[0].number for places in tied for place in places}
         self._firsts = [first_of.get(n, n) for n in range(len(self._places))]
         self._check_memory(parameters, [])
@@ -202,16 +225,25 @@ class _Optimizer:
         """How many steps were skipped, for the reasons that `Step.applied` lists."""
         return int(self._skipped) if self.ensemble is None else self._skipped.copy()
 
-    def step(self, grads: Grads | Sequence[Grads], max_norm: float | None = None) -> Step:
+    def _params(self) -> list[Params]:
+        """The groups' dicts as they are now."""
+        groups = self._groups.values()
+        return [
+            group if isinstance(group, MAPPINGS) else getattr(group, "params", group)
+            for group in groups
+        ]
+
+    def step(self, grads: GradsOfGroups, max_norm: float | None = None) -> Step:
         """Clip by the joint norm, add the penalties and update the parameters, in one pass.
 
         Parameters
         ----------
-        grads : Gradients, dict of str to ndarray, or a list of these
-            dL/dp for each parameter, under its name, of its shape and dtype; as many, and in the
-            same order, as the dicts of parameters. `Gradients` bring their norm along, as their
-            own clip left it. The arrays of a dict are measured in a pass of their own, and so are
-            those of `Gradients` that have a tied parameter among them.
+        grads : Gradients or dict of str to ndarray; a list, or a dict by group, of these
+            dL/dp for each parameter, under its name, of its shape and dtype: a list in the order of
+            the list of parameters, a dict with the names of the groups. `Gradients` bring their
+            norm along, as their own clip left it, and must come from a backward with the group's
+            own parameters. The arrays of a dict are measured in a pass of their own, and so are
+            those of `Gradients` that have a writable or a tied parameter's array among them.
         max_norm : float, optional
             All gradients are scaled by ``min(1, max_norm / (norm + 1e-6))``, where norm is the L2
             norm of all of them together [1]_. The penalties are not scaled.
@@ -227,8 +259,8 @@ class _Optimizer:
         ------
         TypeError, ValueError
             If a gradient, a parameter (each is looked up anew) or `max_norm` is not what it must
-            be, or if a gradient or another parameter overlaps a parameter; the message names it.
-            Nothing has been written then.
+            be, if `Gradients` are those of other parameters, or if a gradient or another parameter
+            overlaps a parameter; the message names it. Nothing has been written then.
 
         Notes
         -----
@@ -251,18 +283,21 @@ class _Optimizer:
         """
         if max_norm is not None:
             max_norm = _number("max_norm", max_norm, above=True)
-        given: list[Any] = _as_list(grads)
-        if len(given) != len(self._params):
-            raise ValueError(
-                f"grads: expected {len(self._params)}, as many as dicts of params, got {len(given)}"
-            )
-        plain = [isinstance(g, MAPPINGS) for g in given]
+        given = self._of_groups(grads)
+        measured = [isinstance(g, MAPPINGS) for g in given]  # anew
         gradients = self._arrays(
-            "grads", [g if plain[i] else getattr(g, "params", g) for i, g in enumerate(given)]
+            "grads", [g if measured[i] else getattr(g, "params", g) for i, g in enumerate(given)]
         )
-        parameters = self._arrays("params", self._params)
+        told = [index for index, g in enumerate(given) if not measured[index]]
+        dicts = self._params()
+        for index in told:
+            self._check_source(index, given[index], dicts)
+        for place, gradient in zip(self._places, gradients, strict=True):
+            if gradient.flags.writeable or place.index in self._tied_groups:
+                measured[place.index] = True
+        parameters = self._arrays("params", dicts)
         self._check_memory(parameters, gradients)
-        if self._tied_dicts:
+        if self._tied_groups:
             parameters = [parameters[slot.places[0].number] for slot in self._slots]
             gradients = [_sum([gradients[p.number] for p in slot.places]) for slot in self._slots]
 
@@ -270,15 +305,13 @@ class _Optimizer:
         parts: list[list[float]] = []
         finite: list[list[float]] = []
         count = self._ensemble or 1
-        for index, g in enumerate(given):
-            if not plain[index]:
-                norm, fine = self._told(f"grads{self._dicts[index]}", g)
-                finite += fine
-                if index not in self._tied_dicts:
-                    parts += norm
+        for index in told:
+            norm, fine = self._told(f"grads{self._dicts[index]}", given[index])
+            finite += fine
+            if not measured[index]:
+                parts += norm
         for slot, gradient in zip(self._slots, gradients, strict=True):
-            index = slot.places[0].index
-            if plain[index] or index in self._tied_dicts:
+            if measured[slot.places[0].index]:
                 parts.append(list(map(math.sqrt, _core.sums_of_squares(gradient, count))))
         norms = list(map(math.hypot, *(parts or [[0.0] * count])))
         finite.append([math.isfinite(norm) for norm in norms])
@@ -319,6 +352,36 @@ class _Optimizer:
             return Step(norms[0], scales[0], applied[0], wrote[0])
         return Step(np.array(norms), np.array(scales), np.array(applied), np.array(wrote))
 
+    def _of_groups(self, grads: Any) -> list[Any]:
+        """What is given for each group, in the groups' order."""
+        if self._is_named:
+            if not isinstance(grads, MAPPINGS):
+                expected = f"a dict with the groups {list(self._groups)}"
+                raise TypeError(f"grads: expected {expected}, got {type(grads).__name__}")
+            if grads.keys() != self._groups.keys():
+                expected = f"the groups {list(self._groups)}"
+                raise ValueError(f"grads: expected {expected}, got {list(grads)}")
+            return [grads[group] for group in self._groups]
+        given = list(grads) if isinstance(grads, (list, tuple)) else [grads]
+        if len(given) != len(self._groups):
+            expected = f"{len(self._groups)}, as many as groups of params"
+            raise ValueError(f"grads: expected {expected}, got {len(given)}")
+        return given
+
+    @property
+    def _is_named(self) -> bool:
+        return self._dicts[0].startswith("['")
+
+    def _check_source(self, index: int, g: Any, dicts: Sequence[Params]) -> None:
+        """Raise ValueError if gradients come from a backward with another group's parameters."""
+        if not isinstance(g, ParameterGradients) or g._is_of(dicts[index]):
+            return
+        texts = zip(self._dicts, dicts, strict=True)
+        found = [f"params{text}" for text, arrays in texts if g._is_of(arrays)]
+        other = found[0] if found else "other parameters (hand over their .params if they fit)"
+        own = self._dicts[index]
+        raise ValueError(f"grads{own}: expected gradients of params{own}, got those of {other}")
+
     def _check_memory(self, parameters: list[Array], gradients: list[Array]) -> None:
         """Raise ValueError unless tied parameters are one array and nothing else overlaps one."""
         pair = _core.overlap(parameters, self._firsts, gradients)
@@ -355,16 +418,27 @@ class _Optimizer:
         Returns
         -------
         dict of str to ndarray
-            The counters ``step`` and ``skipped`` (int64, shape (), of an ensemble (E,)), and the
-            moments, under names such as ``0.weight_ih_l0.first``: the dict's place, the parameter's
-            name, and ``first`` (velocity or first moment) or ``second`` (second moment). A tied
-            parameter's are under its first name. No hyper-parameters.
+            The counters ``adam.step`` and ``adam.skipped``, which name the rule (int64, shape (),
+            of an ensemble (E,)), and the moments, under names such as ``enc.weight_ih_l0.first``:
+            the group's name, the parameter's, and ``first`` (velocity or first moment) or
+            ``second`` (second moment). The groups of a list are ``0``, ``1`` and so on, a single
+            one is ``0``. A tied parameter's moments are under its first name. No hyper-parameters.
 
         Examples
         --------
         >>> import numpy as np, rnnkern as rk
         >>> list(rk.Adam({"w": np.zeros(2)}).state_dict())
-        ['step', 'skipped', '0.w.first', '0.w.second']
+        ['adam.step', 'adam.skipped', '0.w.first', '0.w.second']
+
+        A file holds all that a run needs to go on:
+
+        >>> import tempfile
+        >>> from rnnkern import files
+        >>> layers = {"enc": rk.GRU(3, 5, seed=0), "out": rk.Linear(5, 2, seed=1)}
+        >>> opt = rk.Adam(layers)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files.save(f"{folder}/opt.safetensors", opt)
+        ...     rk.Adam(layers).load_state_dict(files.load(f"{folder}/opt.safetensors"))
         """
         return {name: array.copy() for name, array in self._state().items()}
 
@@ -374,14 +448,15 @@ class _Optimizer:
         Parameters
         ----------
         state : dict of str to ndarray
-            From `state_dict`, of an optimizer of the same kind over parameters of the same names,
-            shapes and dtypes.
+            From `state_dict`, of an optimizer of the same rule over groups and parameters of the
+            same names, shapes and dtypes.
 
         Raises
         ------
         TypeError, ValueError
-            If a name, dtype or shape is not this optimizer's, a moment is not finite, or a second
-            moment or a counter is negative; the message names it. Nothing has been written then.
+            If the rule, a name, a dtype or a shape is not this optimizer's, a moment is not finite,
+            or a second moment or a counter is negative; the message names it. Nothing has been
+            written then.
 
         Examples
         --------
@@ -390,11 +465,17 @@ class _Optimizer:
         >>> opt, other = rk.Adam(params), rk.Adam(params)
         >>> _ = opt.step({"w": np.ones(2)})
         >>> other.load_state_dict(opt.state_dict())
-        >>> other.state_dict()["step"]
+        >>> other.state_dict()["adam.step"]
         array(1)
         """
         own = self._state()
-        _check_names("state", state, own.keys())
+        if isinstance(state, MAPPINGS):
+            rules = [cls.__name__ for cls in RULES if f"{cls._kind}.step" in state]
+            if rules and rules != [type(self).__name__]:
+                raise ValueError(
+                    f"state: expected one of {type(self).__name__}, got one of {rules[0]}"
+                )
+        _check_names("state", state, own)
         new = {}
         for name, kept in own.items():
             text, given = f"state[{name!r}]", state[name]
@@ -402,7 +483,7 @@ class _Optimizer:
                 given = given.view(np.ndarray)  # whose shape and dtype no one else can change
             _check_array(text, given, kept.shape, kept.dtype)
             new[name] = array = np.array(given, order="C")
-            if name in ("step", "skipped"):
+            if name in self._counters:
                 expected, fits = "counters from 0 to 2**62", (array >= 0) & (array <= MOST_STEPS)
             elif name.endswith(".second"):
                 expected, fits = "finite numbers of at least 0", np.isfinite(array) & (array >= 0)
@@ -415,7 +496,44 @@ class _Optimizer:
             for slot in self._slots
         ]
         # Signals are not served between plain assignments: all of it changes, or nothing.
-        self._slots, self._step, self._skipped = slots, new["step"], new["skipped"]
+        step, skipped = self._counters
+        self._slots, self._step, self._skipped = slots, new[step], new[skipped]
+
+    def __repr__(self) -> str:
+        counts = [f"{len(names)} arrays" for names in self._names]
+        params = counts[0]
+        if self._is_named:
+            of = zip(self._groups, counts, strict=True)
+            params = "{" + ", ".join(f"{group!r}: {count}" for group, count in of) + "}"
+        elif self._dicts[0]:
+            params = f"[{', '.join(counts)}]"
+        options = {"lr": self._lr} | self._options()
+        options |= {name: given for name, given in self._penalties.items() if given}
+        options |= {"ensemble": self._ensemble} if self._ensemble else {}
+        shown = "".join(f", {name}={value!r}" for name, value in options.items())
+        return f"{type(self).__name__}({params}{shown})"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, vars(self).copy())
+
+    def __copy__(self) -> Self:
+        """An optimizer of the same parameters with moments and counters of its own."""
+        one = object.__new__(type(self))
+        vars(one).update(vars(self))
+        one._step, one._skipped = self._step.copy(), self._skipped.copy()
+        one._slots = [
+            replace(
+                slot,
+                first=None if slot.first is None else slot.first.copy(),
+                second=None if slot.second is None else slot.second.copy(),
+            )
+            for slot in self._slots
+        ]
+        return one
+
+    def _options(self) -> dict[str, Any]:
+        """What `repr` shows besides the learning rate and the penalties."""
+        raise NotImplementedError
 
     def _rule(self) -> dict[str, Any]:
         """What the core wants to know of all steps, besides the learning rate."""
@@ -427,19 +545,23 @@ class _Optimizer:
 
     def _state(self) -> dict[str, Array]:
         """The counters, and the moments themselves."""
-        state = {"step": self._step, "skipped": self._skipped}
+        state = dict(zip(self._counters, (self._step, self._skipped), strict=True))
         for slot in self._slots:
             for moment, array in (("first", slot.first), ("second", slot.second)):
                 if array is not None:
                     state[slot.key(moment)] = array
         return state
 
+    @property
+    def _counters(self) -> tuple[str, str]:
+        return f"{self._kind}.step", f"{self._kind}.skipped"
+
     def _arrays(self, what: str, dicts: Sequence[Params]) -> list[Array]:
         """The arrays of `dicts`, which are "params" or "grads": checked, place by place."""
         for text, arrays, names in zip(self._dicts, dicts, self._names, strict=True):
-            if not (isinstance(arrays, MAPPINGS) and arrays.keys() == names):
+            if not (isinstance(arrays, MAPPINGS) and arrays.keys() == names.keys()):
                 _check_names(what + text, arrays, names)  # raises
-        found = [dicts[place.index][place.name] for place in self._places]
+        found = [dicts[index][name] for index, names in enumerate(self._names) for name in names]
         for place, array in zip(self._places, found, strict=True):
             own = isinstance(array, np.ndarray)
             if not (own and array.dtype == place.dtype and array.shape == place.shape):
@@ -459,9 +581,11 @@ class SGD(_Optimizer):
 
     Parameters
     ----------
-    params : dict of str to ndarray, or a list of these
-        What is updated in place: writable C-contiguous arrays, each float32 or float64. They are
-        looked up by name at each step, so an array may be replaced by one of its shape and dtype.
+    params : layer or dict of str to ndarray; a dict by group, or a list, of these
+        What is updated in place: a layer's ``params``, or writable C-contiguous arrays, each
+        float32 or float64. They are looked up by name at each step, so an array may be replaced by
+        one of its shape and dtype. Of several layers, ``{"enc": enc, "dec": dec}`` makes named
+        groups, and `step` takes a dict with the same names; a list makes groups "0", "1" and so on.
         The same array may be at several places (see Notes); arrays that overlap in any other way
         are refused.
     lr : float
@@ -472,8 +596,9 @@ class SGD(_Optimizer):
         Whether to look ahead; needs a momentum.
     l1, l2 : float or dict of str to float
         Strengths, at least 0, of the penalties ``l1 sum |p|`` and ``l2/2 sum p^2`` on the loss;
-        for all parameters, or by name: ``{"weight_*": 1e-4}``. Keys are patterns of `fnmatch`; the
-        first that matches counts, and what none matches has no penalty.
+        for all parameters, or by name: ``{"weight_*": 1e-4}``, or ``{"enc/weight_*": 1e-4}`` in one
+        group. Keys are patterns of `fnmatch` for the name, or for group and name; the first that
+        matches counts, and what none matches has no penalty.
     ensemble : int, optional
         E: each array holds E members' parameters, (E, ...), and each member is stepped on its own:
         its joint norm, clip, skipped steps and count of steps.
@@ -487,7 +612,11 @@ class SGD(_Optimizer):
     -----
     An array that is at several places when the optimizer is made is a tied parameter. Each step
     adds up its gradients, in the order of the places, before it computes the norm, and updates it
-    once. It must stay one array, and needs the same `l1` and `l2` at each place.
+    once. It must stay one array, and needs the same `l1` and `l2` at each place. Its moments are
+    kept once.
+
+    An optimizer copies and pickles. ``copy.copy`` shares the parameters and has its own moments;
+    ``copy.deepcopy((layer, optimizer))`` copies both and keeps them together.
 
     References
     ----------
@@ -510,19 +639,21 @@ class SGD(_Optimizer):
 
     >>> emb, out = rk.Embedding(9, 5, seed=0), rk.Linear(5, 9, bias=False)
     >>> out.params["weight"] = emb.params["weight"]
-    >>> opt = rk.SGD([emb.params, out.params], lr=0.5)
+    >>> opt = rk.SGD({"emb": emb, "out": out}, lr=0.5, momentum=0.9)
     >>> before, ones = emb.params["weight"].copy(), {"weight": np.ones((9, 5), np.float32)}
-    >>> round(opt.step([ones, ones]).norm, 6)  # of 45 twos
+    >>> round(opt.step({"emb": ones, "out": ones}).norm, 6)  # of 45 twos
     13.416408
-    >>> np.allclose(emb.params["weight"], before - 0.5 * 2)
+    >>> np.allclose(out.params["weight"], before - 0.5 * 2)
     True
+    >>> list(opt.state_dict())
+    ['sgd.step', 'sgd.skipped', 'emb.weight.first']
     """
 
     _kind = "sgd"
 
     def __init__(
         self,
-        params: Params | Sequence[Params],
+        params: Groups,
         lr: float,
         momentum: float = 0.0,
         nesterov: bool = False,
@@ -539,8 +670,11 @@ class SGD(_Optimizer):
         self._nesterov = bool(nesterov)
         super().__init__(params, lr, l1, l2, ensemble, bool(self._momentum), False)
 
-    def _rule(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return {"momentum": self._momentum, "nesterov": self._nesterov}
+
+    def _rule(self) -> dict[str, Any]:
+        return self._options()
 
 
 class RMSprop(_Optimizer):
@@ -581,7 +715,7 @@ class RMSprop(_Optimizer):
 
     def __init__(
         self,
-        params: Params | Sequence[Params],
+        params: Groups,
         lr: float = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
@@ -595,6 +729,9 @@ class RMSprop(_Optimizer):
         self._eps = _number("eps", eps, least=SMALLEST_EPS)
         self._momentum = _number("momentum", momentum, below=1.0)
         super().__init__(params, lr, l1, l2, ensemble, bool(self._momentum), True)
+
+    def _options(self) -> dict[str, Any]:
+        return {"alpha": self._alpha, "eps": self._eps, "momentum": self._momentum}
 
     def _rule(self) -> dict[str, Any]:
         return {"momentum": self._momentum, "beta2": self._alpha, "eps": self._eps}
@@ -641,7 +778,7 @@ class Adam(_Optimizer):
 
     def __init__(
         self,
-        params: Params | Sequence[Params],
+        params: Groups,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -655,6 +792,9 @@ class Adam(_Optimizer):
         self._betas = tuple(_number(f"betas[{i}]", b, below=1.0) for i, b in enumerate(betas))
         self._eps = _number("eps", eps, least=SMALLEST_EPS)
         super().__init__(params, lr, l1, l2, ensemble, True, True)
+
+    def _options(self) -> dict[str, Any]:
+        return {"betas": self._betas, "eps": self._eps}
 
     def _rule(self) -> dict[str, Any]:
         beta1, beta2 = self._betas
@@ -701,7 +841,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params: Params | Sequence[Params],
+        params: Groups,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -713,6 +853,9 @@ class AdamW(Adam):
     ) -> None:
         self._weight_decay = _number("weight_decay", weight_decay)
         super().__init__(params, lr, betas, eps, l1=l1, l2=l2, ensemble=ensemble)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"weight_decay": self._weight_decay}
 
     def _rule(self) -> dict[str, Any]:
         return super()._rule() | {"weight_decay": self._weight_decay}
@@ -739,8 +882,33 @@ def _floats(value: Any) -> list[float]:
     return [math.hypot(value)]  # a norm or a flag; unlike float(), not of a str
 
 
-def _as_list(one_or_more: Any) -> list[Any]:
-    return list(one_or_more) if isinstance(one_or_more, (list, tuple)) else [one_or_more]
+def _groups_of(params: Any) -> tuple[dict[str, Any], list[str]]:
+    """The groups by name, and each one's place in messages: "" of one alone."""
+    if isinstance(params, (list, tuple)):
+        if not params:
+            raise ValueError("params: expected at least one layer or dict of arrays, got none")
+        return {str(index): group for index, group in enumerate(params)}, [
+            f"[{index}]" for index in range(len(params))
+        ]
+    if not isinstance(params, MAPPINGS):
+        return {"0": params}, [""]
+    nested = {key: _is_group(value) for key, value in params.items()}
+    if not any(nested.values()):
+        return {"0": params}, [""]
+    if not all(nested.values()):
+        array = next(key for key, is_group in nested.items() if not is_group)
+        group = next(key for key, is_group in nested.items() if is_group)
+        got = f"{_kind_of(params[array])} beside params[{group!r}], {_kind_of(params[group])}"
+        raise TypeError(f"params[{array!r}]: expected a layer or a dict of arrays, got {got}")
+    for name in params:
+        if not isinstance(name, str) or not name or {".", "/"} & set(name):
+            expected = "names of groups without '.' and '/'"
+            raise ValueError(f"params: expected {expected}, got {name!r}")
+    return dict(params), [f"[{name!r}]" for name in params]
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, MAPPINGS) or hasattr(value, "params")
 
 
 def _number(
@@ -765,39 +933,44 @@ def _number(
     return number(name, value, bounds, fits)
 
 
-def _strengths(name: str, penalty: Penalty, names: list[str], most: float) -> dict[str, float]:
-    """The strength of a penalty for each parameter name."""
+def _strengths(name: str, penalty: Penalty, places: list[_Place], most: float) -> list[float]:
+    """The strength of a penalty at each place."""
     if not isinstance(penalty, Mapping):
-        strength = _number(name, penalty, most=most)
-        return dict.fromkeys(names, strength)
+        return [_number(name, penalty, most=most)] * len(places)
     by_pattern = {
         pattern: _number(f"{name}[{pattern!r}]", strength, most=most)
         for pattern, strength in penalty.items()
     }
     for pattern in by_pattern:
+        expected = f"patterns of the names {[place.names[0] for place in places]}"
         if not isinstance(pattern, str):
-            raise TypeError(f"{name}: expected patterns of the names {names}, got {pattern!r}")
-        if not any(fnmatchcase(n, pattern) for n in names):
-            raise ValueError(f"{name}: expected patterns of the names {names}, got {pattern!r}")
-    return {
-        n: next((s for pattern, s in by_pattern.items() if fnmatchcase(n, pattern)), 0.0)
-        for n in names
-    }
+            raise TypeError(f"{name}: expected {expected}, got {pattern!r}")
+        if not any(fnmatchcase(n, pattern) for place in places for n in place.names):
+            raise ValueError(f"{name}: expected {expected}, got {pattern!r}")
+
+    def of(place: _Place) -> float:
+        for pattern, strength in by_pattern.items():
+            if any(fnmatchcase(n, pattern) for n in place.names):
+                return strength
+        return 0.0
+
+    return [of(place) for place in places]
 
 
-def _strength_of(name: str, strengths: Mapping[str, float], places: list[_Place]) -> float:
+def _strength_of(name: str, strengths: list[float], places: list[_Place]) -> float:
     """The strength of a penalty for a parameter, which is the same at all of its places."""
     first, *others = places
     for place in others:
-        if (a := strengths[first.name]) != (b := strengths[place.name]):
+        if (a := strengths[first.number]) != (b := strengths[place.number]):
             tied = f"the tied params{first.text} and params{place.text}"
             raise ValueError(f"{name}: expected one strength for {tied}, got {a} and {b}")
-    return strengths[first.name]
+    return strengths[first.number]
 
 
 def _check_dict(name: str, arrays: Any) -> None:
     if not isinstance(arrays, Mapping):
-        raise TypeError(f"{name}: expected a dict of arrays, got {type(arrays).__name__}")
+        expected = "a layer or a dict of arrays"
+        raise TypeError(f"{name}: expected {expected}, got {type(arrays).__name__}")
     for key, array in arrays.items():
         if not isinstance(key, str):
             raise TypeError(f"{name}: expected names, got the key {key!r}")
@@ -808,10 +981,10 @@ def _check_dict(name: str, arrays: Any) -> None:
             )
 
 
-def _check_names(name: str, arrays: Any, expected: KeysView[str]) -> None:
+def _check_names(name: str, arrays: Any, expected: Mapping[str, Any]) -> None:
     if not isinstance(arrays, MAPPINGS):
         raise TypeError(f"{name}: expected a dict of arrays, got {type(arrays).__name__}")
-    if arrays.keys() != expected:
+    if arrays.keys() != expected.keys():
         raise ValueError(f"{name}: expected the names {list(expected)}, got {list(arrays)}")
 
 
@@ -826,3 +999,6 @@ def _kind_of(value: Any) -> str:
     if isinstance(value, np.generic):
         return "a scalar"
     return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+
+
+RULES: tuple[type[_Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)

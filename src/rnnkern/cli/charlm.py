@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -154,7 +154,7 @@ class CharLM:
             Behind the last step.
         """
         y, state = self.layer(self.embedding(ids), state)
-        return self._loss(y, targets)[0], state
+        return self._loss(self._logits_of(self.output, y), targets)[0], state
 
     def gradients(
         self, ids: Array, targets: Array, state: State = None, clip: rk.Clip | None = None
@@ -177,15 +177,17 @@ class CharLM:
             Of the layer.
         state : as the layer's
         """
-        y, state, tape = self.layer.forward(self.embedding(ids), state)
-        bits, d_logits = self._loss(y, targets)
-        output = self.output.backward(y, d_logits)
-        grads = self.layer.backward(tape, output.x, clip=clip)
-        embedding = self.embedding.backward(ids, grads.x)
+        x, of_embedding = self.embedding.forward(ids)
+        y, state, of_layer = self.layer.forward(x, state)
+        logits, of_output = self._logits_of(self.output.forward, y)
+        bits, d_logits = self._loss(logits, targets)
+        output = self.output.backward(of_output, d_logits)
+        grads = self.layer.backward(of_layer, output.x, clip=clip)
+        embedding = self.embedding.backward(of_embedding, grads.x)
         return bits, self._named(embedding.params, output.params), grads, state
 
     @staticmethod
-    def _named(embedding: dict[str, Array], output: dict[str, Array]) -> dict[str, Array]:
+    def _named(embedding: Mapping[str, Array], output: Mapping[str, Array]) -> dict[str, Array]:
         """The arrays of both under the names of `params`."""
         return {
             "embedding.weight": embedding["weight"],
@@ -193,13 +195,17 @@ class CharLM:
             "output.bias": output["bias"],
         }
 
-    def _loss(self, y: Array, targets: Array) -> tuple[float, Array]:
-        """Bits per character, and the gradient of the logits, valid until the next call."""
-        shape = (*targets.shape, len(self.vocabulary))
+    def _logits_of(self, output: Callable[..., Any], y: Array) -> Any:
+        """What the output layer's call or forward returns, into memory that calls share."""
+        shape = (*y.shape[:2], len(self.vocabulary))
         if self._logits.shape != shape:
             self._logits = np.empty(shape, y.dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # the optimizer skips what blew up
-            logits = self.output(y, out=self._logits)
+            return output(y, out=self._logits)
+
+    @staticmethod
+    def _loss(logits: Array, targets: Array) -> tuple[float, Array]:
+        """Bits per character, and the gradient of the logits, which takes their place."""
         nats, d_logits = rk.cross_entropy(logits, targets, out=logits)
         return nats / math.log(2), d_logits
 
@@ -296,7 +302,7 @@ class Trainer:
         self.corpus, self.settings = corpus, settings
         self.model = CharLM(corpus.vocabulary, settings)
         self.optimizer = rk.Adam(
-            [self.model.params, self.model.layer.params],
+            {"model": self.model.params, "layer": self.model.layer},
             lr=settings.lr,
             l2={"*weight*": settings.l2},
         )
@@ -323,9 +329,8 @@ class Trainer:
             window[:-1], window[1:], self._state, self._clip
         )
         if (limit := self.settings.clip_value) is not None:  # the layer's are clipped by now
-            for array in own.values():
-                np.clip(array, -limit, limit, out=array)
-        done = self.optimizer.step([own, grads], max_norm=self.settings.max_norm)
+            own = {name: np.clip(array, -limit, limit) for name, array in own.items()}
+        done = self.optimizer.step({"model": own, "layer": grads}, max_norm=self.settings.max_norm)
         if not done.applied:
             self._state = self._fresh()  # it may hold what is not finite
         self._position += length
@@ -488,7 +493,7 @@ def _read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Array]]:
     _check_finite(
         settings, {n: a for n, a in tensors.items() if n.startswith(("model.", "state."))}
     )
-    counted = int(tensors["optimizer.step"]) + int(tensors["optimizer.skipped"])
+    counted = int(tensors["optimizer.adam.step"]) + int(tensors["optimizer.adam.skipped"])
     if counted != steps:
         raise ValueError(f"optimizer: expected {steps} steps, as in the history, got {counted}")
     return settings, about, tensors
@@ -509,17 +514,17 @@ def _layout(settings: Settings, v: int, steps: int) -> dict[str, files.Spec]:
     own = {"embedding.weight": (v, e), "output.weight": (v, h), "output.bias": (v,)}
     layer = reference.parameter_shapes(reference.Config(kind, e, h, settings.layers))
     shapes: dict[str, tuple[int, ...]] = {}
-    for i, (owner, parameters) in enumerate((("model", own), ("model.layer", layer))):
+    for owner, group, parameters in (("model", "model", own), ("model.layer", "layer", layer)):
         for name, shape in parameters.items():
-            moments = (f"optimizer.{i}.{name}.{moment}" for moment in ("first", "second"))
+            moments = (f"optimizer.{group}.{name}.{moment}" for moment in ("first", "second"))
             shapes |= dict.fromkeys((f"{owner}.{name}", *moments), shape)
     for i in range(len(cell.states)):
         shapes[f"state.{i}"] = (settings.layers, settings.batch, h)
     float64, int64 = np.dtype(np.float64), np.dtype(np.int64)
     return {
         **{name: files.Spec(np.dtype(np.float32), shape) for name, shape in shapes.items()},
-        "optimizer.step": files.Spec(int64, ()),
-        "optimizer.skipped": files.Spec(int64, ()),
+        "optimizer.adam.step": files.Spec(int64, ()),
+        "optimizer.adam.skipped": files.Spec(int64, ()),
         "history": files.Spec(float64, (steps, 4)),
         "held_out": files.Spec(float64, (steps // EVALUATE_EVERY, 2)),
     }
