@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -325,7 +326,8 @@ def test_refused(kind):
         ((both, x, 3), ValueError, "layer: expected one of one direction, got a bidirectional"),
         ((None, x, 3), TypeError, "layer: expected a recurrent layer, got None"),
         ((layer.stream(), x, 3), TypeError, "layer: expected a recurrent layer, got St"),
-        ((layer, x.tolist(), 3), TypeError, "x: expected an array of dtype float64, got list"),
+        ((layer, x.tolist(), 3), TypeError, "x[0]: expected an array of dtype float64, got list"),
+        ((layer, None, 3), TypeError, "x: expected an array of dtype float64 or an iterable of "),
         ((layer, x.astype("f4"), 3), TypeError, "x: expected an array of dtype float64, got flo"),
         ((layer, x[0, 0], 3), ValueError, f"{shape} ({C},)"),
         ((layer, x[..., :2], 3), ValueError, f"{shape} (17, 3"),
@@ -401,3 +403,120 @@ def test_late():
     next(windows)
     with pytest.raises(RuntimeError, match="got a second one"):
         second.backward(p.dy[4:8])
+
+
+# ---- chunks ------------------------------------------------------------------------------------
+
+
+def chunks_of(layer, x, lengths, buffer=None):
+    """The steps of x in chunks of these lengths, again and again; into one buffer, if there is."""
+    axis = 1 if layer.batch_first and x.ndim == 3 else 0
+    start = 0
+    for length in itertools.cycle(lengths):
+        if start >= x.shape[axis]:
+            return
+        chunk = cut(layer, x, slice(start, start + length))
+        if buffer is not None:
+            own = cut(layer, buffer, slice(chunk.shape[axis]))
+            own[...] = chunk
+            chunk = own
+        start += length
+        yield chunk
+
+
+@pytest.mark.parametrize("lengths", [(1,), (3, 0, 1), (5, 2), (100,)])
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}])
+@pytest.mark.parametrize("batch", [B, None])
+@pytest.mark.parametrize(("k1", "k2"), LENGTHS)
+def test_chunks_give_the_windows_of_the_whole(k1, k2, batch, options, lengths):
+    layer, p = make("lstm", batch, dtype=np.float32, **options)
+    want = rk.truncated_bptt(layer, p.x, k1, k2, p.state)
+    buffer = np.empty_like(p.x)
+    got = rk.truncated_bptt(layer, chunks_of(layer, p.x, lengths, buffer), k1, k2, p.state)
+    for one, other in zip(got, want, strict=True):
+        assert (one.steps, one.reach) == (other.steps, other.reach)
+        same_bits(one.y, other.y)
+        same_bits(one.state, other.state)
+        dy = cut(layer, p.dy, one.steps)
+        same_gradients(one.backward(dy), other.backward(dy))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_chunks_of_an_ensemble(shared):
+    layer, p = make("gru", dtype=np.float32, ensemble=3)
+    x = p.x if shared else np.stack([p.x, 2 * p.x, 3 * p.x], axis=1)
+    want = rk.truncated_bptt(layer, x, 4, 6)
+    for one, other in zip(rk.truncated_bptt(layer, [x[:3], x[3:]], 4, 6), want, strict=True):
+        same_bits(one.y, other.y)
+
+
+def test_chunks_may_come_without_end_and_only_when_they_are_needed():
+    layer = make_layer("gru", 1, 64)
+    taken, ended = [], []
+
+    def source():
+        try:
+            while True:
+                taken.append(np.ones((1000, 8, 1), np.float32))
+                yield taken[-1]
+        finally:
+            ended.append(True)
+
+    windows = rk.truncated_bptt(layer, source(), 500, 700)
+    assert len(taken) == 1
+    before, most = resident(), 0
+    for window in windows:
+        assert len(taken) == -(-window.steps.stop // 1000)
+        window.backward(window.y)
+        taken[:-1] = [None] * (len(taken) - 1)
+        most = max(most, resident())
+        if window.steps.stop == 50_000:
+            break
+    assert most - before < 50_000 * 8 * 64 * 4 * 4 / 10  # of all tapes: h and three gates a step
+    del windows
+    assert ended == [True]
+
+
+def test_an_error_of_the_source_reaches_the_caller():
+    layer, p = make("gru")
+
+    def source():
+        yield p.x[:5]
+        raise OSError("gone")
+
+    windows = rk.truncated_bptt(layer, source(), 4)
+    next(windows)
+    with pytest.raises(OSError, match="gone"):
+        next(windows)
+
+
+def test_no_chunks():
+    layer, p = make("gru")
+    for chunks in ([], [p.x[:0]], [p.x[:, :0]], itertools.repeat(p.x[:, :0])):
+        assert list(rk.truncated_bptt(layer, chunks, 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda x: x[:, :1],
+            ValueError,
+            f"expected shape (T, {B}, {I}) as in the first chunk, got",
+        ),
+        (lambda x: x[:, 0], ValueError, f"expected shape (T, {B}, {I}) as in the first chunk, got"),
+        (lambda x: x[..., :2], ValueError, f"expected shape (T, B, {I}) or (T, {I}), got"),
+        (lambda x: x.astype("f4"), TypeError, "expected an array of dtype float64, got float32"),
+        (lambda x: x.tolist(), TypeError, "expected an array of dtype float64, got list"),
+        (lambda x: None, TypeError, "expected an array of dtype float64, got NoneType"),
+    ],
+)
+def test_chunks_that_are_refused(change, error, message):
+    layer, p = make("gru")
+    windows = rk.truncated_bptt(layer, iter([p.x[:3], change(p.x[3:6])]), 2)
+    next(windows)
+    with pytest.raises(error, match=f"^{re.escape('x[1]: ' + message)}"):
+        next(windows)
+    if message.startswith("expected an array") or "or" in message:
+        with pytest.raises(error, match=f"^{re.escape('x[0]: ' + message)}"):
+            rk.truncated_bptt(layer, [change(p.x)], 2)

@@ -351,7 +351,7 @@ def save(
     with naming(path):
         tensors, states = _flattened(tensors)
     arrays = {}
-    for name, array in _named(tensors).items():
+    for name, array in tensors.items():
         _check_type(f"tensors[{name!r}]", array, (np.ndarray, np.generic), "an array")
         # An array object of its own: the caller can give its own another shape at any time.
         arrays[name] = np.asarray(array, order="C").view()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -53,7 +53,7 @@ class Window:
         self._steps, self._reach = steps, reach
         self._layer = layer
         self._axis = _time_axis(layer, x)
-        y, last, self._tape = layer.forward(_cut(x, self._axis, reach), state)
+        y, last, self._tape = layer.forward(x, state)
         self._last = last  # the next window may start from it
         self._state: State = (
             tuple(_read_only(part) for part in last)
@@ -144,20 +144,28 @@ class Window:
 
 
 def truncated_bptt(
-    layer: _Layer[Any], x: Array, k1: int, k2: int | None = None, state: State | None = None
+    layer: _Layer[Any],
+    x: Array | Iterable[Array],
+    k1: int,
+    k2: int | None = None,
+    state: State | None = None,
 ) -> Iterator[Window]:
     """Go through a long sequence for training: BPTT(h; h') [1]_, with h' = k1 and h = k2.
 
     Every `k1` steps the errors of these steps are backpropagated, all together, as far back as the
     last `k2` steps reach. Time is that of ``k2 / k1`` full passes; memory is that of k2 steps, for
-    any T: only slices of `x` are read, and copied, if at all.
+    any T: only slices of `x` are read, and copied, if at all. `x` may also come in chunks, without
+    end.
 
     Parameters
     ----------
     layer : recurrent layer
         Of one direction.
     x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
-        The sequence, also as a ``np.memmap``; an ensemble's as for the layer.
+        The sequence, also as a ``np.memmap``; an ensemble's as for the layer. Or chunks of it, such
+        as a generator yields: arrays of this shape with any number of steps each. They are copied,
+        so one buffer may be yielded again and again. The first is taken at once, the others when a
+        window needs them, and the windows are those of all chunks joined.
     k1 : int
         New steps a window, at least 1; the last window has what is left.
     k2 : int, optional
@@ -170,13 +178,13 @@ def truncated_bptt(
     -------
     iterator of Window
         ``ceil(T / k1)`` windows, none of a batch without rows, each computed when it is asked for.
-        Call ``window.backward(dy)``,
-        or leave it, and update the parameters, before the next one.
+        Call ``window.backward(dy)``, or leave it, and update the parameters, before the next one.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be, at once; the message names it.
+        If an argument is not what it must be, at once; the message names it. If a further chunk is
+        not like the first, when its window is asked for.
 
     Notes
     -----
@@ -214,6 +222,18 @@ def truncated_bptt(
     ...     losses.append(np.mean(error**2))
     >>> bool(np.mean(losses[-50:]) < 0.1 * np.mean(losses[:50]))
     True
+
+    A source without end, which yields as many steps as there are:
+
+    >>> def source():
+    ...     while True:
+    ...         yield rng.normal(size=(rng.integers(1, 50), 1, 1)).astype(np.float32)
+    >>> for window in rk.truncated_bptt(lstm, source(), k1=20, k2=30):
+    ...     grads = window.backward(window.y)
+    ...     if window.steps.stop == 100:
+    ...         break
+    >>> window.steps, window.reach
+    (slice(80, 100, None), slice(70, 100, None))
     """
     if not isinstance(layer, _Layer):
         raise TypeError(f"layer: expected a recurrent layer, got {type(layer).__name__}")
@@ -226,38 +246,126 @@ def truncated_bptt(
     k2 = k1 if k2 is None else integer("k2", k2, "an integer of at least 1", 1, 2**62)
     if k2 < k1:
         raise ValueError(f"k2: expected at least k1 = {k1}, got {k2}")
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"x: expected an array of dtype {layer.dtype}, got {type(x).__name__}")
+    source: _Whole | _Chunks
+    if isinstance(x, np.ndarray):
+        source = _Whole(layer, x)
+    elif isinstance(x, Iterable):
+        source = _Chunks(layer, iter(x))
+        if source.is_empty:
+            return iter(())
+    else:
+        expected = f"an array of dtype {layer.dtype} or an iterable of such chunks"
+        raise TypeError(f"x: expected {expected}, got {type(x).__name__}")
+    # A call on no steps checks all else, and copies the state, or makes a fresh one.
+    _, first = layer(source.cut(0, 0), state)
+    return _windows(layer, source, k1, k2, first)
+
+
+def _check_shape(layer: _Layer[Any], name: str, x: Array) -> None:
     ranks = (3, 4) if layer.ensemble else (2, 3)
     if x.ndim not in ranks or x.shape[-1] != layer.input_size:
         short, long = "T", "B, T" if layer.batch_first else "T, B"
         if layer.ensemble:
             short, long = "T, B", "T, E, B"
         shapes = f"({long}, {layer.input_size}) or ({short}, {layer.input_size})"
-        raise ValueError(f"x: expected shape {shapes}, got {x.shape}")
-    x = x.view()  # of its own shape and strides, which the caller cannot change
-    # A call on no steps checks all else, and copies the state, or makes a fresh one.
-    _, first = layer(_cut(x, _time_axis(layer, x), slice(0)), state)
-    return _windows(layer, x, k1, k2, first)
+        raise ValueError(f"{name}: expected shape {shapes}, got {x.shape}")
 
 
-def _windows(layer: _Layer[Any], x: Array, k1: int, k2: int, state: State) -> Iterator[Window]:
-    T = x.shape[_time_axis(layer, x)] if x.size else 0  # an empty batch may claim any T
+class _Whole:
+    """A sequence that is there from the beginning."""
 
+    def __init__(self, layer: _Layer[Any], x: Array) -> None:
+        _check_shape(layer, "x", x)
+        self._x = x.view()  # of its own shape and strides, which the caller cannot change
+        self._axis = _time_axis(layer, x)
+        self._steps = x.shape[self._axis] if x.size else 0  # an empty batch may claim any T
+
+    def until(self, stop: int) -> int:
+        """How many of the first `stop` steps there are."""
+        return min(stop, self._steps)
+
+    def cut(self, start: int, stop: int) -> Array:
+        """These steps."""
+        return _cut(self._x, self._axis, slice(start, stop))
+
+
+class _Chunks:
+    """A sequence that comes in chunks. What is left behind is dropped."""
+
+    def __init__(self, layer: _Layer[Any], chunks: Iterator[Array]) -> None:
+        self._layer, self._chunks = layer, chunks
+        self._kept: list[Array] = []  # the steps from `start` to `stop`
+        self._start = self._stop = self._count = 0
+        self._rest: tuple[int, ...] | None = None  # a chunk's shape but for its steps
+        self._axis = 0
+        self._is_over = not self._take()
+
+    def _take(self) -> bool:
+        """Take another chunk; False if there is none."""
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            return False
+        name, layer = f"x[{self._count}]", self._layer
+        if not isinstance(chunk, np.ndarray) or chunk.dtype != layer.dtype:
+            got = chunk.dtype if isinstance(chunk, np.ndarray) else type(chunk).__name__
+            raise TypeError(f"{name}: expected an array of dtype {layer.dtype}, got {got}")
+        chunk = np.array(chunk, layer.dtype, order="C")  # the caller may fill the buffer again
+        _check_shape(layer, name, chunk)
+        axis = _time_axis(layer, chunk)
+        rest = (*chunk.shape[:axis], *chunk.shape[axis + 1 :])
+        if self._rest is None:
+            self._rest, self._axis = rest, axis
+        elif rest != self._rest:
+            like = (*self._rest[:axis], "T", *self._rest[axis:])
+            expected = f"({', '.join(map(str, like))}) as in the first chunk"
+            raise ValueError(f"{name}: expected shape {expected}, got {chunk.shape}")
+        self._count += 1
+        self._kept.append(chunk)
+        self._stop += chunk.shape[axis]
+        return True
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no chunk, or none with rows."""
+        return self._rest is None or 0 in self._rest
+
+    def until(self, stop: int) -> int:
+        """How many of the first `stop` steps there are, after a wait for those that come."""
+        while self._stop < stop and not self._is_over:
+            self._is_over = not self._take()
+        return min(stop, self._stop)
+
+    def cut(self, start: int, stop: int) -> Array:
+        """These steps; those before them are gone."""
+        while len(self._kept) > 1 and self._start + self._kept[0].shape[self._axis] <= start:
+            self._start += self._kept.pop(0).shape[self._axis]
+        if len(self._kept) > 1:
+            self._kept[0] = _cut(self._kept[0], self._axis, slice(start - self._start, None))
+            self._kept, self._start = [np.concatenate(self._kept, self._axis)], start
+        own = slice(start - self._start, stop - self._start)
+        return _cut(self._kept[0], self._axis, own)
+
+
+def _windows(
+    layer: _Layer[Any], source: _Whole | _Chunks, k1: int, k2: int, state: State
+) -> Iterator[Window]:
     def begin(first: int) -> int:
         return max(0, first + k1 - k2)
 
-    for first in range(0, T, k1):
-        stop, start = min(first + k1, T), begin(first)
-        window = Window(layer, x, state, slice(start, stop), slice(first, stop))
-        if stop < T:
-            ahead = begin(stop) - start
-            if start + ahead == stop:
-                state = window._last
-            elif ahead > 0:
-                state = window._state_after(ahead)
+    first = 0
+    while (stop := source.until(first + k1)) > first:
+        start = begin(first)
+        window = Window(layer, source.cut(start, stop), state, slice(start, stop),
+                        slice(first, stop))  # fmt: skip
+        ahead = begin(stop) - start
+        if start + ahead == stop:
+            state = window._last
+        elif ahead > 0 and stop == first + k1:  # after fewer new steps there are no others
+            state = window._state_after(ahead)
         yield window
         window._end("one after the next window was asked for")
+        first = stop
 
 
 def _read_only(part: Array) -> Array:
