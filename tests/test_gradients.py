@@ -563,11 +563,6 @@ def test_files_take_layers_and_optimizers(tmp_path):
         (3, TypeError, "tensors: expected a dict of arrays, a layer or an optimizer, got int"),
         ([W], TypeError, "tensors: expected a dict of arrays, a layer or an optimizer, got list"),
         ({"a": [1.0]}, TypeError, "tensors['a']: expected an array, got list"),
-        (
-            {"a.bias": W, "a": rk.Linear(3, 2)},
-            ValueError,
-            "tensors['a']: expected new names, got 'a.bias' again",
-        ),
     ],
 )
 def test_files_refuse(tmp_path, tensors, error, message):
