@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Type
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .. import _core
 from ..checks import (
     Seed,
     array,
