@@ -29,6 +29,7 @@ from helpers import (
 from plan import plan_of
 
 import rnnkern as rk
+from rnnkern.reference import CELLS
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
@@ -197,6 +198,8 @@ def test_tiny_numbers_are_flushed_on_every_thread(kind):
     exact = {"y": reference.y, "grads.x": reference.grads.x}
     if kind in ("min_gru", "min_lstm", "gru_reset_before_general"):
         del exact["y"]  # whose candidates are 1/2 where the input is 0
+    if "gain_c_l0" in layer.params:
+        del exact["y"]  # which layer norm of c makes large
     for name, array in exact.items():
         assert subnormal(array).any()
         flushed = np.frombuffer(want[name], np.float32)
@@ -257,7 +260,8 @@ def test_a_row_alone_and_in_a_batch(kind, dtype, case, isa):
 @every_kind
 def test_a_row_alone_and_in_a_batch_of_several_chunks(kind, bidirectional):
     """Both passes take their steps in chunks, of fewer steps the more rows there are."""
-    layer = make_layer(kind, 7, 64, num_layers=2, bidirectional=bidirectional)
+    H = 64 if len(CELLS[kind].saved) <= 4 else 32  # forward's chunks have so many bytes
+    layer = make_layer(kind, 7, H, num_layers=2, bidirectional=bidirectional)
     T, few, B = 40, 3, 100
     alone, together = plan_of(layer, T, few), plan_of(layer, T, B)
     assert (alone.forward_chunk, alone.backward_chunk) == (T, T)

@@ -96,9 +96,10 @@ def test_the_sum_of_all_windows_is_the_definition(kind, k1, k2, batch_first):
         cut(layer, got_dx, window.reach)[...] += grads.x
         for name, array in grads.params.items():
             got[name] += array
+    terms = max(np.abs(a).max() for a in want.values()) if "gain_ih_l0" in want else 0.0
     for name, array in want.items():
-        assert_close(got[name], array, np.float64, name)
-    assert_close(got_dx, want_dx, np.float64, "dx")
+        assert_close(got[name], array, np.float64, name, terms=terms)
+    assert_close(got_dx, want_dx, np.float64, "dx", terms=terms)
 
 
 @pytest.mark.parametrize("batch", [B, None])
@@ -141,7 +142,9 @@ def test_finite_differences(kind, k1, k2):
     """Each window's gradients are derivatives of its loss, its first state held fixed."""
     layer, p = make(kind)
     rng = np.random.default_rng(3)
-    step = 1e-5  # the error of a central difference: step^2 of a third derivative, eps / step
+    # The error of a central difference: step^2 of a third derivative, eps / step. Layer norm of
+    # rows whose elements are close to one another has large derivatives.
+    step, rel = (1e-7, 1e-5) if "gain_ih_l0" in layer.params else (1e-5, 1e-6)
     for window in rk.truncated_bptt(layer, p.x, k1, k2, p.state):
         grads = window.backward(p.dy[window.steps], p.dstate)
         _, before = layer(p.x[: window.reach.start], p.state)
@@ -161,7 +164,7 @@ def test_finite_differences(kind, k1, k2):
                 values.append(loss())
                 array -= sign * step * direction
             got = (values[0] - values[1]) / (2 * step)
-            assert got == pytest.approx(np.sum(grads.params[name] * direction), rel=1e-6, abs=1e-6)
+            assert got == pytest.approx(np.sum(grads.params[name] * direction), rel=rel, abs=1e-6)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
