@@ -31,8 +31,11 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
   Problem p(nothing);
   const Index G = kKinds[static_cast<int>(kind)].gates;
   p.kind = kind, p.L = 2, p.D = D, p.I = 13, p.state = p.dstate = p.keep = true;
+  bool heads = false;
+  for (const ParameterInfo* of = p.info().parameters; of->name; ++of)
+    heads = heads || of->columns == Extent::head;
   p.B = units_shared ? 2 : 4 * kThreads + 3;
-  p.H = units_shared ? (G == 1 ? 325 : 165) : 23;
+  p.H = !units_shared ? 23 : heads ? 355 : G == 1 ? 325 : 165;
   p.P = p.has(projection_matrix) ? p.H - 3 : p.H;
   if (p.info().reads_x)
     p.I = p.H, p.L = D == 1 ? p.L : 1;  // outputs of two directions are no units
@@ -42,8 +45,7 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
                  {{ActivationKind::sigmoid, 0, 0},
                   {ActivationKind::tanh, 0, 0},
                   {ActivationKind::tanh, 0, 0}}};
-  for (const ParameterInfo* of = p.info().parameters; of->name; ++of)
-    if (of->columns == Extent::head) p.constants.heads = units_shared ? 5 : 23;  // divisors of H
+  if (heads) p.constants.heads = units_shared ? 5 : 23;  // divisors of H
   const Index recurrent = p.has(recurrent_matrix) ? 2 * p.P / p.constants.heads : 0;
   p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + recurrent + (p.L - 1) * D * p.P));
   p.clip = {0.5, 0.4, 0.3, 0.2};
