@@ -131,6 +131,11 @@ def width_of(case):
     return 5 if any(p.role == "state_gain" for p in CELLS[CASES[case]["cell"]].parameters) else P
 
 
+def seed_of(case):
+    """A seed with which no row to be normalized has values so close to one another."""
+    return 3 if any(p.role == "input_gain" for p in ALL[CASES[case]["cell"]].parameters) else 0
+
+
 def clips_of(case):
     return [option for option in CASES[case] if option.endswith("_clip")]
 
@@ -333,14 +338,16 @@ def assert_gradients_are_differences(problem):
     analytic = {**grads.params, "x": grads.x, **dict(zip("hcn", split(grads.state), strict=False))}
     assert list(named) == list(analytic)
     m_held = problem.forward()[1][3] if "m" in problem.names else None
+    normalizes = "gain_ih_l0" in problem.params
     for name, array in named.items():
         # The error bound of difference_quotients, with |loss| about 10 and f''' up to some
-        # hundreds, is 1e-8; a wrong term is of the size of the gradients, 0.01 to 10.
+        # hundreds, is 1e-8; a wrong term is of the size of the gradients, 0.01 to 10. Layer norm
+        # divides by standard deviations that can be well below 1: f''' has their third power.
         np.testing.assert_allclose(
             analytic[name],
             difference_quotients(lambda: problem.loss(m_held), array),
-            rtol=1e-7,
-            atol=1e-8,
+            rtol=1e-6 if normalizes else 1e-7,
+            atol=1e-7 if normalizes else 1e-8,
             err_msg=f"gradient of {name}",
         )
 
@@ -358,7 +365,7 @@ def assert_gradients_are_differences(problem):
 )
 def test_gradients_are_the_central_differences(case, layers, bidirectional, bias, lengths):
     config = config_of(case, I, width_of(case), layers, bidirectional, bias)
-    problem = Problem(config, lengths=lengths, dropout=layers > 1)
+    problem = Problem(config, lengths=lengths, dropout=layers > 1, seed=seed_of(case))
     for option in clips_of(case):
         limited = problem.limited(option)
         assert np.any(limited), f"{option} limits no element"
@@ -370,7 +377,7 @@ def test_gradients_are_the_central_differences(case, layers, bidirectional, bias
 def test_gradients_with_resets_and_residual_layers_are_the_central_differences(case):
     resets = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]])  # one in padding, one at the first step
     config = config_of(case, I, width_of(case), 2, bidirectional=True, residual=True)
-    problem = Problem(config, lengths=LENGTHS, resets=resets)
+    problem = Problem(config, lengths=LENGTHS, resets=resets, seed=seed_of(case))
     assert_gradients_are_differences(problem)
 
 

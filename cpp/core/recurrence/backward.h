@@ -53,6 +53,7 @@ struct BackwardWorkspace {
   T* da;                // [chunk rows, da_row_size]
   T* da_lines;          // of it what is summed, by lines: [summed_size / line, chunk rows, line]
   T* sums;              // [B, kMoments] of layer norm: what stands beside the moments
+  T* own_da;            // [B, own slots, padded H] of the step, where one thread works alone
   T* x;                 // [blocks of I, chunk rows, lanes]
   T* h;                 // [heads, blocks of a head's h, chunk rows, lanes] h' of each row
   T* projected;         // [chunk rows, padded H] the projection's operand of each row
@@ -116,6 +117,7 @@ struct BackwardWorkspace {
     da = arena.allocate<T>(most_rows * row);
     da_lines = arena.allocate<T>(most_rows * summed_size());
     sums = arena.allocate<T>(of.normalizes ? s.B * kMoments : 0);
+    own_da = arena.allocate<T>(s.B * of.own_slots * Hp);
     x = arena.allocate<T>(input_lanes * most_rows);
     h = arena.allocate<T>(of.elementwise ? 0 : head_lanes * most_rows);
     projected = arena.allocate<T>(of.projects ? most_rows * Hp : 0);
@@ -162,7 +164,10 @@ struct Backward {
   bool reverse;
   const BackwardWorkspace<T>& workspace;
   const BackwardRowPointers<T>& row_ptrs;  // this thread's
-  Index first_step = 0, steps = 0;         // of the chunk at hand
+  // Whether one thread takes all rows and units. The gradients of layer norm's gains then get what
+  // a row adds to them while it is in cache, in the same order.
+  bool alone = false;
+  Index first_step = 0, steps = 0;  // of the chunk at hand
 
   // ---- what is where -------------------------------------------------------------------------
 
@@ -183,7 +188,9 @@ struct Backward {
   }
   // dL/da of the gates' arguments.
   T* own_da_row(Index t, Index r) const {
-    return da_row(t, r) + (cell.normalizes ? workspace.summed_size() : 0);
+    if (!cell.normalizes) return da_row(t, r);
+    return alone ? workspace.own_da + r * cell.own_slots * padded<T>(H)
+                 : da_row(t, r) + workspace.summed_size();
   }
   T* projected_row(Index t, Index r) const {
     return workspace.projected + chunk_row(t, r) * padded<T>(H);
@@ -250,6 +257,10 @@ struct Backward {
     for (int s = 0; part.rows.first == 0 && s < 1 + cell.carried; ++s)
       for (Index j = part.blocks.first * kLanes<T>; j < end; ++j)
         workspace.fresh[s * padded<T>(H) + j] = cell.template fresh<T>(s);
+    constexpr Role sums[] = {input_gain, recurrent_gain, input_bias, recurrent_bias};
+    for (const Role role : sums)
+      for (Index i = 0; cell.normalizes && alone && !accumulate && i < cell.gates * H; ++i)
+        if (gradient.parameters[role]) gradient.parameters[role][i] = T(0);
     for (Index r = part.rows.first; r < part.rows.last; ++r) {
       if (part.blocks.first == 0) workspace.scale[r] = accumulate ? gradient.scale[r] : T(1);
       start(0, P, outputs(part), workspace.dh, r);
@@ -383,10 +394,12 @@ struct Backward {
             for (int of_h = 0; of_h < 2; ++of_h) {
               const NormSide<T> side =
                   side_of(of_h != 0, row.saved, row.own_da, row.moments, row.sums);
-              if (stage == 4)
+              if (stage == 4) {
                 side.sum();
-              else
+              } else {
                 side.gradient(da_row(t, r) + side.place, part.blocks);
+                if (alone) add_gains(side, of_h != 0, 0, cell.gates);
+              }
             }
           }
         });
@@ -717,29 +730,32 @@ struct Backward {
   // The same for a gain of layer norm and the bias beside it: sums of da n, with n the product
   // normalized, and of da.
   void norm_sums(const Team& all, bool of_h, bool first, bool last) const {
-    const Role gain = of_h ? recurrent_gain : input_gain;
-    const Role bias = of_h ? recurrent_bias : input_bias;
+    const Role roles[] = {of_h ? recurrent_gain : input_gain, of_h ? recurrent_bias : input_bias};
     const Range gates = all.share_of(cell.gates);
-    for (Index g = gates.first; g < gates.last; ++g) {
-      T* to[2] = {gradient.parameters[gain] + g * H, gradient.parameters[bias]};
-      if (to[1]) to[1] += g * H;
-      for (Index j = 0; first && j < H; ++j) {
-        to[0][j] = T(0);
-        if (to[1]) to[1][j] = T(0);
+    const Index size = gates.size() * H;
+    for (const Role role : roles)
+      for (Index i = 0; first && !alone && gradient.parameters[role] && i < size; ++i)
+        gradient.parameters[role][gates.first * H + i] = T(0);
+    for (Index i = 0; !alone && i < steps; ++i)
+      for (Index t = step_at(i), r = 0; r < alive_at(rows, t); ++r) {
+        const Index row = rows_before(rows, t) + r;
+        add_gains(side_of(of_h, d.saved + row * cell.saved * padded<T>(H), own_da_row(t, r),
+                          d.moments + row * kMoments, nullptr),
+                  of_h, gates.first, gates.last);
+        if (!all.worked(4 * blocks_of<T>(size))) return;
       }
-      for (Index i = 0; i < steps; ++i)
-        for (Index t = step_at(i), r = 0; r < alive_at(rows, t); ++r) {
-          const Index row = rows_before(rows, t) + r;
-          const NormSide<T> side = side_of(of_h, d.saved + row * cell.saved * padded<T>(H),
-                                           own_da_row(t, r), d.moments + row * kMoments, nullptr);
-          side.add_gradients(static_cast<int>(g), to[0], to[1]);
-          if (!all.worked(4 * blocks_of<T>(H))) return;
-        }
-      if (!last) continue;
-      finalize_gradient(&to[0], 1, workspace.squares_of(gain) + g * kSquareLanes<T>, {0, H});
-      if (to[1])
-        finalize_gradient(&to[1], 1, workspace.squares_of(bias) + g * kSquareLanes<T>, {0, H});
-    }
+    for (const Role role : roles)
+      for (Index g = gates.first; last && gradient.parameters[role] && g < gates.last; ++g) {
+        T* const row = gradient.parameters[role] + g * H;
+        finalize_gradient(&row, 1, workspace.squares_of(role) + g * kSquareLanes<T>, {0, H});
+      }
+  }
+  // What one row adds to them, for some gates.
+  void add_gains(const NormSide<T>& side, bool of_h, Index first, Index last) const {
+    T* const gain = gradient.parameters[of_h ? recurrent_gain : input_gain];
+    T* const bias = gradient.parameters[of_h ? recurrent_bias : input_bias];
+    for (Index g = first; g < last; ++g)
+      side.add_gradients(static_cast<int>(g), gain + g * H, bias ? bias + g * H : nullptr);
   }
 
   // The end of some columns of n rows of parameter gradients: finiteness, value clip, squares.

@@ -357,6 +357,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
     const Index last = call.D - 1;
     Backward<T> loops[2] = {loop(l, 0, workspace[0], row_ptrs[thread]),
                             loop(l, last, workspace[last], row_ptrs[thread])};
+    loops[0].alone = loops[1].alone = count == 1;
     const WorkShare part = work_share_of(*all.token, all.index, count, call.D, rows.B,
                                          blocks_of<T>(call.H), barriers.directions());
     const bool both = call.D == 2 && count == 1;
