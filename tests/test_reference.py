@@ -133,7 +133,7 @@ def width_of(case):
 
 def seed_of(case):
     """A seed with which no row to be normalized has values so close to one another."""
-    return 3 if any(p.role == "input_gain" for p in ALL[CASES[case]["cell"]].parameters) else 0
+    return 3 if any(p.role == "input_gain" for p in CELLS[CASES[case]["cell"]].parameters) else 0
 
 
 def clips_of(case):
