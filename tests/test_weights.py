@@ -179,8 +179,12 @@ def options_without_a_trace(layer):
     found = {}
     if isinstance(layer, (rk.RNN, rk.IndRNN)):
         found["nonlinearity"] = layer.nonlinearity
-    if isinstance(layer, rk.GRU):
+    if isinstance(layer, rk.GRU) and not layer.layer_norm:
         found["reset_after"] = layer.reset_after
+    if isinstance(layer, (rk.MinGRU, rk.MinLSTM)):
+        found["candidate"] = layer.candidate
+    if isinstance(layer, rk.SLSTM):
+        found |= {"cell": rk.SLSTM, "exp_forget": layer.exp_forget}
     if getattr(layer, "input_forget", False):
         found["cell"] = rk.LSTM
     if isinstance(layer, (rk.MinGRU, rk.MinLSTM)) and layer.num_layers == 1:
@@ -212,6 +216,10 @@ def test_a_layer_is_inferred(kind, options, size):
     prefix = "model.rnn."
     state = layer.state_dict(prefix) | {"head.weight": np.zeros((7, 3)), "step": 1}
     given = options_without_a_trace(layer) | {"residual": layer.residual}
+    if isinstance(layer, rk.LSTM) and layer.layer_norm and not layer.bias:
+        with pytest.raises(ValueError, match="expected the biases, which tell layer_norm='haste'"):
+            rk.from_state_dict(state, prefix, **given)
+        return
     made = rk.from_state_dict(state, prefix, **given)
     assert type(made) is type(layer)
     assert same(made.params, layer.params)
@@ -401,9 +409,10 @@ def test_what_is_no_layer_is_said(state, options, error, said):
 @pytest.mark.parametrize("cls", LAYERS.values(), ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("ensemble", [None, 2])
 def test_params_are_taken_without_drawing(cls, ensemble, monkeypatch):
-    one = cls(I, H, 2, bidirectional=True, ensemble=ensemble, seed=1)
+    sizes = (H, H, 1) if cls is rk.RGLRU else (I, H, 2)
+    one = cls(*sizes, bidirectional=True, ensemble=ensemble, seed=1)
     monkeypatch.setattr(rk.layers.base, "initial", None)
-    made = cls(I, H, 2, bidirectional=True, ensemble=ensemble, params=one.params)
+    made = cls(*sizes, bidirectional=True, ensemble=ensemble, params=one.params)
     assert same(made.params, one.params)
     assert not any(np.shares_memory(made.params[n], v) for n, v in one.params.items())
 
