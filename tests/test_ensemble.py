@@ -7,6 +7,7 @@ import pytest
 from helpers import (
     DTYPES,
     KINDS,
+    both_ways,
     fused_sets,
     joined,
     make_layer,
@@ -111,9 +112,8 @@ def test_members_are_layers_of_their_own(kind, dtype, shared):
 
 @every_kind
 def test_members_with_everything_else(kind):
-    assert_members_are_layers(
-        kind, num_layers=3, bidirectional=True, dropout=0.3, residual=True, bias=False
-    )
+    options = {"num_layers": 3, "dropout": 0.3, "residual": True, "bias": False}
+    assert_members_are_layers(kind, **options, **both_ways(kind))
 
 
 @every_kind

@@ -23,7 +23,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attacks import COPIES, HEADER, IGNORE_WARNING, NAMED, read_only_attributes, set_header
-from helpers import DTYPES, KINDS, fused_sets, joined, make_layer, parts, random_problem, sets
+from helpers import (
+    DTYPES,
+    KINDS,
+    both_ways,
+    fused_sets,
+    joined,
+    make_layer,
+    parts,
+    random_problem,
+    sets,
+)
 from numpy.lib.stride_tricks import as_strided
 from test_runtime import in_child, needs_fork, problem, python, results
 
@@ -332,7 +342,8 @@ def count_allocations_of_streams():
         return many - counter(0, 0)
 
     def callbacks(layer):
-        x, y = np.ones((64, 1, 1), layer.dtype), np.empty((64, 1, layer.output_size), layer.dtype)
+        x = np.ones((64, 1, layer.input_size), layer.dtype)
+        y = np.empty((64, 1, layer.output_size), layer.dtype)
         stream, stepped = layer.stream(), layer.stream()
         views = iter(3 * list(zip(x, y, strict=True)))
 
@@ -548,7 +559,7 @@ def wild(p, factor):
 
 def use_everything(kind, dtype, traps):
     """All calls, on numbers at both ends of the range, too; NumPy is not asked to compute."""
-    layer = make_layer(kind, 32, 64, num_layers=2, bidirectional=True, dropout=0.3, dtype=dtype)
+    layer = make_layer(kind, 32, 64, num_layers=2, dropout=0.3, dtype=dtype, **both_ways(kind))
     p = random_problem(layer, 10, 16, lengths="random")
     limits = np.finfo(dtype)
     problems = [p, wild(p, limits.max / 100), wild(p, limits.tiny), wild(p, 0)]

@@ -90,9 +90,14 @@ def real(args, moment=None):
     return process.returncode
 
 
+def settings_of(cell):
+    """An RG-LRU acts on x unit by unit."""
+    return replace(SETTINGS, cell=cell, embedding=12 if cell == "rglru" else 6)
+
+
 def uninterrupted(cell, path):
     """Steps by the bytes of the file that a run which is not killed saves after them."""
-    trainer = Trainer(Corpus.of([TEXT]), replace(SETTINGS, cell=cell))
+    trainer = Trainer(Corpus.of([TEXT]), settings_of(cell))
     files_of = {}
     with threadpoolctl.threadpool_limits(1, user_api="blas"):  # as the command does
         for step in range(1, STEPS + 1):
@@ -117,7 +122,7 @@ def kill_and_resume(run, cell, folder, kills):
     steps_of = uninterrupted(cell, folder / "whole")
     options = [
         f"--{name.replace('_', '-')}={value}"
-        for name, value in vars(replace(SETTINGS, cell=cell)).items()
+        for name, value in vars(settings_of(cell)).items()
         if value is not None
     ]
     start = ["train", str(text), f"--out={out}", f"--steps={STEPS}", f"--save-every={SAVE_EVERY}"]

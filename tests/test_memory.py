@@ -69,8 +69,8 @@ def test_results_are_plain_arrays_to_the_caller(shape):
     assert grads.x.shape == shape
     for a in (grads.x, *grads.params.values()):
         assert a.flags.c_contiguous
-        assert a.flags.writeable
-        a += 1
+    assert not any(a.flags.writeable for a in grads.params.values())  # their norm is measured
+    grads.x[...] += 1
     part = layer(np.ones(shape, np.float32))[0][..., :2]  # a view outlives the array it is of
     expected = part.copy()
     layer(np.zeros(shape, np.float32))

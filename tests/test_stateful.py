@@ -514,7 +514,7 @@ class Sequences(RuleBasedStateMachine):
         init=st.sampled_from(["uniform", "xavier", "orthogonal", "identity"]),
     )
     def make_a_layer(self, kind, sizes, dtype, flags, init):
-        if kind in ("min_gru", "min_lstm") and init == "orthogonal":  # which they refuse
+        if kind.startswith(("min_", "rg_lru")) and init == "orthogonal":  # which they refuse
             init = "xavier"
         options = {
             "bidirectional": bool(flags & 1),

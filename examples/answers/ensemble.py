@@ -35,7 +35,8 @@ class Loop:
     """A layer and an optimizer for each member, one after the other."""
 
     def __init__(self, cell, x, dy):
-        self.layers = [cell(I, H, seed=e) for e in range(E)]
+        seeds = (np.random.SeedSequence(0, spawn_key=(e,)) for e in range(E))
+        self.layers = [cell(I, H, seed=seed) for seed in seeds]
         self.opts = [rk.Adam(layer.params) for layer in self.layers]
         # Each has arrays of its own: nothing is copied in a step.
         self.data = [(np.ascontiguousarray(x[:, e]), dy[:, e].copy()) for e in range(E)]

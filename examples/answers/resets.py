@@ -59,11 +59,7 @@ def one_by_one(layer, sequences, errors):
             y, _, tape = layer.forward(x)
             grads = layer.backward(tape, dy)
             ys.append(y)
-            if total is None:
-                total = grads
-            else:
-                for name, array in grads.params.items():
-                    total.params[name] += array
+            total = grads if total is None else total + grads
         return ys, total
 
     return step, range(len(sequences)), sum(map(len, sequences))

@@ -65,7 +65,6 @@ class Stream(_core.Stream, Generic[S]):
         super().__init__(stack, params, batch_size)
         self._state_names = stack.state_names()
         self._made_from = stack, params, batch_size
-        self._dtype = next(iter(params.values())).dtype
 
     def __repr__(self) -> str:
         """What it was made from; parameters and state are not shown."""
@@ -115,7 +114,8 @@ class Stream(_core.Stream, Generic[S]):
 
     @state.setter
     def state(self, value: S) -> None:
-        parts = split_state("state", value, self._state_names, self._dtype)
+        dtype = _core.stream_state(self)[0].dtype  # refuses one that no layer has made
+        parts = split_state("state", value, self._state_names, dtype)
         if parts is None or any(part is None for part in parts):
             raise TypeError("state: expected arrays, got None (use reset for a fresh one)")
         _core.set_stream_state(self, parts)

@@ -29,7 +29,8 @@ def initializer(init: str, kind: str) -> Init:
     if known == "orthogonal":
         from ..reference import CELLS  # here: the default does without the reference
 
-        if {p.role for p in CELLS[kind].parameters} <= {"input_matrix", "input_bias"}:
+        weights = [p.role for p in CELLS[kind].parameters if p.name.startswith("weight")]
+        if weights == ["input_matrix"]:
             others = ", ".join(name for name in INITIALIZERS if name != known)
             raise ValueError(
                 f"init: expected one of {others} for {kind}, which has no recurrent weights, "

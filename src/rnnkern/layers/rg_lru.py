@@ -38,7 +38,7 @@ class RGLRU(_Layer[Array]):
         next.
     bias, batch_first, dropout, residual, ensemble, dtype, seed, params
         As in `RNN`.
-    init : {"uniform", "xavier", "orthogonal", "identity"}
+    init : {"uniform", "xavier", "identity", "zeros"}
         As in `MinGRU`, but for lambda, which starts as in the paper's section 2.4 with each: where
         r is 1, a is uniform over [0.9, 0.999).
 
