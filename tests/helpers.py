@@ -33,7 +33,7 @@ def _general(*sizes, **options):
 def _rg_lru(I, H, *sizes, **options):
     """An RG-LRU of H inputs, not I; of one layer where there are two directions."""
     if options.get("bidirectional"):
-        sizes, options = (), {**options, "num_layers": 1, "residual": False}
+        sizes, options = (), {**options, "num_layers": 1, "residual": False, "dropout": 0.0}
     return rk.RGLRU(H, H, *sizes, **options)
 
 
