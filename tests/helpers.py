@@ -92,7 +92,16 @@ MAKERS = {
     "lstm_fastrnns_projected": partial(_normalized, layer_norm="fastrnns"),
     "gru_haste": partial(rk.GRU, layer_norm="haste"),
     "slstm": _slstm,
+    "rnn_tanh_noisy": partial(rk.RNN, zoneout=0.3),
+    "rnn_relu_noisy": partial(rk.RNN, nonlinearity="relu", zoneout=0.15),
+    "lstm_noisy": partial(rk.LSTM, zoneout=(0.1, 0.3), recurrent_dropout=0.25),
+    "gru_noisy": partial(rk.GRU, zoneout=0.2, recurrent_dropout=0.3),
+    "gru_reset_before_noisy": partial(
+        rk.GRU, reset_after=False, zoneout=0.3, recurrent_dropout=0.2
+    ),
 }
+# Whose training forward gives what a call gives.
+QUIET = tuple(kind for kind in KINDS if not CELLS[kind].noise)
 DTYPES = (np.float32, np.float64)
 
 
@@ -200,11 +209,13 @@ class Problem:
     dy: Any
     dstate: Any
     resets: Any = None
+    step: int = 0  # of training, from which forward draws its masks
 
     def but(self, **changes):
         return replace(self, **changes)
 
     def forward(self, layer, **options):
+        layer.dropout_step = self.step
         return layer.forward(self.x, self.state, self.lengths, resets=self.resets, **options)
 
     def backward(self, layer, tape, clip=None, **options):
@@ -253,6 +264,7 @@ class Reference:
     state: Any
     tape: Any
     grads: Any
+    inferred: Any  # y and state of a call
 
 
 def options_of(layer):
@@ -280,6 +292,51 @@ def config_of(layer):
     )
 
 
+def philox(counter, key):
+    """Philox4x32-10 of counters (4, n) and a key of two words: (4, n) words of 32 bits.
+
+    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC'11, section 3.3.
+    """
+    mask = np.uint64(0xFFFFFFFF)
+    c = [np.asarray(word, np.uint64) for word in counter]
+    k = [np.uint64(word) for word in key]
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        high, low = [p >> np.uint64(32) for p in (a, b)], [p & mask for p in (a, b)]
+        c = [high[1] ^ c[1] ^ k[0], low[1], high[0] ^ c[3] ^ k[1], low[0]]
+        k = [(k[0] + np.uint64(0x9E3779B9)) & mask, (k[1] + np.uint64(0xBB67AE85)) & mask]
+    return np.array(c)
+
+
+def splitmix(seed, step):
+    """Output number step of SplitMix64 from a seed (Steele, Lea & Flood 2014)."""
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+NOISE = ("zoneout_h", "zoneout_c", "recurrent_dropout")  # as the core numbers them
+
+
+def noise_of(layer, T, B, step=0):
+    """What a training forward draws in each layer and direction, as the reference takes it."""
+    names, H, D = CELLS[layer._kind].noise, layer.hidden_size, 1 + layer.bidirectional
+    if not names:
+        return None
+    key = splitmix(layer._dropout_seeds[0], step)
+    t, b, j = np.indices((T, B, -(-H // 4))).reshape(3, -1)
+
+    def values(l, d, name):
+        p, place = layer._cell.noise[NOISE.index(name)], (1 + 2 * NOISE.index(name) + d) * 2**16 + l
+        words = philox([j, b, t, np.full_like(j, place)], [key % 2**32, key >> 32])
+        kept = words.T.reshape(T, B, -(-H // 4) * 4)[:, :, :H] >= int(p * 2**32)
+        return kept / (1 - p) if name == "recurrent_dropout" else kept.astype(np.float64)
+
+    places = [(l, d) for l in range(layer.num_layers) for d in range(D)]
+    return [{name: values(l, d, name) for name in names} for l, d in places]
+
+
 def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
     """Run the reference on a layer's parameters."""
     unbatched = problem.x.ndim == 2
@@ -301,15 +358,20 @@ def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
         return a[:, 0] if unbatched else sequence(a)
 
     resets = None if problem.resets is None else sequence(problem.resets)
-    y, state, tape = reference.forward(
-        config, params, sequence(problem.x), state_in(problem.state), problem.lengths, masks, resets
-    )
+    x, first = sequence(problem.x), state_in(problem.state)
+
+    def forward(masks=None, noise=None):
+        return reference.forward(config, params, x, first, problem.lengths, masks, resets, noise)
+
+    y, state, tape = forward(masks, noise_of(layer, *x.shape[:2], problem.step))
+    inferred_y, inferred_state, _ = forward()
     dy = None if problem.dy is None else sequence(problem.dy)
     grads = reference.backward(
         config, params, tape, dy, state_in(problem.dstate), clip, flow_penalty
     )
     grads = replace(grads, x=sequence_out(grads.x), state=state_out(grads.state))
-    return Reference(sequence_out(y), state_out(state), tape, grads)
+    inferred = (sequence_out(inferred_y), state_out(inferred_state))
+    return Reference(sequence_out(y), state_out(state), tape, grads, inferred)
 
 
 def assert_close(got, want, dtype, what="", chain=10_000, terms=0.0):

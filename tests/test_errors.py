@@ -120,6 +120,67 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
             for layers in ({}, {"num_layers": 1}, {"bidirectional": True})
         ),
         (rk.RNN, {"dropout": TOO_BIG}, ValueError, PROBABILITY),
+        *(
+            (make, {name: p}, ValueError, f"{name}: expected a number from 0 to below 1, got {p!r}")
+            for make in (rk.RNN, rk.LSTM, rk.GRU)
+            for name in ("zoneout", "recurrent_dropout")
+            for p in (1, 1.0, -0.1, float("nan"), np.inf)
+            if (make, name) != (rk.RNN, "recurrent_dropout")
+        ),
+        *(
+            (rk.LSTM, {"zoneout": pair}, error, message)
+            for pair, error, message in (
+                ((0.1, 1.0), ValueError, "zoneout[1]: expected a number from 0 to below 1, got 1."),
+                ((0.1,), ValueError, "zoneout: expected a number or a pair (h, c), got a tuple of"),
+                ((0.1,) * 3, ValueError, "zoneout: expected a number or a pair (h, c), got a tup"),
+                (("x", 0.1), TypeError, "zoneout[0]: expected a number, got str"),
+                ([0.1, 0.1], TypeError, "zoneout: expected a number or a pair (h, c), got list"),
+                (None, TypeError, "zoneout: expected a number or a pair (h, c), got NoneType"),
+                (True, TypeError, "zoneout: expected a number or a pair (h, c), got bool"),
+            )
+        ),
+        *(
+            (make, {"zoneout": (0.1, 0.1)}, TypeError, "zoneout: expected a number, got tuple")
+            for make in (rk.RNN, rk.GRU)
+        ),
+        (rk.RNN, {"recurrent_dropout": 0.1}, TypeError, "recurrent_dropout"),
+        *(
+            (
+                make,
+                {"forward_clip": 1.0, name: 0.5},
+                ValueError,
+                f"{name}: expected 0 with forward_clip=1.0, got 0.5",
+            )
+            for make in (rk.RNN, rk.LSTM, rk.GRU)
+            for name in ("zoneout", "recurrent_dropout")
+            if (make, name) != (rk.RNN, "recurrent_dropout")
+        ),
+        *(
+            (
+                rk.LSTM,
+                {"recurrent_dropout": 0.5, **other},
+                ValueError,
+                f"recurrent_dropout: expected 0 with {name}=",
+            )
+            for name, other in (
+                ("proj_size", {"proj_size": 2}),
+                ("cell_clip", {"cell_clip": 1.0}),
+                ("peephole", {"peephole": True}),
+                ("input_forget", {"input_forget": True}),
+                ("activations", {"activations": ("Sigmoid", "Tanh", "Tanh")}),
+            )
+        ),
+        *(
+            (
+                make,
+                {"layer_norm": norm, name: p},
+                ValueError,
+                f"{name}: expected 0 with layer_norm={norm!r}, got {p!r}",
+            )
+            for make, norm in ((rk.LSTM, "haste"), (rk.LSTM, "fastrnns"), (rk.GRU, "haste"))
+            for name, p in (("zoneout", 0.5), ("zoneout", (0.0, 0.5)), ("recurrent_dropout", 0.5))
+            if make is rk.LSTM or not isinstance(p, tuple)
+        ),
         (rk.RNN, {"dropout": True}, TypeError, "dropout: expected a number, got bool"),
         (rk.RNN, {"dropout": "half"}, TypeError, "dropout: expected a number, got str"),
         (rk.RNN, {"dropout": np.array([0.1, 0.2])}, TypeError, "dropout: expected a number, got"),

@@ -1,5 +1,7 @@
 """What backward sees on its way, and the penalty on gradient flow, against their definitions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import DTYPES, KINDS, assert_close, assert_same, make_layer, random_problem
@@ -126,7 +128,11 @@ def test_flow_penalty_s_gradient_is_its_definition_s(kind):
     W_hh = weights["weight_hh"]
     for step in reversed(reference.tape.steps[0]):
         v = dh + problem.dy[step.t]
-        back = cell.backward_step((v,), step, weights, None)
+        now = cell
+        if cell.noise:
+            drawn = {name: values[step.t] for name, values in reference.tape.noise[0].items()}
+            now = replace(cell, drawn=drawn)
+        back = now.backward_step((v,), step, weights, None)
         (dh,) = back.prev
         terms.append((v, back.da_h, dh - back.da_h @ W_hh))
 

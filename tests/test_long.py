@@ -9,6 +9,7 @@ import pytest
 from helpers import (
     DTYPES,
     KINDS,
+    QUIET,
     assert_same,
     both_ways,
     fresh_like,
@@ -78,7 +79,7 @@ def test_resets_are_the_reference_s(kind, dtype, options, lengths):
     assert not np.array_equal(plain.forward(layer)[0], y)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", QUIET)  # masks go by the sequence's step
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2}])
 def test_sequences_that_share_a_row_are_those_of_calls_of_their_own(kind, options):
     """The same bits, forward and back; parameters' gradients are sums, in another order."""
@@ -167,9 +168,10 @@ def test_resets_have_the_same_bits_for_any_threads_rows_and_set(kind, shared, T,
         return [y, grads.x, *grads.params.values(), *(a for a in grads.trace if a is not None)]
 
     want = results(1)
-    row = problem.but(x=problem.x[:, 1:2], state=None, dstate=None, resets=problem.resets[:, 1:2])
+    row = problem.but(x=problem.x[:, :1], state=None, dstate=None, resets=problem.resets[:, :1])
+    assert row.resets.any()
     alone = row.forward(layer)[0]
-    same_bits(problem.but(state=None).forward(layer)[0][:, 1:2], alone)
+    same_bits(problem.but(state=None).forward(layer)[0][:, :1], alone)
     for threads in (1, 2, 5):
         plan = plan_of(layer, T, B, threads)
         assert (plan.threads, plan.shared) == (threads, shared if threads > 1 else "nothing")
@@ -367,7 +369,8 @@ def test_residual_is_the_reference_s(kind, dtype, bidirectional):
     y, state, tape = problem.forward(layer)
     grads = problem.backward(layer, tape, clip)
     assert_same(layer, (y, state, grads), run_reference(layer, problem, clip))
-    same_bits(layer(problem.x, problem.state, problem.lengths, resets=problem.resets)[0], y)
+    if kind in QUIET:
+        same_bits(layer(problem.x, problem.state, problem.lengths, resets=problem.resets)[0], y)
     for lengths_only in (problem.but(dy=None), problem.but(dstate=None)):
         grads = lengths_only.backward(layer, tape)
         assert_same(layer, (y, state, grads), run_reference(layer, lengths_only))

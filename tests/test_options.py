@@ -18,9 +18,11 @@ from helpers import (
     make_layer,
     on_threads,
     parts,
+    philox,
     random_problem,
     run_reference,
     sets,
+    splitmix,
     wide,
 )
 from plan import plan_of
@@ -65,6 +67,11 @@ OWN = {
     "lstm_haste_projected": {**OF_LSTM, "proj_size": 2},
     "lstm_fastrnns_projected": {**OF_LSTM, "proj_size": 2},
     "slstm": {**OF_LSTM, "heads": 5, "exp_forget": True},
+    "rnn_tanh_noisy": {"zoneout": 0.6},
+    "rnn_relu_noisy": {"zoneout": 0.6},
+    "lstm_noisy": {**OF_LSTM, "zoneout": (0.3, 0.1), "recurrent_dropout": 0.5},
+    "gru_noisy": {"zoneout": 0.6, "recurrent_dropout": 0.5},
+    "gru_reset_before_noisy": {"zoneout": 0.6, "recurrent_dropout": 0.5},
 }
 BETWEEN_LAYERS = ("dropout", "residual")
 
@@ -170,6 +177,7 @@ def test_a_constructor_option_changes_the_result(kind, option):
     assert differ(before, after)
     assert_shown(layer, option, value)
     own = random_problem(layer, 4, 3, lengths="random")
+    layer.dropout_step = own.step
     masks = None if option != "dropout" else masks_of(layer, 4, 3)
     assert_same(layer, run(layer, own), run_reference(layer, own, masks=masks))
 
@@ -431,30 +439,6 @@ def test_unbatched_is_a_batch_of_one(kind, batch_first):
 # --------------------------------------------------------------------------------------- dropout
 
 
-def philox(counter, key):
-    """Philox4x32-10 of counters (4, n) and a key of two words: (4, n) words of 32 bits.
-
-    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC'11, section 3.3.
-    """
-    mask = np.uint64(0xFFFFFFFF)
-    c = [np.asarray(word, np.uint64) for word in counter]
-    k = [np.uint64(word) for word in key]
-    for _ in range(10):
-        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        high, low = [p >> np.uint64(32) for p in (a, b)], [p & mask for p in (a, b)]
-        c = [high[1] ^ c[1] ^ k[0], low[1], high[0] ^ c[3] ^ k[1], low[0]]
-        k = [(k[0] + np.uint64(0x9E3779B9)) & mask, (k[1] + np.uint64(0xBB67AE85)) & mask]
-    return np.array(c)
-
-
-def splitmix(seed, step):
-    """Output number step of SplitMix64 from a seed (Steele, Lea & Flood 2014)."""
-    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return z ^ (z >> 31)
-
-
 def masks_of(layer, T, B):
     """The dropout masks of a layer's next forward: L-1 arrays (T, B, D*P) of 0 and 1 / (1 - p)."""
     C, p = layer.output_size * (1 + layer.bidirectional), layer.dropout
@@ -503,7 +487,9 @@ def test_dropout_is_the_references(isa, kind, dtype, bidirectional):
     options = {"num_layers": 3, "bidirectional": bidirectional, "dtype": dtype, "dropout": 0.3}
     layer = make_layer(kind, 5, 7, **options)
     problem = random_problem(layer, 6, 4, lengths="random")
-    for _ in range(2):  # two steps of training: two masks
+    for step in range(2):  # two steps of training: two masks
+        layer.dropout_step = step
+        problem = problem.but(step=step)
         masks = masks_of(layer, 6, 4)
         with rk.force_isa(isa):
             result = run(layer, problem)
@@ -557,7 +543,7 @@ def test_a_mask_is_kept_by_its_tape():
     problem = random_problem(layer, 4, 3)
     masks = masks_of(layer, 4, 3)
     y, state, tape = problem.forward(layer)
-    problem.forward(layer)
+    problem.but(step=1).forward(layer)
     layer.dropout = 0.1
     grads = problem.backward(layer, tape)
     layer.dropout = 0.5

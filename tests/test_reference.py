@@ -95,6 +95,15 @@ CASES = {
         "activations": (Sigmoid(), Elu()),
         "forward_clip": 1.5,
     },
+    "rnn_tanh_noisy finite": {"cell": "rnn_tanh_noisy", "zoneout": 0.3},
+    "rnn_relu_noisy finite": {"cell": "rnn_relu_noisy", "zoneout": 0.3},
+    "lstm_noisy finite": {"cell": "lstm_noisy", "zoneout": (0.4, 0.3), "recurrent_dropout": 0.4},
+    "gru_noisy finite": {"cell": "gru_noisy", "zoneout": 0.3, "recurrent_dropout": 0.4},
+    "gru_reset_before_noisy finite": {
+        "cell": "gru_reset_before_noisy",
+        "zoneout": 0.3,
+        "recurrent_dropout": 0.4,
+    },
     "slstm heads": {"cell": "slstm", "heads": 2},
     "slstm exp": {"cell": "slstm", "exp_forget": True},
 }
@@ -161,7 +170,7 @@ def activated(m, config, of, a):
     if config.activations is not None:
         act = config.activations[{"g": 1, "n": 1, "c": 2}.get(of, 0)]
     else:
-        act = Relu() if config.cell.endswith("relu") else Tanh() if of in "hgnc" else Sigmoid()
+        act = Relu() if "relu" in config.cell else Tanh() if of in "hgnc" else Sigmoid()
     if config.forward_clip is not None and of != "c":
         a = m.clip(a, -config.forward_clip, config.forward_clip)
     return FORMULAS[type(act).__name__](m, a, *vars(act).values())
@@ -217,9 +226,14 @@ class Problem:
             # No row without inputs: around zero layer norm is too steep for differences.
             masks[..., 0] |= "gain_ih_l0" in self.params
             self.masks = list(2.0 * masks)
+        self.noise = None
+        if dropout:
+            like = (steps, rows, config.hidden_size)
+            self.noise = [drawn_noise(config, like, draw) for _ in self.states[0]]
 
     def forward(self):
-        state, options = joined(self.states), (self.lengths, self.masks, self.resets)
+        state = joined(self.states)
+        options = (self.lengths, self.masks, self.resets, self.noise)
         return forward(self.config, self.params, self.x, state, *options)
 
     def backward(self, clip=None):
@@ -270,7 +284,20 @@ class Problem:
         one.states = [s[:, b : b + 1] for s in self.states]
         one.dstates = [s[:, b : b + 1] for s in self.dstates]
         one.masks = None if self.masks is None else [m[:end, b : b + 1] for m in self.masks]
+        if self.noise is not None:
+            one.noise = [
+                {name: values[:end, b : b + 1] for name, values in drawn.items()}
+                for drawn in self.noise
+            ]
         return one
+
+
+def drawn_noise(config, shape, draw):
+    """What training draws in a layer and direction, of a shape, from normal numbers."""
+    return {
+        name: (draw(size=shape) > 0) / (0.5 if name == "recurrent_dropout" else 1.0)
+        for name in CELLS[config.cell].noise
+    }
 
 
 def split(state):
@@ -303,9 +330,11 @@ def assert_equal(actual, expected):
 
 
 every_case = pytest.mark.parametrize("case", CASES)
-# Other tests compare general cells without options with the usual cells, and CIFG with the LSTM.
+# Other tests compare general and noisy cells without options with the usual cells, and CIFG with
+# the LSTM.
+OF_OPTIONS = ("_general", "_general_projected", "_noisy")
 every_formula = pytest.mark.parametrize(
-    "case", [case for case in CASES if not case.endswith(("_general", "_general_projected"))]
+    "case", [case for case in CASES if not case.endswith(OF_OPTIONS)]
 )
 every_shape = pytest.mark.parametrize(
     ("layers", "bidirectional"), [(1, False), (1, True), (2, False), (2, True)]
@@ -451,8 +480,8 @@ def test_residual_layer_adds_its_input_before_dropout_to_its_output(case):
     def layer(k, inputs):
         params = {n[:-1] + "0": p for n, p in both.params.items() if n.endswith(f"_l{k}")}
         state = joined([s[k : k + 1] for s in both.states])
-        config = config_of(case, inputs.shape[-1], P)
-        return forward(config, params, inputs, state, both.lengths)[0]
+        config, noise = config_of(case, inputs.shape[-1], P), both.noise[k : k + 1]
+        return forward(config, params, inputs, state, both.lengths, noise=noise)[0]
 
     below = layer(0, both.x)
     assert_same(y, layer(1, below * both.masks[0]) + below, "y")
@@ -525,7 +554,7 @@ def test_one_step_of_one_output_is_the_equation(case):
     W_hr = np.array([1.1, 0.8]) if CELLS[cell].projects else None
     p = np.outer([0.5, -1.2, 0.7], [1.0, -0.4])[: CELLS[cell].vectors or 3, :units]
     p = p * (cell == "lstm_peephole" or config.peephole)
-    if cell.endswith("relu"):
+    if "relu" in cell:
         b = b + 1  # on the side where relu passes something
     if cell.startswith("min_gru"):
         z, v = (w[k] * x + b[k] for k in (0, 1))
@@ -566,9 +595,13 @@ def test_one_step_of_one_output_is_the_equation(case):
         a = w * x + b + u * h + (0 if cell.startswith("ind") else d)
         if "rnn" in cell:
             expected = [activated(np, config, "h", a[0])]
-            assert not cell.endswith("relu") or np.all(a > 0)
+            assert "relu" not in cell or np.all(a > 0)
         else:
             expected = lstm_step(config, a, c, p, W_hr)
+    if cell.endswith("noisy"):  # the mean of zoneout; that of recurrent dropout is a factor of 1
+        zoneout = config.zoneout if isinstance(config.zoneout, tuple) else (config.zoneout,) * 2
+        blends = zip(zoneout, (h, c), expected, strict=False)
+        expected = [p * before + (1 - p) * new for p, before, new in blends]
     given = {"weight_ih": w, "weight_hh": u, "bias_ih": b, "bias_hh": d}
     given |= {"weight_ch": p, "weight_hr": W_hr, "lambda": np.array(0.3)}
     if "gain_ih_l0" in parameter_shapes(config):
@@ -694,6 +727,67 @@ def test_general_cell_of_the_usual_activations_is_the_cell(cell, kind):
     for clip in (None, Clip(step_value=0.05, step_norm=0.3)):
         grads, expected = other.backward(clip), one.backward(clip)
         assert_same_gradients(grads, expected.params, expected.x, split(expected.state))
+
+
+NOISY = [cell for cell in CELLS if CELLS[cell].noise]
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_noisy_cell_without_noise_is_the_cell(kind):
+    one = Problem(config_of(kind.removesuffix("_noisy"), I, P, 2, bidirectional=True))
+    other = Problem(config_of(kind, I, P, 2, bidirectional=True)).taking(one)
+    other.params = one.params
+    whole = [{name: np.ones((T, B, P)) for name in CELLS[kind].noise} for _ in range(4)]
+    for noise in (None, whole):
+        other.noise = noise
+        assert_same(other.forward()[0], one.forward()[0], "y")
+        for clip in (None, Clip(step_value=0.05, step_norm=0.3)):
+            grads, expected = other.backward(clip), one.backward(clip)
+            assert_same_gradients(grads, expected.params, expected.x, split(expected.state))
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_zoneout_keeps_a_unit_and_passes_its_gradient_by(kind):
+    problem = Problem(config_of(kind), steps=1)
+    problem.noise = [{name: np.zeros((1, B, P)) for name in CELLS[kind].noise}]
+    _, state, _ = problem.forward()
+    grads = problem.backward()
+    total = [problem.dstates[0] + problem.dy, *problem.dstates[1:]]
+    for before, after, d, d_before in zip(
+        problem.states, split(state), total, split(grads.state), strict=True
+    ):
+        np.testing.assert_array_equal(after, before)
+        assert_same(d_before, d, "gradient of the state")
+    assert not any(g.any() for g in grads.params.values())
+
+
+def test_zoneout_of_c_leaves_h_the_new_c():
+    problem = Problem(config_of("lstm_noisy"), steps=1)
+    ones, zeros = np.ones((1, B, P)), np.zeros((1, B, P))
+    whole = {"zoneout_h": ones, "zoneout_c": ones, "recurrent_dropout": ones}
+    problem.noise = [whole]
+    _, (h, _), _ = problem.forward()
+    problem.noise = [whole | {"zoneout_c": zeros}]
+    _, (h_kept, c_kept), _ = problem.forward()
+    np.testing.assert_array_equal(h_kept, h)
+    np.testing.assert_array_equal(c_kept, problem.states[1])
+
+
+@pytest.mark.parametrize("kind", ["lstm_noisy", "gru_noisy", "gru_reset_before_noisy"])
+def test_recurrent_dropout_multiplies_the_candidate(kind):
+    problem = Problem(config_of(kind), steps=1)
+    ones = {name: np.ones((1, B, P)) for name in CELLS[kind].noise}
+    states = []
+    for factor in (0.0, 1.0, 2.5):
+        problem.noise = [ones | {"recurrent_dropout": np.full((1, B, P), factor)}]
+        *_, tape = problem.forward()
+        states.append(tape.steps[0][0].new[-1])  # c, or h of a GRU
+    gates = gates_by_name(problem)
+    i, candidate = (gates["i"], gates["g"]) if kind[0] == "l" else (1 - gates["z"], gates["n"])
+    assert_same(states[1] - states[0], i * candidate, "the candidate's part")
+    assert_same(states[2] - states[0], 2.5 * i * candidate, "the part of a larger factor")
+    kept = {"keep": gates["f" if kind[0] == "l" else "z"]}["keep"]
+    assert_same(states[0], kept * problem.states[-1][0], "what is left without it")
 
 
 @pytest.mark.parametrize("projected", ["", "_projected"])
@@ -1013,6 +1107,7 @@ def test_the_tape_is_a_value():
     *_, tape = problem.forward()
     for array in (problem.x, *problem.states, *problem.masks):
         array[...] = np.nan
+    problem.noise.clear()
     after = backward(problem.config, problem.params, tape, problem.dy, joined(problem.dstates))
     np.testing.assert_array_equal(before.x, after.x)
 
@@ -1192,7 +1287,7 @@ def test_step_value_bounds_each_argument_of_a_single_step(case):
     grads = problem.backward(Clip(step_value=c))
     da_free, da = (g.params["bias_ih_l0"].reshape(-1, n_units) for g in (free, grads))
     expected = np.clip(da_free, -c, c)
-    if cell in ("gru", "gru_general", "gru_haste"):
+    if cell in ("gru", "gru_general", "gru_haste", "gru_noisy"):
         passed = da_free[2] != 0  # not where the forward clip limits a_n
         ratio = np.divide(da[2], da_free[2], out=np.zeros(n_units), where=passed)
         expected[0] = np.clip(da_free[0] * ratio, -c, c)
@@ -1472,8 +1567,16 @@ def hooked_step(torch, config, x, state, w, clip):
     def a(k, seen=0.0):
         return clipped(from_x[k] + W_h[k] @ h_prev + b_h[k] + seen)
 
+    def zoned_out(*new):  # the mean of the noise
+        if not cell.endswith("noisy"):
+            return list(new)
+        zoneout = config.zoneout if isinstance(config.zoneout, tuple) else (config.zoneout,)
+        before = (h_prev, *state[1:])
+        pairs = zip(zoneout * len(new), new, before, strict=False)
+        return [(1 - p) * one + p * other for p, one, other in pairs]
+
     if cell.startswith("rnn"):
-        return [act("h", a(0))]
+        return zoned_out(act("h", a(0)))
     if cell.startswith(("lstm", "cifg")):
         c = state[1]
         p = w["weight_ch"].reshape(gates - 1, -1) if "weight_ch" in w else torch.zeros(3, 1)
@@ -1483,13 +1586,13 @@ def hooked_step(torch, config, x, state, w, clip):
         h = act("o", a(gates - 1, p[gates - 2] * c)) * act("c", c)
         if "weight_hr" in w:
             h = limited(w["weight_hr"] @ h, config.proj_clip)
-        return [h, c]
+        return zoned_out(h, c)
     r, z = act("r", a(0)), act("z", a(1))
     if "before" in cell:
         n = act("n", clipped(from_x[2] + W_h[2] @ (r * h_prev) + b_h[2]))
     else:
         n = act("n", clipped(from_x[2] + r * (W_h[2] @ h_prev + b_h[2])))
-    return [(1 - z) * n + z * h_prev]
+    return zoned_out((1 - z) * n + z * h_prev)
 
 
 @every_case
@@ -1712,6 +1815,8 @@ def test_the_examples_run(name):
         ({"lengths": [1, 5, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1 5 2\]"),
         ({"lengths": [1, 0.5, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1"),
         ({"masks": []}, "masks: expected 1 arrays, got 0"),
+        ({"noise": [{}]}, "noise: expected 2 mappings, got 1"),
+        ({"noise": [{"a": 1}, {}]}, r"noise\[0\]: expected the names \[\], got \['a'\]"),
         ({"masks": [np.ones((3, 3, 1))]}, r"masks\[0\]: expected shape \(3, 3, 2\), got"),
         ({"params": {}}, r"params: expected the names \['weight_ih_l0', .*\], got \[\]"),
         ({"dy": np.zeros((3, 3, 1))}, r"dy: expected shape \(3, 3, 2\), got \(3, 3, 1\)"),
@@ -1780,6 +1885,27 @@ def test_an_unknown_cell_is_named():
             r"activations: expected None or a tuple of 2, of r and z; n, for gru_general, got \(",
         ),
         ({"cell": "gru", "activations": ()}, r"activations: expected None for gru, got \(\)"),
+        ({"cell": "gru", "zoneout": 0.5}, "zoneout: expected 0 for gru, got 0.5"),
+        (
+            {"cell": "gru_noisy", "zoneout": (0.5, 0.5)},
+            r"zoneout: expected a number from 0 to below 1 for gru_noisy, got \(0.5, 0.5\)",
+        ),
+        (
+            {"cell": "lstm_noisy", "zoneout": (0.5, 0.5, 0.5)},
+            "zoneout: expected a number from 0 to below 1, or 2 of them, for lstm_noisy, got ",
+        ),
+        *(
+            (
+                {"cell": "lstm_noisy", name: bad},
+                f"{name}: expected a number from 0 to below 1.* for lstm_noisy, got {bad}",
+            )
+            for name in ("zoneout", "recurrent_dropout")
+            for bad in (1.0, -0.1, np.nan)
+        ),
+        (
+            {"cell": "rnn_tanh_noisy", "recurrent_dropout": 0.5},
+            "recurrent_dropout: expected 0 for rnn_tanh_noisy, got 0.5",
+        ),
         *(
             ({name: bad}, f"{name}: expected None or a number > 0 for lstm_projected, got {bad}")
             for name in ("cell_clip", "proj_clip")
@@ -1800,7 +1926,7 @@ def test_flow_penalty_is_refused_where_it_is_not_defined(case):
     problem = Problem(config_of(case), steps=0)
     *_, tape = problem.forward()
     defined = ("rnn_tanh", "rnn_relu", "gru", "rnn_general", "gru_general", "gru_haste")
-    if CASES[case]["cell"] in defined:
+    if CASES[case]["cell"] in (*defined, "rnn_tanh_noisy", "rnn_relu_noisy", "gru_noisy"):
         backward(problem.config, problem.params, tape, flow_penalty=0.5)
         return
     backward(problem.config, problem.params, tape, flow_penalty=0.0)

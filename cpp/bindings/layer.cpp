@@ -198,7 +198,7 @@ bool has_heads(const KindInfo& info) {
 }
 
 CellConstants constants_of(const CellOptions& options) {
-  CellConstants constants{options.cell_clip, options.projection_clip, options.forward_clip, {}};
+  CellConstants constants{options.cell_clip, options.projection_clip, options.forward_clip, {}, {}};
   for (const double clip : {options.cell_clip, options.projection_clip, options.forward_clip})
     if (!(clip > 0)) bad_value("clip", "a number > 0", std::to_string(clip));
   constexpr std::size_t most = std::size(CellConstants{}.activations);
@@ -216,6 +216,11 @@ CellConstants constants_of(const CellOptions& options) {
   if (options.heads < 1 || options.heads > most_heads)
     bad_value("heads", "from 1 to " + std::to_string(most_heads), std::to_string(options.heads));
   constants.heads = static_cast<int>(options.heads), constants.exp_forget = options.exp_forget;
+  for (std::size_t i = 0; i < options.noise.size(); ++i) {
+    constants.noise[i] = options.noise[i];
+    if (!(0 <= options.noise[i] && options.noise[i] < 1))
+      bad_value("noise", "probabilities from 0 to below 1", std::to_string(options.noise[i]));
+  }
   return constants;
 }
 
@@ -303,9 +308,9 @@ py::tuple LayerStack::forward(const py::dict& params, const py::object& x, const
                               const py::object& lengths, const py::object& resets, bool batch_first,
                               bool keep, Index segment, const py::tuple& dropout) const {
   ForwardOptions options{batch_first, keep, segment, {}};
-  const auto [p, seeds, step] =
-      dropout.cast<std::tuple<double, std::vector<std::uint64_t>, std::uint64_t>>();
-  for (const std::uint64_t seed : seeds) options.dropouts.push_back({p, seed, step});
+  const auto [p, seeds, step, training] =
+      dropout.cast<std::tuple<double, std::vector<std::uint64_t>, std::uint64_t, bool>>();
+  for (const std::uint64_t seed : seeds) options.dropouts.push_back({p, seed, step, 0, training});
   if (static_cast<Index>(options.dropouts.size()) != sizes_.count())
     bad_value("dropout", std::to_string(sizes_.count()) + " seeds",
               std::to_string(options.dropouts.size()));
@@ -452,17 +457,17 @@ void bind_layer(py::module_& m) {
                        bool bidirectional, bool residual, bool is_double, Index members,
                        bool peephole, double cell_clip, double projection_clip, double forward_clip,
                        std::vector<std::tuple<std::string, double, double>> activations,
-                       Index heads, bool exp_forget) {
+                       const std::array<double, kNoises>& noise, Index heads, bool exp_forget) {
              return std::make_unique<LayerStack>(
                  kind, I, H, P, L, bias, bidirectional, residual, is_double, members,
                  CellOptions{peephole, cell_clip, projection_clip, forward_clip,
-                             std::move(activations), heads, exp_forget});
+                             std::move(activations), noise, heads, exp_forget});
            }),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("outputs"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional"), py::arg("residual"),
            py::arg("is_double"), py::arg("members"), py::arg("peephole"), py::arg("cell_clip"),
            py::arg("projection_clip"), py::arg("forward_clip"), py::arg("activations"),
-           py::arg("heads"), py::arg("exp_forget"))
+           py::arg("noise"), py::arg("heads"), py::arg("exp_forget"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
       .def("forward", method_of(&LayerStack::forward), py::arg("params"), py::arg("x"),

@@ -40,6 +40,7 @@ struct CellOptions {
   bool peephole;
   double cell_clip, projection_clip, forward_clip;
   std::vector<std::tuple<std::string, double, double>> activations;  // name, alpha, beta
+  std::array<double, kNoises> noise;  // probabilities, in the order of Noise
   Index heads;
   bool exp_forget;
 };
@@ -56,7 +57,8 @@ class LayerStack {
   py::list parameter_shapes() const;
   py::tuple state_names() const;
 
-  // dropout: (p, seeds of the members, training step). -> (y, last states, tape or None)
+  // dropout: (p, seeds of the members, training step, whether cells draw their noise).
+  // -> (y, last states, tape or None)
   py::tuple forward(const py::dict& params, const py::object& x, const py::object& state,
                     const py::object& lengths, const py::object& resets, bool batch_first,
                     bool keep, Index segment, const py::tuple& dropout) const;

@@ -73,11 +73,13 @@ struct Layer {
   Direction<T> direction[2];
 };
 
-// Dropout between layers: the mask is a function of seed, step, layer and element.
+// Dropout between layers, and what the noise of cells is drawn from: a mask is a function of seed,
+// step, layer and element.
 struct Dropout {
   double p;  // 0: none
   std::uint64_t seed, step;
-  Index first = 0;  // the sequence's step that the call's step 0 is
+  Index first = 0;        // the sequence's step that the call's step 0 is
+  bool training = false;  // cells draw their noise; otherwise they take its mean
 };
 
 // How a caller ends a call early. The calling thread asks now and then, in the caller's own

@@ -46,6 +46,7 @@ class LayerStack:
         projection_clip: float,
         forward_clip: float,
         activations: list[tuple[str, float, float]],
+        noise: tuple[float, float, float],
         heads: int,
         exp_forget: bool,
     ) -> None: ...
@@ -61,7 +62,7 @@ class LayerStack:
         batch_first: bool,
         keep: bool,
         segment: int,
-        dropout: tuple[float, list[int], int],
+        dropout: tuple[float, list[int], int, bool],
     ) -> tuple[Array, tuple[Array, ...], Tape | None]: ...
     def backward(
         self,

@@ -22,6 +22,7 @@ __all__ = [
     "float_dtype",
     "integer",
     "number",
+    "probability",
     "seed_sequence",
     "size",
     "spawned",
@@ -123,6 +124,11 @@ def bound(name: str, value: Any) -> float | None:
     if value is None:
         return None
     return number(name, value, "a finite number > 0", lambda x: x > 0, "a number or None")
+
+
+def probability(name: str, value: Any, kind: str = "a number") -> float:
+    """`value`, the probability of an event that is not certain; `kind` as of `number`."""
+    return number(name, value, "a number from 0 to below 1", lambda x: 0.0 <= x < 1.0, kind)
 
 
 def fixed(name: str, doc: str) -> Any:

@@ -193,9 +193,9 @@ def truncated_bptt(
     over all its reach, with the parameters as they are then: both `y` and the gradients are of
     these. The state that it starts from is what window j - 1 had before step a, with the
     parameters as they were then; it is a constant for the gradients. So each step is computed up
-    to ``ceil(k2 / k1)`` times, and with dropout each time under another mask.
+    to ``ceil(k2 / k1)`` times, and with dropout or zoneout each time under another mask.
 
-    With parameters that don't change, and without dropout, `y` has the bits of a call on the whole
+    With parameters that don't change, and without masks, `y` has the bits of a call on the whole
     sequence, and the gradients of all windows add up to dL/dp with each step's error going back at
     least ``k2 - k1 + 1`` steps, itself included, and at most k2. With ``k1 >= T`` that is all of
     BPTT.

@@ -118,8 +118,10 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
                                             {{ActivationKind::hard_sigmoid, 0.2, 0.5},
                                              {ActivationKind::softsign, 0, 0},
                                              {ActivationKind::softplus, 0, 0}},
+                                            {0.25, 0.5, 0.125},
                                             heads,
                                             ragged};
+  forward.dropout = {0, 12345, 6, 7, ragged};
   forward.L = 1, forward.D = D, forward.H = H, forward.P = P;
   forward.rows = schedule.view(), forward.layers = &layer, forward.threads = 1;
   void* forward_workspace = workspace(use.forward_workspace(forward));
@@ -127,6 +129,7 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
   std::free(forward_workspace);
   BackwardCall<T> backward{};
   backward.kind = kind, backward.constants = forward.constants;
+  backward.dropout = forward.dropout;
   backward.L = 1, backward.D = D, backward.H = H, backward.P = P;
   backward.rows = schedule.view(), backward.layers = &layer, backward.gradients = &gradient;
   backward.clip = clip, backward.threads = 1;

@@ -123,8 +123,9 @@ struct Problem {
     clip.step_value = strength(draw), clip.step_norm = strength(draw);
     clip.value = strength(draw), clip.norm = strength(draw);
     trace = draw.one_in(4);
-    const bool penalized = !info().states[1].name && has(recurrent_matrix) &&
-                           kind != Kind::gru_reset_before && kind != Kind::gru_reset_before_general;
+    const bool penalized =
+        !info().states[1].name && has(recurrent_matrix) && kind != Kind::gru_reset_before &&
+        kind != Kind::gru_reset_before_general && kind != Kind::gru_reset_before_noisy;
     flow_penalty = trace && penalized && draw.one_in(2) ? 0.5 : 0;
     threads = static_cast<int>(1 + draw.below(8));
     values = draw.one_in(4) ? static_cast<Values>(draw.below(6)) : Values::plain;
@@ -133,6 +134,8 @@ struct Problem {
     for (unsigned& l : layout) l = draw.one_in(2) ? draw.byte() : 0;
     forward_set = draw.byte(), backward_set = draw.byte();
     seed = draw.word();
+    for (double& of : constants.noise) of = p[draw.below(7)];
+    dropout.training = !draw.one_in(4), dropout.first = draw.below(20);
   }
 
   const KindInfo& info() const { return kKinds[static_cast<int>(kind)]; }
@@ -217,20 +220,21 @@ struct Problem {
   }
 
   std::string text() const {
-    char line[440];
+    char line[560];
     std::snprintf(
         line, sizeof line,
         "%s f%d T=%td B=%td I=%td H=%td P=%td heads=%d exp_forget=%d cell_clip=%g "
         "projection_clip=%g L=%td D=%td "
         "residual=%d bias=%d state=%d dy=%d dstate=%d "
         "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
-        "trace=%d flow_penalty=%g resets=%zu "
+        "trace=%d flow_penalty=%g resets=%zu noise=(%g, %g, %g) training=%d "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
         info().name, is_double ? 64 : 32, T, B, I, H, P, constants.heads, constants.exp_forget,
         constants.cell_clip, constants.projection_clip, L, D, residual, bias, state, dy, dstate,
         keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
-        clip.value, clip.norm, trace, flow_penalty, resets.size(), threads,
-        static_cast<int>(values), layout[0], layout[1], layout[2], layout[3]);
+        clip.value, clip.norm, trace, flow_penalty, resets.size(), constants.noise[0],
+        constants.noise[1], constants.noise[2], dropout.training, threads, static_cast<int>(values),
+        layout[0], layout[1], layout[2], layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";

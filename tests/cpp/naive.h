@@ -152,6 +152,32 @@ Vec<T> vector_at(const Direction<T>& d, int vector, Index H, Index unit) {
   return of ? load_n(of + vector * H + unit, H - unit) : Vec<T>{};
 }
 
+// A cell's noise in a direction of a layer: one word of the generator a value.
+struct NaiveNoise {
+  const CellConstants& constants;
+  const Dropout& dropout;
+  Index layer;
+  bool reverse;
+
+  template <class T>
+  Vec<T> at(int of, Index t, Index b, Index unit) const {
+    const double p = constants.noise[of];
+    const bool is_factor = of == recurrent_dropout;
+    if (!dropout.training || p == 0) return splat(static_cast<T>(is_factor ? 1 : 1 - p));
+    const auto word32 = [](Index n) { return static_cast<std::uint32_t>(n); };
+    Vec<T> values;
+    for (Index i = 0; i < kLanes<T>; ++i) {
+      const Index j = unit + i;
+      const Words words = philox({{word32(j / 4), word32(b), word32(dropout.first + t),
+                                   word32((1 + 2 * of + reverse) * 65536 + layer)}},
+                                 mix(dropout.seed, dropout.step));
+      const bool zero = words.of[j % 4] < static_cast<std::uint64_t>(p * 4294967296.0);
+      values[i] = zero ? T(0) : static_cast<T>(is_factor ? 1 / (1 - p) : 1);
+    }
+    return values;
+  }
+};
+
 // What a cell reads of them.
 template <class Cell, class T>
 void load_vectors(const Direction<T>& d, Index H, Index unit, Vec<T> (&to)[kMostVectors]) {
@@ -253,6 +279,7 @@ struct NaiveForward {
   Sequence<T> y;  // this direction's columns
   const Direction<T>& d;
   bool reverse;
+  NaiveNoise noise;
   std::vector<T> a, saved, h, c[kMostCarried], operand, arguments_of_x, between;
   T kept = T(1);  // 0 where the state before the step was reset
 
@@ -307,8 +334,8 @@ struct NaiveForward {
       for (Index j = 0; j < H; ++j) a[g * H + j] = b_hh ? b_hh[g * H + j] : T(0);
     }
     kept = rows.is_reset(t, b, reverse) ? T(0) : T(1);
-    phase<0>(h, at(x, t, b));
-    if constexpr (Cell::phases > 1) phase<1>(operand, at(x, t, b));
+    phase<0>(h, t, b);
+    if constexpr (Cell::phases > 1) phase<1>(operand, t, b);
   }
 
   // Both products apart, each from nothing; then the cell's parts, with the moments of c between.
@@ -358,7 +385,7 @@ struct NaiveForward {
   }
 
   template <int phase_index>
-  void phase(const std::vector<T>& recurrent, const T* x_row) {
+  void phase(const std::vector<T>& recurrent, Index t, Index b) {
     constexpr Phase ph = Cell::phase[phase_index];
     const T* const w = d.parameters[recurrent_matrix];
     if (constants.heads > 1)
@@ -376,8 +403,10 @@ struct NaiveForward {
         if (ph.reads >> s & 1u) u.saved[s] = load_n(&saved[s * H + j], n);
       if constexpr (Cell::reads_h_before) u.h_before = load_n(&h[j], n);
       load_vectors<Cell>(d, H, j, u.vectors);
+      for (int k = 0; k < kNoises; ++k)
+        if (Cell::noise >> k & 1u) u.noise[k] = noise.at<T>(k, t, b, j);
       for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_n(&c[k][j], n);
-      if constexpr (Cell::reads_x) u.x = load_n(x_row + j, n);
+      if constexpr (Cell::reads_x) u.x = load_n(at(x, t, b) + j, n);
       if constexpr (Cell::reads_kept) u.kept = splat(kept);
       cell.template forward<phase_index>(u);
       for (int s = 0; s < Cell::saved; ++s)
@@ -437,6 +466,7 @@ void naive_forward(const Cell& cell, const ForwardCall<T>& call, const Rows& row
                             columns_from(layer.y, d * call.P),
                             layer.direction[d],
                             d == 1,
+                            {call.constants, call.dropout, l, d == 1},
                             {},
                             {},
                             {},
@@ -490,6 +520,7 @@ struct NaiveBackward {
   const Clip& clip;
   double flow_penalty;
   bool reverse;
+  NaiveNoise noise;
   std::vector<T> da;           // [alive rows, slots, H]
   std::vector<T> d_vectors;    // [alive rows, vectors, H] what their gradients are sums of
   std::vector<T> own_dx;       // [alive rows, H] what a cell that reads x adds to dL/dx
@@ -613,6 +644,8 @@ struct NaiveBackward {
       if constexpr (Cell::reads_h_before) u.h_before = load_n(h_before(t, b) + j, n);
       if constexpr (Cell::reads_h) u.h = load_n(at(y, t, b) + j, n);
       load_vectors<Cell>(d, H, j, u.vectors);
+      for (int k = 0; k < kNoises; ++k)
+        if (Cell::noise >> k & 1u) u.noise[k] = noise.at<T>(k, t, b, j);
       if constexpr (Cell::reads_x) u.x = load_n(at(x, t, b) + j, n);
       for (int k = 0; k < Cell::carried; ++k) {
         u.c[k] = load_n(carried_of(k, t, rank) + j, n);
@@ -903,6 +936,7 @@ GradientNorm naive_backward(const Cell& cell, const BackwardCall<T>& call, const
                                    call.clip,
                                    call.flow_penalty,
                                    d == 1,
+                                   {call.constants, call.dropout, l, d == 1},
                                    {},
                                    {},
                                    {},

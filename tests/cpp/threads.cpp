@@ -39,12 +39,13 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
   p.P = p.has(projection_matrix) ? p.H - 3 : p.H;
   if (p.info().reads_x)
     p.I = p.H, p.L = D == 1 ? p.L : 1;  // outputs of two directions are no units
-  p.constants = {0.7,
-                 0.3,
-                 0.9,
-                 {{ActivationKind::sigmoid, 0, 0},
-                  {ActivationKind::tanh, 0, 0},
-                  {ActivationKind::tanh, 0, 0}}};
+  p.constants = {
+      0.7,
+      0.3,
+      0.9,
+      {{ActivationKind::sigmoid, 0, 0}, {ActivationKind::tanh, 0, 0}, {ActivationKind::tanh, 0, 0}},
+      {0.1, 0.2, 0.3}};
+  p.dropout.training = true;
   if (heads) p.constants.heads = units_shared ? 5 : 23;  // divisors of H
   const Index recurrent = p.has(recurrent_matrix) ? 2 * p.P / p.constants.heads : 0;
   p.T = 1 + 8500000 / (2 * G * p.H * p.B * D * (p.I + recurrent + (p.L - 1) * D * p.P));

@@ -8,6 +8,7 @@
 #include "lstm.h"
 #include "min_gru.h"
 #include "min_lstm.h"
+#include "noisy.h"
 #include "rg_lru.h"
 #include "rnn.h"
 #include "slstm.h"

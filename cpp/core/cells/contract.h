@@ -29,6 +29,9 @@
 // themselves. The cell gets the gates' arguments made of them, in backward again. If c is
 // normalized, too, the cell has two parts, since c must be complete in the whole row: part 0 ends
 // in c, part 1 makes h of it. Backward takes part 1 first.
+//
+// Noise. A cell without layer norm can read values that training draws for each unit, row and step
+// (`Noise` in kinds.h). It gets the same ones in backward, which draws them again.
 #pragma once
 
 #include "simd/simd.h"
@@ -55,6 +58,7 @@ struct ForwardUnit {
   V saved[kMostSaved];       // in and out, as the phase says
   V h_before;                // in, where the cell reads it
   V vectors[kMostVectors];   // in
+  V noise[kNoises];          // in, where the cell reads it
   V c_before[kMostCarried];  // in: the carried states
   V x;                       // in, where the cell reads it
   V kept;                    // in, where the cell reads it: 0 where `resets` has reset h', else 1
@@ -68,6 +72,7 @@ struct BackwardUnit {
   V saved[kMostSaved];        // in: as forward left them
   V h_before, h;              // in, where the cell reads them
   V vectors[kMostVectors];    // in
+  V noise[kNoises];           // in, where the cell reads it
   V c_before[kMostCarried];   // in
   V c[kMostCarried];          // in
   V x;                        // in, where the cell reads it
@@ -158,6 +163,7 @@ struct CellOf {
   static constexpr bool reads_kept = false;
   static constexpr bool normalizes = times(input_gain) > 0,
                         normalizes_state = times(state_gain) > 0;
+  static constexpr unsigned noise = 0;  // bit n: the cell reads noise[n]
 };
 
 // The same as values, and what the cell's struct says of itself: for the time loops, which are
@@ -167,6 +173,7 @@ struct CellLayout {
   int gates, saved, carried, slots, vectors, phases;
   bool elementwise, projects, reads_h_before, reads_h;
   bool has_sums_alone;  // of any gate: see stands_alone
+  unsigned noise;       // bit n: the cell reads noise[n]
   Phase phase[kMostPhases];
   int input_slot[kMostGates], recurrent_slot[kMostGates];
   int vector_slot[kMostVectors];  // where backward writes d_vectors: behind the products' slots
@@ -212,6 +219,7 @@ constexpr CellLayout layout_of() {
                     Cell::reads_h_before,
                     Cell::reads_h,
                     false,
+                    Cell::noise,
                     {},
                     {},
                     {},

@@ -135,7 +135,13 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden},
       {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh, kGainC, kBiasC, kWeightHr})       \
   ROW(gru_haste, GruHaste, 3, 6, false, {kH},                                                      \
       {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh})                                    \
-  ROW(slstm, Slstm, 4, 5, false, {kH, kC, kN, kM}, {kWeightIh, kWeightHeads, kBiasIh})
+  ROW(slstm, Slstm, 4, 5, false, {kH, kC, kN, kM}, {kWeightIh, kWeightHeads, kBiasIh})             \
+  ROW(rnn_tanh_noisy, RnnTanhNoisy, 1, 1, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})   \
+  ROW(rnn_relu_noisy, RnnReluNoisy, 1, 1, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})   \
+  ROW(lstm_noisy, LstmNoisy, 4, 4, false, {kH, kC}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})      \
+  ROW(gru_noisy, GruNoisy, 3, 4, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})            \
+  ROW(gru_reset_before_noisy, GruResetBeforeNoisy, 3, 3, false, {kH},                              \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh})
 // clang-format on
 
 #define RNNKERN_NAME(kind, Cell, ...) kind,
@@ -171,6 +177,15 @@ struct Activation {
   double alpha, beta;
 };
 
+// What training draws in a cell: for each unit a value that is zero with some probability p. An
+// evaluation takes the mean.
+enum Noise : int {
+  zoneout_h,          // 1 where h takes its new value, 0 where it keeps the one before
+  zoneout_c,          // the same for c
+  recurrent_dropout,  // the candidate's factor: 0 or 1 / (1 - p)
+  kNoises
+};
+
 // What a cell can be told besides its parameters; infinity: off.
 struct CellConstants {
   double cell_clip;        // bound of the elements of c
@@ -179,6 +194,7 @@ struct CellConstants {
   // (gates, candidate, and of an LSTM c).
   double forward_clip;
   Activation activations[3];
+  double noise[kNoises];    // p
   int heads = 1;            // N, of a cell with heads
   bool exp_forget = false;  // of an sLSTM: exp as the forget gate's nonlinearity
 };

@@ -7,6 +7,7 @@
 // bits.
 #pragma once
 
+#include "recurrence/noise.h"
 #include "recurrence/row_norm.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -47,6 +48,7 @@ struct BackwardWorkspace {
   T* dh;                // [B, padded P] dL/dh': what takes no product, then all of it
   T* dc;                // [states but h, B, padded H]
   T* d_operand;         // [B, padded H] of phase 1, or of the projection
+  T* noise;             // [noises, B, padded H] of the step at hand
   T* scale;             // [B] step_norm's factor of dh
   T* dh_full;           // [B, padded P] dL/dh of the step, for the trace
   T* fresh;             // [states, padded H], of rows without a state before
@@ -111,6 +113,7 @@ struct BackwardWorkspace {
     dh = arena.allocate<T>(s.B * Pp);
     dc = arena.allocate<T>(of.carried * s.B * Hp);
     d_operand = arena.allocate<T>(of.has_operand() ? s.B * Hp : 0);
+    noise = arena.allocate<T>(of.noise ? kNoises * s.B * Hp : 0);
     scale = arena.allocate<T>(s.B);
     dh_full = arena.allocate<T>(traced ? s.B * Pp : 0);
     fresh = arena.allocate<T>((1 + of.carried) * Hp);
@@ -162,6 +165,7 @@ struct Backward {
   const Clip& clip;
   double flow_penalty;
   bool reverse;
+  NoiseSource<T> noise;
   const BackwardWorkspace<T>& workspace;
   const BackwardRowPointers<T>& row_ptrs;  // this thread's
   // Whether one thread takes all rows and units. The gradients of layer norm's gains then get what
@@ -192,6 +196,7 @@ struct Backward {
     return alone ? workspace.own_da + r * cell.own_slots * padded<T>(H)
                  : da_row(t, r) + workspace.summed_size();
   }
+  T* noise_row(int of, Index r) const { return workspace.noise + (of * rows.B + r) * padded<T>(H); }
   T* projected_row(Index t, Index r) const {
     return workspace.projected + chunk_row(t, r) * padded<T>(H);
   }
@@ -298,6 +303,7 @@ struct Backward {
       const Index t = step_at(i);
       const Index n = most(0, least(alive_at(rows, t), part.rows.last) - part.rows.first);
       if (n == 0) continue;
+      noise.draw(t, part, n, [&](int of, Index r) { return noise_row(of, r); });
       if (cell.projects) {
         unclip(part, t, n);
         if (!part.team.wait()) return;
@@ -354,13 +360,16 @@ struct Backward {
   static constexpr Index units_ahead = 256;
 
   BackwardStep<T> step_of(const WorkShare& part) const {
-    return {&constants,
-            workspace.vectors,
-            H,
-            part.blocks,
-            static_cast<T>(clip.step_value),
-            ceil_div(units_ahead, H),
-            dy.row_stride};
+    BackwardStep<T> step{&constants,
+                         workspace.vectors,
+                         H,
+                         part.blocks,
+                         static_cast<T>(clip.step_value),
+                         ceil_div(units_ahead, H),
+                         dy.row_stride,
+                         {}};
+    for (int of = 0; of < kNoises; ++of) step.mean[of] = noise.mean(of);
+    return step;
   }
 
   // The cell's derivative of one phase, the step clip included.
@@ -430,6 +439,8 @@ struct Backward {
       at.c_before[k] = c_before(k, t, r);
       at.dc[k] = workspace.dc + (k * rows.B + r) * Hp;
     }
+    for (int of = 0; of < kNoises; ++of)
+      if (noise.draws(of)) at.noise[of] = noise_row(of, r);
     if (cell.projects)
       at.projected = projected_row(t, r);
     else

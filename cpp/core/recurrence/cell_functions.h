@@ -80,6 +80,10 @@ struct CellMaths {
     for (int v = 0; v < Cell::prepared; ++v)
       u.vectors[v] =
           load_each<T, U>([&](int i) { return s.vectors + v * s.Hp + block[i] * kLanes<T>; });
+    for (int k = 0; k < kNoises; ++k)
+      if (Cell::noise >> k & 1u)
+        u.noise[k] = s.noise[k] ? load_each<T, U>(of(s.noise[k]))
+                                : splat_each<T, U>([&](int) { return s.mean[k]; });
     for (int k = 0; k < Cell::carried; ++k) u.c_before[k] = load_each<T, U>(of(s.c + k * s.state));
     const auto left = [&](int i) { return s.H - block[i] * kLanes<T>; };
     if constexpr (Cell::reads_x)
@@ -166,6 +170,10 @@ struct CellMaths {
     if constexpr (Cell::reads_h) u.h = load_each<T, U>(at(row.h), left);
     for (int v = 0; v < Cell::prepared; ++v)
       u.vectors[v] = load_each<T, U>(at(step.vectors + v * Hp));
+    for (int k = 0; k < kNoises; ++k)
+      if (Cell::noise >> k & 1u)
+        u.noise[k] = row.noise[k] ? load_each<T, U>(at(row.noise[k]))
+                                  : splat_each<T, U>([&](int) { return step.mean[k]; });
     if constexpr (Cell::reads_x) u.x = load_each<T, U>(at(row.x), left);
     for (int k = 0; k < Cell::carried; ++k) {
       u.c[k] = load_each<T, U>(at(row.c[k]));

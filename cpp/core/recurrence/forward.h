@@ -1,6 +1,7 @@
 // Forward through time for one direction of one layer: the only forward time loop there is.
 #pragma once
 
+#include "recurrence/noise.h"
 #include "recurrence/row_norm.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -85,6 +86,7 @@ struct ForwardWorkspace {
   T* operand;       // [B, padded H] of phase 1, or of the projection
   T* z;             // [chunk, B, slots, padded H], unless kept on the tape
   T* moments;       // [B, kMoments] of layer norm, unless kept on the tape
+  T* noise;         // [noises, B, padded H] of the step at hand
   Index chunk = 0;  // steps
 
   // most_steps: of a chunk.
@@ -99,6 +101,7 @@ struct ForwardWorkspace {
     operand = arena.allocate<T>(cell.has_operand() ? s.B * padded<T>(H) : 0);
     z = arena.allocate<T>(chunk * s.B * row);
     moments = arena.allocate<T>(cell.normalizes ? s.B * kMoments : 0);
+    noise = arena.allocate<T>(cell.noise ? kNoises * s.B * padded<T>(H) : 0);
   }
 };
 
@@ -137,6 +140,7 @@ struct Forward {
   Sequence<T> y;
   const Direction<T>& d;
   bool reverse, from_end;
+  NoiseSource<T> noise;
   const ForwardWorkspace<T>& workspace;
   const ForwardWeights<T>& weights;
   const ForwardRowPointers<T>& row_ptrs;
@@ -194,6 +198,7 @@ struct Forward {
   void only_step_of() {
     const Index n = alive(0), width = blocks_at_once<G>(n, H);
     reset(0, n);
+    draw_noise(0, n);
     const Index count = ceil_div(part.blocks.size(), width);
     for (Index i = 0; i < count && n > 0; ++i) {
       const Index first = part.blocks.first + (from_end ? count - 1 - i : i) * width;
@@ -284,6 +289,7 @@ struct Forward {
     const Index n = alive(t);
     if (n == 0) return true;
     reset(t, n);
+    draw_noise(t, n);
     for (int p = 0; p < cell.phases; ++p) {
       if (!phase(p, t, n, part.blocks) || !meet()) return false;
     }
@@ -319,6 +325,12 @@ struct Forward {
       for (int k = 0; k < cell.carried; ++k)
         clear(1 + k, workspace.c + (k * rows.B + r) * Hp, part.blocks);
     }
+  }
+
+  // What the cell's maths of step t reads, for this thread's rows and units.
+  T* noise_row(int of, Index r) const { return workspace.noise + (of * rows.B + r) * padded<T>(H); }
+  void draw_noise(Index t, Index n) const {
+    noise.draw(t, part, n, [&](int of, Index r) { return noise_row(of, r); });
   }
 
   // Hands out the states of a row at its own last step.
@@ -385,7 +397,7 @@ struct Forward {
     const auto& maths = functions.phase[index];
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
     for (Index i = 0; i < n; ++i) row_ptrs.z_now[i] = z_row(t, first + i);
-    const ForwardStep<T> s{
+    ForwardStep<T> s{
         &constants,
         row_ptrs.z_now,
         workspace.h[now] + skipped,
@@ -405,7 +417,13 @@ struct Forward {
                      : nullptr,
         x.row_stride,
         rows.resets ? row_ptrs.kept + first : nullptr,
-        cell.normalizes ? moments_row(t, first) : nullptr};
+        cell.normalizes ? moments_row(t, first) : nullptr,
+        {},
+        {}};
+    for (int of = 0; cell.noise && of < kNoises; ++of) {
+      s.noise[of] = noise.draws(of) ? noise_row(of, first) : nullptr;
+      s.mean[of] = noise.mean(of);
+    }
     if (cell.elementwise) {
       maths.forward(s, n, blocks.first, static_cast<int>(blocks.size()));
       constexpr Index vector_operations = 32;  // of a cell's maths, about

@@ -9,6 +9,7 @@ namespace rnnkern::RNNKERN_ISA {
 template <class Cell, class T>
 struct NormMaths {
   static constexpr int G = Cell::gates;
+  static_assert(Cell::noise == 0);
 
   template <class U>
   RNNKERN_INLINE U all(T x) {

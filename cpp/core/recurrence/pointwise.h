@@ -26,14 +26,17 @@ struct ForwardStep {
   bool keeps;   // what backward reads
   const T* x;   // rows as those of y, as the caller has them; null: the cell reads none
   Index x_row;
-  const T* kept;  // [rows] 0 where h' was reset, else 1; null: it was nowhere
-  T* moments;     // [rows, kMoments] of layer norm
+  const T* kept;            // [rows] 0 where h' was reset, else 1; null: it was nowhere
+  T* moments;               // [rows, kMoments] of layer norm
+  const T* noise[kNoises];  // [rows, padded H]; null: `mean` for all
+  T mean[kNoises];
 };
 
 // One row at one time step of backward. Null: there are none, or they are not wanted.
 template <class T>
 struct BackwardRow {
   const T *saved, *h_before, *h, *dy, *d_operand, *x;
+  const T* noise[kNoises];  // [padded H]; null: `mean` of the step for all
   const T *c_before[kMostCarried], *c[kMostCarried];
   T* dc[kMostCarried];
   T *dh, *dh_full, *da, *projected, *dx;
@@ -54,6 +57,7 @@ struct BackwardStep {
   T step_value;  // infinity: off
   Index ahead;   // rows that memory is asked for before they are needed
   Index dy_row;  // from row to row of dy
+  T mean[kNoises];
 };
 
 // The place of a tile of so many panels in OfPhase::tile.

@@ -210,6 +210,30 @@ RNNKERN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return
 RNNKERN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return a * b + c; }
 #endif
 
+// The products of the lower halves of 64-bit elements.
+using WideBits = VectorOf<double>::Bits;
+#if defined(__AVX512F__)
+RNNKERN_INLINE WideBits multiply_halves(WideBits a, WideBits b) {
+  return reinterpret_cast<WideBits>(
+      _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+#elif defined(__AVX2__)
+RNNKERN_INLINE WideBits multiply_halves(WideBits a, WideBits b) {
+  return reinterpret_cast<WideBits>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+#elif defined(__x86_64__)
+RNNKERN_INLINE WideBits multiply_halves(WideBits a, WideBits b) {
+  return reinterpret_cast<WideBits>(
+      _mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+}
+#else
+RNNKERN_INLINE WideBits multiply_halves(WideBits a, WideBits b) {
+  return reinterpret_cast<WideBits>(vmull_u32(vmovn_u64(reinterpret_cast<uint64x2_t>(a)),
+                                              vmovn_u64(reinterpret_cast<uint64x2_t>(b))));
+}
+#endif
+
 // Correctly rounded; the compiler makes one instruction of it (-fno-math-errno).
 RNNKERN_INLINE Vec<float> square_root(Vec<float> x) {
   for (int i = 0; i < kLanes<float>; ++i) x[i] = __builtin_sqrtf(x[i]);

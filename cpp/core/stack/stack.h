@@ -149,6 +149,9 @@ struct Stack {
   Sequence<const T> input(Index l) const {  // of a layer, after dropout
     return drops(l) ? read_only(dropped()) : call.layers[l].x;
   }
+  NoiseSource<T> noise(Index l, Index d) const {
+    return {cell.noise, call.constants, call.dropout, call.rows, l, d == 1};
+  }
   void drop_input(Index l, Index from, Index steps, const Team& team) const {
     if (!drops(l)) return;
     apply_dropout(from_step(call.dropout, from), l, steps_of(call.rows, from, steps),
@@ -262,10 +265,10 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
                   const WorkShare& part) const {
     const Layer<T>& layer = call.layers[l];
     const Sequence<T> y{layer.y.data + d * call.P, layer.y.time_stride, layer.y.row_stride};
-    return {functions, cell,          call.constants, call.rows, call.H,
-            call.P,    layer.inputs,  this->input(l), y,         layer.direction[d],
-            d == 1,    call.from_end, workspace,      weights,   pointers,
-            part};
+    return {functions, cell,          call.constants,    call.rows, call.H,
+            call.P,    layer.inputs,  this->input(l),    y,         layer.direction[d],
+            d == 1,    call.from_end, this->noise(l, d), workspace, weights,
+            pointers,  part};
   }
 };
 
@@ -432,6 +435,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
             call.clip,
             call.flow_penalty,
             d == 1,
+            this->noise(l, d),
             workspace,
             pointers};
   }

@@ -1,7 +1,7 @@
-// The counter-based generator behind dropout: Philox4x32-10, Salmon et al. 2011, "Parallel random
-// numbers: as easy as 1, 2, 3", SC'11. A mask element is a function of seed, training step, layer,
-// time step, row and channel, so it is the same for any threads, batch and padding, and backward
-// draws it again instead of storing it.
+// The counter-based generator behind dropout and the noise of cells: Philox4x32-10, Salmon et al.
+// 2011, "Parallel random numbers: as easy as 1, 2, 3", SC'11. A mask element is a function of seed,
+// training step, layer, time step, row and channel, so it is the same for any threads, batch and
+// padding, and backward draws it again instead of storing it.
 #pragma once
 
 #include "threads/team.h"
@@ -24,6 +24,61 @@ inline Words philox(Words counter, std::uint64_t key) {
     low += 0x9E3779B9, high += 0xBB67AE85;
   }
   return counter;
+}
+
+// The key of each round.
+struct KeySchedule {
+  explicit KeySchedule(std::uint64_t key) {
+    std::uint32_t low = static_cast<std::uint32_t>(key);
+    std::uint32_t high = static_cast<std::uint32_t>(key >> 32);
+    for (int round = 0; round < 10; ++round, low += 0x9E3779B9, high += 0xBB67AE85)
+      of[round][0] = low, of[round][1] = high;
+  }
+  std::uint64_t of[10][2];
+};
+
+// Words of N kLanes<double> counters side by side: those of {first, ...}, {first + 1, ...} and so
+// on, one counter's four behind the other's. The vectors hold words in 64-bit elements, whose upper
+// halves are of no account.
+template <int N>
+RNNKERN_INLINE void draw_words(const Words& counter, std::uint64_t first, const KeySchedule& keys,
+                               std::uint32_t* to) {
+  constexpr WideBits zero{};
+  WideBits numbers{};
+  for (int i = 0; i < kLanes<double>; ++i) numbers[i] = first + static_cast<std::uint64_t>(i);
+  WideBits c[N][4];
+  for (int n = 0; n < N; ++n) {
+    for (int i = 1; i < 4; ++i) c[n][i] = zero + counter.of[i];
+    c[n][0] = numbers + static_cast<std::uint64_t>(n * kLanes<double>);
+  }
+  const WideBits multiplier_a = zero + 0xD2511F53, multiplier_b = zero + 0xCD9E8D57;
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    const WideBits low = zero + keys.of[round][0], high = zero + keys.of[round][1];
+#pragma GCC unroll 2
+    for (WideBits(&w)[4] : c) {
+      const WideBits a = multiply_halves(w[0], multiplier_a);
+      const WideBits b = multiply_halves(w[2], multiplier_b);
+      w[0] = (b >> 32) ^ w[1] ^ low;
+      w[1] = b;
+      w[2] = (a >> 32) ^ w[3] ^ high;
+      w[3] = a;
+    }
+  }
+  const auto two = [](WideBits a, WideBits b) __attribute__((always_inline)) {
+    return reinterpret_cast<Vec<double>>((a & 0xFFFFFFFF) | b << 32);
+  };
+  for (int n = 0; n < N; ++n) {
+    Vec<double> pairs[2];
+    zip<double>(two(c[n][0], c[n][1]), two(c[n][2], c[n][3]), pairs[0], pairs[1]);
+    __builtin_memcpy(to + n * 4 * kLanes<double>, pairs, sizeof pairs);
+  }
+}
+
+// The last word of a counter of a cell's noise. That of dropout is a layer, which is below 2^16.
+inline std::uint32_t noise_place(int of, Index layer, bool reverse) {
+  return static_cast<std::uint32_t>((1 + 2 * of + reverse) << 16) |
+         static_cast<std::uint32_t>(layer);
 }
 
 // The finalizer of SplitMix64 (Steele, Lea & Flood 2014): spreads seed and step over the key.

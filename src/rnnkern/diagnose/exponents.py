@@ -36,7 +36,8 @@ def lyapunov(
     Parameters
     ----------
     layer : recurrent layer
-        Not bidirectional. Dropout does not act, and nothing of the layer is changed.
+        Not bidirectional. Dropout does not act, zoneout by its mean; nothing of the layer is
+        changed.
     x, state
         As in calling the layer; T at least 1. All rows have T steps.
     block : int
@@ -81,7 +82,7 @@ def lyapunov(
     settle = integer("settle", settle, f"an integer from 0 to {T - 1}, below T", 0, T - 1)
     seed = integer("seed", seed, "an integer from 0 to 2**64 - 1", 0, 2**64 - 1)
     layer = copy.copy(layer)  # shares parameters, not dropout nor its counter
-    layer.dropout = 0.0
+    layer.dropout, layer._draws_noise = 0.0, False
 
     def steps(start: int, stop: int) -> Array:
         return x[(slice(None),) * axis + (slice(start, stop),)]

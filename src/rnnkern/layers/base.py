@@ -20,6 +20,7 @@ from ..checks import (
     float_dtype,
     integer,
     number,
+    probability,
     seed_sequence,
     size,
     spawned,
@@ -50,6 +51,8 @@ class Cell(NamedTuple):
     peephole: bool = False
     forward_clip: float | None = None
     activations: tuple[Chosen, ...] = ()  # of the kinds whose name ends in general
+    # Of the kinds whose name ends in noisy: zoneout of h and of c, recurrent dropout.
+    noise: tuple[float, float, float] = (0.0, 0.0, 0.0)
     heads: int = 1
     exp_forget: bool = False
 
@@ -60,6 +63,8 @@ class _Layer(Generic[S]):
     Each class spells out its whole signature, for `help`, completion and type checkers, and hands
     on what all layers take by `shared`.
     """
+
+    _draws_noise = True  # in `forward`
 
     # The constructor checks these together and passes them to the core, so they are read-only.
     input_size: Final[int] = fixed("input_size", "I, elements of a step's input.")
@@ -164,6 +169,7 @@ class _Layer(Generic[S]):
             projection_clip=self._bound("proj_clip", self._proj_clip),
             forward_clip=self._bound("forward_clip", self._forward_clip),
             activations=[chosen.constants(self._dtype) for chosen in self._cell.activations],
+            noise=self._cell.noise,
             heads=self._cell.heads,
             exp_forget=self._cell.exp_forget,
         )
@@ -228,8 +234,7 @@ class _Layer(Generic[S]):
 
     @dropout.setter
     def dropout(self, p: float) -> None:
-        expected = "a number from 0 to below 1"
-        p = number("dropout", p, expected, lambda x: 0.0 <= x < 1.0)
+        p = probability("dropout", p)
         if p and self._num_layers == 1:
             raise ValueError(
                 f"dropout: expected 0.0 with num_layers=1 (it acts between layers), got {p}"
@@ -315,7 +320,7 @@ class _Layer(Generic[S]):
         *,
         resets: Array | None = None,
     ) -> tuple[Array, S]:
-        """Run over a sequence for inference: nothing is kept, nothing is dropped out.
+        """Run over a sequence for inference: nothing is kept, nothing is drawn at random.
 
         Parameters
         ----------
@@ -368,7 +373,7 @@ class _Layer(Generic[S]):
                 self._batch_first,
                 False,  # keeps nothing
                 0,
-                (0.0, self._dropout_seeds, 0),
+                (0.0, self._dropout_seeds, 0, False),
             )
         except (TypeError, ValueError) as error:
             self._explain(error)
@@ -384,7 +389,7 @@ class _Layer(Generic[S]):
         resets: Array | None = None,
         checkpoint: int | Literal["sqrt"] | None = None,
     ) -> tuple[Array, S, Tape]:
-        """Run over a sequence for training: what backward needs is kept, dropout acts.
+        """Run over a sequence for training: what backward needs is kept, dropout and noise act.
 
         Parameters
         ----------
@@ -415,8 +420,8 @@ class _Layer(Generic[S]):
 
         Notes
         -----
-        With dropout, each call draws a fresh mask, a function of the layer's seed and of
-        ``dropout_step``, which counts these calls and can be set.
+        With dropout, zoneout or recurrent dropout, each call draws fresh masks, a function of the
+        layer's seed and of ``dropout_step``, which counts these calls and can be set.
 
         References
         ----------
@@ -442,7 +447,7 @@ class _Layer(Generic[S]):
                 self._batch_first,
                 True,  # keeps what backward needs
                 self._segment(checkpoint, x),
-                (self._dropout, self._dropout_seeds, self._dropout_step),
+                (self._dropout, self._dropout_seeds, self._dropout_step, self._draws_noise),
             )
         except (TypeError, ValueError) as error:
             self._explain(error)

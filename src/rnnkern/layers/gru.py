@@ -8,11 +8,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Seed, bound, choice, fixed, flag
+from ..checks import Seed, bound, choice, fixed, flag, probability
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
 from .initialize import Init
 from .layer_norm import alone
+from .noise import only_noise
 from .results import Array
 
 __all__ = ["GRU"]
@@ -42,7 +43,13 @@ class GRU(_Layer[Array]):
         haste has it [3]_; LN as in `LSTM`. r, z = sigmoid(LN(W_ih x) + b + LN(W_hh h') + b') and
         n = tanh(LN(W_ih x)_n + b_in + r (LN(W_hh h')_n + b_hn)). The gains are
         ``gain_ih_l{k}{_reverse}`` and ``gain_hh_l{k}{_reverse}`` (3H,). Not with
-        ``reset_after=False``, `activations` or `forward_clip`.
+        ``reset_after=False``, `activations`, `forward_clip`, `zoneout` or `recurrent_dropout`.
+    zoneout : float
+        As in `RNN`.
+    recurrent_dropout : float
+        p, from 0 to below 1 [4]_: in `forward`, h = (1 - z) m n / (1 - p) + z h', where m is 0 with
+        probability p and else 1, drawn as for `zoneout`. In calling the layer and in streams
+        nothing is dropped. Not with `activations`, `forward_clip` or `layer_norm`.
 
     Raises
     ------
@@ -56,6 +63,8 @@ class GRU(_Layer[Array]):
     .. [2] J. Ba, J. Kiros and G. Hinton, "Layer normalization", 2016, arXiv:1607.06450, equations
        25 to 27.
     .. [3] https://github.com/lmnt-com/haste, LayerNormGRU.
+    .. [4] S. Semeniuta, A. Severyn and E. Barth, "Recurrent dropout without memory loss", 2016,
+       arXiv:1603.05118.
 
     Examples
     --------
@@ -65,12 +74,16 @@ class GRU(_Layer[Array]):
     ((2, 7, 5), (1, 2, 5))
     >>> rk.GRU(3, 5, layer_norm="haste", seed=0).params["gain_ih_l0"].shape
     (15,)
+    >>> gru = rk.GRU(3, 5, zoneout=0.1, recurrent_dropout=0.2, seed=0)
+    >>> y, h, tape = gru.forward(np.ones((7, 2, 3), np.float32))
     """
 
     reset_after: Final[bool] = fixed("reset_after", "Whether r acts after the product with W_hn.")
     activations: Final[Activations | None] = fixed("activations", "As given, or None.")
     forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
     layer_norm: Final[str | None] = fixed("layer_norm", "The convention of layer norm, or None.")
+    zoneout: Final[float] = fixed("zoneout", "The probability that a unit keeps its h.")
+    recurrent_dropout: Final[float] = fixed("recurrent_dropout", "The probability that n is 0.")
 
     def __init__(
         self,
@@ -82,6 +95,8 @@ class GRU(_Layer[Array]):
         activations: Activations | None = None,
         forward_clip: float | None = None,
         layer_norm: str | None = None,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -107,6 +122,15 @@ class GRU(_Layer[Array]):
             cell = Cell("gru_" + layer_norm)
         elif activations is not None or forward_clip:
             cell = Cell(cell.kind + "_general", forward_clip=forward_clip, activations=own)
+        zoneout = probability("zoneout", zoneout)
+        recurrent_dropout = probability("recurrent_dropout", recurrent_dropout)
+        noise = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout}
+        noise = {name: p for name, p in noise.items() if p}
+        if noise:
+            others: dict[str, Any] = {"activations": activations, "forward_clip": forward_clip}
+            only_noise(noise, others | {"layer_norm": layer_norm})
+            cell = Cell(cell.kind + "_noisy", noise=(zoneout, 0.0, recurrent_dropout))
         super().__init__(cell, **shared(given))
         self._reset_after, self._activations = reset_after, activations
         self._layer_norm = layer_norm
+        self._zoneout, self._recurrent_dropout = zoneout, recurrent_dropout

@@ -8,11 +8,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Seed, bound, choice, fixed, flag, integer, number, size
+from ..checks import Seed, bound, choice, fixed, flag, integer, number, probability, size
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
 from .initialize import Init
 from .layer_norm import alone
+from .noise import Zoneout, only_noise, zoneouts
 from .results import Array
 
 __all__ = ["LSTM"]
@@ -67,6 +68,14 @@ class LSTM(_Layer[tuple[Array, Array]]):
         h. The gains are ``gain_ih_l{k}{_reverse}`` and ``gain_hh_l{k}{_reverse}`` (4H,), and
         ``gain_c_l{k}{_reverse}`` (H,) beside b_c, ``bias_c_l{k}{_reverse}`` (H,); with haste's
         convention there is no ``bias_hh``.
+    zoneout : float or tuple of two
+        The probability that a unit keeps its state [10]_, of h and c alike or the pair (h, c); as
+        in `RNN`. Each has its own mask, and h_new = o tanh(c_new) sees c before its zoneout.
+    recurrent_dropout : float
+        p, from 0 to below 1 [11]_: in `forward`, c = f c' + i m g / (1 - p), where m is 0 with
+        probability p and else 1, drawn as for `zoneout`. In calling the layer and in streams
+        nothing is dropped. It combines with `zoneout`; both do with none of the options from
+        `proj_size` to `layer_norm`.
 
     Raises
     ------
@@ -90,6 +99,10 @@ class LSTM(_Layer[tuple[Array, Array]]):
        20 to 22.
     .. [8] https://github.com/lmnt-com/haste, LayerNormLSTM.
     .. [9] https://github.com/pytorch/pytorch, benchmarks/fastrnns, LayerNormLSTMCell.
+    .. [10] D. Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden
+       activations", 2016, arXiv:1606.01305.
+    .. [11] S. Semeniuta, A. Severyn and E. Barth, "Recurrent dropout without memory loss", 2016,
+       arXiv:1603.05118.
 
     Examples
     --------
@@ -106,6 +119,10 @@ class LSTM(_Layer[tuple[Array, Array]]):
     (7, 2, 8)
     >>> list(rk.LSTM(3, 8, layer_norm="haste", bias=False, seed=0).params)
     ['weight_ih_l0', 'weight_hh_l0', 'gain_ih_l0', 'gain_hh_l0', 'gain_c_l0']
+    >>> lstm = rk.LSTM(3, 8, zoneout=(0.05, 0.5), recurrent_dropout=0.25, seed=0)
+    >>> y, (h, c), tape = lstm.forward(np.ones((7, 2, 3), np.float32))
+    >>> np.array_equal(y, lstm(np.ones((7, 2, 3), np.float32))[0])
+    False
     """
 
     proj_size: Final[int] = fixed("proj_size", "P of the projection; 0 if there is none.")
@@ -116,6 +133,8 @@ class LSTM(_Layer[tuple[Array, Array]]):
     activations: Final[Activations | None] = fixed("activations", "As given, or None.")
     forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
     layer_norm: Final[str | None] = fixed("layer_norm", "The convention of layer norm, or None.")
+    zoneout: Final[Zoneout] = fixed("zoneout", "The probability that a unit keeps its state.")
+    recurrent_dropout: Final[float] = fixed("recurrent_dropout", "The probability that g is 0.")
 
     def __init__(
         self,
@@ -132,6 +151,8 @@ class LSTM(_Layer[tuple[Array, Array]]):
         activations: Activations | None = None,
         forward_clip: float | None = None,
         layer_norm: str | None = None,
+        zoneout: Zoneout = 0.0,
+        recurrent_dropout: float = 0.0,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -174,9 +195,21 @@ class LSTM(_Layer[tuple[Array, Array]]):
             kind = "lstm_peephole" if peephole else "lstm_clipped" if cell_clip else "lstm"
             own = ()
         cell = Cell(kind, proj, cell_clip, proj_clip, peephole, forward_clip, own)
+        zoneout = zoneouts(zoneout)
+        recurrent_dropout = probability("recurrent_dropout", recurrent_dropout)
+        of_h, of_c = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout)
+        noise = {"zoneout": zoneout} if of_h or of_c else {}
+        noise |= {"recurrent_dropout": recurrent_dropout} if recurrent_dropout else {}
+        if noise:
+            others: dict[str, Any] = {"proj_size": proj, "cell_clip": cell_clip}
+            others |= {"peephole": peephole, "input_forget": input_forget}
+            others |= {"activations": activations, "forward_clip": forward_clip}
+            only_noise(noise, others | {"layer_norm": layer_norm})
+            cell = Cell("lstm_noisy", noise=(of_h, of_c, recurrent_dropout))
         super().__init__(cell, **shared(given | {"hidden_size": hidden}))
         self._input_forget, self._activations = input_forget, activations
         self._layer_norm = layer_norm
+        self._zoneout, self._recurrent_dropout = zoneout, recurrent_dropout
         self._forget_bias: float | None = None
         if forget_bias is None:
             return

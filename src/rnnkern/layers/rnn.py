@@ -8,10 +8,11 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Seed, bound, choice, fixed
+from ..checks import Seed, bound, choice, fixed, probability
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
 from .initialize import Init
+from .noise import only_noise
 from .results import Array
 
 __all__ = ["RNN"]
@@ -32,6 +33,12 @@ class RNN(_Layer[Array]):
         Another act, as in `LSTM`; ``nonlinearity`` is then left out.
     forward_clip : float, optional
         As in `LSTM`.
+    zoneout : float
+        p, from 0 to below 1 [6]_. In `forward` each unit keeps its h with probability p:
+        h = m h_new + (1 - m) h', where m is 0 or 1, drawn for each row and step as `dropout` is. In
+        calling the layer and in streams h is the mean, p h' + (1 - p) h_new. Where `resets` begin
+        a sequence h' is zero. Not with `activations` or `forward_clip`. (The recurrent dropout of
+        `LSTM` and `GRU` drops what is added to the state; an RNN adds nothing to its state.)
     bias : bool
         Whether there are biases.
     batch_first : bool
@@ -88,6 +95,8 @@ class RNN(_Layer[Array]):
        rectified linear units", 2015, arXiv:1504.00941.
     .. [5] Y. Wu et al., "Google's neural machine translation system", 2016, arXiv:1609.08144,
        section 3.1.
+    .. [6] D. Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden
+       activations", 2016, arXiv:1606.01305.
 
     Examples
     --------
@@ -116,6 +125,7 @@ class RNN(_Layer[Array]):
     nonlinearity: Final[str] = fixed("nonlinearity", "The name of act; see `activations`, too.")
     activations: Final[Activations | None] = fixed("activations", "As given, or None.")
     forward_clip: Final[float | None] = fixed("forward_clip", "Bound of arguments, or None.")
+    zoneout: Final[float] = fixed("zoneout", "The probability that a unit keeps its h.")
 
     def __init__(
         self,
@@ -126,6 +136,7 @@ class RNN(_Layer[Array]):
         nonlinearity: Literal["tanh", "relu"] = "tanh",
         activations: Activations | None = None,
         forward_clip: float | None = None,
+        zoneout: float = 0.0,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -147,5 +158,11 @@ class RNN(_Layer[Array]):
         cell = Cell(f"rnn_{nonlinearity}")
         if activations is not None or forward_clip:
             cell = Cell("rnn_general", forward_clip=forward_clip, activations=own)
+        zoneout = probability("zoneout", zoneout)
+        if zoneout:
+            others = {"activations": activations, "forward_clip": forward_clip}
+            only_noise({"zoneout": zoneout}, others)
+            cell = Cell(f"rnn_{nonlinearity}_noisy", noise=(zoneout, 0.0, 0.0))
         super().__init__(cell, **shared(given))
         self._nonlinearity, self._activations = nonlinearity, activations
+        self._zoneout = zoneout

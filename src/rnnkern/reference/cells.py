@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -137,6 +137,7 @@ class Cell(ABC):
     )
     options: ClassVar[tuple[str, ...]] = ()  # fields that `Config` sets; None is the default
     activated: ClassVar[tuple[str, ...]] = ()  # the values that the option `activations` is for
+    noise: ClassVar[tuple[str, ...]] = ()  # the names of what training draws for each unit
     has_flow_penalty: ClassVar[bool] = False
     inputs_are_units: ClassVar[bool] = False  # whether x acts unit by unit, so that I is H
     also_saved: ClassVar[tuple[str, ...]] = ()  # what the kernels save besides gates and states
@@ -955,6 +956,192 @@ class _GeneralGRUResetBefore(_GeneralGRU):
 
 
 @dataclass(frozen=True)
+class _Noisy(Cell):
+    """A cell with zoneout, Krueger et al. 2016, arXiv 1606.01305, and recurrent dropout.
+
+    Recurrent dropout is that of Semeniuta et al. 2016, arXiv 1603.05118: of the candidate.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("zoneout",)
+    zoneout: float | tuple[float, ...] = 0.0  # of each state, or one probability for all
+    recurrent_dropout: float = 0.0
+    drawn: Mapping[str, Array] | None = None  # a step's noise [n, H] by name; None: its mean
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability that a value is zero, for each name of `noise`."""
+        given, count = self.zoneout, len(self.states)
+        zoneout = given if isinstance(given, tuple) else (given,) * count
+        of = {f"zoneout_{s.name}": p for s, p in zip(self.states, zoneout, strict=True)}
+        return {**of, "recurrent_dropout": self.recurrent_dropout}
+
+    def _noise(self, name: str) -> Array | float:
+        """Return the noise of a step: of zoneout 0 or 1, of recurrent dropout 0 or 1 / (1 - p)."""
+        if self.drawn is not None:
+            return self.drawn[name]
+        return 1.0 if name == "recurrent_dropout" else 1.0 - self.probabilities[name]
+
+    def _zoned_out(self, name: str, new: Array, prev: Array) -> Array:
+        """Return a state after its zoneout: the new one where the noise is 1."""
+        m = self._noise(f"zoneout_{name}")
+        return m * new + (1 - m) * prev
+
+
+@dataclass(frozen=True)
+class _NoisyRNN(_Noisy):
+    """The RNN with zoneout."""
+
+    noise = ("zoneout_h",)
+    has_flow_penalty = True
+    activation: str = "tanh"
+    act: Callable[[Array], Array] = np.tanh
+    slope: Callable[[Array], Array] = _tanh_slope
+
+    @property
+    def gate_table(self) -> tuple[Gate, ...]:
+        """h before its zoneout."""
+        return (Gate("h", self.activation),)
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """The gate, which is not the state."""
+        return ("h before zoneout",)
+
+    def values(self, saved: dict[str, Array], w: Weights) -> dict[str, Array]:
+        """Return the gate by its name."""
+        return {"h": saved["h before zoneout"]}
+
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
+        (h_prev,) = state
+        h_new = self.act(_affine(x, w, "ih") + _affine(h_prev, w, "hh"))
+        return (self._zoned_out("h", h_new, h_prev),), h_new
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,), h_new = d_state, step.prev, step.gates
+        m = self._noise("zoneout_h")
+        da = clip_value(dh * m * self.slope(h_new), step_value)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        return StepBack(dx, (dh_prev + dh * (1 - m),), dw_ih | dw_hh, da, da)
+
+
+class _NoisyLSTM(_Noisy):
+    """The LSTM: h sees c before its zoneout; recurrent dropout acts on g."""
+
+    noise = ("zoneout_h", "zoneout_c", "recurrent_dropout")
+    options = ("zoneout", "recurrent_dropout")
+    gate_table = _LSTM.gate_table
+    states = _LSTM.states
+
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
+        h_prev, c_prev = state
+        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
+        i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
+        c_new = f * c_prev + i * g * self._noise("recurrent_dropout")
+        h_new = o * np.tanh(c_new)
+        h = self._zoned_out("h", h_new, h_prev)
+        c = self._zoned_out("c", c_new, c_prev)
+        return (h, c), np.hstack([i, f, g, o])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh, dc), (h_prev, c_prev) = d_state, step.prev
+        i, f, g, o = np.split(step.gates, 4, axis=1)
+        m_h, m_c = self._noise("zoneout_h"), self._noise("zoneout_c")
+        s = self._noise("recurrent_dropout")
+        tanh_c = np.tanh(f * c_prev + i * g * s)
+        dh_new = dh * m_h
+        dc_new = dc * m_c + dh_new * o * (1 - tanh_c**2)
+        da_i = dc_new * g * s * i * (1 - i)
+        da_f = dc_new * c_prev * f * (1 - f)
+        da_g = dc_new * i * s * (1 - g**2)
+        da_o = dh_new * tanh_c * o * (1 - o)
+        da = clip_value(np.hstack([da_i, da_f, da_g, da_o]), step_value)
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        prev = (dh_prev + dh * (1 - m_h), dc_new * f + dc * (1 - m_c))
+        return StepBack(dx, prev, dw_ih | dw_hh, da)
+
+
+class _NoisyGRUResetAfter(_Noisy):
+    """The reset-after GRU: recurrent dropout acts on n."""
+
+    noise = ("zoneout_h", "recurrent_dropout")
+    options = ("zoneout", "recurrent_dropout")
+    gate_table = _GRUResetAfter.gate_table
+    has_flow_penalty = True
+    also_saved = ("q",)
+
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
+        (h_prev,) = state
+        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
+        h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        r = sigmoid(x_r + h_r)
+        z = sigmoid(x_z + h_z)
+        n = np.tanh(x_n + r * q)
+        h_new = (1 - z) * n * self._noise("recurrent_dropout") + z * h_prev
+        return (self._zoned_out("h", h_new, h_prev),), np.hstack([r, z, n])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,) = d_state, step.prev
+        r, z, n = np.split(step.gates, 3, axis=1)
+        m, s = self._noise("zoneout_h"), self._noise("recurrent_dropout")
+        _, _, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        da_n = clip_value(dh * m * (1 - z) * s * (1 - n**2), step_value)
+        da_z = clip_value(dh * m * (h_prev - n * s) * z * (1 - z), step_value)
+        da_r = clip_value(da_n * q * r * (1 - r), step_value)
+        da = np.hstack([da_r, da_z, da_n])
+        da_h = np.hstack([da_r, da_z, da_n * r])
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = _affine_backward(da_h, h_prev, w, "hh")
+        dh_prev = dh_prev + dh * m * z + dh * (1 - m)
+        return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da, da_h)
+
+
+class _NoisyGRUResetBefore(_Noisy):
+    """The reset-before GRU: recurrent dropout acts on n."""
+
+    noise = ("zoneout_h", "recurrent_dropout")
+    options = ("zoneout", "recurrent_dropout")
+    gate_table = _GRUResetBefore.gate_table
+
+    def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
+        (h_prev,) = state
+        w_r, w_z, w_n = _by_gate(w)
+        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
+        r = sigmoid(x_r + _affine(h_prev, w_r, "hh"))
+        z = sigmoid(x_z + _affine(h_prev, w_z, "hh"))
+        n = np.tanh(x_n + _affine(r * h_prev, w_n, "hh"))
+        h_new = (1 - z) * n * self._noise("recurrent_dropout") + z * h_prev
+        return (self._zoned_out("h", h_new, h_prev),), np.hstack([r, z, n])
+
+    def backward_step(
+        self, d_state: State, step: Step, w: Weights, step_value: float | None
+    ) -> StepBack:
+        (dh,), (h_prev,) = d_state, step.prev
+        r, z, n = np.split(step.gates, 3, axis=1)
+        m, s = self._noise("zoneout_h"), self._noise("recurrent_dropout")
+        w_r, w_z, w_n = _by_gate(w)
+        da_n = clip_value(dh * m * (1 - z) * s * (1 - n**2), step_value)
+        da_z = clip_value(dh * m * (h_prev - n * s) * z * (1 - z), step_value)
+        drh, dw_n = _affine_backward(da_n, r * h_prev, w_n, "hh")
+        da_r = clip_value(drh * h_prev * r * (1 - r), step_value)
+        dh_r, dw_r = _affine_backward(da_r, h_prev, w_r, "hh")
+        dh_z, dw_z = _affine_backward(da_z, h_prev, w_z, "hh")
+        da = np.hstack([da_r, da_z, da_n])
+        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dh_prev = dh * m * z + dh * (1 - m) + drh * r + dh_r + dh_z
+        dw_hh = {name: np.concatenate([dw_r[name], dw_z[name], dw_n[name]]) for name in dw_r}
+        return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
+
+
+@dataclass(frozen=True)
 class _SLSTM(Cell):
     """Beck et al. 2024, arXiv 2405.04517: exponential gates, and heads that see their own h alone.
 
@@ -1115,4 +1302,9 @@ CELLS: dict[str, Cell] = {
     "lstm_fastrnns_projected": _ProjectedFastrnnsLSTM(),
     "gru_haste": _HasteGRU(),
     "slstm": _SLSTM(),
+    "rnn_tanh_noisy": _NoisyRNN(activation="tanh", act=np.tanh, slope=_tanh_slope),
+    "rnn_relu_noisy": _NoisyRNN(activation="relu", act=_relu, slope=_relu_slope),
+    "lstm_noisy": _NoisyLSTM(),
+    "gru_noisy": _NoisyGRUResetAfter(),
+    "gru_reset_before_noisy": _NoisyGRUResetBefore(),
 }

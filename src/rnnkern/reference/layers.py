@@ -52,6 +52,12 @@ class Config:
         N, >= 1, a divisor of H, of a cell with heads; otherwise 1.
     exp_forget : bool
         Whether the forget gate's nonlinearity is exp, of a cell that has this option.
+    zoneout : float or tuple of float
+        The probability that a unit keeps its state, 0 <= p < 1, of a cell that has this option:
+        one for all states, or one for each.
+    recurrent_dropout : float
+        The probability that a unit's candidate is dropped, 0 <= p < 1, of a cell that has this
+        option.
 
     Raises
     ------
@@ -82,6 +88,8 @@ class Config:
     peephole: bool = False
     heads: int = 1
     exp_forget: bool = False
+    zoneout: float | tuple[float, ...] = 0.0
+    recurrent_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -107,6 +115,15 @@ class Config:
             raise ValueError(f"exp_forget: expected False for {self.cell}, got {self.exp_forget!r}")
         if self.peephole and not any(p.needs == "peephole" for p in cell.parameters):
             raise ValueError(f"peephole: expected False for {self.cell}, got {self.peephole!r}")
+        for name in ("zoneout", "recurrent_dropout"):
+            given = getattr(self, name)
+            each = given if isinstance(given, tuple) and name == "zoneout" else (given,)
+            fits = len(each) in (1, len(cell.states)) and all(0 <= p < 1 for p in each)
+            if not (fits if name in cell.options else given == 0):
+                expected = "a number from 0 to below 1" if name in cell.options else "0"
+                if name in cell.options and name == "zoneout" and len(cell.states) > 1:
+                    expected += f", or {len(cell.states)} of them,"
+                raise ValueError(f"{name}: expected {expected} for {self.cell}, got {given!r}")
 
         if cell.inputs_are_units and self.input_size != H:
             size = f"hidden_size = {H}"
@@ -133,6 +150,7 @@ class Tape:
     x_shape: tuple[int, int, int]  # (T, B, I)
     masks: list[Array] | None  # L-1 arrays [T, B, D*P]
     steps: list[list[Step]]  # [L*D][T], layer-major, then direction; in the order they were run
+    noise: list[dict[str, Array]] | None  # [L*D], by the names of `Cell.noise`: [T, B, H] each
 
 
 class Trace(NamedTuple):
@@ -201,6 +219,7 @@ def forward(
     lengths: npt.ArrayLike | None = None,
     masks: Sequence[npt.ArrayLike] | None = None,
     resets: npt.ArrayLike | None = None,
+    noise: Sequence[Mapping[str, npt.ArrayLike]] | None = None,
 ) -> tuple[Array, Array | State, Tape]:
     """Run the layers over a batch of sequences.
 
@@ -224,6 +243,8 @@ def forward(
     resets : array of bool (T, B), optional
         Where a new sequence begins in a row: the steps before it and those from it on do not see
         each other's state, which starts from a fresh one there, in both directions.
+    noise : sequence of L*D mappings of str to array (T, B, H), optional
+        What training draws, by the names of `Cell.noise`; None is its mean, as in an evaluation.
 
     Returns
     -------
@@ -259,6 +280,7 @@ def forward(
     if resets is not None:
         starts[:T] = _checked("resets", resets, (T, B)).astype(bool)
     factors = None if masks is None else _checked_masks(config, masks, T, B)
+    drawn = None if noise is None else _checked_noise(config, noise, T, B)
     weights = _weights(config, params)
     fresh = [s.fresh for s in cell.states]
     states = _states(config, "state", state, B, fresh)
@@ -281,14 +303,15 @@ def forward(
                     np.where(kept[:, None], s[k, rows], v)
                     for s, v in zip(states, fresh, strict=True)
                 )
-                new, gates = cell.forward_step(x[t, rows], prev, weights[k], kept)
+                now = _with_noise(cell, drawn, k, t, rows)
+                new, gates = now.forward_step(x[t, rows], prev, weights[k], kept)
                 y[t, rows, d * P : (d + 1) * P] = new[0]
                 for s, s_new in zip(states, new, strict=True):
                     s[k, rows] = s_new
                 steps[k].append(Step(t, rows, kept, x[t, rows], prev, gates, new))
         if config.residual and layer > 0:
             y = y + below * (np.arange(T)[:, None] < ends)[:, :, None]
-    return y, _as_given(states), Tape((T, B, config.input_size), factors, steps)
+    return y, _as_given(states), Tape((T, B, config.input_size), factors, steps, drawn)
 
 
 def backward(
@@ -366,7 +389,8 @@ def backward(
                 t, rows = step.t, step.rows
                 dh, *dc = (s[k, rows] for s in d_states)
                 dh = dh + d_out[t, rows, d * P : (d + 1) * P]
-                back = cell.backward_step((dh, *dc), step, weights[k], clip.step_value)
+                now = _with_noise(cell, tape.noise, k, t, rows)
+                back = now.backward_step((dh, *dc), step, weights[k], clip.step_value)
                 u, *dc_prev = (np.where(step.kept[:, None], d, 0.0) for d in back.prev)
                 factors = _row_factors(u, clip.step_norm)
                 for s, s_prev in zip(d_states, (u * factors[:, None], *dc_prev), strict=True):
@@ -487,6 +511,16 @@ def _cell(config: Config) -> Cell:
     return replace(cell, **{name: value for name, value in given.items() if value is not None})
 
 
+def _with_noise(
+    cell: Cell, noise: list[dict[str, Array]] | None, k: int, t: int, rows: npt.NDArray[np.bool_]
+) -> Cell:
+    """The cell at a step, which sees the noise of its rows."""
+    if noise is None or not cell.noise:
+        return cell
+    drawn = {name: values[t, rows] for name, values in noise[k].items()}
+    return replace(cell, drawn=drawn)  # type: ignore[call-arg]
+
+
 def _sizes(config: Config, layer: int) -> dict[str, int]:
     """What the letters of the cell's tables stand for in a layer."""
     H, P = config.hidden_size, config.output_size
@@ -562,3 +596,19 @@ def _checked_masks(config: Config, masks: Sequence[Any], T: int, B: int) -> list
     if len(masks) != config.num_layers - 1:
         raise ValueError(f"masks: expected {config.num_layers - 1} arrays, got {len(masks)}")
     return [_checked(f"masks[{i}]", mask, shape) for i, mask in enumerate(masks)]
+
+
+def _checked_noise(
+    config: Config, noise: Sequence[Mapping[str, npt.ArrayLike]], T: int, B: int
+) -> list[dict[str, Array]]:
+    names, count = CELLS[config.cell].noise, config.num_layers * config.directions
+    if len(noise) != count:
+        raise ValueError(f"noise: expected {count} mappings, got {len(noise)}")
+    for i, drawn in enumerate(noise):
+        if set(drawn) != set(names):
+            raise ValueError(f"noise[{i}]: expected the names {list(names)}, got {list(drawn)}")
+    shape = (T, B, config.hidden_size)
+    return [
+        {name: _checked(f"noise[{i}][{name!r}]", drawn[name], shape) for name in names}
+        for i, drawn in enumerate(noise)
+    ]
