@@ -18,10 +18,12 @@ SIZES = [(1, 100, 64), (32, 50, 128), (16, 50, 256)]  # B, T, H = I
 
 
 def options_of(kind: str, size: int) -> dict[str, Any]:
-    """The cell's options: clips at 3, as ELMo's, and a projection to half as many outputs."""
+    """The cell's options: clips at 3, as ELMo's, a projection to half as many outputs, noise."""
     cell = reference.CELLS[kind]
     projection = {"proj_size": size // 2} if cell.projects else {}
-    return {**{name: 3.0 for name in cell.options if name.endswith("clip")}, **projection}
+    noise = {name: 0.1 for name in ("zoneout", "recurrent_dropout") if name in cell.options}
+    clips = {name: 3.0 for name in cell.options if name.endswith("clip")}
+    return {**clips, **projection, **noise}
 
 
 def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
@@ -44,7 +46,7 @@ def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
         return rk.SLSTM(size, size, heads=4, **options)
     if kind.startswith("ind_rnn"):
         return rk.IndRNN(size, size, nonlinearity=kind.removeprefix("ind_rnn_"), **options)
-    nonlinearity = "relu" if kind == "rnn_relu" else "tanh"
+    nonlinearity = "relu" if "relu" in kind else "tanh"
     return rk.RNN(size, size, nonlinearity=nonlinearity, **options)
 
 
