@@ -1060,7 +1060,7 @@ class Sequences(RuleBasedStateMachine):
             return
         before = one.twin.state
         assert bits(done[0].state) == bits(before)
-        x = self.draw((one.rows, one.layer.sizes[0]), one.layer.layer.dtype)
+        x = self.draw((one.rows, one.layer.layer.input_size), one.layer.layer.dtype)
         self.compare("copy", done[0].step(x), lambda: one.twin.step(x))
         one.twin.state = before
         assert bits(one.stream.state) == bits(before), "copy: its steps are the original's, too"
