@@ -51,7 +51,7 @@ def test_no_noise_has_several_spellings_and_is_the_plain_cell():
 def test_what_a_layer_says_of_its_noise():
     lstm = rk.LSTM(3, 5, zoneout=(0.25, 0), recurrent_dropout=0.5)
     assert (lstm.zoneout, lstm.recurrent_dropout) == ((0.25, 0.0), 0.5)
-    assert "1, zoneout=(0.25, 0.0), recurrent_dropout=0.5, bias" in repr(lstm)
+    assert "5, zoneout=(0.25, 0.0), recurrent_dropout=0.5)" in repr(lstm)
     assert "zoneout" not in repr(rk.GRU(3, 5))
     with pytest.raises(AttributeError):
         lstm.zoneout = 0.5

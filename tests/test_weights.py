@@ -192,7 +192,13 @@ def options_without_a_trace(layer):
     return found
 
 
-PLAIN = [k for k in KINDS if not k.endswith(("general", "clipped", "general_projected"))]
+OPTIONS_ALONE = (
+    "general",
+    "clipped",
+    "general_projected",
+    "noisy",
+)  # leave no trace in names and shapes
+PLAIN = [k for k in KINDS if not k.endswith(OPTIONS_ALONE)]
 OPTIONS = [
     {},
     {"num_layers": 3},

@@ -74,8 +74,9 @@ def from_state_dict(
     """Make the layers that a state dict has the parameters of, such as PyTorch's.
 
     The class, sizes, number of layers, directions, biases, a projection, peepholes, layer norm,
-    heads and an ensemble are inferred from names and shapes. What leaves no trace in them comes as
-    an option.
+    heads and an ensemble are inferred from names and shapes. Some of what leaves no trace in them
+    comes as an option; a layer with others, such as `activations` or `zoneout`, takes the arrays by
+    its own ``params=``.
 
     Parameters
     ----------
