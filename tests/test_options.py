@@ -132,7 +132,7 @@ def test_repr_gives_the_same_layer(kind, options):
     x = random_problem(layer.member(0) if layer.ensemble else layer, 4, 2).x
     assert np.array_equal(again.forward(x)[0], layer.forward(x)[0])  # dropout, too
     layer.dropout = 0.0
-    assert "dropout" not in repr(layer)
+    assert " dropout" not in repr(layer)
 
 
 def test_repr_of_a_member_is_that_member():
