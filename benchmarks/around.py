@@ -224,16 +224,30 @@ def lengths(settings: Settings) -> list[dict[str, Any]]:
 
 # A cell's name, how a layer of it is made, the one that it is measured against, and at which B of
 # B x T x H its time is to be at most so many times that one's: inference, training.
-PROJECTED = 128
+NORMED, NOISY = {32: (1.25, 1.25)}, {32: (1.05, 1.05)}
 SOFT = ("HardSigmoid", "Softsign", "Softsign")
 CELLS: tuple[tuple[str, Callable[[int], Any], str, dict[int, tuple[float, float]]], ...] = (
     ("LSTM, peephole", lambda H: rk.LSTM(H, H, peephole=True, seed=0), "LSTM", {32: (1.05, 1.05)}),
     ("LSTM, activations", lambda H: rk.LSTM(H, H, activations=SOFT, seed=0), "LSTM", {}),
     ("LSTM, coupled gates", lambda H: rk.LSTM(H, H, input_forget=True, seed=0), "LSTM", {}),
     ("LSTM, cell clip", lambda H: rk.LSTM(H, H, cell_clip=3.0, seed=0), "LSTM", {}),
-    ("LSTM, projection", lambda H: rk.LSTM(H, H, proj_size=PROJECTED, seed=0), "LSTM", {}),
+    ("LSTM, projection", lambda H: rk.LSTM(H, H, proj_size=H // 2, seed=0), "LSTM", {}),
     ("sLSTM, 1 head", lambda H: rk.SLSTM(H, H, seed=0), "LSTM", {32: (1.3, 1.3)}),
     ("sLSTM, 4 heads", lambda H: rk.SLSTM(H, H, heads=4, seed=0), "LSTM", {32: (1.3, 1.3)}),
+    ("LSTM, layer norm haste", lambda H: rk.LSTM(H, H, layer_norm="haste", seed=0), "LSTM", NORMED),
+    (
+        *("LSTM, layer norm fastrnns", lambda H: rk.LSTM(H, H, layer_norm="fastrnns", seed=0)),
+        *("LSTM", NORMED),
+    ),
+    (
+        *("LSTM, noise", lambda H: rk.LSTM(H, H, zoneout=0.1, recurrent_dropout=0.1, seed=0)),
+        *("LSTM", NOISY),
+    ),
+    ("GRU, layer norm", lambda H: rk.GRU(H, H, layer_norm="haste", seed=0), "GRU", NORMED),
+    (
+        *("GRU, noise", lambda H: rk.GRU(H, H, zoneout=0.1, recurrent_dropout=0.1, seed=0)),
+        *("GRU", NOISY),
+    ),
     ("GRU, activations", lambda H: rk.GRU(H, H, activations=SOFT[:2], seed=0), "GRU", {}),
     ("minGRU", lambda H: rk.MinGRU(H, H, seed=0), "GRU", {1: (1 / 4, 1 / 3.5), 16: (0.4, 0.4)}),
     ("minLSTM", lambda H: rk.MinLSTM(H, H, seed=0), "GRU", {1: (1 / 4, 1 / 3.5), 16: (0.4, 0.4)}),

@@ -23,7 +23,8 @@ def options_of(kind: str, size: int) -> dict[str, Any]:
     projection = {"proj_size": size // 2} if cell.projects else {}
     noise = {name: 0.1 for name in ("zoneout", "recurrent_dropout") if name in cell.options}
     clips = {name: 3.0 for name in cell.options if name.endswith("clip")}
-    return {**clips, **projection, **noise}
+    heads = {"heads": 4} if "heads" in cell.options else {}
+    return {**clips, **projection, **noise, **heads}
 
 
 def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
@@ -43,7 +44,7 @@ def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
     if kind == "rg_lru":
         return rk.RGLRU(size, size, **options)
     if kind == "slstm":
-        return rk.SLSTM(size, size, heads=4, **options)
+        return rk.SLSTM(size, size, **options)
     if kind.startswith("ind_rnn"):
         return rk.IndRNN(size, size, nonlinearity=kind.removeprefix("ind_rnn_"), **options)
     nonlinearity = "relu" if "relu" in kind else "tanh"
@@ -101,7 +102,9 @@ def test_subnormal_inputs(benchmark: Any, inputs: str, kind: str) -> None:
     layer, x = layer_of(kind, H), sequence(T, B, H) * scale
     P = layer.output_size
     dy, h, c = sequence(T, B, P) * scale, sequence(1, B, P) * scale, sequence(1, B, H) * scale
-    start = (h, c) if isinstance(layer, rk.LSTM) else h
+    states = {"h": h, "c": c, "n": np.abs(c), "m": c}
+    names = [state.name for state in reference.CELLS[kind].states]
+    start = tuple(states[name] for name in names) if len(names) > 1 else h
 
     def step() -> Any:
         _, _, tape = layer.forward(x, start)
