@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 __all__ = [
     "Seed",
+    "alone",
     "array",
     "as_array",
     "bound",
@@ -129,6 +130,14 @@ def bound(name: str, value: Any) -> float | None:
 def probability(name: str, value: Any, kind: str = "a number") -> float:
     """`value`, the probability of an event that is not certain; `kind` as of `number`."""
     return number(name, value, "a number from 0 to below 1", lambda x: 0.0 <= x < 1.0, kind)
+
+
+def alone(given: Mapping[str, Any], off: str, others: Mapping[str, Any]) -> None:
+    """Refuse options that are given beside others that are set; `off` is what to give instead."""
+    for name, value in given.items():
+        for other, set_to in others.items():
+            if set_to not in (None, False, 0):
+                raise ValueError(f"{name}: expected {off} with {other}={set_to!r}, got {value!r}")
 
 
 def fixed(name: str, doc: str) -> Any:

@@ -54,7 +54,9 @@ class Stream(_core.Stream, Generic[S]):
     True
     """
 
-    _state_names: tuple[str, ...] = ("h",)  # until the constructor runs; the core then refuses
+    # Until the constructor runs; the core then refuses.
+    _state_names: tuple[str, ...] = ("h",)
+    _dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def __init__(self, stack: _core.LayerStack, params: dict[str, Array], batch_size: int) -> None:
         if "_state_names" in vars(self):  # the core's stream would stay the old one
@@ -64,6 +66,7 @@ class Stream(_core.Stream, Generic[S]):
             params = {n: p.copy() if isinstance(p, np.ndarray) else p for n, p in params.items()}
         super().__init__(stack, params, batch_size)
         self._state_names = stack.state_names()
+        self._dtype = next(iter(params.values())).dtype
         self._made_from = stack, params, batch_size
 
     def __repr__(self) -> str:
@@ -114,8 +117,7 @@ class Stream(_core.Stream, Generic[S]):
 
     @state.setter
     def state(self, value: S) -> None:
-        dtype = _core.stream_state(self)[0].dtype  # refuses one that no layer has made
-        parts = split_state("state", value, self._state_names, dtype)
+        parts = split_state("state", value, self._state_names, self._dtype)
         if parts is None or any(part is None for part in parts):
             raise TypeError("state: expected arrays, got None (use reset for a fresh one)")
         _core.set_stream_state(self, parts)

@@ -124,7 +124,7 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden},
   ROW(min_gru_identity, MinGruIdentity, 2, 2, true, {kH}, {kWeightIh, kBiasIh})                    \
   ROW(min_gru_tanh, MinGruTanh, 2, 2, true, {kH}, {kWeightIh, kBiasIh})                            \
   ROW(min_lstm_identity, MinLstmIdentity, 3, 4, true, {kH}, {kWeightIh, kBiasIh})                  \
-  ROW(min_lstm_tanh, MinLstmTanh, 3, 4, true, {kH}, {kWeightIh, kBiasIh})                      \
+  ROW(min_lstm_tanh, MinLstmTanh, 3, 4, true, {kH}, {kWeightIh, kBiasIh})                          \
   ROW(lstm_haste, LstmHaste, 4, 8, false, {kH, kC},                                                \
       {kWeightIh, kWeightHh, kBiasIh, kGainIh, kGainHh, kGainC, kBiasC})                           \
   ROW(lstm_haste_projected, LstmHasteProjected, 4, 8, false, {kH, kC},                             \
@@ -134,7 +134,7 @@ inline constexpr StateInfo kH{"h", Extent::outputs}, kC{"c", Extent::hidden},
   ROW(lstm_fastrnns_projected, LstmFastrnnsProjected, 4, 8, false, {kH, kC},                       \
       {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh, kGainC, kBiasC, kWeightHr})       \
   ROW(gru_haste, GruHaste, 3, 6, false, {kH},                                                      \
-      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh})                                    \
+      {kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGainIh, kGainHh})                                  \
   ROW(slstm, Slstm, 4, 5, false, {kH, kC, kN, kM}, {kWeightIh, kWeightHeads, kBiasIh})             \
   ROW(rnn_tanh_noisy, RnnTanhNoisy, 1, 1, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})   \
   ROW(rnn_relu_noisy, RnnReluNoisy, 1, 1, false, {kH}, {kWeightIh, kWeightHh, kBiasIh, kBiasHh})   \

@@ -187,6 +187,24 @@ class _Layer(Generic[S]):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return reduced(self, vars(self).copy())
 
+    def _start_forget_bias(self, value: float | None, params: Any) -> None:
+        """Of a cell whose second gate forgets: the sum of its biases, if it is given."""
+        self._forget_bias = value
+        if value is None:
+            return
+        largest = float(np.finfo(self._dtype).max)
+        self._forget_bias = number(
+            "forget_bias", value, "a finite number", lambda x: abs(x) <= largest
+        )
+        if params is not None:
+            raise ValueError("forget_bias: expected None with params, got a number")
+        if not self._bias:
+            raise ValueError("forget_bias: expected None with bias=False, got a number")
+        forget = slice(self._hidden_size, 2 * self._hidden_size)
+        for name, values in self._params.items():
+            if name.startswith(("bias_ih", "bias_hh")):
+                values[..., forget] = self._forget_bias if name.startswith("bias_ih") else 0.0
+
     def _matched(self, argument: str, mapping: Any) -> dict[str, Array]:
         """The arrays of a mapping that has those of this layer, and no others."""
         from ..weights import matched  # here: most layers do without

@@ -8,12 +8,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Seed, bound, choice, fixed, flag, probability
+from ..checks import Seed, alone, bound, choice, fixed, flag, probability
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
 from .initialize import Init
-from .layer_norm import alone
-from .noise import only_noise
 from .results import Array
 
 __all__ = ["GRU"]
@@ -112,13 +110,14 @@ class GRU(_Layer[Array]):
         reset_after = flag("reset_after", reset_after)
         forward_clip = bound("forward_clip", forward_clip)
         own = chosen(activations, ("Sigmoid", "Tanh"), "r and z, and n")
+        others: dict[str, Any] = {"activations": activations, "forward_clip": forward_clip}
         cell = Cell("gru" if reset_after else "gru_reset_before")
         if layer_norm is not None:
             layer_norm = choice("layer_norm", layer_norm, ("haste",))
             if not reset_after:
                 expected = "expected None with reset_after=False"
                 raise ValueError(f"layer_norm: {expected}, got {layer_norm!r}")
-            alone(layer_norm, activations=activations, forward_clip=forward_clip)
+            alone({"layer_norm": layer_norm}, "None", others)
             cell = Cell("gru_" + layer_norm)
         elif activations is not None or forward_clip:
             cell = Cell(cell.kind + "_general", forward_clip=forward_clip, activations=own)
@@ -127,8 +126,7 @@ class GRU(_Layer[Array]):
         noise = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout}
         noise = {name: p for name, p in noise.items() if p}
         if noise:
-            others: dict[str, Any] = {"activations": activations, "forward_clip": forward_clip}
-            only_noise(noise, others | {"layer_norm": layer_norm})
+            alone(noise, "0", others | {"layer_norm": layer_norm})
             cell = Cell(cell.kind + "_noisy", noise=(zoneout, 0.0, recurrent_dropout))
         super().__init__(cell, **shared(given))
         self._reset_after, self._activations = reset_after, activations

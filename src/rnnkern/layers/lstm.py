@@ -8,12 +8,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Seed, bound, choice, fixed, flag, integer, number, probability, size
+from ..checks import Seed, alone, bound, choice, fixed, flag, integer, probability, size
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
 from .initialize import Init
-from .layer_norm import alone
-from .noise import Zoneout, only_noise, zoneouts
+from .noise import Zoneout, zoneouts
 from .results import Array
 
 __all__ = ["LSTM"]
@@ -175,17 +174,12 @@ class LSTM(_Layer[tuple[Array, Array]]):
         peephole, input_forget = flag("peephole", peephole), flag("input_forget", input_forget)
         forward_clip = bound("forward_clip", forward_clip)
         own = chosen(activations, ("Sigmoid", "Tanh", "Tanh"), "the gates, g and c")
+        others: dict[str, Any] = {"cell_clip": cell_clip, "proj_clip": proj_clip}
+        others |= {"peephole": peephole, "input_forget": input_forget}
+        others |= {"activations": activations, "forward_clip": forward_clip}
         if layer_norm is not None:
             layer_norm = choice("layer_norm", layer_norm, ("haste", "fastrnns"))
-            alone(
-                layer_norm,
-                cell_clip=cell_clip,
-                proj_clip=proj_clip,
-                peephole=peephole,
-                input_forget=input_forget,
-                activations=activations,
-                forward_clip=forward_clip,
-            )
+            alone({"layer_norm": layer_norm}, "None", others)
             kind, own = "lstm_" + layer_norm + "_projected" * bool(proj), ()
         elif activations is not None or forward_clip or input_forget or (peephole and proj):
             kind = ("cifg" if input_forget else "lstm") + "_general" + "_projected" * bool(proj)
@@ -201,30 +195,12 @@ class LSTM(_Layer[tuple[Array, Array]]):
         noise = {"zoneout": zoneout} if of_h or of_c else {}
         noise |= {"recurrent_dropout": recurrent_dropout} if recurrent_dropout else {}
         if noise:
-            others: dict[str, Any] = {"proj_size": proj, "cell_clip": cell_clip}
-            others |= {"peephole": peephole, "input_forget": input_forget}
-            others |= {"activations": activations, "forward_clip": forward_clip}
-            only_noise(noise, others | {"layer_norm": layer_norm})
+            alone(noise, "0", {"proj_size": proj, **others, "layer_norm": layer_norm})
             cell = Cell("lstm_noisy", noise=(of_h, of_c, recurrent_dropout))
         super().__init__(cell, **shared(given | {"hidden_size": hidden}))
         self._input_forget, self._activations = input_forget, activations
         self._layer_norm = layer_norm
         self._zoneout, self._recurrent_dropout = zoneout, recurrent_dropout
-        self._forget_bias: float | None = None
-        if forget_bias is None:
-            return
-        largest = float(np.finfo(self.dtype).max)
-        forget_bias = number(
-            "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
-        )
-        self._forget_bias = forget_bias
-        if params is not None:
-            raise ValueError("forget_bias: expected None with params, got a number")
-        if not self.bias:
-            raise ValueError("forget_bias: expected None with bias=False, got a number")
-        if input_forget:
+        self._start_forget_bias(forget_bias, params)
+        if forget_bias is not None and input_forget:
             raise ValueError("forget_bias: expected None with input_forget=True, got a number")
-        forget = slice(self.hidden_size, 2 * self.hidden_size)
-        for name, values in self.params.items():
-            if name.startswith(("bias_ih", "bias_hh")):
-                values[..., forget] = forget_bias if name.startswith("bias_ih") else 0.0

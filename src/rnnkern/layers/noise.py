@@ -6,7 +6,7 @@ from typing import Any
 
 from ..checks import probability
 
-__all__ = ["Zoneout", "only_noise", "zoneouts"]
+__all__ = ["Zoneout", "zoneouts"]
 
 Zoneout = float | tuple[float, float]  # of h and c alike, or of each
 
@@ -21,11 +21,3 @@ def zoneouts(given: Any) -> Zoneout:
         )
     of_h, of_c = (probability(f"zoneout[{i}]", p) for i, p in enumerate(given))
     return of_h, of_c
-
-
-def only_noise(noise: dict[str, Any], others: dict[str, Any]) -> None:
-    """Refuse noise that is set beside another option that is set."""
-    for name, given in noise.items():
-        for other, value in others.items():
-            if value not in (None, False, 0):
-                raise ValueError(f"{name}: expected 0 with {other}={value!r}, got {given!r}")

@@ -8,11 +8,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Seed, bound, choice, fixed, probability
+from ..checks import Seed, alone, bound, choice, fixed, probability
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
 from .initialize import Init
-from .noise import only_noise
 from .results import Array
 
 __all__ = ["RNN"]
@@ -161,7 +160,7 @@ class RNN(_Layer[Array]):
         zoneout = probability("zoneout", zoneout)
         if zoneout:
             others = {"activations": activations, "forward_clip": forward_clip}
-            only_noise({"zoneout": zoneout}, others)
+            alone({"zoneout": zoneout}, "0", others)
             cell = Cell(f"rnn_{nonlinearity}_noisy", noise=(zoneout, 0.0, 0.0))
         super().__init__(cell, **shared(given))
         self._nonlinearity, self._activations = nonlinearity, activations

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Seed, fixed, flag, integer, number, size
+from ..checks import Seed, fixed, flag, integer, size
 from .base import Cell, _Layer, shared
 from .initialize import Init
 from .results import Array
@@ -114,18 +114,4 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
         cell = Cell("slstm", heads=heads, exp_forget=exp_forget)
         super().__init__(cell, **shared(given | {"hidden_size": hidden}))
         self._heads, self._exp_forget = heads, exp_forget
-        self._forget_bias: float | None = None
-        if forget_bias is None:
-            return
-        largest = float(np.finfo(self.dtype).max)
-        forget_bias = number(
-            "forget_bias", forget_bias, "a finite number", lambda x: abs(x) <= largest
-        )
-        self._forget_bias = forget_bias
-        if params is not None:
-            raise ValueError("forget_bias: expected None with params, got a number")
-        if not self.bias:
-            raise ValueError("forget_bias: expected None with bias=False, got a number")
-        for name, values in self.params.items():
-            if name.startswith("bias"):
-                values[..., hidden : 2 * hidden] = forget_bias
+        self._start_forget_bias(forget_bias, params)
