@@ -43,9 +43,9 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def commit() -> str | None:
-    """Of the checkout that this file is in, with a + behind if files differ from it."""
-    git = ["git", "-C", str(ROOT)]
+def commit(folder: Path = ROOT) -> str | None:
+    """Of the checkout that a folder is in, with a + behind if files differ from it."""
+    git = ["git", "-C", str(folder)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True)

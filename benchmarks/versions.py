@@ -1,0 +1,169 @@
+"""Two versions of rnnkern on the grids of `peers.py`: what a change costs or gains.
+
+Each version runs in a process of its own, in the interpreter where it is installed; the processes
+take turns, so that both see the machine at the same speed. No library but NumPy is needed::
+
+    python benchmarks/versions.py --old old/venv/bin/python
+    python benchmarks/versions.py --old old/venv/bin/python --grid step --rounds 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cases import GRIDS, Case, all_cases, quick_cases, selected
+from contenders import Call, Rnnkern, problem_of
+from machine import commit, environment, facts, pin
+from report import duration, facts_lines, table
+from timing import batch_size, turn
+
+import rnnkern as rk
+
+FLOOR = 0.97  # of the old speed: a case below is measured again, in more rounds
+REPEATS = 20
+
+
+def serve(threads: int) -> None:
+    """Answer requests, a line of JSON each: prepare a case, or take a turn of its calls."""
+    pin(threads)
+    contender = Rnnkern(threads)
+    cases = {case.name: case for case in [*all_cases(), *quick_cases()]}
+    call: Call | None = None
+    batch = 0
+    source = commit(Path(rk.__file__).parent)
+    print(json.dumps(f"{rk.__version__}" + (f" ({source})" if source else "")), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if name := request.get("case"):
+            call = contender.prepare(problem_of(cases[name]))
+            batch = batch_size(call)
+            print(json.dumps(batch), flush=True)
+        elif call:
+            print(json.dumps(turn(call, batch, request["seconds"])), flush=True)
+
+
+class Version:
+    """A process that times one version."""
+
+    def __init__(self, python: str, threads: int) -> None:
+        command = [python, __file__, "--serve", str(threads)]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment(threads)},
+        )
+        self.name = self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit("versions: expected an answer of each version's process, got none")
+        return json.loads(line)
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def medians(case: Case, versions: list[Version], rounds: int, seconds: float) -> list[float]:
+    for version in versions:
+        version.ask(case=case.name)
+    times: list[list[float]] = [[] for _ in versions]
+    for _ in range(rounds):
+        for own, version in zip(times, versions, strict=True):
+            own += version.ask(seconds=seconds)
+    return [statistics.median(own) for own in times]
+
+
+def measure(case: Case, versions: list[Version], options: argparse.Namespace) -> dict[str, Any]:
+    """Old and new seconds; measured again where the new version seems slower."""
+    rounds = options.rounds
+    old, new = medians(case, versions, rounds, options.turn)
+    if old / new < FLOOR and rounds < REPEATS:
+        rounds = REPEATS
+        old, new = medians(case, versions, rounds, options.turn)
+    print(f"{case.name}: {old / new:.3f}", file=sys.stderr)
+    return {"case": case, "old": old, "new": new, "rounds": rounds}
+
+
+def lines_of(found: list[dict[str, Any]], threads: int) -> list[str]:
+    rows = [
+        [row["case"].name, duration(row["old"]), duration(row["new"])]
+        + [f"{row['old'] / row['new']:.3f}", str(row["rounds"])]
+        for row in found
+    ]
+    logs: dict[str, list[float]] = {}
+    for row in found:
+        logs.setdefault(row["case"].grid, []).append(math.log(row["old"] / row["new"]))
+    everything = [log for each in logs.values() for log in each]
+    means = [
+        [grid, str(len(each)), f"{math.exp(statistics.fmean(each)):.3f}"]
+        for grid, each in [*logs.items(), ("all", everything)]
+    ]
+    return [
+        f"## {threads} thread{'s' * (threads > 1)}",
+        "",
+        *table(["grid", "cases", "geometric mean of old / new"], means),
+        "",
+        *table(["case", "old", "new", "old / new", "rounds"], rows),
+        "",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    add = parser.add_argument
+    add("--old", help="the interpreter where the old version is installed")
+    add("--new", default=sys.executable, help="the same of the new one (this interpreter)")
+    add("--quick", action="store_true", help="one tiny case a grid, two rounds")
+    add("--grid", action="append", default=[], choices=GRIDS, help="only this one; repeatable")
+    add("--only", nargs="+", default=[], metavar="TEXT", help="only cases of such names")
+    add("--threads", type=int, action="append", help="repeatable; by default 1")
+    add("--rounds", type=int, help="turns of each version a case (5)")
+    add("--turn", type=float, default=0.03, help="seconds of calls a turn (0.03)")
+    add("--out", type=Path, default=Path(__file__).parent / "results", help="folder for results")
+    add("--serve", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
+    if not options.old:
+        parser.error("--old: expected an interpreter, got none")
+    options.rounds = options.rounds or (2 if options.quick else 5)
+    chosen = selected(quick_cases() if options.quick else all_cases(), options.grid, options.only)
+    lines: list[str] = []
+    names: dict[str, str] = {}
+    for threads in options.threads or [1]:
+        versions = [Version(python, threads) for python in (options.old, options.new)]
+        names = {what: v.name for what, v in zip(("old", "new"), versions, strict=True)}
+        found = [measure(case, versions, options) for case in chosen]
+        for version in versions:
+            version.close()
+        lines += lines_of(found, threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {"rounds": options.rounds, "turn": options.turn}
+    where = {**facts(), "versions": names, "missing": {}, "settings": settings}
+    report = options.out / "VERSIONS.md"
+    report.write_text("\n".join(["# Two versions of rnnkern", "", *facts_lines(where), *lines]))
+    print(report)
+
+
+if __name__ == "__main__":
+    main()
