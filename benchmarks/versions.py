@@ -104,11 +104,11 @@ def measure(case: Case, versions: list[Version], options: argparse.Namespace) ->
 
 
 def lines_of(found: list[dict[str, Any]], threads: int) -> list[str]:
-    rows = [
-        [row["case"].name, duration(row["old"]), duration(row["new"])]
-        + [f"{row['old'] / row['new']:.3f}", str(row["rounds"])]
-        for row in found
-    ]
+    rows = []
+    for row in found:
+        ratio = f"{row['old'] / row['new']:.3f}"
+        times = [duration(row["old"]), duration(row["new"])]
+        rows.append([row["case"].name, *times, ratio, str(row["rounds"])])
     logs: dict[str, list[float]] = {}
     for row in found:
         logs.setdefault(row["case"].grid, []).append(math.log(row["old"] / row["new"]))
