@@ -23,8 +23,9 @@ struct Heads {
   Index length;  // of a range
 
   static Heads of(Index units, Index count) {
+    if (count == 1) return {units, units, units};  // most cells: no division
     Heads heads{units, units / count, units / count};
-    if (count == 1 || heads.size % kLine<T> == 0) return heads;
+    if (heads.size % kLine<T> == 0) return heads;
     for (Index first = 0; first < units; first += kLine<T>) {
       const Index last = least(units, first + kLine<T>) - 1;
       const Index touched = last / heads.size - first / heads.size + 1;
@@ -75,15 +76,19 @@ void pack_gates(CancelToken& token, const T* w, int gate, Index H, const Heads<T
       W* panel = out + (block * G + first) * K * lanes;
       for (Index k = 0; k < K; k += lanes)
         for (Index g = 0; g < NV; ++g) {
-          const Index row = (gate + first + g) * H;
+          const Index row = (gate + first + g) * H, unit = block * lanes;
+          W* const to = panel + (k * NV + g) * lanes;
           Vec<T> v[lanes];
-          for (Index i = 0; i < lanes; ++i) {
-            const Index unit = block * lanes + i;
-            v[i] = unit < H ? heads.row(w, row + unit, unit, range + k) : Vec<T>{};
+          if (heads.is_one() && unit + lanes <= H && k + lanes <= K) {  // most are whole
+            for (Index i = 0; i < lanes; ++i) v[i] = load(w + (row + unit + i) * K + k);
+            transpose<T>(v);
+            for (Index i = 0; i < lanes; ++i) store_panel<T>(to + i * NV * lanes, v[i]);
+            continue;
           }
+          for (Index i = 0; i < lanes; ++i)
+            v[i] = unit + i < H ? heads.row(w, row + unit + i, unit + i, range + k) : Vec<T>{};
           transpose<T>(v);
-          for (Index i = 0; i < least(lanes, K - k); ++i)
-            store_panel<T>(panel + ((k + i) * NV + g) * lanes, v[i]);
+          for (Index i = 0; i < least(lanes, K - k); ++i) store_panel<T>(to + i * NV * lanes, v[i]);
         }
       if (!go_on(token, NV * K)) return;
     }
