@@ -108,14 +108,15 @@ struct ForwardWorkspace {
 // Row pointers, one set a thread.
 template <class T>
 struct ForwardRowPointers {
-  const T** x;        // [chunk * B]
-  T** z;              // [chunk * B]
-  T** z_now;          // [B] of the step at hand
-  const T** h[2];     // [B]
-  const T** operand;  // [B]
-  T** projected;      // [B] where the projection of the step at hand goes
-  T* fresh;           // [padded P] h before a step that resets the row
-  T* kept;            // [B] of the step at hand: 0 where a row's state before was reset, else 1
+  const T** x;           // [chunk * B]
+  T** z;                 // [chunk * B]
+  T** z_now;             // [B] of the step at hand
+  const T** h[2];        // [B]
+  const T** operand;     // [B]
+  T** projected;         // [B] where the projection of the step at hand goes
+  T* fresh;              // [padded P] h before a step that resets the row
+  T* kept;               // [B] of the step at hand: 0 where a row's state before was reset, else 1
+  ForwardStep<T>* step;  // [1] the step at hand
   void allocate(Arena& arena, Index chunk, Index B, Index P) {
     x = arena.allocate<const T*>(chunk * B);
     z = arena.allocate<T*>(chunk * B);
@@ -125,6 +126,7 @@ struct ForwardRowPointers {
     projected = arena.allocate<T*>(B);
     fresh = arena.allocate<T>(padded<T>(P));
     kept = arena.allocate<T>(B);
+    step = arena.allocate<ForwardStep<T>>(1);
   }
 };
 
@@ -215,8 +217,27 @@ struct Forward {
     }
   }
 
+  // What is the same at every step, for the cell's maths.
+  void start_steps() const {
+    const Index first = part.rows.first, Hp = padded<T>(H);
+    ForwardStep<T>& s = *row_ptrs.step;
+    s.constants = &constants, s.vectors = weights.vectors, s.z = row_ptrs.z_now;
+    s.c = cell.carried ? workspace.c + first * Hp : nullptr;
+    s.operand = cell.has_operand() ? workspace.operand + first * Hp : nullptr;
+    s.carried = nullptr, s.x = nullptr, s.moments = nullptr;
+    s.y_row = y.row_stride, s.x_row = x.row_stride, s.state = rows.B * Hp;
+    s.order = rows.order ? rows.order + first : nullptr;
+    s.kept = rows.resets ? row_ptrs.kept + first : nullptr;
+    s.H = H, s.Hp = Hp, s.keeps = keeps();
+    for (int of = 0; cell.noise && of < kNoises; ++of) {
+      s.noise[of] = noise.draws(of) ? noise_row(of, first) : nullptr;
+      s.mean[of] = noise.mean(of);
+    }
+  }
+
   // Copies the initial states to where the loop wants them, for this thread's units.
   void load_initial_state() {
+    start_steps();
     const Range own = outputs();
     const Index Hp = padded<T>(H), Pp = padded<T>(P), started = rows.T > 0 ? alive_at(rows, 0) : 0;
     const auto start = [&](int state, Index width, Index stride, Range blocks, T* to, Index r) {
@@ -330,7 +351,7 @@ struct Forward {
   // What the cell's maths of step t reads, for this thread's rows and units.
   T* noise_row(int of, Index r) const { return workspace.noise + (of * rows.B + r) * padded<T>(H); }
   void draw_noise(Index t, Index n) const {
-    noise.draw(t, part, n, [&](int of, Index r) { return noise_row(of, r); });
+    if (cell.noise) noise.draw(t, part, n, [&](int of, Index r) { return noise_row(of, r); });
   }
 
   // Hands out the states of a row at its own last step.
@@ -397,33 +418,12 @@ struct Forward {
     const auto& maths = functions.phase[index];
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
     for (Index i = 0; i < n; ++i) row_ptrs.z_now[i] = z_row(t, first + i);
-    ForwardStep<T> s{
-        &constants,
-        row_ptrs.z_now,
-        workspace.h[now] + skipped,
-        weights.vectors,
-        workspace.h[now ^ 1] + skipped,
-        cell.carried ? workspace.c + skipped : nullptr,
-        cell.has_operand() ? workspace.operand + skipped : nullptr,
-        d.carried ? d.carried + (rows_before(rows, t) + first) * cell.carried * Hp : nullptr,
-        y.data + t * y.time_stride + (rows.order ? 0 : first * y.row_stride),
-        y.row_stride,
-        rows.order ? rows.order + first : nullptr,
-        H,
-        Hp,
-        rows.B * Hp,
-        keeps(),
-        cell.reads_x ? x.data + t * x.time_stride + (rows.order ? 0 : first * x.row_stride)
-                     : nullptr,
-        x.row_stride,
-        rows.resets ? row_ptrs.kept + first : nullptr,
-        cell.normalizes ? moments_row(t, first) : nullptr,
-        {},
-        {}};
-    for (int of = 0; cell.noise && of < kNoises; ++of) {
-      s.noise[of] = noise.draws(of) ? noise_row(of, first) : nullptr;
-      s.mean[of] = noise.mean(of);
-    }
+    ForwardStep<T>& s = *row_ptrs.step;
+    s.h_before = workspace.h[now] + skipped, s.h = workspace.h[now ^ 1] + skipped;
+    s.y = y.data + t * y.time_stride + (rows.order ? 0 : first * y.row_stride);
+    if (d.carried) s.carried = d.carried + (rows_before(rows, t) + first) * cell.carried * Hp;
+    if (cell.reads_x) s.x = x.data + t * x.time_stride + (rows.order ? 0 : first * x.row_stride);
+    if (cell.normalizes) s.moments = moments_row(t, first);
     if (cell.elementwise) {
       maths.forward(s, n, blocks.first, static_cast<int>(blocks.size()));
       constexpr Index vector_operations = 32;  // of a cell's maths, about
