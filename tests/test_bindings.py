@@ -157,7 +157,7 @@ def use(blank, name):
     """Read a property, or call a method with arguments of the right number and types."""
     found = getattr(blank, name)
     arguments = {
-        "forward": ({}, None, None, None, None, False, False, 0, (0.0, [0], 0, False)),
+        "forward": ({}, None, None, None, None, False, False, False, 0, (0.0, [0], 0, False)),
         "backward": ({}, None, None, None, (1.0, 1.0, 1.0, 1.0), False, 0.0),
         "step": (np.zeros((1, 3), np.float32),),
         "run": (np.zeros((1, 1, 3), np.float32),),
@@ -205,7 +205,9 @@ def test_a_layer_stack_refuses_batch_first_with_an_ensemble(dtype):
     x = np.zeros((5, 2, 6, 3), dtype).transpose(2, 1, 0, 3)
     with pytest.raises(ValueError, match="batch_first: expected False with an ensemble, got True"):
         layer._stack.forward(
-            layer.params, x, None, None, None, True, False, 0, (0.0, layer._dropout_seeds, 0, False)
+            layer.params,
+            *(x, None, None, None, True, False, False, 0),
+            (0.0, layer._dropout_seeds, 0, False),
         )
 
 

@@ -224,6 +224,12 @@ CellConstants constants_of(const CellOptions& options) {
   return constants;
 }
 
+[[noreturn]] void stale(const std::string& name) {
+  throw std::runtime_error(name +
+                           ": expected the values that forward read, got others (change arrays "
+                           "after backward, or call forward again)");
+}
+
 std::uint64_t next_id() {
   static std::atomic<std::uint64_t> last{0};
   return ++last;
@@ -306,8 +312,9 @@ py::tuple LayerStack::state_names() const {
 
 py::tuple LayerStack::forward(const py::dict& params, const py::object& x, const py::object& state,
                               const py::object& lengths, const py::object& resets, bool batch_first,
-                              bool keep, Index segment, const py::tuple& dropout) const {
-  ForwardOptions options{batch_first, keep, segment, {}};
+                              bool keep, bool samples_all, Index segment,
+                              const py::tuple& dropout) const {
+  ForwardOptions options{batch_first, keep, samples_all, segment, {}};
   const auto [p, seeds, step, training] =
       dropout.cast<std::tuple<double, std::vector<std::uint64_t>, std::uint64_t, bool>>();
   for (const std::uint64_t seed : seeds) options.dropouts.push_back({p, seed, step, 0, training});
@@ -345,6 +352,11 @@ py::tuple LayerStack::run_forward(const py::dict& params, const py::object& x_gi
   tape->record.sizes = s, tape->record.segment = options.segment;
   tape->record.dropouts = std::move(options.dropouts), tape->record.x = axes.view(x);
   set_rows(*tape, lengths, resets);
+  if (options.keep) {
+    tape->caller_x = bytes_of(py::reinterpret_borrow<py::array>(x_given));
+    tape->samples_all = options.samples_all;
+    tape->samples.take(tape->sampled(parameters));
+  }
 
   const py::array_t<T> y = axes.make<T>(axes.sequence(s.channels()));
   const NewStates<T> last(s, axes);
@@ -371,6 +383,8 @@ py::tuple LayerStack::run_backward(const py::dict& params, const py::object& tap
   if (!tape || tape->layer_id != id_)
     bad_value("tape", "a tape of this layer's forward", "one of another layer");
   const PinnedParameters<T> parameters(parameters_, params);
+  if (const Index i = tape->samples.changed(tape->sampled(parameters)); i >= 0)
+    stale(i == 0 ? "x" : "params['" + std::string(parameters_[i - 1].name) + "']");
   const Axes& axes = tape->axes;
   PinnedArray<const T> dy;
   if (!dy_given.is_none())
@@ -472,7 +486,7 @@ void bind_layer(py::module_& m) {
       .def("state_names", method_of(&LayerStack::state_names))
       .def("forward", method_of(&LayerStack::forward), py::arg("params"), py::arg("x"),
            py::arg("state"), py::arg("lengths"), py::arg("resets"), py::arg("batch_first"),
-           py::arg("keep"), py::arg("segment"), py::arg("dropout"))
+           py::arg("keep"), py::arg("samples_all"), py::arg("segment"), py::arg("dropout"))
       .def("backward", method_of(&LayerStack::backward), py::arg("params"), py::arg("tape"),
            py::arg("dy"), py::arg("dstate"), py::arg("clip"), py::arg("trace"),
            py::arg("flow_penalty"));

@@ -22,6 +22,7 @@ class PinnedParameters {
  public:
   PinnedParameters(const std::vector<NamedParameter>& all, const py::dict& params);
   const ParameterArrays<const T>& data() const { return data_; }
+  const std::vector<py::array_t<T>>& arrays() const { return owners_; }  // C-contiguous
 
  private:
   std::vector<py::array_t<T>> owners_;
@@ -31,7 +32,8 @@ class PinnedParameters {
 // The options of a forward besides its arrays.
 struct ForwardOptions {
   bool batch_first, keep;
-  Index segment;  // steps between the states that a tape keeps; 0: it keeps all
+  bool samples_all;  // of the arrays that backward reads again: all elements, or few
+  Index segment;     // steps between the states that a tape keeps; 0: it keeps all
   std::vector<Dropout> dropouts;
 };
 
@@ -61,7 +63,7 @@ class LayerStack {
   // -> (y, last states, tape or None)
   py::tuple forward(const py::dict& params, const py::object& x, const py::object& state,
                     const py::object& lengths, const py::object& resets, bool batch_first,
-                    bool keep, Index segment, const py::tuple& dropout) const;
+                    bool keep, bool samples_all, Index segment, const py::tuple& dropout) const;
 
   // clip: (step_value, step_norm, value, norm).
   // -> (gradients by name, dx, dstate, norm, scale, finite, trace or None)

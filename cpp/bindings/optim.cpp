@@ -178,6 +178,7 @@ py::object overlap(const py::list& parameters, const std::vector<std::size_t>& f
 }  // namespace
 
 void bind_optim(py::module_& m) {
+  m.def("make_read_only", &make_read_only, py::arg("arrays"));
   m.def("sums_of_squares", &sums_of_squares, py::arg("values"), py::arg("parts"));
   m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"),
         py::arg("steps").noconvert(), py::arg("members"), py::arg("dry"), py::kw_only(),

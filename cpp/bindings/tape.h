@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "layer.h"
+#include "samples.h"
 #include "unlocked.h"
 
 namespace rnnkern {
@@ -59,17 +60,31 @@ struct TapeOf final : Tape {
   TapeRecord<T> record;
   py::object x;  // keeps the memory that the record's x points to
   py::object y;  // keeps the memory that the last layer's record points to; null: the tape has it
+  PinnedArray<const char> caller_x;  // of which the record's may be a copy
+  Samples<T> samples;                // of the caller's x, then of the parameters
+  bool samples_all = false;
 
   int traverse(visitproc visit, void* arg) const override {
     Py_VISIT(x.ptr());
     Py_VISIT(y.ptr());
+    Py_VISIT(caller_x.owner.ptr());
     return 0;
   }
   void clear() override {  // nothing refers to the tape any more: no backward reads the memory
     x = {};
     y = {};
+    caller_x.owner = {};
   }
   Index steps() const { return axes.B ? axes.T : 0; }  // an empty batch may claim any T
+
+  auto sampled(const PinnedParameters<T>& parameters) const {
+    return [&](std::size_t i, std::vector<T>& to) {
+      const auto& arrays = parameters.arrays();
+      if (i > arrays.size()) return false;
+      sample(i == 0 ? caller_x : bytes_of(arrays[i - 1]), samples_all, to);
+      return true;
+    };
+  }
 
   const std::vector<Record<T>>& whole(const char* name) const {
     if (record.records.empty())

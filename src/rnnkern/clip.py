@@ -65,6 +65,9 @@ class Clip:
             name, kind = f"clip.{field.name}", "a number or None"
             checked = number(name, bound, "a finite number > 0", lambda x: x > 0, kind)
             object.__setattr__(self, field.name, checked)
+        each = (self.step_value, self.step_norm, self.value, self.max_norm)
+        bounds = tuple(math.inf if bound is None else bound for bound in each)
+        object.__setattr__(self, "_bounds", bounds)  # here: each backward reads them
 
     def bounds(self) -> tuple[float, float, float, float]:
         """The four bounds in order, infinity standing for none.
@@ -80,6 +83,5 @@ class Clip:
         >>> rk.Clip(value=2).bounds()
         (inf, inf, 2.0, inf)
         """
-        each = (self.step_value, self.step_norm, self.value, self.max_norm)
-        a, b, c, d = (math.inf if bound is None else bound for bound in each)
-        return a, b, c, d
+        bounds: tuple[float, float, float, float] = vars(self)["_bounds"]
+        return bounds

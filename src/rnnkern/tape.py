@@ -1,9 +1,11 @@
-"""What a forward keeps for backward, and whether the caller's arrays still hold what it read."""
+"""What a forward keeps for backward, and whether the arrays of a module still hold what it read.
+
+Of a layer's arrays the core keeps samples itself: its calls are shorter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import is_
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import _core, runtime
 
-__all__ = ["ModuleTape", "Sampler", "Tape"]
+__all__ = ["ModuleTape", "Tape"]
 
 Array = NDArray[Any]
 
@@ -69,51 +71,6 @@ def check(name: str, array: Any, mark: Mark | None, read: Callable[[Array], byte
         raise RuntimeError(f"{name}: expected the values that forward read, got others ({advice})")
 
 
-class Samples(NamedTuple):
-    """Of all parameters, in the order of their dict."""
-
-    names: list[str]
-    arrays: list[Array]
-    views: list[Array]  # evenly spaced elements of the arrays
-    of_all: bytes  # what the views held
-
-    def of_each(self) -> dict[str, Mark | None]:
-        """What `_mark` returned, or would have, for each array."""
-        marks: dict[str, Mark | None] = {}
-        first = 0
-        for name, array, view in zip(self.names, self.arrays, self.views, strict=True):
-            held = self.of_all[first : first + view.nbytes]
-            marks[name] = Mark(array.shape, array.dtype, held, array.strides, True)
-            first += view.nbytes
-        return marks
-
-
-class Sampler:
-    """Reads samples of a layer's parameters, through views that it keeps from call to call."""
-
-    __slots__ = ("_kept",)
-
-    def __init__(self) -> None:
-        self._kept: tuple[list[str], list[Array], list[Array]] = [], [], []
-
-    def __reduce__(self) -> Any:
-        return Sampler, ()  # the views of a copy would be of the original's memory, or of none
-
-    def read(self, params: Mapping[str, Array]) -> Samples | None:
-        """The samples as they are now; None if an array is not a plain C-contiguous one."""
-        names, arrays = list(params), list(params.values())
-        kept = self._kept
-        if names != kept[0] or not all(map(is_, arrays, kept[1])):
-            if not all(type(array) is np.ndarray for array in arrays):
-                return None
-            plain = [array.view() for array in arrays]  # whose headers no other thread can change
-            if not all(array.flags.c_contiguous for array in plain):
-                return None
-            views = [array.reshape(-1)[:: _distance(array)] for array in plain]
-            self._kept = kept = names, arrays, views
-        return Samples(*kept, b"".join(map(np.ndarray.tobytes, kept[2])))
-
-
 class Tape:
     """What a recurrent layer's `forward` keeps for its `backward`.
 
@@ -145,51 +102,16 @@ class Tape:
 (change arrays after backward, or call forward again)
     """
 
-    __slots__ = ("__weakref__", "_core", "_marks", "_read", "_stack", "_x", "_x_mark")
+    __slots__ = ("__weakref__", "_core", "_x")
 
-    def __init__(
-        self,
-        tape: _core.Tape,
-        stack: _core.LayerStack,
-        params: Mapping[str, Array],
-        x: Array,
-        sampler: Sampler,
-    ) -> None:
-        self._core, self._stack = tape, stack
+    def __init__(self, tape: _core.Tape, x: Array) -> None:
+        self._core = tape
         self._x = x  # itself: the garbage collector does not see what a view refers to
-        if runtime.debugging:
-            self._read, read = _digest, None
-        else:
-            self._read, read = _sampled, sampler.read(params)
-        self._x_mark = _mark(x, self._read)
-        self._marks: Samples | dict[str, Mark | None] = read or {
-            name: _mark(array, self._read) for name, array in list(params.items())
-        }
 
     @property
     def _is_made(self) -> bool:
         """False of an object that no forward has made."""
-        return hasattr(self, "_marks")
-
-    def _check(
-        self, stack: _core.LayerStack, params: Mapping[str, Array], sampler: Sampler
-    ) -> None:
-        """Raise RuntimeError, which names the array, if one that forward read has changed.
-
-        A parameter of another shape or dtype is the core's to refuse. If x has another header by
-        now, its values are not compared: the core reads it as forward found it.
-        """
-        if stack is not self._stack:
-            return  # the core refuses the tape of another layer
-        check("x", self._x, self._x_mark, self._read)
-        if isinstance(self._marks, Samples):
-            if (now := sampler.read(params)) and now.of_all == self._marks.of_all:
-                return
-            marks = self._marks.of_each()
-        else:
-            marks = self._marks
-        for name, mark in marks.items():
-            check(f"params[{name!r}]", params.get(name), mark, self._read)
+        return hasattr(self, "_x")
 
     @property
     def gates(self) -> list[Array]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Type
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .. import runtime
 from ..checks import (
     Seed,
     array,
@@ -29,7 +30,7 @@ from ..checks import (
 from ..clip import Clip
 from ..pickles import LayerStack, reduced
 from ..stream import Stream, join_state, split_state
-from ..tape import Sampler, Tape
+from ..tape import Tape
 from .activations import Chosen
 from .initialize import Init, initial, initializer
 from .results import Array, EnsembleGradients, Gradients, Trace, omega
@@ -150,7 +151,6 @@ class _Layer(Generic[S]):
         for name, values in (found or {}).items():
             self._params[name][...] = values
         self._stack = stack
-        self._sampler = Sampler()
 
     def _new_stack(self, members: int) -> LayerStack:
         return LayerStack(
@@ -390,6 +390,7 @@ class _Layer(Generic[S]):
                 resets if resets is None else unmasked("resets", resets),
                 self._batch_first,
                 False,  # keeps nothing
+                False,
                 0,
                 (0.0, self._dropout_seeds, 0, False),
             )
@@ -464,6 +465,7 @@ class _Layer(Generic[S]):
                 resets if resets is None else unmasked("resets", resets),
                 self._batch_first,
                 True,  # keeps what backward needs
+                runtime.debugging,
                 self._segment(checkpoint, x),
                 (self._dropout, self._dropout_seeds, self._dropout_step, self._draws_noise),
             )
@@ -471,9 +473,8 @@ class _Layer(Generic[S]):
             self._explain(error)
             raise
         assert tape is not None
-        kept = Tape(tape, self._stack, self._params, x, self._sampler)
         self.dropout_step += 1  # when nothing can fail any more
-        return y, join_state(last), kept
+        return y, join_state(last), Tape(tape, x)
 
     def _segment(self, checkpoint: int | str | None, x: Array) -> int:
         """Steps between kept states; 0: everything is kept."""
@@ -558,9 +559,10 @@ class _Layer(Generic[S]):
         if not (isinstance(tape, Tape) and tape._is_made):
             expected = "a tape of this layer's forward"
             raise TypeError(f"tape: expected {expected}, got {type(tape).__name__}")
-        tape._check(self._stack, self._params, self._sampler)
         trace = flag("trace", trace)
-        weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
+        weight = 0.0
+        if type(flow_penalty) is not float or flow_penalty != 0.0:
+            weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
         if weight > 0:
             self._check_flow_penalty(weight)
         try:
@@ -792,7 +794,6 @@ class _Layer(Generic[S]):
             one._seed = spawned(seed_sequence("seed", self._seed), index)
         one._stack = self._new_stack(0)
         one._shapes = {name: shape[1:] for name, shape in self._shapes.items()}
-        one._sampler = Sampler()
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one

@@ -87,8 +87,7 @@ class ParameterGradients:
     def __init__(
         self, params: dict[str, Array], norm: Any, scale: Any, finite: Any, of: Any = None
     ) -> None:
-        for array in params.values():
-            array.flags.writeable = False
+        _core.make_read_only(params)
         self._params = MappingProxyType(params)
         self._norm, self._scale, self._finite = norm, scale, finite
         self._of: Mapping[str, Array] | None = of  # the parameters, as far as known
