@@ -105,6 +105,22 @@ QUIET = tuple(kind for kind in KINDS if not CELLS[kind].noise)
 DTYPES = (np.float32, np.float64)
 
 
+def _loops_of(kind):
+    """What the time loops, which are compiled once for all cells, find different in a cell."""
+    cell = CELLS[kind]
+    roles = frozenset(parameter.role for parameter in cell.parameters)
+    states = tuple((state.name, state.width) for state in cell.states)
+    sums = "reset_before" in kind, cell.also_saved  # two phases; recurrent sums that stand alone
+    return roles, states, sums, cell.projects, bool(cell.noise), cell.inputs_are_units
+
+
+# One kind for each way through the time loops: for tests of threads, chunks, layers and directions
+# that a cell's maths has no part in. The driver `fuzz` draws all of these for all kinds.
+LOOPS = tuple(
+    kind for i, kind in enumerate(KINDS) if _loops_of(kind) not in map(_loops_of, KINDS[:i])
+)
+
+
 def is_elementwise(kind):
     """Whether no product acts on h. Threads then share units of few rows without barriers."""
     products = ("recurrent_matrix", "recurrent_blocks")

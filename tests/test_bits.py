@@ -16,6 +16,7 @@ import pytest
 from helpers import (
     DTYPES,
     KINDS,
+    LOOPS,
     QUIET,
     assert_same,
     fused_sets,
@@ -33,6 +34,7 @@ import rnnkern as rk
 from rnnkern.reference import CELLS
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
+every_loop = pytest.mark.parametrize("kind", LOOPS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
 every_set = pytest.mark.parametrize("isa", sets())
 
@@ -135,7 +137,7 @@ def test_the_clips_act(kind, sizes):
 @every_shape
 @every_case
 @every_dtype
-@every_kind
+@every_loop
 def test_threads(kind, dtype, case, shape, isa):
     layer, problem = case.make(kind, dtype, *shape)
     with rk.force_isa(isa):

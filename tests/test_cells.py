@@ -12,6 +12,7 @@ import pytest
 from helpers import (
     DTYPES,
     KINDS,
+    LOOPS,
     Problem,
     assert_close,
     assert_same,
@@ -36,6 +37,7 @@ from rnnkern.diagnose.common import cell_of, vectors_of
 from rnnkern.reference import CELLS
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
+each_loop = pytest.mark.parametrize("kind", LOOPS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 each_set = pytest.mark.parametrize("isa", sets())
 
@@ -79,7 +81,7 @@ def check(layer, problem, want, clip=None, threads=1, chain=10_000):
 
 
 @each_set
-@each_kind
+@each_loop
 @each_dtype
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
@@ -162,7 +164,7 @@ def three_chunks(layer, B, threads=1):
 
 
 @each_set
-@each_kind
+@each_loop
 @each_dtype
 @pytest.mark.parametrize("lengths", [None, "random"])
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@each_kind
+@each_loop
 @each_dtype
 def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
     layer, *problem = case(kind, 4, wide(kind, 33), 200, 3, dtype=dtype, num_layers=2)
@@ -203,7 +205,7 @@ def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
 
 
 @each_set
-@each_kind
+@each_loop
 @each_dtype
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -229,7 +231,7 @@ def units_to_share(kind, B, threads, bidirectional=False):
 
 
 @each_set
-@each_kind
+@each_loop
 @each_dtype
 @pytest.mark.parametrize(("threads", "B"), [(2, 1), (3, 1), (3, 3)])
 @pytest.mark.parametrize("bidirectional", [False, True])

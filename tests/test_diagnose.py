@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import (
     KINDS,
+    LOOPS,
     QUIET,
     at_held_m,
     both_ways,
@@ -679,7 +680,7 @@ def test_saturation_of_nothing_but_nan_is_nan(kind):
     assert "nan%" in str(diagnose.report(layer, tape))
 
 
-@each_kind
+@pytest.mark.parametrize("kind", LOOPS)
 @pytest.mark.parametrize("all_rows", [False, True])
 def test_pictures_of_nan(kind, all_rows):
     layer = make_layer(kind, 2, 6, dtype=np.float64)
@@ -713,7 +714,7 @@ def extreme(kind, dtype, factor):
     return layer, p, tape, p.backward(layer, tape, rk.Clip(step_norm=1e-3), trace=True)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", LOOPS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("factor", [0.0, 1e-30, 1e-3, 1.0, 30.0, 1e30, np.nan])
 def test_traps_of_numpy_change_nothing(kind, dtype, factor):
