@@ -148,8 +148,8 @@ def test_an_object_without_constructor_raises(bound):
             use(blank, name)
     with pytest.raises(TypeError, match="tape: expected a tape of this layer's forward, got"):
         layer.backward(blank)
-    with pytest.raises(TypeError, match="layer_stack: expected a LayerStack, got"):
-        _core.Stream(blank, {}, 1)
+    with pytest.raises(TypeError, match="weights: expected a Packed, got"):
+        _core.Stream(blank, 1)
     gc.collect()  # the collector visits it
 
 
@@ -157,7 +157,8 @@ def use(blank, name):
     """Read a property, or call a method with arguments of the right number and types."""
     found = getattr(blank, name)
     arguments = {
-        "forward": ({}, None, None, None, None, False, False, False, 0, (0.0, [0], 0, False)),
+        "forward": ({}, None, None, None, None, False, 0, False, 0, (0.0, [0], 0, False)),
+        "pack": ({},),
         "backward": ({}, None, None, None, (1.0, 1.0, 1.0, 1.0), False, 0.0),
         "step": (np.zeros((1, 3), np.float32),),
         "run": (np.zeros((1, 1, 3), np.float32),),
@@ -170,13 +171,14 @@ def core_stack(layer):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("what", ["stack", "tape", "stream"])
+@pytest.mark.parametrize("what", ["stack", "tape", "packed", "stream"])
 def test_bound_types_refuse_to_be_pickled_by_name(what, protocol):
     layer = make_layer("gru", 3, 4)
     _, _, tape = layer.forward(np.zeros((5, 2, 3), np.float32))
-    thing = {"stack": lambda: core_stack(layer), "tape": lambda: tape._core}.get(
-        what, lambda: _core.Stream(layer._stack, layer.params, 1)
-    )()
+    packed = layer._stack.pack(layer.params)
+    thing = {"stack": core_stack(layer), "tape": tape._core, "packed": packed}.get(
+        what, _core.Stream(packed, 1)
+    )
     with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
         pickle.dumps(thing, protocol)
     with pytest.raises(TypeError, match=r"cannot pickle '\w+' object"):
@@ -206,9 +208,44 @@ def test_a_layer_stack_refuses_batch_first_with_an_ensemble(dtype):
     with pytest.raises(ValueError, match="batch_first: expected False with an ensemble, got True"):
         layer._stack.forward(
             layer.params,
-            *(x, None, None, None, True, False, False, 0),
+            *(x, None, None, None, True, 0, False, 0),
             (0.0, layer._dropout_seeds, 0, False),
         )
+
+
+def test_a_layer_stack_takes_its_own_weights_alone():
+    layer, other = make_layer("gru", 3, 4), make_layer("gru", 3, 4)
+    blank = _core.Packed.__new__(_core.Packed)
+    x = np.zeros((5, 2, 3), np.float32)
+
+    def call(weights, wanted=0):
+        return layer._stack.forward(
+            weights, *(x, None, None, None, False, wanted, False, 0), (0.0, [0], 0, False)
+        )
+
+    assert bits(call(layer._stack.pack(layer.params))[0]) == bits(layer(x)[0])
+    with pytest.raises(ValueError, match="weights: expected this layer's, got those of another"):
+        call(other._stack.pack(other.params))
+    expected = "weights: expected a dict of arrays or packed weights, got"
+    with pytest.raises(TypeError, match=f"{expected} one whose constructor has not run"):
+        call(blank)
+    for wrong in (None, [], layer._stack):
+        with pytest.raises(TypeError, match=f"{expected} {type(wrong).__name__}"):
+            call(wrong)
+    for wrong in (-1, 4, 2**31 - 1):
+        with pytest.raises(ValueError, match=f"wanted: expected from 0 to 3, got {wrong}"):
+            call(layer.params, wrong)
+    with pytest.raises(ValueError, match="weights: expected a dict of parameters for a tape, got"):
+        call(layer._stack.pack(layer.params), 3)
+    with pytest.raises(TypeError, match="No constructor defined"):
+        _core.Packed()
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"ensemble": 2}])
+def test_a_stream_refuses_what_it_cannot_step_through(options):
+    layer = rk.GRU(3, 4, **options)
+    with pytest.raises(ValueError, match=r"stream: expected a layer (of one direction|alone), got"):
+        _core.Stream(layer._stack.pack(layer.params), 1)
 
 
 # ---- empty batches -------------------------------------------------------------------------------

@@ -225,4 +225,4 @@ def test_compiled_methods_have_signatures():
     for name in COMPILED:
         assert str(inspect.signature(PUBLIC[name])) == "(self, /, x, out=None)"
     # The class's own is Python's: pybind11's constructors have none that can be read.
-    assert list(inspect.signature(rk.Stream).parameters) == ["stack", "params", "batch_size"]
+    assert list(inspect.signature(rk.Stream).parameters) == ["frozen", "batch_size"]

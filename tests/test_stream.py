@@ -250,7 +250,7 @@ def test_a_subclass_may_change_a_method():
 
     layer, p = make()
     want = 2 * layer.stream(B).step(p.x[0])
-    stream = Doubled(layer._stack, layer.params, B)
+    stream = Doubled(layer.freeze(), B)
     assert stream.step(p.x[0]).tobytes() == want.tobytes()
 
 
@@ -276,7 +276,7 @@ def test_a_second_construction_is_refused_and_changes_nothing():
     stream, layer = make_layer("lstm", I, H).stream(B), make_layer("gru", I, H)
     state = tuple(np.full((1, B, H), value, np.float32) for value in (0.25, 0.5))
     with pytest.raises(TypeError, match="expected a new object, got one that is constructed"):
-        stream.__init__(layer._stack, layer.params, B)
+        stream.__init__(layer.freeze(), B)
     stream.state = state
     assert all((a == b).all() for a, b in zip(stream.state, state, strict=True))
 

@@ -310,19 +310,37 @@ py::tuple LayerStack::state_names() const {
   return names;
 }
 
-py::tuple LayerStack::forward(const py::dict& params, const py::object& x, const py::object& state,
-                              const py::object& lengths, const py::object& resets, bool batch_first,
-                              bool keep, bool samples_all, Index segment,
-                              const py::tuple& dropout) const {
-  ForwardOptions options{batch_first, keep, samples_all, segment, {}};
+template <class T>
+std::shared_ptr<const PackedWeights<T>> LayerStack::packed(const py::dict& params) const {
+  const PinnedParameters<T> parameters(parameters_, params);
+  auto weights = std::make_shared<PackedWeights<T>>(kernels().of<T>(), sizes_);
+  unlocked([&](const Interrupt& interrupt) {
+    ThrottledPoll poll(interrupt);
+    weights->pack(parameters.data(), poll);
+  });
+  return weights;
+}
+
+Packed LayerStack::pack(const py::dict& params) const {
+  if (is_double_) return {id_, nullptr, packed<double>(params)};
+  return {id_, packed<float>(params), nullptr};
+}
+
+py::tuple LayerStack::forward(const py::object& weights, const py::object& x,
+                              const py::object& state, const py::object& lengths,
+                              const py::object& resets, bool batch_first, int wanted,
+                              bool samples_all, Index segment, const py::tuple& dropout) const {
+  if (wanted < 0 || wanted > static_cast<int>(Wanted::tape))
+    bad_value("wanted", "from 0 to 3", std::to_string(wanted));
+  ForwardOptions options{batch_first, static_cast<Wanted>(wanted), samples_all, segment, {}};
   const auto [p, seeds, step, training] =
       dropout.cast<std::tuple<double, std::vector<std::uint64_t>, std::uint64_t, bool>>();
   for (const std::uint64_t seed : seeds) options.dropouts.push_back({p, seed, step, 0, training});
   if (static_cast<Index>(options.dropouts.size()) != sizes_.count())
     bad_value("dropout", std::to_string(sizes_.count()) + " seeds",
               std::to_string(options.dropouts.size()));
-  return is_double_ ? run_forward<double>(params, x, state, lengths, resets, std::move(options))
-                    : run_forward<float>(params, x, state, lengths, resets, std::move(options));
+  return is_double_ ? run_forward<double>(weights, x, state, lengths, resets, std::move(options))
+                    : run_forward<float>(weights, x, state, lengths, resets, std::move(options));
 }
 
 py::tuple LayerStack::backward(const py::dict& params, const py::object& tape, const py::object& dy,
@@ -333,12 +351,59 @@ py::tuple LayerStack::backward(const py::dict& params, const py::object& tape, c
                     : run_backward<float>(params, tape, dy, dstate, clips, trace, flow_penalty);
 }
 
+namespace {
+
+// The weights of a call, pinned: a dict of parameters, or packed ones.
 template <class T>
-py::tuple LayerStack::run_forward(const py::dict& params, const py::object& x_given,
+class GivenWeights {
+ public:
+  GivenWeights(const std::vector<NamedParameter>& all, std::uint64_t layer_id,
+               const py::object& given) {
+    if (PyDict_Check(given.ptr())) {
+      parameters_.emplace(all, py::reinterpret_borrow<py::dict>(given));
+      return;
+    }
+    const auto& packed =
+        constructed<Packed>("weights", given, "a dict of arrays or packed weights");
+    if (packed.layer_id != layer_id) bad_value("weights", "this layer's", "those of another layer");
+    packed_ = packed.of<T>();
+  }
+  void fill(ForwardArguments<T>& arguments) const {
+    if (parameters_) arguments.parameters = parameters_->data();
+    arguments.packed = packed_.get();
+  }
+  const PinnedParameters<T>& parameters() const {
+    if (!parameters_) bad_value("weights", "a dict of parameters for a tape", "packed ones");
+    return *parameters_;
+  }
+
+ private:
+  std::optional<PinnedParameters<T>> parameters_;
+  std::shared_ptr<const PackedWeights<T>> packed_;
+};
+
+// The arrays that each layer's h goes to; of the last one y, unless layers are residual.
+template <class T>
+py::list hidden_arrays(const Sizes& s, const Axes& axes, const py::array_t<T>& y,
+                       ForwardArguments<T>& arguments) {
+  py::list arrays;
+  for (Index l = 0; l < s.L; ++l) {
+    const bool is_y = l + 1 == s.L && !s.residual;
+    const py::array_t<T> h = is_y ? y : axes.make<T>(axes.sequence(s.channels()));
+    arguments.hiddens.push_back(axes.view(PinnedArray<T>(h)));
+    arrays.append(h);
+  }
+  return arrays;
+}
+
+}  // namespace
+
+template <class T>
+py::tuple LayerStack::run_forward(const py::object& weights, const py::object& x_given,
                                   const py::object& state, const py::object& lengths,
                                   const py::object& resets, ForwardOptions options) const {
   const Sizes& s = sizes_;
-  const PinnedParameters<T> parameters(parameters_, params);
+  const GivenWeights<T> given(parameters_, id_, weights);
   const auto found = axes_and_x<T>(s, x_given, options.batch_first);
   const Axes& axes = found.first;
   const PinnedArray<const T>& x = found.second;
@@ -352,19 +417,28 @@ py::tuple LayerStack::run_forward(const py::dict& params, const py::object& x_gi
   tape->record.sizes = s, tape->record.segment = options.segment;
   tape->record.dropouts = std::move(options.dropouts), tape->record.x = axes.view(x);
   set_rows(*tape, lengths, resets);
-  if (options.keep) {
+  if (options.wanted == Wanted::tape) {
     tape->caller_x = bytes_of(py::reinterpret_borrow<py::array>(x_given));
     tape->samples_all = options.samples_all;
-    tape->samples.take(tape->sampled(parameters));
+    tape->samples.take(tape->sampled(given.parameters()));
   }
 
-  const py::array_t<T> y = axes.make<T>(axes.sequence(s.channels()));
+  ForwardArguments<T> arguments;
+  const bool last_outputs = arguments.last_outputs = options.wanted == Wanted::last_outputs;
+  const py::array_t<T> y =
+      axes.make<T>(last_outputs ? axes.one_step(s.channels()) : axes.sequence(s.channels()));
   const NewStates<T> last(s, axes);
-  ForwardRun<T> run(tape->record, parameters.data(), axes.view(PinnedArray<T>(y)), first.states(),
-                    last.states(), options.keep);
+  given.fill(arguments);
+  const PinnedArray<T> pinned_y(y);
+  arguments.y = last_outputs ? axes.view_step(pinned_y) : axes.view(pinned_y);
+  arguments.first = first.states(), arguments.last = last.states();
+  arguments.keep = options.wanted == Wanted::tape;
+  py::object more = py::none();
+  if (options.wanted == Wanted::hiddens) more = hidden_arrays(s, axes, y, arguments);
+  ForwardRun<T> run(tape->record, arguments);
   unlocked([&](const Interrupt& interrupt) { run.run(interrupt); });
   run.finish();
-  if (!options.keep) return py::make_tuple(y, last.arrays(), py::none());
+  if (!arguments.keep) return py::make_tuple(y, last.arrays(), more);
   if (options.segment == 0 && !s.residual) {
     // The tape reads it again.
     py::detail::array_proxy(y.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
@@ -464,6 +538,8 @@ void bind_layer(py::module_& m) {
                              "several states besides h (T, B, states, H); [] without any.")
       .def_property_readonly("hiddens", method_of(&Tape::hiddens),
                              "For each layer, h of every step (T, B, D*P).");
+  auto packed = py::class_<Packed>(m, "Packed", "A layer's weights, packed for its calls.");
+  refuse_pickling(packed);
   auto stack = py::class_<LayerStack>(m, "LayerStack");
   refuse_pickling(stack);
   stack
@@ -484,9 +560,10 @@ void bind_layer(py::module_& m) {
            py::arg("noise"), py::arg("heads"), py::arg("exp_forget"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
-      .def("forward", method_of(&LayerStack::forward), py::arg("params"), py::arg("x"),
+      .def("pack", method_of(&LayerStack::pack), py::arg("params"))
+      .def("forward", method_of(&LayerStack::forward), py::arg("weights"), py::arg("x"),
            py::arg("state"), py::arg("lengths"), py::arg("resets"), py::arg("batch_first"),
-           py::arg("keep"), py::arg("samples_all"), py::arg("segment"), py::arg("dropout"))
+           py::arg("wanted"), py::arg("samples_all"), py::arg("segment"), py::arg("dropout"))
       .def("backward", method_of(&LayerStack::backward), py::arg("params"), py::arg("tape"),
            py::arg("dy"), py::arg("dstate"), py::arg("clip"), py::arg("trace"),
            py::arg("flow_penalty"));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <tuple>
 
 #include "../core/stack/network.h"
@@ -29,9 +30,31 @@ class PinnedParameters {
   ParameterArrays<const T> data_;
 };
 
+// A layer's weights, packed once for any number of calls and streams; see PackedWeights.
+struct Packed {
+  std::uint64_t layer_id;
+  std::shared_ptr<const PackedWeights<float>> f32;  // one of these two
+  std::shared_ptr<const PackedWeights<double>> f64;
+  template <class T>
+  const std::shared_ptr<const PackedWeights<T>>& of() const;
+};
+template <>
+inline const std::shared_ptr<const PackedWeights<float>>& Packed::of() const {
+  return f32;
+}
+template <>
+inline const std::shared_ptr<const PackedWeights<double>>& Packed::of() const {
+  return f64;
+}
+
+// What a forward hands out besides the last states: outputs, of each row's own last step alone, and
+// h of all layers too, or outputs and a tape.
+enum class Wanted { outputs, last_outputs, hiddens, tape };
+
 // The options of a forward besides its arrays.
 struct ForwardOptions {
-  bool batch_first, keep;
+  bool batch_first;
+  Wanted wanted;
   bool samples_all;  // of the arrays that backward reads again: all elements, or few
   Index segment;     // steps between the states that a tape keeps; 0: it keeps all
   std::vector<Dropout> dropouts;
@@ -59,11 +82,15 @@ class LayerStack {
   py::list parameter_shapes() const;
   py::tuple state_names() const;
 
+  Packed pack(const py::dict& params) const;
+
+  // weights: a dict of parameters, or `pack` of one.
+  // wanted: see Wanted.
   // dropout: (p, seeds of the members, training step, whether cells draw their noise).
-  // -> (y, last states, tape or None)
-  py::tuple forward(const py::dict& params, const py::object& x, const py::object& state,
+  // -> (y, last states, tape, list of h or None)
+  py::tuple forward(const py::object& weights, const py::object& x, const py::object& state,
                     const py::object& lengths, const py::object& resets, bool batch_first,
-                    bool keep, bool samples_all, Index segment, const py::tuple& dropout) const;
+                    int wanted, bool samples_all, Index segment, const py::tuple& dropout) const;
 
   // clip: (step_value, step_norm, value, norm).
   // -> (gradients by name, dx, dstate, norm, scale, finite, trace or None)
@@ -73,7 +100,9 @@ class LayerStack {
 
  private:
   template <class T>
-  py::tuple run_forward(const py::dict& params, const py::object& x, const py::object& state,
+  std::shared_ptr<const PackedWeights<T>> packed(const py::dict& params) const;
+  template <class T>
+  py::tuple run_forward(const py::object& weights, const py::object& x, const py::object& state,
                         const py::object& lengths, const py::object& resets,
                         ForwardOptions options) const;
   template <class T>

@@ -24,19 +24,18 @@ class Stream {
 template <class T>
 class StreamOf final : public Stream {
  public:
-  StreamOf(const Sizes& sizes, const ParameterArrays<const T>& parameters, Index B)
-      : sizes_(sizes),
+  StreamOf(std::shared_ptr<const PackedWeights<T>> packed, Index B)
+      : packed_(std::move(packed)),
+        sizes_(packed_->sizes()),
+        use_(packed_->kernels()),
         B_(B),
-        kernels_(rnnkern::kernels()),
-        use_(kernels_.of<T>()),
-        flops_of_step_(flops_of_step(sizes) * static_cast<double>(B)) {
+        flops_of_step_(flops_of_step(sizes_) * static_cast<double>(B)) {
+    const Sizes& sizes = sizes_;
     product_of({B, sizes.H, 8 * static_cast<Index>(sizeof(T))});
     call_.kind = sizes.kind, call_.constants = sizes.constants, call_.residual = sizes.residual;
     call_.L = sizes.L, call_.D = 1, call_.H = sizes.H, call_.P = sizes.P;
     call_.rows = {0, B, nullptr, nullptr, nullptr};
     for (Index l = 0; l < sizes.L; ++l) {
-      packed_.push_back(block<char>(
-          use_.packed_bytes(sizes.kind, sizes.constants, sizes.inputs(l), sizes.H, sizes.P)));
       for (States& states : states_)
         for (Index k = 0; k < sizes.states(); ++k)
           states.of[k].push_back(block<T>(B * sizes.width(k)));
@@ -44,7 +43,7 @@ class StreamOf final : public Stream {
         Layer<T> layer{};
         layer.inputs = sizes.inputs(l);
         Direction<T>& d = layer.direction[0];
-        d.packed = reinterpret_cast<const T*>(packed_.back().get());
+        d.packed = packed_->of(0, l, 0);
         for (Index k = 0; k < sizes.states(); ++k) {
           d.first[k] = states_[now].of[k].back().get();
           d.last[k] = states_[1 - now].of[k].back().get();
@@ -52,7 +51,6 @@ class StreamOf final : public Stream {
         layers_[now].push_back(layer);
       }
     }
-    pack(parameters);
     set_fresh(0, B);
     // Room for small blocks is there from the start: who must not wait for memory need not warm up.
     constexpr Index rows_at_once = 128;
@@ -186,20 +184,6 @@ class StreamOf final : public Stream {
     return 2 * sum;
   }
 
-  void pack(const ParameterArrays<const T>& parameters) const {
-    unlocked([&](const Interrupt& interrupt) {
-      ThrottledPoll poll(interrupt);
-      const std::vector<Parameter> all = parameters_of(sizes_);
-      for (Index l = 0; l < sizes_.L && poll.go_on(); ++l) {
-        Direction<T> d{};
-        for (std::size_t i = 0; i < all.size(); ++i)
-          if (all[i].layer == l) d.parameters[all[i].role] = parameters[i];
-        use_.pack(sizes_.kind, sizes_.constants, d, sizes_.inputs(l), sizes_.H, sizes_.P, threads(),
-                  poll.interrupt(), packed_[static_cast<std::size_t>(l)].get());
-      }
-    });
-  }
-
   // So many rows of the current state.
   void set_fresh(Index first, Index rows) {
     for (Index k = 0; k < sizes_.states(); ++k)
@@ -235,7 +219,7 @@ class StreamOf final : public Stream {
     if (steps == prepared_steps_ && threads == call_.threads) return;
     prepared_steps_ = 0;  // until all is there
     const Index P = sizes_.P, between = sizes_.L > 1 ? product_of({steps, B_, P}) : 0;
-    for (std::size_t l = 1; l < packed_.size(); ++l) {
+    for (std::size_t l = 1; l < layers_[0].size(); ++l) {
       const std::size_t turn = l % 2;
       if (l <= 2) grow(middle_[turn], middle_size_[turn], between);
       T* const at = middle_[turn].get();
@@ -257,12 +241,11 @@ class StreamOf final : public Stream {
     size = wanted;
   }
 
-  Sizes sizes_;
+  std::shared_ptr<const PackedWeights<T>> packed_;
+  const Sizes& sizes_;
+  const TypedKernels<T>& use_;  // those that packed the weights, whatever is in use later
   Index B_;
-  const Kernels& kernels_;  // those that packed the weights, whatever is in use later
-  const TypedKernels<T>& use_;
   const py::dtype dtype_ = py::dtype::of<T>();
-  std::vector<Block<char>> packed_;
   struct States {
     std::vector<Block<T>> of[kMostStates];  // [L][B, width] each
   };
@@ -278,6 +261,14 @@ class StreamOf final : public Stream {
   Index middle_size_[2] = {0, 0};
   mutable std::atomic<bool> in_use_{false};
 };
+
+template <class T>
+std::unique_ptr<Stream> stream_of(const std::shared_ptr<const PackedWeights<T>>& weights, Index B) {
+  if (weights->sizes().D != 1)
+    bad_value("stream", "a layer of one direction", "a bidirectional one");
+  if (weights->sizes().members) bad_value("stream", "a layer alone", "an ensemble");
+  return std::make_unique<StreamOf<T>>(weights, B);
+}
 
 // step and run as CPython itself calls methods: pybind11's way there costs as much as a small step.
 // Arguments that come in an unusual way go to Python's own parser, which also words the errors.
@@ -385,22 +376,14 @@ PyMethodDef method(const char* name, const char* doc) {
 
 void bind_stream(py::module_& m) {
   auto stream = py::class_<Stream>(m, "Stream")
-                    .def(py::init([](py::handle layer, const py::dict& params, Index batch_size) {
-                           const auto& stack = constructed<LayerStack>("layer_stack", layer);
+                    .def(py::init([](py::handle weights, Index batch_size) {
+                           const auto& packed = constructed<Packed>("weights", weights);
                            if (batch_size < 1)
                              bad_value("batch_size", "at least 1", std::to_string(batch_size));
-                           const Sizes& sizes = stack.sizes();
-                           if (sizes.D != 1)
-                             bad_value("stream", "a layer of one direction", "a bidirectional one");
-                           const auto make = [&](auto zero) {
-                             using T = decltype(zero);
-                             const PinnedParameters<T> parameters(stack.parameters(), params);
-                             return std::unique_ptr<Stream>(
-                                 new StreamOf<T>(sizes, parameters.data(), batch_size));
-                           };
-                           return stack.is_double() ? make(0.0) : make(0.0f);
+                           return packed.f32 ? stream_of(packed.f32, batch_size)
+                                             : stream_of(packed.f64, batch_size);
                          }),
-                         py::arg("layer_stack"), py::arg("params"), py::arg("batch_size"));
+                         py::arg("weights"), py::arg("batch_size"));
   refuse_pickling(stream);
   auto* const stream_type = reinterpret_cast<PyTypeObject*>(stream.ptr());
   static PyMethodDef methods[] = {method<true>("step", step_doc), method<false>("run", run_doc)};

@@ -22,6 +22,10 @@ struct Axes {
     if (!batched) return {T, C};
     return batch_first ? Shape{B, T, C} : Shape{T, B, C};
   }
+  Shape one_step(Index C) const {
+    if (members) return {members, B, C};
+    return batched ? Shape{B, C} : Shape{C};
+  }
   Shape state(Index layers, Index width) const {
     if (members) return {layers, members, B, width};
     return batched ? Shape{layers, B, width} : Shape{layers, width};
@@ -31,6 +35,12 @@ struct Axes {
     std::vector<py::ssize_t> sizes;
     for (const Axis& axis : shape) sizes.push_back(axis.size);
     return result<T_>(sizes);
+  }
+  // An array of one step, as a sequence of which each step is the same memory.
+  template <class T_>
+  MemberSequence<T_> view_step(const PinnedArray<T_>& a) const {
+    if (members) return {{a.data, 0, a.stride[1]}, a.stride[0]};
+    return {{a.data, 0, batched ? a.stride[0] : 0}, 0};
   }
   // Each member's steps and rows; an array without an axis of members is every member's.
   template <class T_>

@@ -104,6 +104,9 @@ struct ForwardCall {
   // Go over the weights from the end first: who calls step by step does so in turns, and finds in
   // cache what the last call read last.
   bool from_end = false;
+  // The last layer's y and out have room for one step, a time_stride of 0, and are to hold each
+  // row's own last step in the end: of the reverse direction, the row's first.
+  bool last_outputs = false;
 };
 
 // Gradient clips; infinity: off. In the order in which they act.

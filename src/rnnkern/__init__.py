@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import runtime
 from .clip import Clip
+from .inference import Frozen
 from .layers import (
     GRU,
     LSTM,
@@ -46,6 +47,7 @@ __all__ = [
     "Clip",
     "Embedding",
     "EnsembleGradients",
+    "Frozen",
     "Gradients",
     "IndRNN",
     "Linear",

@@ -28,6 +28,8 @@ class Tape:
     @property
     def hiddens(self) -> list[Array]: ...
 
+class Packed: ...
+
 class LayerStack:
     def __init__(
         self,
@@ -52,19 +54,20 @@ class LayerStack:
     ) -> None: ...
     def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]: ...
     def state_names(self) -> tuple[str, ...]: ...
+    def pack(self, params: dict[str, Array]) -> Packed: ...
     def forward(
         self,
-        params: dict[str, Array],
+        weights: dict[str, Array] | Packed,
         x: Array,
         state: tuple[Array | None, ...] | None,
         lengths: Array | None,
         resets: Array | None,
         batch_first: bool,
-        keep: bool,
+        wanted: int,
         samples_all: bool,
         segment: int,
         dropout: tuple[float, list[int], int, bool],
-    ) -> tuple[Array, tuple[Array, ...], Tape | None]: ...
+    ) -> tuple[Array, tuple[Array, ...], Any]: ...
     def backward(
         self,
         params: dict[str, Array],
@@ -85,9 +88,7 @@ class LayerStack:
     ]: ...
 
 class Stream:
-    def __init__(
-        self, layer_stack: LayerStack, params: dict[str, Array], batch_size: int
-    ) -> None: ...
+    def __init__(self, weights: Packed, batch_size: int) -> None: ...
     def step(self, x: Array, out: Array | None = None) -> Array: ...
     def run(self, x: Array, out: Array | None = None) -> Array: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from . import _core
 from .checks import as_array, unmasked
 from .pickles import reduced
+
+if TYPE_CHECKING:
+    from .inference import Frozen
 
 __all__ = ["Stream"]
 
@@ -20,9 +23,11 @@ S = TypeVar("S")  # a state: an array, or a tuple of arrays
 class Stream(_core.Stream, Generic[S]):
     """Steps through a sequence as it comes, with the weights packed once and the state inside.
 
-    Made by ``layer.stream(batch_size)``. The parameters are taken as they are then: later changes
-    of the layer are not seen. Its results are those of calling the layer on the whole sequence,
-    to the bit. A call that fails, or that Ctrl-C ends, leaves the state as it was.
+    Made by ``layer.stream(batch_size)``, or by ``frozen.stream(batch_size)`` of a frozen layer,
+    all of whose streams share the packed weights. `step` takes one step, `run` a block of steps.
+    The parameters are taken as they are when the weights are packed: later changes of the layer are
+    not seen. Results are those of calling the layer on the whole sequence, to the bit. A call that
+    fails, or that Ctrl-C ends, leaves the state as it was.
 
     A stream belongs to one thread at a time. Another one gets a `RuntimeError`, and so does a
     process that was forked while a thread used the stream; a new stream works there.
@@ -32,7 +37,14 @@ class Stream(_core.Stream, Generic[S]):
     allocates nothing.
 
     A copy, also one that a pickle makes in another process, is a stream of its own that goes on
-    from the same state.
+    from the same state. ``copy.copy`` shares the packed weights.
+
+    Parameters
+    ----------
+    frozen : Frozen
+        Whose weights it shares.
+    batch_size : int
+        B, at least 1.
 
     Attributes
     ----------
@@ -58,23 +70,24 @@ class Stream(_core.Stream, Generic[S]):
     _state_names: tuple[str, ...] = ("h",)
     _dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def __init__(self, stack: _core.LayerStack, params: dict[str, Array], batch_size: int) -> None:
+    def __init__(self, frozen: Frozen[S], batch_size: int = 1) -> None:
         if "_state_names" in vars(self):  # the core's stream would stay the old one
             name = type(self).__name__
             raise TypeError(f"{name}: expected a new object, got one that is constructed already")
-        if isinstance(params, dict):  # copies, of which a copy of the stream is made
-            params = {n: p.copy() if isinstance(p, np.ndarray) else p for n, p in params.items()}
-        super().__init__(stack, params, batch_size)
-        self._state_names = stack.state_names()
-        self._dtype = next(iter(params.values())).dtype
-        self._made_from = stack, params, batch_size
+        from .inference import Frozen  # here: it imports this module
+
+        if not isinstance(frozen, Frozen):
+            raise TypeError(f"frozen: expected a Frozen, got {type(frozen).__name__}")
+        super().__init__(frozen._params, batch_size)
+        self._state_names, self._dtype = frozen._state_names, frozen._dtype
+        self._made_from = frozen, batch_size
 
     def __repr__(self) -> str:
         """What it was made from; parameters and state are not shown."""
         if "_made_from" not in vars(self):  # its constructor has not run
             return super().__repr__()
-        stack, _, batch_size = self._made_from
-        return f"<Stream of {stack!r}, batch_size={batch_size}>"
+        frozen, batch_size = self._made_from
+        return f"<Stream of {frozen._stack!r}, batch_size={batch_size}>"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return reduced(self, vars(self) | {"state": self.state})

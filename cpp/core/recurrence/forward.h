@@ -141,7 +141,7 @@ struct Forward {
   Sequence<const T> x;
   Sequence<T> y;
   const Direction<T>& d;
-  bool reverse, from_end;
+  bool reverse, from_end, last_outputs;  // as ForwardCall's
   NoiseSource<T> noise;
   const ForwardWorkspace<T>& workspace;
   const ForwardWeights<T>& weights;
@@ -261,14 +261,21 @@ struct Forward {
     }
     if (rows.resets)
       for (Index j = 0; j < Pp; ++j) row_ptrs.fresh[j] = cell.template fresh<T>(0);
-    if (!rows.count) return;
+    if (!rows.count && !last_outputs) return;
     const Index from = own.first * kLanes<T>, to = least(P, own.last * kLanes<T>);
+    const auto clear = [&](Index t, Index r) {
+      for (Index j = from; j < to; ++j)
+        y.data[t * y.time_stride + row_of(rows, r) * y.row_stride + j] = T(0);
+      return part.team.worked(own.size());
+    };
+    if (last_outputs) {  // of rows that have no last step
+      for (Index r = most(started, part.rows.first); r < part.rows.last; ++r)
+        if (!clear(0, r)) return;
+      return;
+    }
     for (Index t = 0; t < rows.T; ++t)  // outputs behind a row's end
-      for (Index r = part.rows.first + alive(t); r < part.rows.last; ++r) {
-        for (Index j = from; j < to; ++j)
-          y.data[t * y.time_stride + row_of(rows, r) * y.row_stride + j] = T(0);
-        if (!part.team.worked(own.size())) return;
-      }
+      for (Index r = part.rows.first + alive(t); r < part.rows.last; ++r)
+        if (!clear(t, r)) return;
   }
 
   // The input's part of the gates' arguments for all rows of the chunk.

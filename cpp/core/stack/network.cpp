@@ -1,6 +1,7 @@
 #include "network.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "stack/steps.h"
 
@@ -80,8 +81,9 @@ struct Segments {
 }  // namespace
 
 template <class T>
-Record<T>::Record(const Sizes& s, Index steps, Index B, Index alive, bool keep)
-    : own_last_h_(keep && s.residual) {
+Record<T>::Record(const Sizes& s, Index steps, Index B, Index alive, bool keep,
+                  const std::vector<Sequence<T>>& hiddens)
+    : own_last_h_((keep || !hiddens.empty()) && s.residual) {
   const Index C = s.channels(), Hp = padded_row<T>(s.H);
   const auto sequence = [&] {
     blocks_.push_back(block<T>(steps * B * C));
@@ -89,12 +91,14 @@ Record<T>::Record(const Sizes& s, Index steps, Index B, Index alive, bool keep)
   };
   for (Index l = 0; l < s.L; ++l) {
     const bool last = l + 1 == s.L, sums = s.residual && l > 0;
-    if (!keep && l >= 2) {
+    if (!hiddens.empty()) {
+      h.push_back(hiddens[static_cast<std::size_t>(l)]);
+    } else if (!keep && l >= 2) {
       h.push_back(h[static_cast<std::size_t>(l) - 2]);
     } else {
       h.push_back(last && !own_last_h_ ? Sequence<T>{} : sequence());
     }
-    out.push_back(keep && sums && !last ? sequence() : h.back());
+    out.push_back(own_last_h_ && sums && !last ? sequence() : h.back());
   }
   if (!keep) return;
   for (Index i = 0; i < s.L * s.D; ++i) {
@@ -147,37 +151,36 @@ class Weights {
   Index D_;
 };
 
-// All layers' weights in panels, for runs that use them more than once.
-template <class T>
-class PackedWeights {
- public:
-  PackedWeights(const TypedKernels<T>& use, const Sizes& s, const Weights<T>& weights, bool wanted)
-      : use_(use), s_(s), weights_(weights) {
-    for (Index i = 0; wanted && i < s.count() * s.L; ++i)  // one direction: two are never cut
-      blocks_.push_back(
-          block<char>(use.packed_bytes(s.kind, s.constants, s.inputs(i % s.L), s.H, s.P)));
-  }
-  void pack(ThrottledPoll& poll) const {
-    for (std::size_t i = 0; i < blocks_.size() && poll.go_on(); ++i) {
-      const Index layer = static_cast<Index>(i) % s_.L, member = static_cast<Index>(i) / s_.L;
-      Direction<T> d{};
-      weights_.fill(d, layer, 0, member);
-      use_.pack(s_.kind, s_.constants, d, s_.inputs(layer), s_.H, s_.P, threads(), poll.interrupt(),
-                blocks_[i].get());
-    }
-  }
-  const T* of(Index member, Index layer) const {
-    if (blocks_.empty()) return nullptr;
-    return reinterpret_cast<const T*>(
-        blocks_[static_cast<std::size_t>(member * s_.L + layer)].get());
-  }
+}  // namespace
 
- private:
-  const TypedKernels<T>& use_;
-  const Sizes& s_;
-  const Weights<T>& weights_;
-  std::vector<Block<char>> blocks_;
-};
+template <class T>
+PackedWeights<T>::PackedWeights(const TypedKernels<T>& kernels, const Sizes& s)
+    : kernels_(kernels), sizes_(s) {
+  for (Index i = 0; i < s.count() * s.L * s.D; ++i)
+    blocks_.push_back(
+        block<char>(kernels.packed_bytes(s.kind, s.constants, s.inputs(i / s.D % s.L), s.H, s.P)));
+}
+
+template <class T>
+void PackedWeights<T>::pack(const ParameterArrays<const T>& parameters, ThrottledPoll& poll) {
+  const Sizes& s = sizes_;
+  const Weights<T> weights(s, parameters);
+  for (std::size_t i = 0; i < blocks_.size() && poll.go_on(); ++i) {
+    const Index n = static_cast<Index>(i), layer = n / s.D % s.L;
+    Direction<T> d{};
+    weights.fill(d, layer, n % s.D, n / s.D / s.L);
+    kernels_.pack(s.kind, s.constants, d, s.inputs(layer), s.H, s.P, threads(), poll.interrupt(),
+                  blocks_[i].get());
+  }
+}
+
+template <class T>
+const T* PackedWeights<T>::of(Index member, Index layer, Index direction) const {
+  const Index i = (member * sizes_.L + layer) * sizes_.D + direction;
+  return reinterpret_cast<const T*>(blocks_[static_cast<std::size_t>(i)].get());
+}
+
+namespace {
 
 // The calls of a run: one, or one for each member of an ensemble, side by side.
 template <class Call, class T>
@@ -252,7 +255,10 @@ void fill_layers(const Sizes& s, const Weights<T>& weights, const PackedWeights<
       const Index j = l * s.D + d;
       Direction<T>& direction = layers[l].direction[d];
       direction = {};
-      weights.fill(direction, l, d, member);
+      if (packed)
+        direction.packed = packed->of(member, l, d);
+      else
+        weights.fill(direction, l, d, member);
       for (Index k = 0; k < s.states(); ++k) {
         direction.first[k] = offset(before.part[k], offset_of(k, j, member));
         direction.last[k] = offset(after.part[k], offset_of(k, j, member));
@@ -260,7 +266,6 @@ void fill_layers(const Sizes& s, const Weights<T>& weights, const PackedWeights<
       direction.saved = kept(record.saved, j), direction.carried = kept(record.carried, j);
       direction.projected = kept(record.projected, j);
       direction.moments = kept(record.moments, j);
-      if (packed) direction.packed = packed->of(member, l);
     }
   }
 }
@@ -272,6 +277,7 @@ void fill_layers(const Sizes& s, const Weights<T>& weights, const PackedWeights<
 template <class T>
 struct ForwardRun<T>::Plan {
   TapeRecord<T>& tape;
+  const ForwardArguments<T>& given;
   const Sizes& s;
   const Index E;
   const Schedule rows;
@@ -280,36 +286,41 @@ struct ForwardRun<T>::Plan {
   const MemberSequence<T> y;
   const States<const T> first;
   const States<T> last;
+  const PackedWeights<T>* packed;  // the caller's, this run's own of several segments, or null
   const TypedKernels<T>& use;
   const Weights<T> weights;
-  const PackedWeights<T> packed;
+  std::optional<PackedWeights<T>> own_packed;
   const Index between;  // elements between two layers of a member
   const Block<T> dropped;
   std::vector<Record<T>> records;
   Calls<ForwardCall<T>, T> calls;
   Block<char> workspace;
 
-  Plan(TapeRecord<T>& to, const ParameterArrays<const T>& parameters, const MemberSequence<T>& y_,
-       const States<const T>& first_, const States<T>& last_, bool keep)
+  Plan(TapeRecord<T>& to, const ForwardArguments<T>& arguments)
       : tape(to),
+        given(arguments),
         s(to.sizes),
         E(s.count()),
         rows(to.schedule()),
         segments(rows.T, to.segment),
-        keeps(keep),
-        keeps_all(keep && to.segment == 0),
-        y(y_),
-        first(first_),
-        last(last_),
-        use(kernels().of<T>()),
-        weights(s, parameters),
-        packed(use, s, weights, segments.count > 1),
+        keeps(arguments.keep),
+        keeps_all(arguments.keep && to.segment == 0),
+        y(arguments.y),
+        first(arguments.first),
+        last(arguments.last),
+        packed(arguments.packed),
+        use(packed ? packed->kernels() : kernels().of<T>()),
+        weights(s, arguments.parameters),
         between(segments.length * rows.B * s.channels()),
         dropped(block<T>(to.drops() ? E * between : 0)),
         calls(s) {
+    if (!packed && segments.count > 1) packed = &own_packed.emplace(use, s);
     for (Index k = 0; k < s.states(); ++k) keep_first_state(k);
-    for (Index e = 0; e < E; ++e)
-      records.emplace_back(s, segments.length, rows.B, tape.rows.alive_rows(), keeps_all);
+    for (Index e = 0; e < E; ++e) {
+      std::vector<Sequence<T>> hiddens;
+      for (const MemberSequence<T>& h : given.hiddens) hiddens.push_back(h.of(e));
+      records.emplace_back(s, segments.length, rows.B, tape.rows.alive_rows(), keeps_all, hiddens);
+    }
     prepare(0);
     workspace = block<char>(calls.workspaces(use.forward_workspace(calls.of(0))));
   }
@@ -347,10 +358,10 @@ struct ForwardRun<T>::Plan {
     for (Index e = 0; e < E; ++e) {
       Record<T>& record = records[static_cast<std::size_t>(e)];
       record.set_y(from_step(y.of(e), step));
-      fill_layers(s, weights, &packed, e, rows.B, from_step(tape.x.of(e), step), record, before(i),
+      fill_layers(s, weights, packed, e, rows.B, from_step(tape.x.of(e), step), record, before(i),
                   after(i), calls.layers(e));
       ForwardCall<T>& call = calls.of(e);
-      call.rows = segments.of(rows, i);
+      call.rows = segments.of(rows, i), call.last_outputs = given.last_outputs;
       call.dropout = from_step(tape.dropouts[static_cast<std::size_t>(e)], step);
       call.dropped = tape.drops() ? dropped.get() + e * between : nullptr;
     }
@@ -358,10 +369,8 @@ struct ForwardRun<T>::Plan {
 };
 
 template <class T>
-ForwardRun<T>::ForwardRun(TapeRecord<T>& tape, const ParameterArrays<const T>& parameters,
-                          const MemberSequence<T>& y, const States<const T>& first,
-                          const States<T>& last, bool keep)
-    : plan_(std::make_unique<Plan>(tape, parameters, y, first, last, keep)) {}
+ForwardRun<T>::ForwardRun(TapeRecord<T>& tape, const ForwardArguments<T>& arguments)
+    : plan_(std::make_unique<Plan>(tape, arguments)) {}
 template <class T>
 ForwardRun<T>::~ForwardRun() = default;
 
@@ -369,7 +378,7 @@ template <class T>
 void ForwardRun<T>::run(const Interrupt& interrupt) {
   Plan& plan = *plan_;
   ThrottledPoll poll(interrupt);
-  plan.packed.pack(poll);
+  if (plan.own_packed) plan.own_packed->pack(plan.given.parameters, poll);
   for (Index i = 0; i < plan.segments.count && poll.go_on(); ++i) {
     if (plan.segments.count > 1) plan.prepare(i);  // a single one is already
     plan.calls.forward(plan.use, poll.interrupt(), plan.workspace.get());
@@ -394,8 +403,8 @@ struct BackwardRun<T>::Plan {
   const bool again;  // with segments, forward runs again, from the states before each
   const TypedKernels<T>& use;
   const Weights<T> weights;
-  const PackedWeights<T> packed;
-  const Index between;  // elements between two layers of a member
+  std::optional<PackedWeights<T>> packed;  // for several segments
+  const Index between;                     // elements between two layers of a member
   const Block<T> dropped;
   const Block<T> turn[2];  // the gradients between layers, in turns
   const Block<T> y_again, scale;
@@ -417,7 +426,6 @@ struct BackwardRun<T>::Plan {
         again(from.segment != 0),
         use(kernels().of<T>()),
         weights(s, arguments.parameters),
-        packed(use, s, weights, segments.count > 1),
         between(segments.length * rows.B * s.channels()),
         dropped(block<T>(from.drops() ? E * between : 0)),
         turn{block<T>(s.L > 1 ? E * between : 0), block<T>(s.L > 2 ? E * between : 0)},
@@ -427,6 +435,7 @@ struct BackwardRun<T>::Plan {
         backward(s),
         layer_gradients(static_cast<std::size_t>(E * s.L)),
         norms(static_cast<std::size_t>(E)) {
+    if (segments.count > 1) packed.emplace(use, s);
     for (Index k = 0; again && k < s.states(); ++k) last_again[k] = block<T>(tape.state_size(k));
     for (Index e = 0; again && e < E; ++e) {
       own.emplace_back(s, segments.length, rows.B, segments.length * rows.B, true);
@@ -450,7 +459,8 @@ struct BackwardRun<T>::Plan {
     for (Index e = 0; e < E; ++e) {
       const auto x = from_step(tape.x.of(e), step);
       const Record<T>& record = records[static_cast<std::size_t>(e)];
-      fill_layers(s, weights, &packed, e, rows.B, x, record, before, after, forward.layers(e));
+      fill_layers(s, weights, packed ? &*packed : nullptr, e, rows.B, x, record, before, after,
+                  forward.layers(e));
       fill_layers<T>(s, weights, nullptr, e, rows.B, x, record, before, after, backward.layers(e));
       for (Index l = 0; l < s.L; ++l) fill_gradient(i, e, l);
       ForwardCall<T>& call = forward.of(e);
@@ -508,7 +518,7 @@ template <class T>
 void BackwardRun<T>::run(const Interrupt& interrupt) {
   Plan& plan = *plan_;
   ThrottledPoll poll(interrupt);
-  plan.packed.pack(poll);
+  if (plan.packed) plan.packed->pack(plan.to.parameters, poll);
   for (Index i = plan.segments.count - 1; i >= 0 && poll.go_on(); --i) {
     if (plan.segments.count > 1) plan.prepare(i);  // a single one is already
     if (plan.again) plan.forward.forward(plan.use, poll.interrupt(), plan.workspace.get());
@@ -523,6 +533,8 @@ const std::vector<GradientNorm>& BackwardRun<T>::norms() const {
 
 template struct Record<float>;
 template struct Record<double>;
+template class PackedWeights<float>;
+template class PackedWeights<double>;
 template class ForwardRun<float>;
 template class ForwardRun<double>;
 template class BackwardRun<float>;

@@ -79,6 +79,24 @@ struct States {
 template <class T>
 using ParameterArrays = std::vector<T*>;
 
+// The weights of all layers, directions and members in panels. Once packed, they stay as they are:
+// any number of calls and streams share them, all by the same kernels.
+template <class T>
+class PackedWeights {
+ public:
+  PackedWeights(const TypedKernels<T>& kernels, const Sizes& sizes);
+  void pack(const ParameterArrays<const T>& parameters, ThrottledPoll& poll);
+
+  const Sizes& sizes() const { return sizes_; }
+  const TypedKernels<T>& kernels() const { return kernels_; }
+  const T* of(Index member, Index layer, Index direction) const;
+
+ private:
+  const TypedKernels<T>& kernels_;
+  Sizes sizes_;
+  std::vector<Block<char>> blocks_;  // [members, L, D]
+};
+
 // Where the layers of a call write, over some steps.
 template <class T>
 struct Record {
@@ -87,8 +105,9 @@ struct Record {
   std::vector<Block<T>> moments;                    // the same
 
   // alive: rows alive at all of the steps. keep: for backward; otherwise two buffers in turns stand
-  // between the layers.
-  Record(const Sizes& s, Index steps, Index B, Index alive, bool keep);
+  // between the layers. hiddens: [L] where h goes, or empty.
+  Record(const Sizes& s, Index steps, Index B, Index alive, bool keep,
+         const std::vector<Sequence<T>>& hiddens = {});
   // Where the last layer's output goes.
   void set_y(const Sequence<T>& y);
 
@@ -124,15 +143,26 @@ struct TapeRecord {
   bool drops() const { return dropouts[0].p > 0 && sizes.L > 1; }
 };
 
+// What forward reads and writes besides the tape.
+template <class T>
+struct ForwardArguments {
+  ParameterArrays<const T> parameters;       // or
+  const PackedWeights<T>* packed = nullptr;  // the same, packed before
+  MemberSequence<T> y;
+  bool last_outputs = false;  // y is of each row's own last step alone, with a time_stride of 0
+  // Where each layer's h goes, or empty. That of the last layer is y, unless layers are residual.
+  std::vector<MemberSequence<T>> hiddens;
+  States<const T> first;
+  States<T> last;
+  bool keep = false;  // fill the tape for a backward
+};
+
 // A forward over whole sequences. The constructor allocates all that the call needs; `run` computes
 // and throws nothing.
 template <class T>
 class ForwardRun {
  public:
-  // keep: fill the tape for a backward.
-  ForwardRun(TapeRecord<T>& tape, const ParameterArrays<const T>& parameters,
-             const MemberSequence<T>& y, const States<const T>& first, const States<T>& last,
-             bool keep);
+  ForwardRun(TapeRecord<T>& tape, const ForwardArguments<T>& arguments);
   ~ForwardRun();
   void run(const Interrupt& interrupt);
   void finish();  // after a run that was not interrupted: moves what is kept to the tape

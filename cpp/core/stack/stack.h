@@ -242,10 +242,32 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     }
   }
 
+  bool only_last_outputs(Index l) const { return call.last_outputs && l + 1 == call.L; }
   void add_input(Index l, Index from, Index steps, const Team& team) const {
     const Layer<T>& layer = call.layers[l];
+    if (only_last_outputs(l)) {
+      for (Index d = 0; d < call.D; ++d) add_last_input(layer, d, from, steps, team);
+      return;
+    }
     add_sequences<T>(steps_of(call.rows, from, steps), call.D * call.P, from_step(layer.x, from),
                      from_step(read_only(layer.y), from), from_step(layer.out, from), team);
+  }
+  // Of the rows whose own last step is one of these. Rows are sorted: a later one ends no later.
+  void add_last_input(const Layer<T>& layer, Index d, Index from, Index steps,
+                      const Team& team) const {
+    const Range mine = team.share_of(call.rows.B);
+    Index t = call.rows.T - 1;
+    for (Index r = mine.first; r < mine.last; ++r) {
+      while (t >= from && alive_at(call.rows, t) <= r) --t;
+      if (t < from) return;
+      if (t >= from + steps) continue;
+      const Index row = row_of(call.rows, r), column = d * call.P;
+      const T* const x =
+          layer.x.data + (d == 1 ? 0 : t) * layer.x.time_stride + row * layer.x.row_stride + column;
+      T* const y = layer.out.data + row * layer.out.row_stride + column;
+      for (Index c = 0; c < call.P; ++c) y[c] = x[c] + y[c];
+      if (!team.worked(blocks_of<T>(call.P))) return;
+    }
   }
   // A layer's weights, packed before, or now into a workspace's.
   ForwardWeights<T> weights_of(Index l, Index d, const ForwardWorkspace<T>& workspace,
@@ -265,10 +287,24 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
                   const WorkShare& part) const {
     const Layer<T>& layer = call.layers[l];
     const Sequence<T> y{layer.y.data + d * call.P, layer.y.time_stride, layer.y.row_stride};
-    return {functions, cell,          call.constants,    call.rows, call.H,
-            call.P,    layer.inputs,  this->input(l),    y,         layer.direction[d],
-            d == 1,    call.from_end, this->noise(l, d), workspace, weights,
-            pointers,  part};
+    return {functions,
+            cell,
+            call.constants,
+            call.rows,
+            call.H,
+            call.P,
+            layer.inputs,
+            this->input(l),
+            y,
+            layer.direction[d],
+            d == 1,
+            call.from_end,
+            only_last_outputs(l),
+            this->noise(l, d),
+            workspace,
+            weights,
+            pointers,
+            part};
   }
 };
 

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -28,6 +28,7 @@ from ..checks import (
     unmasked,
 )
 from ..clip import Clip
+from ..inference import TAPE, Frozen, Inference, check_streamable
 from ..pickles import LayerStack, reduced
 from ..stream import Stream, join_state, split_state
 from ..tape import Tape
@@ -58,7 +59,7 @@ class Cell(NamedTuple):
     exp_forget: bool = False
 
 
-class _Layer(Generic[S]):
+class _Layer(Inference[S]):
     """What all layers have in common; S is the type of a state.
 
     Each class spells out its whole signature, for `help`, completion and type checkers, and hands
@@ -66,6 +67,7 @@ class _Layer(Generic[S]):
     """
 
     _draws_noise = True  # in `forward`
+    _params: dict[str, Array]
 
     # The constructor checks these together and passes them to the core, so they are read-only.
     input_size: Final[int] = fixed("input_size", "I, elements of a step's input.")
@@ -330,75 +332,6 @@ class _Layer(Generic[S]):
                 shown.append(f"{name}={_as_code(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def __call__(
-        self,
-        x: Array,
-        state: S | None = None,
-        lengths: Array | None = None,
-        *,
-        resets: Array | None = None,
-    ) -> tuple[Array, S]:
-        """Run over a sequence for inference: nothing is kept, nothing is drawn at random.
-
-        Parameters
-        ----------
-        x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
-            The input, of the layer's dtype. T and B may be 0. An ensemble takes (T, E, B, I), or
-            (T, B, I) for all of its members. CPU tensors (DLPack) and buffers of that dtype are
-            read where they are; this holds for every array here. Masked arrays are refused.
-        state : ndarray or tuple of ndarray, optional
-            The initial h (L*D, B, P), for an LSTM the pair (h, c) with c (L*D, B, H), for an sLSTM
-            the tuple (h, c, n, m); without the B for one row, (L*D, E, B, ...) for an ensemble. P
-            is `output_size`, H but for an LSTM with a projection. A fresh state if not given:
-            zeros, but m of an sLSTM -inf.
-        lengths : ndarray of integers, shape (B,), optional
-            Each row's number of steps, 0 to T, in any order; what lies behind is never read.
-        resets : ndarray of bool, shape (T, B), laid out as `x`, optional
-            Where another sequence begins in a row. Its steps and those before them do not see each
-            other: a fresh state starts there, in both directions. Several short sequences
-            can share a row, and episodes need no loop.
-
-        Returns
-        -------
-        y : ndarray, shape (T, B, D*P), laid out as `x`; (T, E, B, D*P) for an ensemble
-            The last layer's output of every step, directions side by side (h; with ``residual``,
-            plus the layer's input); zero behind a row's end.
-        state : ndarray or tuple of ndarray
-            The state at each row's own last step (the reverse direction's: at its first), shaped
-            like the initial state.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument has another dtype, rank or size than it must; the message names it.
-
-        Examples
-        --------
-        >>> import numpy as np, rnnkern as rk
-        >>> y, state = rk.GRU(3, 5, seed=0)(np.zeros((7, 2, 3), np.float32))
-        >>> y.shape, state.shape
-        ((7, 2, 5), (1, 2, 5))
-        """
-        if type(x) is not np.ndarray or x.dtype is not self._dtype:  # here: a call costs more
-            x = as_array("x", x, self._dtype)
-        try:
-            y, last, _ = self._stack.forward(
-                self._params,
-                x,
-                split_state("state", state, self._state_names, self._dtype),
-                lengths if lengths is None else unmasked("lengths", lengths),
-                resets if resets is None else unmasked("resets", resets),
-                self._batch_first,
-                False,  # keeps nothing
-                False,
-                0,
-                (0.0, self._dropout_seeds, 0, False),
-            )
-        except (TypeError, ValueError) as error:
-            self._explain(error)
-            raise
-        return y, join_state(last)
-
     def forward(
         self,
         x: Array,
@@ -464,7 +397,7 @@ class _Layer(Generic[S]):
                 lengths if lengths is None else unmasked("lengths", lengths),
                 resets if resets is None else unmasked("resets", resets),
                 self._batch_first,
-                True,  # keeps what backward needs
+                TAPE,
                 runtime.debugging,
                 self._segment(checkpoint, x),
                 (self._dropout, self._dropout_seeds, self._dropout_step, self._draws_noise),
@@ -602,6 +535,35 @@ class _Layer(Generic[S]):
             defined = f"defined for {', '.join(kinds)}"
             raise ValueError(f"flow_penalty: expected 0 for {self._kind} ({defined}), got {weight}")
 
+    def freeze(self) -> Frozen[S]:
+        """Pack the weights once, for many calls.
+
+        Returns
+        -------
+        Frozen
+            With this layer's parameters as they are now. It is called like the layer, gives the
+            same bits, and makes streams that share its weights.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a parameter is not what it must be.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> lstm = rk.LSTM(3, 5, seed=0)
+        >>> frozen = lstm.freeze()
+        >>> x = np.ones((1, 1, 3), np.float32)  # a word at a time: packing would cost the most
+        >>> bool((frozen(x)[0] == lstm(x)[0]).all())
+        True
+        """
+        try:
+            return Frozen(self)
+        except (TypeError, ValueError) as error:
+            self._explain(error)
+            raise
+
     def stream(self, batch_size: int = 1) -> Stream[S]:
         """Make a stream: one step, or a block of steps, at a time.
 
@@ -613,7 +575,8 @@ class _Layer(Generic[S]):
         Returns
         -------
         Stream
-            With this layer's parameters as they are now, and a fresh state.
+            With this layer's parameters as they are now, and a fresh state. Several streams share
+            the packed weights if they are made by one `freeze`.
 
         Raises
         ------
@@ -625,19 +588,14 @@ class _Layer(Generic[S]):
         --------
         >>> import numpy as np, rnnkern as rk
         >>> stream = rk.LSTM(3, 5, seed=0).stream()
-        >>> stream.step(np.zeros((1, 3), np.float32)).shape
+        >>> stream.step(np.zeros((1, 3), np.float32)).shape  # one step of B rows
         (1, 5)
+        >>> stream.run(np.zeros((10, 1, 3), np.float32)).shape  # 10 more, in one call
+        (10, 1, 5)
         """
-        if self._ensemble:
-            raise ValueError(
-                "stream: expected a layer alone, got an ensemble (use member(e).stream())"
-            )
+        check_streamable(self)
         batch_size = size("batch_size", batch_size)
-        try:
-            return Stream(self._stack, self._params, batch_size)
-        except (TypeError, ValueError) as error:
-            self._explain(error)
-            raise
+        return self.freeze().stream(batch_size)
 
     def state_dict(self, prefix: str = "") -> dict[str, Array]:
         """Copies of the parameters, as `load_state_dict` takes them; the dropout's state is not in.

@@ -1,0 +1,246 @@
+"""Calls for inference: of layers, and of layers whose weights were packed once."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checks import as_array, size, unmasked
+from .pickles import LayerStack, reduced
+from .stream import Stream, join_state, split_state
+
+if TYPE_CHECKING:
+    from .layers.base import _Layer
+
+__all__ = ["Frozen", "Inference", "check_streamable"]
+
+Array = NDArray[Any]
+S = TypeVar("S")  # a state: an array, or a tuple of arrays
+
+# What the core hands out besides the last states, as it numbers this.
+OUTPUTS, LAST_OUTPUTS, HIDDENS, TAPE = range(4)
+
+
+class Inference(Generic[S]):
+    """What is called on whole sequences; S is the type of a state."""
+
+    _stack: LayerStack
+    _params: Any  # as the core takes them: a dict of arrays, or packed ones
+    _dtype: np.dtype[Any]
+    _batch_first: bool
+    _state_names: tuple[str, ...]
+    _dropout_seeds: list[int]  # one for each member of an ensemble
+
+    def _explain(self, error: Exception) -> None:
+        """Say more of an error of the core's."""
+
+    def __call__(
+        self,
+        x: Array,
+        state: S | None = None,
+        lengths: Array | None = None,
+        *,
+        resets: Array | None = None,
+    ) -> tuple[Array, S]:
+        """Run over a sequence for inference: nothing is kept, nothing is drawn at random.
+
+        Parameters
+        ----------
+        x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
+            The input, of the layer's dtype. T and B may be 0. An ensemble takes (T, E, B, I), or
+            (T, B, I) for all of its members. CPU tensors (DLPack) and buffers of that dtype are
+            read where they are; this holds for every array here. Masked arrays are refused.
+        state : ndarray or tuple of ndarray, optional
+            The initial h (L*D, B, P), for an LSTM the pair (h, c) with c (L*D, B, H), for an sLSTM
+            the tuple (h, c, n, m); without the B for one row, (L*D, E, B, ...) for an ensemble. P
+            is `output_size`, H but for an LSTM with a projection. A fresh state if not given:
+            zeros, but m of an sLSTM -inf.
+        lengths : ndarray of integers, shape (B,), optional
+            Each row's number of steps, 0 to T, in any order; what lies behind is never read.
+        resets : ndarray of bool, shape (T, B), laid out as `x`, optional
+            Where another sequence begins in a row. Its steps and those before them do not see each
+            other: a fresh state starts there, in both directions. Several short sequences
+            can share a row, and episodes need no loop.
+
+        Returns
+        -------
+        y : ndarray, shape (T, B, D*P), laid out as `x`; (T, E, B, D*P) for an ensemble
+            The last layer's output of every step, directions side by side (h; with ``residual``,
+            plus the layer's input); zero behind a row's end.
+        state : ndarray or tuple of ndarray
+            The state at each row's own last step (the reverse direction's: at its first), shaped
+            like the initial state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another dtype, rank or size than it must; the message names it.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> y, state = rk.GRU(3, 5, seed=0)(np.zeros((7, 2, 3), np.float32))
+        >>> y.shape, state.shape
+        ((7, 2, 5), (1, 2, 5))
+        """
+        if type(x) is not np.ndarray or x.dtype is not self._dtype:  # here: a call costs more
+            x = as_array("x", x, self._dtype)
+        try:
+            y, last, _ = self._stack.forward(
+                self._params,
+                x,
+                split_state("state", state, self._state_names, self._dtype),
+                lengths if lengths is None else unmasked("lengths", lengths),
+                resets if resets is None else unmasked("resets", resets),
+                self._batch_first,
+                OUTPUTS,
+                False,
+                0,
+                (0.0, self._dropout_seeds, 0, False),
+            )
+        except (TypeError, ValueError) as error:
+            self._explain(error)
+            raise
+        return y, join_state(last)
+
+
+class Frozen(Inference[S]):
+    """A snapshot of a recurrent layer for inference, whose weights were packed once.
+
+    Made by ``layer.freeze()``. It is called like the layer and gives the same bits, but spares each
+    call the packing of the weights: of a single step with few rows that is most of the time. Many
+    threads can call it at once. It keeps the instruction set that was in use when it was made.
+    Later changes of the layer are not seen; `is_stale` looks for them.
+
+    It holds the packed weights and one copy of the parameters, of which a pickle is made; all of
+    its streams share both.
+
+    Parameters
+    ----------
+    layer : recurrent layer
+        An ensemble, too.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnkern as rk
+    >>> gru = rk.GRU(3, 5, 2, bidirectional=True, seed=0)
+    >>> frozen = gru.freeze()
+    >>> x = np.ones((7, 2, 3), np.float32)
+    >>> bool((frozen(x, lengths=np.array([7, 4]))[0] == gru(x, lengths=np.array([7, 4]))[0]).all())
+    True
+    >>> gru.params["bias_hh_l0"] += 0.1
+    >>> frozen.is_stale()
+    True
+    >>> frozen = gru.freeze()
+    """
+
+    def __init__(self, layer: _Layer[S]) -> None:
+        if "_params" in vars(self):
+            name = type(self).__name__
+            raise TypeError(f"{name}: expected a new object, got one that is constructed already")
+        from .layers.base import _Layer  # here: it imports this module
+
+        if not isinstance(layer, _Layer):
+            raise TypeError(f"layer: expected a recurrent layer, got {type(layer).__name__}")
+        params = layer.params.items()
+        self._copies = {n: p.copy() if isinstance(p, np.ndarray) else p for n, p in list(params)}
+        self._stack, self._dtype = layer._stack, layer._dtype
+        self._batch_first, self._state_names = layer._batch_first, layer._state_names
+        self._bidirectional, self._ensemble = layer._bidirectional, layer._ensemble
+        self._dropout_seeds = [0] * (layer._ensemble or 1)
+        self._layer: Any = weakref.ref(layer)
+        self._params = self._stack.pack(self._copies)
+
+    def __repr__(self) -> str:
+        """What it was made from; parameters are not shown."""
+        if "_params" not in vars(self):  # its constructor has not run
+            return super().__repr__()
+        return f"<Frozen of {self._stack!r}>"
+
+    def __copy__(self) -> Frozen[S]:
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = vars(self).copy()
+        return reduced(self, {n: v for n, v in state.items() if n not in ("_params", "_layer")})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _layer=lambda: None)
+        self._params = self._stack.pack(self._copies)
+
+    def is_stale(self) -> bool:
+        """Whether the layer's parameters have changed since; all of their elements are compared.
+
+        Returns
+        -------
+        bool
+
+        Raises
+        ------
+        RuntimeError
+            If the layer is gone: a frozen layer does not keep it alive. If this is a deep copy or
+            from a pickle, which belong to no layer.
+        TypeError, ValueError
+            If a parameter of the layer is not what it must be.
+
+        Examples
+        --------
+        >>> import rnnkern as rk
+        >>> lstm = rk.LSTM(3, 5)
+        >>> frozen = lstm.freeze()
+        >>> frozen.is_stale()
+        False
+        """
+        layer = self._layer()
+        if layer is None:
+            raise RuntimeError(
+                "is_stale: expected the layer that was frozen, got none (it is gone, or this is a "
+                "copy of another frozen layer)"
+            )
+        own = self._copies
+        return any(p.tobytes() != own[name].tobytes() for name, p in layer._checked_params())
+
+    def stream(self, batch_size: int = 1) -> Stream[S]:
+        """Make a stream, which shares the packed weights.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+
+        Returns
+        -------
+        Stream
+            With a fresh state.
+
+        Raises
+        ------
+        ValueError
+            As ``layer.stream``.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> frozen = rk.GRU(3, 5, seed=0).freeze()
+        >>> streams = [frozen.stream() for client in range(100)]
+        >>> streams[7].step(np.zeros((1, 3), np.float32)).shape
+        (1, 5)
+        """
+        check_streamable(self)
+        return Stream(self, size("batch_size", batch_size))
+
+
+def check_streamable(layer: Any) -> None:
+    """Refuse streams of an ensemble and of two directions."""
+    if layer._ensemble:
+        raise ValueError("stream: expected a layer alone, got an ensemble (use member(e).stream())")
+    if layer._bidirectional:
+        raise ValueError(
+            "stream: expected a layer of one direction, got a bidirectional one (its outputs need "
+            "the whole sequence)"
+        )
