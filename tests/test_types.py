@@ -23,7 +23,15 @@ y, (h, c) = rk.LSTM(3, 4, init="orthogonal")(x, (h, h))
 shape = c.shape
 y, h, tape = rk.RNN(3, 4, nonlinearity="relu").forward(x, checkpoint="sqrt")
 shape = h.shape
-stream = rk.LSTM(3, 4).stream()
+y, h, hiddens = rk.GRU(3, 4)(x, hiddens=True)
+shape = hiddens[0].shape
+y, h = rk.GRU(3, 4)(x, outputs="last")
+frozen: rk.Frozen[Array] = rk.GRU(3, 4).freeze()
+y, h = frozen(x, h, outputs="last")
+y, h, hiddens = frozen(x, hiddens=True)
+shape = frozen.stream().state.shape
+stale: bool = frozen.is_stale()
+stream = rk.LSTM(3, 4).freeze().stream()
 h, c = stream.state
 stream.state = h, c
 member: rk.GRU = rk.GRU(3, 4, ensemble=2, seed=np.random.SeedSequence(1)).member(0).copy()
@@ -43,6 +51,11 @@ BAD = {
     "rk.LSTM(3, 4)(x)[1].shape": "shape",
     "rk.LSTM(3, 4).stream().state = x": "assignment",
     'rk.GRU(3, 4).forward(x, checkpoint="log")': "forward",
+    'rk.GRU(3, 4)(x, outputs="first")': "__call__",
+    'rk.GRU(3, 4)(x, outputs="last", hiddens=True)': "__call__",
+    "rk.LSTM(3, 4).freeze()(x, x)": "__call__",
+    "rk.LSTM(3, 4).freeze()(x)[1].shape": "shape",
+    "rk.Frozen(rk.Linear(3, 4))": "Frozen",
     "rk.GRU(3, 4, seed=1.5)": "seed",
     "rk.GRU(3, 4).hidden_size = 5": "hidden_size",
 }

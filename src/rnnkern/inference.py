@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import as_array, size, unmasked
+from .checks import as_array, choice, flag, size, unmasked
 from .pickles import LayerStack, reduced
 from .stream import Stream, join_state, split_state
 
@@ -22,6 +22,7 @@ S = TypeVar("S")  # a state: an array, or a tuple of arrays
 
 # What the core hands out besides the last states, as it numbers this.
 OUTPUTS, LAST_OUTPUTS, HIDDENS, TAPE = range(4)
+ALL: Literal["all"] = "all"
 
 
 class Inference(Generic[S]):
@@ -37,6 +38,7 @@ class Inference(Generic[S]):
     def _explain(self, error: Exception) -> None:
         """Say more of an error of the core's."""
 
+    @overload
     def __call__(
         self,
         x: Array,
@@ -44,7 +46,30 @@ class Inference(Generic[S]):
         lengths: Array | None = None,
         *,
         resets: Array | None = None,
-    ) -> tuple[Array, S]:
+        outputs: Literal["all", "last"] = "all",
+        hiddens: Literal[False] = False,
+    ) -> tuple[Array, S]: ...
+    @overload
+    def __call__(
+        self,
+        x: Array,
+        state: S | None = None,
+        lengths: Array | None = None,
+        *,
+        resets: Array | None = None,
+        outputs: Literal["all"] = "all",
+        hiddens: Literal[True],
+    ) -> tuple[Array, S, list[Array]]: ...
+    def __call__(
+        self,
+        x: Array,
+        state: S | None = None,
+        lengths: Array | None = None,
+        *,
+        resets: Array | None = None,
+        outputs: Literal["all", "last"] = ALL,
+        hiddens: bool = False,
+    ) -> tuple[Array, S] | tuple[Array, S, list[Array]]:
         """Run over a sequence for inference: nothing is kept, nothing is drawn at random.
 
         Parameters
@@ -64,15 +89,24 @@ class Inference(Generic[S]):
             Where another sequence begins in a row. Its steps and those before them do not see each
             other: a fresh state starts there, in both directions. Several short sequences
             can share a row, and episodes need no loop.
+        outputs : {"all", "last"}
+            Which steps' outputs: all, or for each row its last one's alone, without memory for the
+            others. A classifier of whole sequences needs no more.
+        hiddens : bool
+            Whether to return h of every layer, too. Not with ``outputs="last"``.
 
         Returns
         -------
         y : ndarray, shape (T, B, D*P), laid out as `x`; (T, E, B, D*P) for an ensemble
             The last layer's output of every step, directions side by side (h; with ``residual``,
-            plus the layer's input); zero behind a row's end.
+            plus the layer's input); zero behind a row's end. With ``outputs="last"`` (B, D*P) at
+            the row's own last step, the reverse direction at its own last, the sequence's first;
+            zero for a row without steps; (E, B, D*P) for an ensemble, (D*P,) for one row.
         state : ndarray or tuple of ndarray
             The state at each row's own last step (the reverse direction's: at its first), shaped
             like the initial state.
+        hiddens : list of ndarray, shaped like y
+            With ``hiddens=True``: h of each layer. The last one is y itself, unless ``residual``.
 
         Raises
         ------
@@ -85,18 +119,31 @@ class Inference(Generic[S]):
         >>> y, state = rk.GRU(3, 5, seed=0)(np.zeros((7, 2, 3), np.float32))
         >>> y.shape, state.shape
         ((7, 2, 5), (1, 2, 5))
+
+        Of a classifier, the last outputs; and what each layer makes of a sequence:
+
+        >>> lstm = rk.LSTM(3, 5, 2, bidirectional=True, seed=0)
+        >>> x, lengths = np.ones((7, 2, 3), np.float32), np.array([7, 4])
+        >>> last, _ = lstm(x, lengths=lengths, outputs="last")
+        >>> y, _, hiddens = lstm(x, lengths=lengths, hiddens=True)
+        >>> want = np.concatenate([y[lengths - 1, [0, 1], :5], y[0, :, 5:]], axis=1)
+        >>> last.shape, bool((last == want).all()), [h.shape for h in hiddens]
+        ((2, 10), True, [(7, 2, 10), (7, 2, 10)])
         """
+        wanted = OUTPUTS
+        if outputs is not ALL or hiddens is not False:
+            wanted = _wanted(outputs, hiddens)
         if type(x) is not np.ndarray or x.dtype is not self._dtype:  # here: a call costs more
             x = as_array("x", x, self._dtype)
         try:
-            y, last, _ = self._stack.forward(
+            y, last, more = self._stack.forward(
                 self._params,
                 x,
                 split_state("state", state, self._state_names, self._dtype),
                 lengths if lengths is None else unmasked("lengths", lengths),
                 resets if resets is None else unmasked("resets", resets),
                 self._batch_first,
-                OUTPUTS,
+                wanted,
                 False,
                 0,
                 (0.0, self._dropout_seeds, 0, False),
@@ -104,7 +151,16 @@ class Inference(Generic[S]):
         except (TypeError, ValueError) as error:
             self._explain(error)
             raise
-        return y, join_state(last)
+        return (y, join_state(last)) if more is None else (y, join_state(last), more)
+
+
+def _wanted(outputs: Any, hiddens: Any) -> int:
+    last = choice("outputs", outputs, ("all", "last")) == "last"
+    if not flag("hiddens", hiddens):
+        return LAST_OUTPUTS if last else OUTPUTS
+    if last:
+        raise ValueError("outputs: expected 'all' with hiddens=True, got 'last'")
+    return HIDDENS
 
 
 class Frozen(Inference[S]):
