@@ -128,6 +128,41 @@ def test_a_copy_of_a_stream_goes_on_from_its_state(kind):
     assert np.array_equal(stream.run(x[2:]), y)
 
 
+@every_kind
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"ensemble": 2}])
+def test_a_copy_of_a_frozen_layer_is_the_frozen_layer(kind, options):
+    if not (kind == "rg_lru" and options.get("bidirectional")):
+        options = {"num_layers": 2, **options}
+    layer = make_layer(kind, I, H, **options)
+    frozen, x = layer.freeze(), x_of(layer)
+    want, last = layer(x)
+    for values in layer.params.values():
+        values[...] = 0.0  # the frozen layer has what the layer had
+    for name, how in COPIES.items():
+        other = how(frozen)
+        assert repr(other) == repr(frozen)
+        y, state = other(x)
+        assert y.tobytes() == want.tobytes(), name
+        for one, own in zip(parts(state), parts(last), strict=True):
+            assert np.array_equal(one, own), name
+        if name == "copy":
+            assert other.is_stale()
+        else:
+            with pytest.raises(RuntimeError, match="is_stale: expected the layer that was frozen"):
+                other.is_stale()
+
+
+def test_shallow_copies_share_the_packed_weights():
+    frozen = rk.GRU(I, H, seed=0).freeze()
+    stream = frozen.stream(B)
+    assert copy.copy(frozen)._params is frozen._params
+    assert copy.copy(stream)._made_from[0] is frozen
+    one, other = pickle.loads(pickle.dumps([frozen, stream]))
+    assert other._made_from[0] is one
+    frozen.label = "a"
+    assert copy.copy(frozen).label == pickle.loads(pickle.dumps(frozen)).label == "a"
+
+
 def test_what_a_stream_shows():
     stream = rk.LSTM(3, 5, 2, dtype="float64").stream(4)
     assert repr(stream) == (
@@ -136,24 +171,27 @@ def test_what_a_stream_shows():
     )
 
 
-def outputs(layer, stream, x):
-    return layer(x)[0], stream.run(x)
+def outputs(layer, frozen, stream, x):
+    return layer(x)[0], frozen(x)[0], stream.run(x)
 
 
 def test_layers_and_streams_go_to_other_processes():
     layer = rk.GRU(I, H, 2, dropout=0.5, seed=0)
-    stream, x = layer.stream(B), x_of(layer)
+    frozen, stream, x = layer.freeze(), layer.stream(B), x_of(layer)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        y, streamed = pool.apply(outputs, (layer, stream, x))
+        y, own, streamed = pool.apply(outputs, (layer, frozen, stream, x))
     assert np.array_equal(y, layer(x)[0])
+    assert np.array_equal(own, y)
     assert np.array_equal(streamed, stream.run(x))
 
 
-@pytest.mark.parametrize("make", [lambda: rk.GRU(I, H), lambda: rk.GRU(I, H).stream()])
+@pytest.mark.parametrize(
+    "make", [rk.GRU, lambda *sizes: rk.GRU(*sizes).freeze(), lambda *sizes: rk.GRU(*sizes).stream()]
+)
 def test_a_pickle_of_another_version_says_so(make, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(_core, "__version__", "0.0.9")
-        saved = pickle.dumps(make())
+        saved = pickle.dumps(make(I, H))
     said = f"pickle: expected one of rnnkern {_core.__version__}, got one of rnnkern 0.0.9"
     with pytest.raises(ValueError, match=said):
         pickle.loads(saved)
@@ -172,7 +210,8 @@ def test_a_version_is_checked_before_all_else():
 
 def test_a_pickle_brings_no_more_than_the_package():
     """Loading needs neither what trains nor the reference."""
-    saved = pickle.dumps([rk.GRU(I, H, seed=0), rk.GRU(I, H, seed=0).stream()])
+    gru = rk.GRU(I, H, seed=0)
+    saved = pickle.dumps([gru, gru.freeze(), gru.stream()])
     code = "import pickle, sys; pickle.load(sys.stdin.buffer); print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], input=saved, capture_output=True, check=True

@@ -618,6 +618,10 @@ class Calls:
         self.add_parameters("forward", lambda: layer.forward(x))
         self.add_parameters("backward", lambda: layer.backward(tape, p.dy))
         self.add_parameters("stream", lambda: layer.stream(B))
+        self.add_parameters("freeze", layer.freeze)
+        frozen = layer.freeze()
+        self.places["frozen x"] = Place("x", x, ("T", "B", I), frozen)
+        self.add_states("frozen", "state", p.state, lambda v: frozen(x, v))
 
     def add_states(self, call, name, state, use):
         each = parts(state)

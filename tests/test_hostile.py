@@ -177,6 +177,15 @@ def try_stream(kind):
     return lambda: layer.stream(16).state, lambda: held(layer)
 
 
+def try_freeze(kind):
+    layer, p = small(kind)
+    frozen = layer.freeze()
+    return (
+        lambda: [layer.freeze().is_stale(), frozen(p.x, p.state, p.lengths, outputs="last")],
+        lambda: [held(layer), frozen(p.x, p.state, p.lengths, hiddens=True)],
+    )
+
+
 def try_run(kind):
     """After a step, so that its room is there and must grow; and a step is still one afterwards."""
     layer, p = one_way(kind)
@@ -262,6 +271,7 @@ OF_LAYERS = (
     try_forward,
     try_backward,
     try_stream,
+    try_freeze,
     try_run,
     try_step,
     try_state,
@@ -276,7 +286,7 @@ OF_OPTIMIZERS = (
 OF_MODULES = (try_loss, try_embedding)
 # The least size that fails, where smaller ones are others' trouble: pybind11 ends the process if it
 # has no memory for its few bytes about a new object, NumPy's random numbers raise SystemError.
-LEAST = {try_forward: 32, try_stream: 32, try_layer: 4096}
+LEAST = {try_forward: 32, try_stream: 32, try_freeze: 32, try_layer: 4096}
 
 
 def fail_each_allocation(name, kinds, least):
@@ -683,11 +693,20 @@ def infer_in_many_threads():
             found.add(b"".join(stream.run(p.x[t : t + 5]).tobytes() for t in range(0, 20, 5)))
         return found
 
+    def freeze():
+        return {frozen(p.x)[0].tobytes() for frozen in [layer.freeze()] for _ in range(30)}
+
+    shared = layer.freeze()
+
+    def use_shared():
+        return {shared(p.x)[0].tobytes() for _ in range(30)}
+
     want = set()
     for isa in sets():
         with rk.force_isa(isa):
             want.add(layer(p.x)[0].tobytes())
-    for found in in_many_threads([infer, infer, infer, stream, stream], sets()):
+    uses = [infer, infer, infer, stream, stream, freeze, freeze, use_shared, use_shared]
+    for found in in_many_threads(uses, sets()):
         assert found <= want
 
 
@@ -1222,6 +1241,8 @@ CLASSES = {
     "ModuleGradients": rk.ModuleGradients,
     "LayerStack": _core.LayerStack,
     "core Stream": _core.Stream,
+    "Packed": _core.Packed,
+    "Frozen": rk.Frozen,
     **{cls.__name__: cls for cls in LAYERS.values()},
     "Stream": rk.Stream,
     "Linear": rk.Linear,
@@ -1251,9 +1272,12 @@ def use_what_was_not_made(name):
         "state_dict": (),
         "step": ({},) if issubclass(cls, rk.optim._Optimizer) else (x[0],),
         "stream": (),
+        "freeze": (),
+        "is_stale": (),
+        "pack": (params,),
     }
     if cls is _core.LayerStack:
-        arguments["forward"] = params, x, None, None, None, False, True, 0, (0.0, [1], 0)
+        arguments["forward"] = params, x, None, None, None, False, 3, 0, (0.0, [1], 0, True)
         arguments["backward"] = params, tape._core, y, None, (np.inf,) * 4, False, 0.0
     if cls is rk.Window:
         arguments["backward"] = (y,)
@@ -1272,7 +1296,9 @@ def use_what_was_not_made(name):
         "state of it": lambda one: _core.stream_state(one),
         "reset of it": lambda one: _core.reset_stream(one, None),
         "set state of it": lambda one: _core.set_stream_state(one, (x[:1],)),
-        "stream of it": lambda one: _core.Stream(one, params, 1),
+        "core stream of it": lambda one: _core.Stream(one, 1),
+        "stream of it": lambda one: rk.Stream(one),
+        "frozen of it": lambda one: rk.Frozen(one),
         "windows of it": lambda one: list(rk.truncated_bptt(one, x, 2)),
         "step of it": lambda one: rk.SGD(params, 1.0).step(one),
     }
@@ -1340,6 +1366,10 @@ def objects():
         "rnn": (lambda: rk.RNN(3, 4, nonlinearity="relu", seed=0), use),
         "tape": (tape, lambda one: [one.gates, one.cells, one.hiddens]),
         "stream": (stream, lambda one: [one.state, one.run(x), one.step(x[0]), one.state]),
+        "frozen": (
+            lambda: layer().freeze(),
+            lambda one: [one(x), one(x, outputs="last"), one.stream(2).run(x), repr(one)],
+        ),
         "bound method": (lambda: stream().run, lambda run: [run.__self__.reset(), run(x)]),
         "linear": (lambda: modules[0], lambda one: [one(x), one.params, repr(one)]),
         "embedding": (lambda: modules[1], lambda one: [one.params, repr(one)]),
@@ -1373,7 +1403,7 @@ def test_copies_are_the_same_or_refused():
     child(copy_all)
 
 
-@pytest.mark.parametrize("name", [*(set(objects()) - {"tape", "bound method", "stream"})])
+@pytest.mark.parametrize("name", [*(set(objects()) - {"tape", "bound method", "stream", "frozen"})])
 def test_attributes_that_were_validated_cannot_be_set(name):
     value = objects()[name][0]()
     one = value[0] if isinstance(value, tuple) else value
