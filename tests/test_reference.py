@@ -197,7 +197,16 @@ class Problem:
     """Random arguments for one configuration."""
 
     def __init__(
-        self, config, *, steps=T, rows=B, lengths=None, dropout=False, resets=None, seed=0
+        self,
+        config,
+        *,
+        steps=T,
+        rows=B,
+        lengths=None,
+        dropout=False,
+        resets=None,
+        mask=None,
+        seed=0,
     ):
         draw = np.random.default_rng(seed).normal
         width = config.directions * config.output_size
@@ -209,7 +218,7 @@ class Problem:
         ]
         self.config = config
         self.lengths = None if lengths is None else np.array(lengths)
-        self.resets = resets
+        self.resets, self.mask = resets, mask
         self.params = {k: draw(size=s) for k, s in parameter_shapes(config).items()}
         self.x = draw(size=(steps, rows, config.input_size))
         self.dy = draw(size=(steps, rows, width))
@@ -233,7 +242,7 @@ class Problem:
 
     def forward(self):
         state = joined(self.states)
-        options = (self.lengths, self.masks, self.resets, self.noise)
+        options = (self.lengths, self.masks, self.resets, self.noise, self.mask)
         return forward(self.config, self.params, self.x, state, *options)
 
     def backward(self, clip=None):
@@ -408,6 +417,42 @@ def test_gradients_with_resets_and_residual_layers_are_the_central_differences(c
     config = config_of(case, I, width_of(case), 2, bidirectional=True, residual=True)
     problem = Problem(config, lengths=LENGTHS, resets=resets, seed=seed_of(case))
     assert_gradients_are_differences(problem)
+
+
+@every_formula
+def test_gradients_with_masked_steps_are_the_central_differences(case):
+    mask = np.array([[0, 1, 0], [1, 0, 0], [0, 1, 0]])  # in front and behind, between, everywhere
+    behind = not case.startswith("slstm")  # whose fresh m, the last state then, is infinite
+    resets = np.array([[0, 0, 0], [0, 1, 0], [behind, 0, 0]])
+    config = config_of(case, I, width_of(case), 2, bidirectional=True, residual=True)
+    problem = Problem(config, mask=mask, resets=resets, dropout=True, seed=seed_of(case))
+    assert_gradients_are_differences(problem)
+
+
+@every_case
+def test_masked_steps_are_skipped(case):
+    """Rows are those of calls on their real steps, whatever stands at the others."""
+    problem = Problem(config_of(case, I, P, 2, bidirectional=True), steps=6, seed=1)
+    problem.mask = np.random.default_rng(0).random((6, B)) < 0.5
+    problem.x[~problem.mask] = np.nan
+    problem.dy[~problem.mask] = np.nan
+    y, final, _ = problem.forward()
+    grads = problem.backward()
+    for b in range(B):
+        real, row = problem.mask[:, b], slice(b, b + 1)
+        own = Problem(problem.config)
+        own.params, own.x, own.dy = problem.params, problem.x[real, row], problem.dy[real, row]
+        own.states = [s[:, row] for s in problem.states]
+        own.dstates = [d[:, row] for d in problem.dstates]
+        y_own, final_own, _ = own.forward()
+        assert_same(y[real, row], y_own, "y")
+        assert_same(grads.x[real, row], own.backward().x, "dx")
+        for s, s_own in zip(split(final), split(final_own), strict=True):
+            assert_same(s[:, row], s_own, "final state")
+        for d, d_own in zip(split(grads.state), split(own.backward().state), strict=True):
+            assert_same(d[:, row], d_own, "gradient of the initial state")
+        assert not y[~real, b].any()
+        assert not grads.x[~real, b].any()
 
 
 # RG-LRU tells a reset from a sequence that begins without one: its own test is the next one.
@@ -1811,6 +1856,7 @@ def test_the_examples_run(name):
         ({"x": np.zeros((3, 3))}, r"x: expected shape \(T, B, 3\), got \(3, 3\)"),
         ({"states": [np.zeros((2, 3, 2))]}, r"state: expected a tuple \(h, c\), got ndarray"),
         ({"states": [np.zeros((1, 3, 2))] * 2}, r"state h: expected shape \(2, 3, 2\), got"),
+        ({"mask": np.ones((2, 3))}, r"mask: expected shape \(3, 3\), got \(2, 3\)"),
         ({"lengths": [1, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1 2\]"),
         ({"lengths": [1, 5, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1 5 2\]"),
         ({"lengths": [1, 0.5, 2]}, r"lengths: expected 3 integers from 0 to 3, got \[1"),

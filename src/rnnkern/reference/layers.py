@@ -220,10 +220,12 @@ def forward(
     masks: Sequence[npt.ArrayLike] | None = None,
     resets: npt.ArrayLike | None = None,
     noise: Sequence[Mapping[str, npt.ArrayLike]] | None = None,
+    mask: npt.ArrayLike | None = None,
 ) -> tuple[Array, Array | State, Tape]:
     """Run the layers over a batch of sequences.
 
-    A row is run on its own steps t < length only, so that what lies behind them cannot matter.
+    A row is run on its own steps only, those t < length or where `mask` is True, so that what lies
+    behind or between them cannot matter.
 
     Parameters
     ----------
@@ -242,15 +244,18 @@ def forward(
         Dropout masks: factors, 0 or 1 / (1 - p), on what layer l hands to layer l + 1.
     resets : array of bool (T, B), optional
         Where a new sequence begins in a row: the steps before it and those from it on do not see
-        each other's state, which starts from a fresh one there, in both directions.
+        each other's state, which starts from a fresh one there, in both directions. Those behind
+        a row's length have no effect; those where `mask` is False have.
     noise : sequence of L*D mappings of str to array (T, B, H), optional
         What training draws, by the names of `Cell.noise`; None is its mean, as in an evaluation.
+    mask : array of bool (T, B), optional
+        Each row's real steps, instead of `lengths`: at the others the state stays as it is.
 
     Returns
     -------
     y : array (T, B, D*P)
         The last layer's h, forward then reverse (with `residual`, plus its input, above the first
-        layer); zero behind a row's end.
+        layer); zero where a row is not run.
     state : array (L*D, B, P), for LSTM the tuple (h, c), c (L*D, B, H)
         The state after each row's own last step.
     tape : Tape
@@ -275,10 +280,12 @@ def forward(
         raise ValueError(f"x: expected shape (T, B, {config.input_size}), got {x.shape}")
     T, B, _ = x.shape
     x = _checked("x", x, (T, B, config.input_size))
-    ends = _checked_lengths(lengths, T, B)
+    real = _real_steps(lengths, mask, T, B)
     starts = np.zeros((T + 1, B), dtype=bool)
     if resets is not None:
         starts[:T] = _checked("resets", resets, (T, B)).astype(bool)
+    if mask is None:
+        starts[:T] &= real
     factors = None if masks is None else _checked_masks(config, masks, T, B)
     drawn = None if noise is None else _checked_noise(config, noise, T, B)
     weights = _weights(config, params)
@@ -294,23 +301,25 @@ def forward(
         for d in range(D):
             k = layer * D + d
             steps.append([])
+            begins = np.zeros(B, dtype=bool)  # where a reset came since a row's step before
             for t in reversed(range(T)) if d == 1 else range(T):
-                rows = t < ends
+                rows = real[t]
                 # The reverse direction comes from step t + 1, which may begin another sequence.
-                cut = starts[t] if d == 0 else starts[t + 1] & (t + 1 < ends)
-                kept = ~cut[rows]
-                prev = tuple(
-                    np.where(kept[:, None], s[k, rows], v)
-                    for s, v in zip(states, fresh, strict=True)
-                )
+                cut = starts[t] if d == 0 else starts[t + 1]
+                for s, v in zip(states, fresh, strict=True):
+                    s[k, cut] = v
+                begins = begins | cut
+                kept = ~begins[rows]
+                begins = begins & ~rows
+                prev = tuple(s[k, rows] for s in states)
                 now = _with_noise(cell, drawn, k, t, rows)
                 new, gates = now.forward_step(x[t, rows], prev, weights[k], kept)
                 y[t, rows, d * P : (d + 1) * P] = new[0]
                 for s, s_new in zip(states, new, strict=True):
                     s[k, rows] = s_new
-                steps[k].append(Step(t, rows, kept, x[t, rows], prev, gates, new))
+                steps[k].append(Step(t, rows, cut, kept, x[t, rows], prev, gates, new))
         if config.residual and layer > 0:
-            y = y + below * (np.arange(T)[:, None] < ends)[:, :, None]
+            y = y + below * real[:, :, None]
     return y, _as_given(states), Tape((T, B, config.input_size), factors, steps, drawn)
 
 
@@ -347,8 +356,8 @@ def backward(
     Returns
     -------
     Gradients
-        Zero for x behind a row's end; a row of length 0 hands its dstate through, but for states
-        that no gradient flows through, such as m of sLSTM: theirs is zero.
+        Zero for x where a row is not run; a row without a step hands its dstate through, but for
+        states that no gradient flows through, such as m of sLSTM: theirs is zero.
 
     Raises
     ------
@@ -395,6 +404,7 @@ def backward(
                 factors = _row_factors(u, clip.step_norm)
                 for s, s_prev in zip(d_states, (u * factors[:, None], *dc_prev), strict=True):
                     s[k, rows] = s_prev
+                    s[k, step.cut] = 0.0
                 dx[t, rows] += back.x
                 for name, d_w in back.weights.items():
                     d_weights[k][name] += d_w
@@ -582,6 +592,18 @@ def _checked(name: str, array: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
     if own.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {own.shape}")
     return own
+
+
+def _real_steps(
+    lengths: npt.ArrayLike | None, mask: npt.ArrayLike | None, T: int, B: int
+) -> npt.NDArray[np.bool_]:
+    """Where each row has a step (T, B)."""
+    if mask is None:
+        steps: npt.NDArray[np.bool_] = np.arange(T)[:, None] < _checked_lengths(lengths, T, B)
+        return steps
+    if lengths is not None:
+        raise ValueError("mask: expected None with lengths, got an array")
+    return _checked("mask", mask, (T, B)).astype(bool)
 
 
 def _checked_lengths(lengths: npt.ArrayLike | None, T: int, B: int) -> npt.NDArray[Any]:

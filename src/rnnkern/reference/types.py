@@ -66,7 +66,8 @@ class Step(NamedTuple):
     """One step of one layer and direction, on the rows it is alive in (n of them)."""
 
     t: int
-    rows: npt.NDArray[np.bool_]  # [B], True where t < length
+    rows: npt.NDArray[np.bool_]  # [B], True where t < length, or where the mask is
+    cut: npt.NDArray[np.bool_]  # [B], True where a reset, here, ends the state before
     kept: Kept  # [n], False where the state before was reset to a fresh one
     x: Array  # [n, I], above the first layer [n, D*P]
     prev: State  # h [n, P], c [n, H]
