@@ -145,11 +145,11 @@ class StreamOf final : public Stream {
     last.y = last.out = {to, B_ * sizes_.P, sizes_.P};
     if (small) {
       call_.interrupt = {};
-      use_.forward(call_, room_.get());
+      use_.run_forward(room_.get());
     } else {
       unlocked([&](const Interrupt& interrupt) {
         call_.interrupt = interrupt;
-        use_.forward(call_, room_.get());
+        use_.run_forward(room_.get());
       });
     }
     now_ = 1 - now_;
@@ -231,6 +231,7 @@ class StreamOf final : public Stream {
     call_.rows.T = steps;
     call_.threads = threads;
     grow(room_, room_size_, use_.forward_workspace(call_));
+    use_.prepare_forward(call_, room_.get());
     prepared_steps_ = steps;
   }
 

@@ -19,6 +19,10 @@ template <class T>
 struct TypedKernels {
   Index (*forward_workspace)(const ForwardCall<T>&);
   void (*forward)(const ForwardCall<T>&, void* workspace);
+  // The same in two parts: the second may come any number of times. Each time it reads the call's
+  // record again, whose sizes and threads stay what they were.
+  void (*prepare_forward)(const ForwardCall<T>&, void* workspace);
+  void (*run_forward)(const void* workspace);
   Index (*backward_workspace)(const BackwardCall<T>&);
   GradientNorm (*backward)(const BackwardCall<T>&, void* workspace);
   // `n` calls of the same cell, sizes and interrupt side by side, each on one of at most `threads`

@@ -66,12 +66,20 @@ struct Functions {
 
   static Index forward_workspace(const ForwardCall<T>& call) {
     Arena arena{nullptr};
+    arena.allocate<Forwards>(1);
     laid_out<Forwards>(call, arena);
     return arena.used;
   }
-  static void forward(const ForwardCall<T>& call, void* workspace) {
+  static void prepare_forward(const ForwardCall<T>& call, void* workspace) {
     Arena arena{static_cast<char*>(workspace)};
-    laid_out<Forwards>(call, arena).run();
+    Forwards* const place = arena.allocate<Forwards>(1);
+    const Forwards stack = laid_out<Forwards>(call, arena);
+    __builtin_memcpy(static_cast<void*>(place), &stack, sizeof stack);  // it has references
+  }
+  static void run_forward(const void* workspace) { static_cast<const Forwards*>(workspace)->run(); }
+  static void forward(const ForwardCall<T>& call, void* workspace) {
+    prepare_forward(call, workspace);
+    run_forward(workspace);
   }
   static Index backward_workspace(const BackwardCall<T>& call) {
     Arena arena{nullptr};
@@ -111,8 +119,10 @@ struct Functions {
       wait(end, count, token);
     });
   }
+  // Packed weights begin with the record of where they are.
   static Index packed_bytes(Kind kind, const CellConstants& constants, Index I, Index H, Index P) {
     Arena arena{nullptr};
+    arena.allocate<ForwardWeights<T>>(1);
     ForwardWeights<T>{}.allocate(arena, cell_of<T>(kind).layout, constants, I, H, P);
     return arena.used;
   }
@@ -120,7 +130,7 @@ struct Functions {
                    Index I, Index H, Index P, int threads, const Interrupt& interrupt, void* out) {
     constexpr double elements_of_a_thread = 1 << 18;  // that take longer than a thread's start
     Arena arena{static_cast<char*>(out)};
-    ForwardWeights<T> weights;
+    ForwardWeights<T>& weights = *arena.allocate<ForwardWeights<T>>(1);
     weights.allocate(arena, cell_of<T>(kind).layout, constants, I, H, P);
     const double elements = as_double(arena.used) / sizeof(T);
     parallel(capped(threads, elements / elements_of_a_thread), interrupt,
@@ -151,22 +161,11 @@ struct Functions {
 template <class T>
 constexpr TypedKernels<T> typed_table() {
   using F = Functions<T>;
-  return {F::forward_workspace,
-          F::forward,
-          F::backward_workspace,
-          F::backward,
-          F::forward_members,
-          F::backward_members,
-          F::packed_bytes,
-          F::pack,
-          sum_of_squares<T>,
-          optimizer_steps<T>,
-          cross_entropy<T>,
-          add_rows<T>,
-          F::sigmoid,
-          F::tanh,
-          probe_fma<T>,
-          probe_read<T>};
+  return {F::forward_workspace,  F::forward,   F::prepare_forward, F::run_forward,
+          F::backward_workspace, F::backward,  F::forward_members, F::backward_members,
+          F::packed_bytes,       F::pack,      sum_of_squares<T>,  optimizer_steps<T>,
+          cross_entropy<T>,      add_rows<T>,  F::sigmoid,         F::tanh,
+          probe_fma<T>,          probe_read<T>};
 }
 
 extern const Kernels table;

@@ -93,8 +93,11 @@ struct ForwardWorkspace {
   void allocate(Arena& arena, const CellLayout& cell, const CellConstants& constants,
                 const Schedule& s, Index I, Index H, Index P, bool packed, Index most_steps) {
     const Index row = padded<T>(H) * row_slots(cell);
-    const Index rows = most(z_rows, z_bytes / (row * static_cast<Index>(sizeof(T))));
-    chunk = most(1, least(least(s.T, most_steps), rows / most(1, s.B)));
+    chunk = most(1, least(s.T, most_steps));
+    if (chunk > 1) {
+      const Index rows = most(z_rows, z_bytes / (row * static_cast<Index>(sizeof(T))));
+      chunk = most(1, least(chunk, rows / most(1, s.B)));
+    }
     if (!packed) weights.allocate(arena, cell, constants, I, H, P);
     for (T*& half : h) half = arena.allocate<T>(s.B * padded<T>(P));
     c = arena.allocate<T>(cell.carried * s.B * padded<T>(H));

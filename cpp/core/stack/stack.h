@@ -206,13 +206,13 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
                                          blocks_of<T>(call.H), barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
       drop_input(l, 0, call.rows.T, all);
-      ForwardWeights<T> weights[2];
-      for (Index d = 0; d < call.D; ++d) weights[d] = weights_of(l, d, workspaces[d], all);
+      const ForwardWeights<T>* weights[2];
+      for (Index d = 0; d < call.D; ++d) weights[d] = &weights_of(l, d, workspaces[d], all);
       if (!all.wait()) return;
       const bool both = call.D == 2 && count == 1;
       for (Index d = 0; d < call.D; ++d)
         if (!part.idle && (both || d == part.direction))
-          loop(l, d, workspaces[d], weights[d], row_ptrs[thread], part).run();
+          loop(l, d, workspaces[d], *weights[d], row_ptrs[thread], part).run();
       if (!all.wait()) return;
       if (!call.residual || l == 0) continue;
       add_input(l, 0, call.rows.T, all);
@@ -226,7 +226,7 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     const WorkShare part{0, false, {0, call.rows.B}, {0, blocks_of<T>(call.H)}, alone};
     for (Index l = thread; l < call.L; l += count) {
       const ForwardWorkspace<T>& workspace = workspaces[thread];
-      const ForwardWeights<T> weights = weights_of(l, 0, workspace, alone);
+      const ForwardWeights<T>& weights = weights_of(l, 0, workspace, alone);
       Forward<T> forward = loop(l, 0, workspace, weights, row_ptrs[thread], part);
       forward.load_initial_state();
       if (alone.stopped()) return;  // not all row pointers are set
@@ -270,15 +270,11 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     }
   }
   // A layer's weights, packed before, or now into a workspace's.
-  ForwardWeights<T> weights_of(Index l, Index d, const ForwardWorkspace<T>& workspace,
-                               const Team& team) const {
+  const ForwardWeights<T>& weights_of(Index l, Index d, const ForwardWorkspace<T>& workspace,
+                                      const Team& team) const {
     const Layer<T>& layer = call.layers[l];
-    if (T* packed = const_cast<T*>(layer.direction[d].packed)) {
-      Arena kept{reinterpret_cast<char*>(packed)};
-      ForwardWeights<T> weights;
-      weights.allocate(kept, cell, call.constants, layer.inputs, call.H, call.P);
-      return weights;
-    }
+    if (const T* packed = layer.direction[d].packed)
+      return *reinterpret_cast<const ForwardWeights<T>*>(packed);
     workspace.weights.pack(functions, layer.direction[d], layer.inputs, team);
     return workspace.weights;
   }

@@ -16,6 +16,7 @@ struct Range {
 
 // Part `index` of [0, n) cut into `count` parts.
 inline Range share(Index n, Index index, Index count) {
+  if (count == 1) return {0, n};  // a step alone is too short for two divisions
   return {n * index / count, n * (index + 1) / count};
 }
 
