@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import array as arrays
 import ctypes
+from functools import reduce
+from operator import mul
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def buffers(x):
         "tensor": Tensor(x),
         "memoryview": memoryview(x),
         "array.array": memoryview(flat).cast("B").cast("f", x.shape),
-        "ctypes": (ctypes.c_float * x.shape[2] * x.shape[1] * x.shape[0]).from_buffer_copy(x),
+        "ctypes": reduce(mul, x.shape[::-1], ctypes.c_float).from_buffer_copy(x),
         "subclass": x.view(np.memmap),
     }
 
@@ -43,6 +45,11 @@ def test_tensors_and_buffers_are_taken_as_they_are(how):
     y, got = layer(other, state)
     assert np.array_equal(y, want)
     assert all(np.array_equal(a, b) for a, b in zip(got, last, strict=True))
+    stream, by_step = layer.stream(2), layer.stream(2)
+    stream.state = by_step.state = state
+    assert np.array_equal(stream.run(other), want)
+    for x_t, y_t in zip(x, want, strict=True):
+        assert np.array_equal(by_step.step(buffers(x_t)[how]), y_t)
     y, _, tape = layer.forward(other, state)
     assert np.array_equal(y, want)
     dy = buffers(y)[how]
@@ -96,7 +103,8 @@ class Frame:
 )
 def test_what_is_refused_says_what_to_write(x, said):
     layer = rk.GRU(I, H)
-    for call in (layer, layer.forward):
+    stream = layer.stream(2)
+    for call in (layer, layer.forward, stream.run, stream.step):
         with pytest.raises(TypeError, match=f"^x: expected an array .*, {said}"):
             call(x)
     linear = rk.Linear(I, H)
@@ -162,6 +170,10 @@ def test_masked_arrays_are_refused_everywhere():
         "dstate": lambda: layer.backward(tape, None, masked(h)),
         r"params\['bias_hh_l0'\]": with_masked_params,
         "state ": set_state,
+        "x   ": lambda: stream.step(masked(x[0])),
+        "x    ": lambda: stream.run(masked(x)),
+        "out": lambda: stream.step(x[0], masked(h[0])),
+        "out ": lambda: stream.run(x, out=masked(np.empty((5, 2, H), np.float32))),
         "rows": lambda: stream.reset(masked(np.array([0]))),
         "x ": lambda: linear(masked(x)),
         "dy ": lambda: linear.backward(

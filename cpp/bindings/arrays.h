@@ -52,12 +52,12 @@ void check_shape(const std::string& name, const py::array& a, const Shape& expec
 bool aligned(const py::array& a);
 bool contiguous(const py::array& a);  // C order and aligned
 
-// Whether `value` is an array with this very dtype object, of this shape (-1: any size),
-// C-contiguous and aligned, and has these flags too. A look at its header, for calls that are
-// small: what is not plain may still be right.
+// Whether `value` is an array, of no subclass, with this very dtype object, of this shape (-1: any
+// size), C-contiguous and aligned, and has these flags too. A look at its header, for calls that
+// are small: what is not plain may still be right.
 inline bool is_plain_ndarray(py::handle value, const py::dtype& dtype, const Index* shape,
                              std::size_t axes, int flags = 0) {
-  if (!py::detail::npy_api::get().PyArray_Check_(value.ptr())) return false;
+  if (Py_TYPE(value.ptr()) != py::detail::npy_api::get().PyArray_Type_) return false;
   const auto* a = py::detail::array_proxy(value.ptr());
   flags |= py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if (a->descr != dtype.ptr() || a->nd != static_cast<int>(axes) || (a->flags & flags) != flags)

@@ -121,7 +121,7 @@ class StreamOf final : public Stream {
   }
 
   py::object run(py::handle x_given, py::handle out, bool one_step) override {
-    const Busy busy(in_use_);
+    // All that may run the caller's Python comes before.
     const py::array given = input(x_given, one_step);
     const Index steps = one_step ? 1 : given.shape(0);
     const auto stride = [&](py::ssize_t axis) {
@@ -132,6 +132,7 @@ class StreamOf final : public Stream {
     py::array y = output(out, one_step, steps);
     T* const to = static_cast<T*>(y.mutable_data());
     if (!out.is_none()) refuse_overlap("out", y, "x", given);
+    const Busy busy(in_use_);
     if (steps == 0) return std::move(y);
 
     // Giving up and taking back the GIL costs more than the smallest calls, and so does a thread.
@@ -192,12 +193,18 @@ class StreamOf final : public Stream {
                     sizes_.fresh<T>(k));
   }
 
+  // What the package's other calls do with arguments that are no plain arrays.
+  static py::object check(const char* name) {
+    return py::module_::import("rnnkern.checks").attr(name);
+  }
+
   py::array input(py::handle x, bool one_step) const {
     constexpr Index any = -1;
     const Index I = sizes_.I;
     if (one_step ? is_plain_ndarray(x, dtype_, {B_, I}) : is_plain_ndarray(x, dtype_, {any, B_, I}))
       return py::reinterpret_borrow<py::array>(x);
-    return channels_last<T>("x", x, one_step ? Shape{B_, I} : Shape{"T", B_, I});
+    return channels_last<T>("x", check("as_array")("x", x, dtype_),
+                            one_step ? Shape{B_, I} : Shape{"T", B_, I});
   }
 
   // Where the last layer's outputs go: the caller's array, or a new one.
@@ -209,7 +216,7 @@ class StreamOf final : public Stream {
     if (one_step ? is_plain_ndarray(out, dtype_, {B_, P}, writeable)
                  : is_plain_ndarray(out, dtype_, {steps, B_, P}, writeable))
       return py::reinterpret_borrow<py::array>(out);
-    py::array y = typed<T>("out", out);
+    py::array y = typed<T>("out", check("unmasked")("out", out));
     writable<T>("out", y, one_step ? Shape{B_, P} : Shape{steps, B_, P});
     return y;
   }
@@ -314,7 +321,8 @@ Take one step.
 Parameters
 ----------
 x : ndarray, shape (B, I)
-    The step's input, of the layer's dtype.
+    The step's input, of the layer's dtype. CPU tensors (DLPack) and buffers of that dtype are
+    read where they are. Masked arrays are refused.
 out : ndarray, shape (B, P), optional
     Where to put the output: C-contiguous, writable, not overlapping `x`. With it, the step
     allocates nothing.
@@ -345,7 +353,7 @@ Take a block of steps.
 Parameters
 ----------
 x : ndarray, shape (T, B, I)
-    The inputs, of the layer's dtype; T may be 0.
+    The inputs, as in `step`; T may be 0.
 out : ndarray, shape (T, B, P), optional
     As in `step`.
 
