@@ -177,9 +177,10 @@ def test_gradients_of_the_same_memory_are_taken():
 # ---- patterns ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("penalty", ["l1", "l2"])
+@pytest.mark.parametrize("penalty", ["l1", "l2", "weight_decay"])
 def test_patterns_reach_one_group(penalty):
-    slope = {"l1": 1.0, "l2": 2.0}[penalty]
+    slope = 1.0 if penalty == "l1" else 2.0
+    make = rk.AdamW if penalty == "weight_decay" else rk.SGD
 
     def dicts():
         return [{"w": np.full(2, 2.0), "b": np.full(2, 2.0)} for _ in range(2)]
@@ -187,7 +188,7 @@ def test_patterns_reach_one_group(penalty):
     def strengths(groups, patterns):
         zeros = {"w": np.zeros(2), "b": np.zeros(2)}
         grads = dict.fromkeys(groups, zeros) if isinstance(groups, dict) else [zeros] * 2
-        rk.SGD(groups, lr=1.0, **{penalty: patterns}).step(grads)
+        make(groups, lr=1.0, **{penalty: patterns}).step(grads)
         each = groups.values() if isinstance(groups, dict) else groups
         return [(2.0 - float(array[0])) / slope for of in each for array in of.values()]
 
@@ -197,7 +198,7 @@ def test_patterns_reach_one_group(penalty):
     assert strengths(dicts(), {"1/w": 0.25, "w": 0.5}) == [0.5, 0.0, 0.25, 0.0]
     message = f"{penalty}: expected patterns of the names ['0/w', '0/b', '1/w', '1/b'], got '2/w'"
     with pytest.raises(ValueError, match=exactly(message)):
-        rk.SGD(dicts(), 1.0, **{penalty: {"2/w": 0.1}})
+        make(dicts(), 1.0, **{penalty: {"2/w": 0.1}})
 
 
 def test_weights_of_an_embedding_and_a_linear_have_their_own_penalties():
@@ -410,6 +411,7 @@ def test_repr_of_optimizers():
     opt = rk.AdamW({"a": {"w": np.zeros((2, 3))}}, ensemble=2)
     text = "AdamW({'a': 1 arrays}, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, "
     assert repr(opt) == text + "ensemble=2)"
+    assert "weight_decay={'w': 0.1})" in repr(rk.AdamW(w, weight_decay={"w": 0.1}))
 
 
 def test_repr_of_gradients_is_short():

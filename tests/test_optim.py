@@ -342,7 +342,11 @@ def test_norm_of_gradients_may_underflow_whatever_numpy_traps():
 # ---------------------------------------------------------------------------------- penalties
 
 
-@pytest.mark.parametrize("penalty", ["l1", "l2"])
+# Each of 2.0 loses its slope times the strength in a step of lr 1 along a gradient of zeros.
+STRENGTHS = {"l1": (rk.SGD, 1.0), "l2": (rk.SGD, 2.0), "weight_decay": (rk.AdamW, 2.0)}
+
+
+@pytest.mark.parametrize("penalty", STRENGTHS)
 def test_first_pattern_that_matches_counts(penalty):
     dicts = [
         {"weight_ih": np.full(2, 2.0), "bias": np.full(2, 2.0)},
@@ -350,8 +354,8 @@ def test_first_pattern_that_matches_counts(penalty):
     ]
     patterns = {"weight_h?": 0.5, "weight_*": 0.25}
     zeros = [{name: np.zeros(2) for name in d} for d in dicts]
-    rk.SGD(dicts, lr=1.0, **{penalty: patterns}).step(zeros)
-    slope = {"l1": 1.0, "l2": 2.0}[penalty]
+    make, slope = STRENGTHS[penalty]
+    make(dicts, lr=1.0, **{penalty: patterns}).step(zeros)
     assert dicts[0]["weight_ih"].tolist() == [2.0 - 0.25 * slope] * 2
     assert dicts[0]["bias"].tolist() == [2.0] * 2
     assert dicts[1]["weight_hh"].tolist() == [2.0 - 0.5 * slope] * 2
@@ -773,13 +777,13 @@ def test_tied_arrays_on_many_threads():
 def test_tied_arrays_need_one_strength():
     w = np.zeros(3)
     dicts = [{"first": w}, {"last": w}]
-    for name in ("l1", "l2"):
+    for name, (make, _) in STRENGTHS.items():
         message = (
             f"{name}: expected one strength for the tied params[0]['first'] and params[1]['last'], "
             "got 0.5 and 0.0"
         )
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            rk.SGD(dicts, 0.1, **{name: {"first": 0.5}})
+            make(dicts, 0.1, **{name: {"first": 0.5}})
 
 
 def test_what_is_tied_stays_tied():
@@ -920,6 +924,7 @@ BEYOND_FLOAT32 = [
     ("l2['w']", lambda p, x: rk.Adam(p, l2={"w": x})),
     ("eps", lambda p, x: rk.RMSprop(p, eps=x)),
     ("weight_decay", lambda p, x: rk.AdamW(p, weight_decay=x)),
+    ("weight_decay['w']", lambda p, x: rk.AdamW(p, weight_decay={"w": x})),
 ]
 
 
@@ -992,6 +997,9 @@ CONSTRUCTION = [
     (lambda: rk.Adam({"w": W}, betas=0.9), TypeError, "betas: expected a pair of numbers, got 0.9"),
     (lambda: rk.Adam({"w": W}, eps=-1e-8), ValueError, "eps: "),
     (lambda: rk.AdamW({"w": W}, weight_decay=-1.0), ValueError, "weight_decay: "),
+    (lambda: rk.AdamW({"w": W}, weight_decay={"w": -1}), ValueError, r"weight_decay\['w'\]: "),
+    (lambda: rk.AdamW({"w": W}, weight_decay={"b": 1}), ValueError, r"weight_decay: .* got 'b'"),
+    (lambda: rk.AdamW({"w": W}, weight_decay=[1]), TypeError, "weight_decay: .* got list"),
     (lambda: rk.Adam({"w": W}, l1=-1.0), ValueError, "l1: "),
     (lambda: rk.Adam({"w": W}, l2={"*": math.nan}), ValueError, r"l2\['\*'\]: .* got nan"),
     (lambda: rk.Adam({"w": W}, l2={"b*": 0.1}), ValueError, r"l2: .* \['w'\], got 'b\*'"),

@@ -42,9 +42,9 @@ std::vector<double> sums_of_squares(const py::array& values, Index parts) {
   return is_double(values) ? sums_of<double>(values, parts) : sums_of<float>(values, parts);
 }
 
-// Parameter, gradient, first and second moment, l1, l2.
+// Parameter, gradient, first and second moment, l1, l2, weight decay.
 using Arrays = std::tuple<py::array, py::array, std::optional<py::array>, std::optional<py::array>,
-                          double, double>;
+                          double, double, double>;
 
 // Which of the members that the arrays hold side by side is stepped, and what is its own of the
 // rule: scale, correction1, correction2.
@@ -53,7 +53,7 @@ using Member = std::tuple<Index, double, double, double>;
 template <class T>
 OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
                          std::vector<py::array>& kept) {
-  const auto& [parameter, gradient, first, second, l1, l2] = arrays;
+  const auto& [parameter, gradient, first, second, l1, l2, weight_decay] = arrays;
   const Shape shape = shape_like(parameter);
   const auto written = [&](const char* name, const std::optional<py::array>& a) {
     return a ? writable<T>(name, typed<T>(name, *a), shape) : nullptr;
@@ -68,6 +68,7 @@ OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
           written("second", second),
           l1,
           l2,
+          weight_decay,
           nullptr};
 }
 
@@ -97,10 +98,9 @@ std::vector<OptimizerStep<T>> parts_of(const std::vector<OptimizerStep<T>>& arra
 py::list optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
                         py::array_t<std::int64_t>& steps, const std::vector<Member>& members,
                         bool dry, double lr, double momentum, bool nesterov, double beta1,
-                        double beta2, double eps, double weight_decay) {
-  const OptimizerRule rule{optimizer(kind), 1,     lr,       momentum, nesterov,
-                           beta1,           beta2, eps,      1,        1,
-                           weight_decay,    dry,   threads()};
+                        double beta2, double eps) {
+  const OptimizerRule rule{optimizer(kind), 1,   lr, momentum, nesterov, beta1,
+                           beta2,           eps, 1,  1,        dry,      threads()};
   std::vector<OptimizerStep<float>> f32;
   std::vector<OptimizerStep<double>> f64;
   std::vector<py::array> kept;  // the gradients that are read, until the end
@@ -183,8 +183,7 @@ void bind_optim(py::module_& m) {
   m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"),
         py::arg("steps").noconvert(), py::arg("members"), py::arg("dry"), py::kw_only(),
         py::arg("lr"), py::arg("momentum") = 0.0, py::arg("nesterov") = false,
-        py::arg("beta1") = 0.0, py::arg("beta2") = 0.0, py::arg("eps") = 0.0,
-        py::arg("weight_decay") = 0.0);
+        py::arg("beta1") = 0.0, py::arg("beta2") = 0.0, py::arg("eps") = 0.0);
   m.def("overlap", &overlap, py::arg("parameters"), py::arg("firsts"), py::arg("gradients"));
 }
 

@@ -99,7 +99,7 @@ def make_read_only(arrays: dict[str, Array]) -> None: ...
 def sums_of_squares(values: Array, parts: int) -> list[float]: ...
 def optimizer_step(
     kind: str,
-    arrays: list[tuple[Array, Array, Array | None, Array | None, float, float]],
+    arrays: list[tuple[Array, Array, Array | None, Array | None, float, float, float]],
     steps: Array,
     members: list[tuple[int, float, float, float]],
     dry: bool,
@@ -110,7 +110,6 @@ def optimizer_step(
     beta1: float = 0.0,
     beta2: float = 0.0,
     eps: float = 0.0,
-    weight_decay: float = 0.0,
 ) -> list[bool]: ...
 def overlap(
     parameters: list[Array], firsts: list[int], gradients: list[Array]

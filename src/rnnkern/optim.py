@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from operator import mul
+from operator import add, mul
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -122,6 +122,7 @@ class _Slot:
     second: Array | None
     l1: float
     l2: float
+    weight_decay: float
 
     def key(self, moment: str) -> str:
         """Name of a moment, "first" or "second", in a state."""
@@ -133,7 +134,7 @@ class _Optimizer:
 
     _kind: ClassVar[str]
     _eps = 1.0
-    _weight_decay = 0.0
+    _weight_decay: Penalty = 0.0
 
     def __init__(
         self,
@@ -172,15 +173,15 @@ class _Optimizer:
         self._most = most  # that the parameters' dtypes hold
         self.lr = lr
         _number("eps", self._eps, most=most)
-        _number("weight_decay", self._weight_decay, most=most)
         self._penalties = {
             name: dict(given) if isinstance(given, Mapping) else given
             for name, given in (("l1", l1), ("l2", l2))
         }
         l1_of = _strengths("l1", l1, self._places, most)
         l2_of = _strengths("l2", l2, self._places, most)
+        decay_of = _strengths("weight_decay", self._weight_decay, self._places, most)
         self._large_norm = LARGE_NORM if narrow else LARGE_NORM_OF_DOUBLES
-        decay = self._weight_decay + max(l2_of, default=0.0)
+        decay = max(map(add, l2_of, decay_of), default=0.0)
         # A decay by more than the parameter itself makes it grow in each step.
         self._large_lr = min(LARGE, 1.0 / decay) if decay else LARGE
         if max([decay, *l1_of]) > LARGE or self._eps < SMALL_EPS:
@@ -197,6 +198,7 @@ class _Optimizer:
                 np.zeros(places[0].shape, places[0].dtype) if second else None,
                 _strength_of("l1", l1_of, places),
                 _strength_of("l2", l2_of, places),
+                _strength_of("weight_decay", decay_of, places),
             )
             for places in groups.values()
         ]
@@ -331,7 +333,7 @@ class _Optimizer:
             if applied[member]
         ]
         arrays = [
-            (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2)
+            (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2, slot.weight_decay)
             for slot, parameter, gradient in zip(self._slots, parameters, gradients, strict=True)
         ]
         lr = self._lr
@@ -612,8 +614,8 @@ class SGD(_Optimizer):
     -----
     An array that is at several places when the optimizer is made is a tied parameter. Each step
     adds up its gradients, in the order of the places, before it computes the norm, and updates it
-    once. It must stay one array, and needs the same `l1` and `l2` at each place. Its moments are
-    kept once.
+    once. It must stay one array, and needs the same `l1` and `l2` (and `AdamW.weight_decay`) at
+    each place. Its moments are kept once.
 
     An optimizer copies and pickles. ``copy.copy`` shares the parameters and has its own moments;
     ``copy.deepcopy((layer, optimizer))`` copies both and keeps them together.
@@ -814,8 +816,8 @@ class AdamW(Adam):
     ----------
     params, lr, betas, eps, l1, l2, ensemble
         As in `Adam`.
-    weight_decay : float
-        At least 0.
+    weight_decay : float or dict of str to float
+        At least 0; for all parameters, or by name, as `l1` and `l2` of `SGD`.
 
     Raises
     ------
@@ -835,6 +837,11 @@ class AdamW(Adam):
     True
     >>> params["w"]
     array([0.75, 0.75])
+
+    Of the weights alone:
+
+    >>> gru = rk.GRU(3, 5)
+    >>> opt = rk.AdamW(gru, weight_decay={"weight_*": 0.01})
     """
 
     _kind = "adamw"
@@ -845,20 +852,18 @@ class AdamW(Adam):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        weight_decay: Penalty = 1e-2,
         *,
         l1: Penalty = 0.0,
         l2: Penalty = 0.0,
         ensemble: int | None = None,
     ) -> None:
-        self._weight_decay = _number("weight_decay", weight_decay)
+        given = weight_decay
+        self._weight_decay = dict(given) if isinstance(given, Mapping) else given
         super().__init__(params, lr, betas, eps, l1=l1, l2=l2, ensemble=ensemble)
 
     def _options(self) -> dict[str, Any]:
         return super()._options() | {"weight_decay": self._weight_decay}
-
-    def _rule(self) -> dict[str, Any]:
-        return super()._rule() | {"weight_decay": self._weight_decay}
 
 
 def _memory(array: Array) -> tuple[Any, ...]:

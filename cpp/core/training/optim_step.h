@@ -21,7 +21,6 @@ struct OptimizerRule {
   double beta2;     // Adam, AdamW, RMSprop (its alpha): decay of `second`
   double eps;
   double correction1, correction2;  // Adam, AdamW: 1 - beta1^t, sqrt(1 - beta2^t)
-  double weight_decay;              // AdamW: decoupled
   bool dry;                         // write to `finite` alone
   int threads;                      // at most this many
 };
@@ -29,11 +28,12 @@ struct OptimizerRule {
 template <class T>
 struct OptimizerStep : OptimizerRule {
   Index n;
-  T* parameter;       // [n] read and written
-  const T* gradient;  // [n]
-  T* first;           // [n] velocity (SGD, RMSprop) or first moment (Adam, AdamW); null: not kept
-  T* second;          // [n] second moment (RMSprop, Adam, AdamW); null for SGD
-  double l1, l2;      // penalties: gradient + l1 sign(p) + l2 p
+  T* parameter;         // [n] read and written
+  const T* gradient;    // [n]
+  T* first;             // [n] velocity (SGD, RMSprop) or first moment (Adam, AdamW); null: not kept
+  T* second;            // [n] second moment (RMSprop, Adam, AdamW); null for SGD
+  double l1, l2;        // penalties: gradient + l1 sign(p) + l2 p
+  double weight_decay;  // AdamW: decoupled
   // Becomes 0 if a new parameter or moment is not finite; steps may share it. Null: not wanted.
   unsigned char* finite;
 };
