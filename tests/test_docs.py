@@ -209,7 +209,7 @@ def test_snippets_run_each_on_its_own(code, tmp_path):
 
 
 def test_the_snippets_are_found():
-    assert len(SNIPPETS) >= 14
+    assert len(SNIPPETS) >= 16
 
 
 def test_the_readmes_example_learns(capsys):

@@ -298,5 +298,5 @@ def check_streamable(layer: Any) -> None:
     if layer._bidirectional:
         raise ValueError(
             "stream: expected a layer of one direction, got a bidirectional one (its outputs need "
-            "the whole sequence)"
+            "the whole sequence; docs/look_ahead.md takes chunks with some steps of what follows)"
         )

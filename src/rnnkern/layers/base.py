@@ -581,8 +581,9 @@ class _Layer(Inference[S]):
         Raises
         ------
         ValueError
-            If the layer is bidirectional: its outputs need the whole sequence. If it is an
-            ensemble: ask a `member`.
+            If the layer is bidirectional: its outputs need the whole sequence; docs/look_ahead.md
+            shows how to take chunks with some steps of what follows. If it is an ensemble: ask a
+            `member`.
 
         Examples
         --------
