@@ -11,6 +11,7 @@ import pytest
 from helpers import DTYPES, KINDS, make_layer, random_problem
 
 import rnnkern as rk
+from rnnkern.reference import CELLS
 
 T, B, I, H = 30, 3, 5, 24  # W_ih and W_hh have more elements than are sampled
 
@@ -176,7 +177,7 @@ def test_debug_restores_what_was():
 
 def test_a_tape_says_what_it_is_and_stays_in_its_process():
     layer, p, tape = forward()
-    assert repr(tape) == f"Tape(x: ({T}, {B}, {I}))"
+    assert repr(tape) == f"Tape(x: ({T}, {B}, {I}), {tape.nbytes} bytes)"
     assert isinstance(tape, rk.Tape)
     for use in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match=r"^tape: expected to stay in its process, got a copy"):
@@ -185,3 +186,30 @@ def test_a_tape_says_what_it_is_and_stays_in_its_process():
         TypeError, match=r"^tape: expected a tape of this layer's forward, got Tape"
     ):
         layer.backward(rk.Tape.__new__(rk.Tape), p.dy)
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"residual": True}])
+@every_kind
+def test_a_tape_says_how_much_it_keeps(kind, options):
+    """All that can be read of it, the first state, and what layer norm and a clip of h add."""
+    layer = make_layer(kind, I, 48, num_layers=2, **options)  # whole cache lines, of P = 32, too
+    p = random_problem(layer, T, B)
+    tape = p.forward(layer)[2]
+    states = p.state if isinstance(p.state, tuple) else (p.state,)
+    read = sum(a.nbytes for a in [*tape.gates, *tape.cells, *tape.hiddens, *states])
+    if options.get("residual"):
+        read += tape.hiddens[0].nbytes * (layer.num_layers - 2)  # what lies between the layers
+    roles = {parameter.role for parameter in CELLS[kind].parameters}
+    adds = "projection_matrix" in roles or "input_gain" in roles
+    assert read < tape.nbytes < 1.5 * read if adds else tape.nbytes == read
+
+
+def test_a_checkpoint_and_padding_keep_less():
+    layer = make_layer("lstm", I, H)
+    p = random_problem(layer, T, B)
+    whole, segments = p.forward(layer)[2], p.forward(layer, checkpoint=10)[2]
+    states = sum(part.nbytes for part in p.state)
+    assert segments.nbytes == 3 * states
+    assert whole.nbytes > 10 * segments.nbytes
+    short = p.but(lengths=np.array([T, 2, 1]))
+    assert short.forward(layer)[2].nbytes < 0.6 * whole.nbytes

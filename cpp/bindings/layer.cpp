@@ -529,7 +529,8 @@ void bind_layer(py::module_& m) {
   auto tape = py::class_<Tape>(m, "Tape", py::custom_type_setup(collect_cycles),
                                "What a forward keeps for its backward. Reading it copies.");
   refuse_pickling(tape);
-  tape.def_property_readonly("gates", method_of(&Tape::gates),
+  tape.def_property_readonly("nbytes", method_of(&Tape::nbytes), "Memory that it keeps, x apart.")
+      .def_property_readonly("gates", method_of(&Tape::gates),
                              "For each layer and direction, (T, B, saved, H): LSTM i, f, g, o; "
                              "GRU r, z, n, W_hn h' + b_hn; reset-before GRU r, z, n; minGRU z, g; "
                              "others as `saved` of their cell in rnnkern.reference says.")

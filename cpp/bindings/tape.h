@@ -58,6 +58,7 @@ class Tape {
   virtual ~Tape() = default;
   virtual int traverse(visitproc visit, void* arg) const = 0;  // of Python's garbage collector
   virtual void clear() = 0;
+  virtual std::size_t nbytes() const = 0;
   virtual py::list gates() const = 0;
   virtual py::list cells() const = 0;
   virtual py::list hiddens() const = 0;
@@ -150,6 +151,9 @@ struct TapeOf final : Tape {
         if (!poll.go_on(vectors * H)) return false;
       }
     return true;
+  }
+  std::size_t nbytes() const override {
+    return record.bytes() + (y ? static_cast<std::size_t>(py::array(y).nbytes()) : 0);
   }
   py::list gates() const override {
     return each("gates", &Record<T>::saved, record.sizes.info().saved, true);

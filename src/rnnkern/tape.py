@@ -83,6 +83,9 @@ class Tape:
         What was saved of each layer: the vectors that the cell's backward reads (T, B, n, H), with
         D n for two directions; c (T, B, H), if the cell carries one besides h; h (T, B, D*P).
         Read-only. A tape with a checkpoint has none of them.
+    nbytes : int
+        Memory that the tape keeps: all of these, y where backward reads it again, initial states;
+        without x, which stays the caller's. Rows are padded to whole cache lines.
 
     Examples
     --------
@@ -90,7 +93,7 @@ class Tape:
     >>> gru = rk.GRU(3, 5, seed=0)
     >>> y, state, tape = gru.forward(np.ones((7, 2, 3), np.float32))
     >>> tape
-    Tape(x: (7, 2, 3))
+    Tape(x: (7, 2, 3), 3864 bytes)
 
     The arrays that `forward` read must not change before `backward`:
 
@@ -128,8 +131,13 @@ class Tape:
         """Each layer's h."""
         return self._core.hiddens
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the tape keeps, x apart."""
+        return self._core.nbytes
+
     def __repr__(self) -> str:
-        return f"Tape(x: {self._x.shape})"
+        return f"Tape(x: {self._x.shape}, {self.nbytes} bytes)"
 
     def __reduce__(self) -> NoReturn:
         raise _stays()

@@ -110,6 +110,23 @@ Record<T>::Record(const Sizes& s, Index steps, Index B, Index alive, bool keep,
 }
 
 template <class T>
+std::size_t Record<T>::bytes() const {
+  std::size_t sum = 0;
+  for (const auto* blocks : {&saved, &carried, &projected, &moments, &blocks_})
+    for (const Block<T>& one : *blocks) sum += one.get_deleter().bytes;
+  return sum;
+}
+
+template <class T>
+std::size_t TapeRecord<T>::bytes() const {
+  std::size_t sum = 0;
+  for (const Record<T>& record : records) sum += record.bytes();
+  for (const Block<T>& state : states)
+    if (state) sum += state.get_deleter().bytes;
+  return sum;
+}
+
+template <class T>
 void Record<T>::set_y(const Sequence<T>& y) {
   out.back() = y;
   if (!own_last_h_) h.back() = y;
@@ -533,6 +550,8 @@ const std::vector<GradientNorm>& BackwardRun<T>::norms() const {
 
 template struct Record<float>;
 template struct Record<double>;
+template struct TapeRecord<float>;
+template struct TapeRecord<double>;
 template class PackedWeights<float>;
 template class PackedWeights<double>;
 template class ForwardRun<float>;

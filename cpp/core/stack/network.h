@@ -110,6 +110,7 @@ struct Record {
          const std::vector<Sequence<T>>& hiddens = {});
   // Where the last layer's output goes.
   void set_y(const Sequence<T>& y);
+  std::size_t bytes() const;  // of its own memory
 
  private:
   bool own_last_h_;
@@ -137,6 +138,7 @@ struct TapeRecord {
     if (!resets.empty()) s.resets = resets.data();
     return s;
   }
+  std::size_t bytes() const;  // of what forward has kept, x and y apart
   Index state_size(Index state) const {
     return sizes.L * sizes.D * sizes.count() * B * sizes.width(state);
   }
