@@ -201,7 +201,7 @@ SNIPPETS = [
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippets_run_each_on_its_own(code, tmp_path):
     """As a reader would paste it: in a fresh interpreter, in an empty folder."""
-    for name in re.findall(r"^import (torch)$", code, re.MULTILINE):
+    for name in re.findall(r"^import (torch|onnx|onnxruntime)$", code, re.MULTILINE):
         pytest.importorskip(name, reason="the framework that a snippet is about")
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,154 @@
+"""The graphs of an ONNX model: the main one and the bodies of nodes, and constants in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+__all__ = ["Region", "part_of"]
+
+Array = NDArray[Any]
+
+# Operators whose results differ from call to call.
+RANDOM = {"Bernoulli", "Dropout", "Multinomial"} | {
+    f"Random{name}{like}" for name in ("Normal", "Uniform") for like in ("", "Like")
+}
+
+
+class Region:
+    """A graph, and the graph around it, whose values it sees.
+
+    Parameters
+    ----------
+    graph : GraphProto
+    around : Region, optional
+        None for the model's main graph.
+    path : str
+        How messages name it: the nodes and attributes that lead to it.
+    """
+
+    def __init__(
+        self, graph: onnx.GraphProto, around: Region | None = None, path: str = ""
+    ) -> None:
+        self.graph, self.around, self.path = graph, around, path
+        self.nodes = list(graph.node)
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = [i.name for i in graph.input if i.name not in self.initializers]
+        self.outputs = [o.name for o in graph.output]
+        #: The node that computes a value, by its place.
+        self.producers = {o: i for i, node in enumerate(self.nodes) for o in node.output if o}
+        #: The bodies of each node that has some, by the node's place and the attribute.
+        self.bodies: dict[int, dict[str, Region]] = {}
+        for i, node in enumerate(self.nodes):
+            bodies = {
+                attribute.name: Region(attribute.g, self, f"{path}{self.name(i)}.{attribute.name}/")
+                for attribute in node.attribute
+                if attribute.type == onnx.AttributeProto.GRAPH
+            }
+            if bodies:
+                self.bodies[i] = bodies
+
+    def name(self, i: int) -> str:
+        """The name of a node; without one, that of its first output."""
+        node = self.nodes[i]
+        return str(node.name or next((o for o in node.output if o), node.op_type))
+
+    def regions(self) -> Iterator[Region]:
+        """This region and those inside it."""
+        yield self
+        for bodies in self.bodies.values():
+            for body in bodies.values():
+                yield from body.regions()
+
+    def reads(self, i: int) -> set[str]:
+        """The values that a node reads, itself and in its bodies."""
+        found = {name for name in self.nodes[i].input if name}
+        for body in self.bodies.get(i, {}).values():
+            found |= body.captured()
+        return found
+
+    def captured(self) -> set[str]:
+        """The values that this region reads of those around it."""
+        found = set(self.outputs).union(*(self.reads(i) for i in range(len(self.nodes))))
+        return found - self.producers.keys() - self.initializers.keys() - set(self.inputs)
+
+    def owner(self, name: str) -> Region | None:
+        """The innermost region that has a value of this name, from this one outward."""
+        region: Region | None = self
+        while region is not None:
+            if name in region.initializers or name in region.producers or name in region.inputs:
+                return region
+            region = region.around
+        return None
+
+    def constant(self, name: str, model: onnx.ModelProto) -> Array:
+        """The value of a name that depends on no input.
+
+        Parameters
+        ----------
+        name : str
+        model : ModelProto
+            Whose opsets hold.
+
+        Raises
+        ------
+        ValueError
+            If it depends on an input or on chance, is not there, or is computed by an operator
+            that the onnx package does not evaluate.
+        """
+        nodes: dict[tuple[int, int], onnx.NodeProto] = {}  # of a region and place, in order
+        initializers: dict[str, onnx.TensorProto] = {}
+
+        def need(region: Region, name: str) -> None:
+            owner = region.owner(name)
+            if owner is None:
+                raise ValueError(f"expected a constant, got {name!r}, which nothing computes")
+            if name in owner.initializers:
+                initializers[name] = owner.initializers[name]
+                return
+            if name in owner.inputs:
+                raise ValueError(f"expected a constant, got one that depends on the input {name!r}")
+            i = owner.producers[name]
+            if (id(owner), i) in nodes:
+                return
+            if owner.nodes[i].op_type in RANDOM:
+                got = f"got one that depends on {owner.nodes[i].op_type}"
+                raise ValueError(f"expected a constant, {got}")
+            for read in sorted(owner.reads(i)):
+                need(owner, read)
+            nodes[id(owner), i] = owner.nodes[i]
+
+        need(self, name)
+        if not nodes:
+            return np.asarray(onnx.numpy_helper.to_array(initializers[name]))
+        part = part_of(model, list(nodes.values()), [], [name], list(initializers.values()))
+        try:
+            (found,) = ReferenceEvaluator(part).run(None, {})
+        except Exception as error:  # whatever an operator's own code raises
+            operators = ", ".join(sorted({node.op_type for node in nodes.values()}))
+            raise ValueError(
+                f"expected a constant that the onnx package can compute, got {name!r} of "
+                f"{operators} ({type(error).__name__}: {error})"
+            ) from error
+        return np.asarray(found)
+
+
+def part_of(
+    model: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[str],
+    initializers: list[onnx.TensorProto],
+) -> onnx.ModelProto:
+    """A model of some nodes of another, whose opsets it has."""
+    graph = onnx.helper.make_graph(
+        nodes, "part", inputs, [onnx.ValueInfoProto(name=name) for name in outputs], initializers
+    )
+    return onnx.helper.make_model(
+        graph, opset_imports=list(model.opset_import), ir_version=model.ir_version
+    )

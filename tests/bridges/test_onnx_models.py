@@ -1,0 +1,643 @@
+"""Whole ONNX models: where weights come from, bodies of nodes, engines, files and errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_models import (
+    GATES,
+    B,
+    H,
+    I,
+    T,
+    assert_close,
+    feeds_of,
+    model_of,
+    node_of,
+    problem,
+    runtime,
+    weights_of,
+)
+
+import rnnkern as rk
+import rnnkern.onnx
+
+each_op = pytest.mark.parametrize("op", GATES)
+each_engine = pytest.mark.parametrize("engine", ["onnxruntime", "reference"])
+
+
+def assert_as_runtime(model, feeds, engine="reference"):
+    pytest.importorskip("onnxruntime", reason="what is compared with")
+    loaded = rk.onnx.load(model, engine=engine)
+    want = runtime(model, feeds)
+    assert_close(loaded.run(feeds), want)
+    assert_close(loaded.run(feeds), want)  # with the parts that the first run has made
+    return loaded
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+
+def sources(op):
+    """Nodes that compute W, R and B in ways that exporters do, and the constants they start from.
+
+    PyTorch's exporter reorders gates by Slice and Concat and adds the axis of directions by
+    Unsqueeze; others have a kernel (I, G*H) that is transposed, quantized weights, or weights of
+    another type.
+    """
+    weights, G = weights_of(op), GATES[op]
+    axis = {"axis": np.array([0])}
+
+    def sliced():
+        constants, nodes = {"by_gate": weights["W"][0], "zero": axis["axis"]}, []
+        for gate in range(G):
+            ends = [f"start_{gate}", f"end_{gate}"]
+            constants |= {ends[0]: np.array([gate * H]), ends[1]: np.array([(gate + 1) * H])}
+            nodes.append(helper.make_node("Slice", ["by_gate", *ends, "zero"], [f"gate_{gate}"]))
+        gates = [f"gate_{gate}" for gate in range(G)]
+        nodes.append(helper.make_node("Concat", gates, ["gates"], axis=0))
+        nodes.append(helper.make_node("Unsqueeze", ["gates", "zero"], ["W"]))
+        return constants, nodes
+
+    def transposed():
+        constants = {"kernel": weights["W"][0].T.copy(), "shape": np.array([1, G * H, I])}
+        transpose = helper.make_node("Transpose", ["kernel"], ["rows"], perm=[1, 0])
+        return constants, [transpose, helper.make_node("Reshape", ["rows", "shape"], ["W"])]
+
+    def constant_nodes():
+        value = numpy_helper.from_array(weights["W"])
+        return {}, [
+            helper.make_node("Constant", [], ["value"], value=value),
+            helper.make_node("Identity", ["value"], ["W"]),
+        ]
+
+    def quantized():
+        scale = np.float32(0.02)
+        codes = np.round(weights["W"] / scale).astype(np.int8)
+        constants = {"codes": codes, "scale": np.array(scale), "point": np.array(0, np.int8)}
+        return constants, [helper.make_node("DequantizeLinear", [*constants], ["W"])]
+
+    def cast():
+        constants = {"half": weights["W"].astype(np.float16)}
+        return constants, [helper.make_node("Cast", ["half"], ["W"], to=TensorProto.FLOAT)]
+
+    return sliced, transposed, constant_nodes, quantized, cast
+
+
+@each_op
+@pytest.mark.parametrize("way", range(5))
+def test_weights_that_are_computed_of_constants(op, way):
+    constants, nodes = sources(op)[way]()
+    weights, feeds = weights_of(op), feeds_of(op)
+    node = node_of(op, {*weights, *feeds}, hidden_size=H)
+    rest = {n: a for n, a in weights.items() if n != "W"}
+    # The evaluator has DequantizeLinear from opset 19 on.
+    model = model_of([*nodes, node], feeds, node.output, {**constants, **rest}, opset=21)
+    loaded = assert_as_runtime(model, feeds)
+    assert len(loaded._program.steps) == 1  # what computes weights is not run
+
+
+def test_a_weight_that_an_if_of_constants_chooses():
+    def branch(name, value):
+        constant = helper.make_node(
+            "Constant", [], [name], value=numpy_helper.from_array(value.astype(np.float32))
+        )
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape)
+        return helper.make_graph([constant], name, [], [output])
+
+    weights, feeds = weights_of("RNN"), feeds_of("RNN")
+    branches = {
+        "then_branch": branch("one", weights["W"]),
+        "else_branch": branch("other", weights["W"] + 1),
+    }
+    nodes = [helper.make_node("If", ["yes"], ["W"], **branches)]
+    nodes.append(node_of("RNN", {*weights, *feeds}, hidden_size=H))
+    constants = {n: a for n, a in weights.items() if n != "W"} | {"yes": np.array(True)}
+    assert_as_runtime(model_of(nodes, feeds, ["Y", "Y_h"], constants), feeds)
+
+
+# ---- bodies ------------------------------------------------------------------------------------
+
+
+def graph_of(nodes, name, inputs, outputs, constants=None):
+    tensors = [numpy_helper.from_array(a, n) for n, a in (constants or {}).items()]
+    return helper.make_graph(nodes, name, inputs, outputs, tensors)
+
+
+def body_of(nodes, carried, scans=None):
+    """The body of a Loop: carried values' shapes by names in and out, and scans' shapes."""
+    ints, bools = ("i", TensorProto.INT64, []), ("going", TensorProto.BOOL, [])
+    inputs = [value(*ints), value(*bools), *(one for one, _ in carried)]
+    outputs = [value("go_on", TensorProto.BOOL, []), *(one for _, one in carried), *(scans or [])]
+    return graph_of(nodes, "body", inputs, outputs)
+
+
+def value(name, kind=TensorProto.FLOAT, shape=None):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def branching(op):
+    """A model whose If has a node of this operator in each branch, both of the same name.
+
+    The weights of one branch are outside, those of the other inside. Other nodes stand before, in
+    and after the branches.
+    """
+    outer, inner, feeds = weights_of(op), weights_of(op, seed=5), feeds_of(op)
+    names = dict(zip(inner, [f"{n}_inner" for n in inner], strict=True))
+
+    def body(name, weights, constants):
+        inputs = ["twice", *weights]
+        node = helper.make_node(op, inputs, [f"{name}_Y"], "cell", hidden_size=H)
+        add = helper.make_node("Add", [f"{name}_Y", "shift"], [name])
+        return graph_of([node, add], name, [], [value(name)], constants)
+
+    branches = {
+        "then_branch": body("one", outer, {}),
+        "else_branch": body("other", names.values(), {names[n]: a for n, a in inner.items()}),
+    }
+    nodes = [
+        helper.make_node("Add", ["X", "X"], ["twice"]),
+        helper.make_node("If", ["flag"], ["chosen"], "choice", **branches),
+        helper.make_node("Relu", ["chosen"], ["Y"]),
+    ]
+    constants = {**outer, "shift": np.array(0.25, np.float32)}
+    model = model_of(nodes, {**feeds, "flag": np.array(True)}, ["Y"], constants)
+    return model, feeds
+
+
+@each_op
+@each_engine
+def test_branches(op, engine):
+    model, feeds = branching(op)
+    assert list(rk.onnx.load(model, engine=engine)) == [
+        "choice.else_branch/cell",
+        "choice.then_branch/cell",
+    ]
+    for flag in (True, False):
+        assert_as_runtime(model, {**feeds, "flag": np.array(flag)}, engine)
+
+
+def looping(op):
+    """A Loop that carries a state through a node of this operator and stacks its outputs."""
+    weights = weights_of(op)
+    states = [n for n in ("initial_h", "initial_c") if n in feeds_of(op, state=True)]
+    node = node_of(op, {*weights, "X", *states}, hidden_size=H)
+    nodes = [
+        node,
+        helper.make_node("Identity", ["going"], ["go_on"]),
+        helper.make_node("Mul", ["Y", "half"], ["scan"]),
+    ]
+    shape = [1, B, H]
+    carried = [(value(n, shape=shape), value(f"Y_{n[-1]}", shape=shape)) for n in states]
+    body = body_of(nodes, carried, [value("scan", shape=[T, 1, B, H])])
+    outputs = [f"last_{n}" for n in states] + ["scans"]
+    loop = helper.make_node("Loop", ["count", "", *states], outputs, "loop", body=body)
+    feeds = feeds_of(op, state=True)
+    constants = {**weights, "half": np.array(0.5, np.float32)}
+    return model_of([loop], {**feeds, "count": np.array(3)}, outputs, constants), feeds
+
+
+@each_op
+@each_engine
+@pytest.mark.parametrize("count", [3, 1, 0])
+def test_loops(op, engine, count):
+    model, feeds = looping(op)
+    loaded = assert_as_runtime(model, {**feeds, "count": np.array(count)}, engine)
+    assert len(loaded) == 1
+
+
+def test_a_loop_that_ends_itself():
+    """By its condition, which the node's output decides."""
+    weights, feeds = weights_of("RNN"), feeds_of("RNN", state=True)
+    nodes = [
+        node_of("RNN", {*weights, "X", "initial_h"}, ["", "Y_h"], hidden_size=H),
+        helper.make_node("ReduceMax", ["Y_h"], ["most"], keepdims=0),
+        helper.make_node("Add", ["sum", "most"], ["sum_out"]),
+        helper.make_node("Less", ["sum_out", "limit"], ["go_on"]),
+    ]
+    carried = [(value("initial_h", shape=[1, B, H]), value("Y_h", shape=[1, B, H]))]
+    carried.append((value("sum", shape=[]), value("sum_out", shape=[])))
+    body = body_of(nodes, carried)
+    state = feeds.pop("initial_h")
+    loop = helper.make_node("Loop", ["", "yes", "state", "none"], ["h", "total"], body=body)
+    constants = {**weights, "none": np.array(0, np.float32), "limit": np.array(2.5, np.float32)}
+    constants |= {"yes": np.array(True), "state": state}
+    loaded = assert_as_runtime(model_of([loop], feeds, ["h", "total"], constants), feeds)
+    assert loaded.run(feeds)["total"] >= 2.5
+
+
+def test_a_branch_in_a_loop():
+    model, feeds = branching("GRU")
+    inner = onnx.GraphProto()
+    inner.CopyFrom(model.graph)
+    constants = {t.name: numpy_helper.to_array(t) for t in inner.initializer}
+    nodes = [
+        *inner.node,
+        helper.make_node("Identity", ["going"], ["go_on"]),
+        helper.make_node("Not", ["flag"], ["other_flag"]),
+    ]
+    flags = value("flag", TensorProto.BOOL, []), value("other_flag", TensorProto.BOOL, [])
+    body = body_of(nodes, [flags], [value("Y", shape=[T, 1, B, H])])
+    loop = helper.make_node("Loop", ["count", "", "first"], ["last", "all"], "loop", body=body)
+    given = {**feeds, "count": np.array(4), "first": np.array(True)}
+    loaded = assert_as_runtime(model_of([loop], given, ["all"], constants), given)
+    assert next(iter(loaded)) == "loop.body/choice.else_branch/cell"
+
+
+@each_engine
+def test_functions(engine):
+    weights = weights_of("LSTM")
+    node = helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], "cell", hidden_size=H)
+    function = helper.make_function(
+        *("own", "Cell", ["x", "w", "r", "b"], ["y"], [node], [helper.make_opsetid("", 14)])
+    )
+    feeds = feeds_of("LSTM")
+    call = helper.make_node("Cell", ["X", *weights], ["Y"], domain="own")
+    model = model_of([call], feeds, ["Y"], weights, functions=[function])
+    assert len(assert_as_runtime(model, feeds, engine)) == 1
+
+
+def test_a_stack_with_other_nodes_between():
+    """Parts are as few as the order allows, and what a node reads twice is computed once."""
+    first, second = weights_of("LSTM", 2), weights_of("GRU", seed=3)
+    second["W"] = np.random.default_rng(4).normal(size=(1, 3 * H, 2 * H)).astype(np.float32) / 4
+    names = {n: f"{n}_second" for n in second}
+    feeds = feeds_of("LSTM", lengths=[5, 2, 4, 1])
+    gru = ["x", *names.values(), "sequence_lens"]
+    nodes = [
+        helper.make_node("Tanh", ["X"], ["bent"]),
+        helper.make_node(
+            "LSTM", ["bent", *first, "sequence_lens"], ["Y1"], "below",
+            hidden_size=H, direction="bidirectional",
+        ),
+        helper.make_node("Transpose", ["Y1"], ["Y1_by_row"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["Y1_by_row", "shape"], ["x"]),
+        helper.make_node("GRU", gru, ["Y2", "last"], "above", hidden_size=H),
+        helper.make_node("Exp", ["bent"], ["side"]),
+        helper.make_node("Neg", ["Y2"], ["Y"]),
+    ]  # fmt: skip
+    constants = {**first, **{names[n]: a for n, a in second.items()}}
+    constants["shape"] = np.array([0, 0, 2 * H])
+    model = model_of(nodes, feeds, ["Y", "side", "last"], constants)
+    loaded = assert_as_runtime(model, feeds)
+    assert len(loaded._program.steps) == 5
+    assert list(loaded) == ["below", "above"]
+
+
+# ---- engines, inputs and files -----------------------------------------------------------------
+
+
+def test_without_onnx_runtime_the_evaluator_runs_the_rest(monkeypatch):
+    model, feeds = branching("RNN")
+    want = rk.onnx.load(model, engine="reference").run({**feeds, "flag": np.array(True)})
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    loaded = rk.onnx.load(model)
+    assert np.array_equal(loaded.run({**feeds, "flag": np.array(True)})["Y"], want["Y"])
+    with pytest.raises(ImportError, match=r"^onnxruntime is missing .*engine='reference'$"):
+        rk.onnx.load(model, engine="onnxruntime")
+    with pytest.raises(ValueError, match=r"^engine: expected one of onnxruntime, reference, got"):
+        rk.onnx.load(model, engine="tensorrt")
+
+
+def test_a_missing_onnx_names_the_extra():
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "import rnnkern\n"
+        "try: import rnnkern.onnx\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("onnx is missing (")
+    assert done.stdout.endswith("): pip install 'rnnkern[onnx]'\n")
+
+
+def test_rnnkern_does_not_import_onnx():
+    code = "import sys, rnnkern, rnnkern.layers.lstm; print('onnx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_of_a_file_and_the_models_own_copy(tmp_path):
+    model, feeds = problem("GRU")
+    onnx.save(model, tmp_path / "gru.onnx")
+    want = rk.onnx.load(model).run(feeds)
+    for path in (tmp_path / "gru.onnx", str(tmp_path / "gru.onnx")):
+        assert np.array_equal(rk.onnx.load(path).run(feeds)["Y"], want["Y"])
+    loaded = rk.onnx.load(model)
+    model.graph.ClearField("node")
+    assert np.array_equal(loaded.run(feeds)["Y"], want["Y"])
+
+
+def test_what_is_written_to_a_layer_holds_for_the_next_run():
+    model, feeds = problem("GRU", linear_before_reset=1)
+    loaded = rk.onnx.load(model)
+    before = loaded.run(feeds)["Y"]
+    for values in loaded["Y"].params.values():
+        values[...] = 0
+    after = loaded.run(feeds)["Y"]
+    assert before.any()
+    assert not after.any()
+
+
+def test_repr():
+    model, _ = problem("GRU", linear_before_reset=1)
+    assert repr(rk.onnx.load(model)) == (
+        "Model(inputs=['X'], outputs=['Y', 'Y_h'], layers={'Y': GRU(3, 6)})"
+    )
+
+
+@each_op
+def test_save_keeps_what_other_nodes_need(op, tmp_path):
+    """Weights of both branches are replaced; initializers that nothing reads any more are gone."""
+    model, feeds = branching(op)
+    model.graph.output[0].CopyFrom(value("Y", shape=[T, 1, B, H]))
+    loaded = rk.onnx.load(model)
+    for layer in loaded.values():
+        for values in layer.params.values():
+            values *= 0.5
+    path = tmp_path / "saved.onnx"
+    loaded.save(path)
+    saved = onnx.load(path)
+    onnx.checker.check_model(saved)
+    assert [t.name for t in saved.graph.initializer] == ["shift"]
+    for flag in (True, False):
+        given = {**feeds, "flag": np.array(flag)}
+        want = loaded.run(given)
+        assert_close(runtime(saved, given), want)
+        assert np.array_equal(rk.onnx.load(path).run(given)["Y"], want["Y"])
+
+
+def test_save_of_computed_weights_leaves_out_what_computed_them(tmp_path):
+    constants, nodes = sources("GRU")[0]()
+    weights, feeds = weights_of("GRU"), feeds_of("GRU")
+    node = node_of("GRU", {*weights, *feeds}, hidden_size=H)
+    model = model_of([*nodes, node], feeds, ["Y"], {**weights, **constants})
+    # As models were before initializers could do without being inputs.
+    model.ir_version = 3
+    model.graph.input.extend(value(n, shape=a.shape) for n, a in weights.items() if n != "W")
+    loaded = rk.onnx.load(model)
+    loaded.save(tmp_path / "saved.onnx")
+    saved = onnx.load(tmp_path / "saved.onnx")
+    assert [node.op_type for node in saved.graph.node] == ["GRU"]
+    assert [one.name for one in saved.graph.input] == ["X"]
+    assert np.array_equal(rk.onnx.load(saved).run(feeds)["Y"], loaded.run(feeds)["Y"])
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def message_of(error, model, **options):
+    with pytest.raises(error) as caught:
+        rk.onnx.load(model, **options)
+    return str(caught.value)
+
+
+@each_op
+@pytest.mark.parametrize("opset", [1, 6, 999])
+def test_wrong_opset(op, opset):
+    model, _ = problem(op, opset=opset)
+    newest = onnx.defs.onnx_opset_version()
+    assert message_of(ValueError, model) == (
+        f"Y: opset: expected 7 to {newest}, which this onnx {onnx.__version__} knows, got {opset}"
+    )
+
+
+@each_op
+@pytest.mark.parametrize("weight", ["W", "R"])
+def test_missing_weight(op, weight):
+    model, _ = problem(op)
+    place = list(model.graph.node[0].input).index(weight)
+    model.graph.node[0].input[place] = ""
+    assert message_of(ValueError, model) == f"Y: {weight}: expected a constant, got none"
+    model.graph.node[0].input[place] = "nowhere"
+    assert message_of(ValueError, model) == (
+        f"Y: {weight}: expected a constant, got 'nowhere', which nothing computes"
+    )
+
+
+@each_op
+def test_dynamic_weight(op):
+    model, _ = problem(op)
+    model.graph.node[0].input[1] = "given"
+    model.graph.input.append(value("given", shape=[1, GATES[op] * H, I]))
+    expected = "Y: W: expected a constant, got one that depends on the input 'given'"
+    assert message_of(ValueError, model) == expected
+    model.graph.node[0].input[1] = "computed"
+    model.graph.node.insert(0, helper.make_node("Neg", ["given"], ["computed"]))
+    assert message_of(ValueError, model) == expected
+
+
+def test_a_weight_that_a_loop_changes():
+    model, _ = looping("RNN")
+    body = model.graph.node[0].attribute[0].g
+    body.node[0].input[1] = "initial_h"
+    assert message_of(ValueError, model) == (
+        "Y: W: expected a constant, got one that depends on the input 'initial_h'"
+    )
+
+
+def test_a_weight_of_chance():
+    model, _ = problem("RNN")
+    model.graph.node[0].input[1] = "drawn"
+    draw = helper.make_node("RandomNormal", [], ["drawn"], shape=[1, H, I])
+    model.graph.node.insert(0, draw)
+    assert message_of(ValueError, model) == (
+        "Y: W: expected a constant, got one that depends on RandomNormal"
+    )
+
+
+def test_a_weight_of_an_unknown_operator():
+    model, _ = problem("RNN")
+    model.graph.node[0].input[1] = "made"
+    model.graph.node.insert(0, helper.make_node("Dream", ["W"], ["made"], domain="elsewhere"))
+    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    found = message_of(ValueError, model)
+    expected = "Y: W: expected a constant that the onnx package can compute, got 'made' of Dream ("
+    assert found.startswith(expected)
+
+
+SHAPES = {
+    "W": [(1, 4 * H), (2, 4 * H, I), (1, 4 * H + 1, I), (1, 3 * H, I)],
+    "R": [(4 * H, H), (2, 4 * H, H), (1, 4 * H, H + 1), (1, 4 * H + 4, H)],
+    "B": [(8 * H,), (1, 4 * H), (2, 8 * H)],
+    "P": [(3 * H,), (1, 4 * H), (2, 3 * H)],
+}
+
+
+@pytest.mark.parametrize(("weight", "shape"), [(n, s) for n, each in SHAPES.items() for s in each])
+@pytest.mark.parametrize("sized", [False, True])
+def test_wrong_shape(weight, shape, sized):
+    weights, feeds = weights_of("LSTM", peephole=True), feeds_of("LSTM")
+    weights[weight] = np.zeros(shape, np.float32)
+    options = {"hidden_size": H} if sized else {}
+    node = node_of("LSTM", {*weights, *feeds}, **options)
+    found = message_of(ValueError, model_of([node], feeds, ["Y"], weights))
+    assert ": expected shape (1, " in found
+    assert found.endswith(f", got {shape}") or not sized
+    if sized:
+        assert found.startswith(f"Y: {weight}: ")
+
+
+def test_wrong_types_of_weights():
+    weights, feeds = weights_of("GRU"), feeds_of("GRU")
+    node = node_of("GRU", {*weights, *feeds})
+
+    def found(changed):
+        return message_of(TypeError, model_of([node], feeds, ["Y"], {**weights, **changed}))
+
+    assert found({"R": weights["R"].astype(np.float64)}) == (
+        "Y: R: expected dtype float32 of W, got float64"
+    )
+    assert found({"W": weights["W"].astype(np.int64)}) == (
+        "Y: W: expected float16, bfloat16, float32 or float64, got int64"
+    )
+
+
+WRONG = [
+    ("LSTM", "direction", "sideways",
+     "expected one of forward, reverse, bidirectional, got 'sideways'"),
+    ("LSTM", "layout", 2, "expected 0 or 1, got 2"),
+    ("LSTM", "activations", ["Tanh"], "expected 3 for each of 1 directions, got 1"),
+    ("GRU", "activations", ["Sine", "Tanh"],
+     "expected one of Relu, Tanh, Sigmoid, Affine, LeakyRelu, "
+     "ThresholdedRelu, ScaledTanh, HardSigmoid, Elu, Softsign, Softplus, got 'Sine'"),
+    ("RNN", "activation_alpha", [0.5],
+     "expected 0 values, for the activations that have one, got 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "name", "given", "said"), WRONG)
+def test_wrong_attribute(op, name, given, said):
+    model, _ = problem(op)
+    model.graph.node[0].attribute.append(helper.make_attribute(name, given))
+    assert message_of(ValueError, model) == f"Y: {name}: {said}"
+
+
+def test_wrong_clip():
+    model, _ = problem("LSTM", clip=-1.0)
+    expected = "Y: forward_clip: expected a finite number > 0, got -1.0"
+    assert message_of(ValueError, model) == expected
+
+
+def test_a_constant_without_default():
+    model, _ = problem("RNN", activations=["ScaledTanh"], activation_beta=[0.5])
+    expected = "Y: activation_alpha: expected a value for ScaledTanh, got none"
+    assert message_of(ValueError, model) == expected
+
+
+@pytest.mark.parametrize("name", ["linear_before_reset", "output_sequence"])
+def test_an_attribute_of_another_operator_or_opset(name):
+    model, _ = problem("RNN", **{name: 1})
+    assert message_of(ValueError, model) == (
+        f"Y: expected an attribute of RNN in opset 14, got {name!r}"
+    )
+
+
+def test_layout_came_with_opset_14():
+    model, _ = problem("GRU", layout=1, opset=13)
+    assert message_of(ValueError, model) == (
+        "Y: expected an attribute of GRU in opset 13, got 'layout'"
+    )
+
+
+def test_a_model_without_recurrent_nodes():
+    feeds = feeds_of("RNN")
+    model = model_of([helper.make_node("Relu", ["X"], ["Y"])], feeds, ["Y"], {})
+    expected = "model: expected at least one node of RNN, GRU, LSTM, got none"
+    assert message_of(ValueError, model) == expected
+    # Another domain's operator of the same name is none of ONNX's.
+    other = helper.make_node("LSTM", ["X"], ["Y"], domain="com.example")
+    assert message_of(ValueError, model_of([other], feeds, ["Y"], {})) == expected
+
+
+def test_a_recurrent_node_in_a_body_of_scan():
+    weights = weights_of("RNN")
+    node = helper.make_node("RNN", ["x", *weights], ["", "h"], hidden_size=H)
+    squeezed = helper.make_node("Identity", ["h"], ["out"])
+    body = graph_of([node, squeezed], "body", [value("x", shape=[T, B, I])],
+                    [value("out", shape=[1, B, H])])  # fmt: skip
+    scan = helper.make_node("Scan", ["xs"], ["Y"], "scan", body=body, num_scan_inputs=1)
+    feeds = {"xs": np.zeros((2, T, B, I), np.float32)}
+    assert message_of(ValueError, model_of([scan], feeds, ["Y"], weights)) == (
+        "scan: expected recurrent nodes in bodies of If and Loop alone, got one in a body of Scan"
+    )
+
+
+@pytest.mark.parametrize("model", [None, 7, b"", np.zeros(3)])
+def test_what_is_no_model(model):
+    kind = type(model).__name__
+    assert message_of(TypeError, model) == (
+        f"model: expected a path or an onnx.ModelProto, got {kind}"
+    )
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("lengths", [[6, 1, 1, 1], [-1, 1, 1, 1], [1, 1, 1]])
+def test_wrong_lengths(direction, lengths):
+    model, feeds = problem("GRU", direction=direction, lengths=[5, 4, 3, 2])
+    model.graph.input[1].CopyFrom(value("sequence_lens", TensorProto.INT32, ["rows"]))
+    feeds["sequence_lens"] = np.array(lengths, np.int32)
+    with pytest.raises(ValueError, match=r"^Y: (lengths|sequence_lens): expected "):
+        rk.onnx.load(model).run(feeds)
+
+
+def test_wrong_inputs():
+    model, feeds = problem("LSTM", state=True, lengths=[5, 4, 3, 2])
+    loaded = rk.onnx.load(model)
+
+    def found(error, **changed):
+        with pytest.raises(error) as caught:
+            loaded.run({n: a for n, a in {**feeds, **changed}.items() if a is not None})
+        return str(caught.value)
+
+    names = "['X', 'initial_c', 'initial_h', 'sequence_lens']"
+    fewer = names.replace("'X', ", "")
+    assert found(ValueError, X=None) == f"inputs: expected {names}, got {fewer}"
+    assert found(ValueError, W=feeds["X"]).startswith(f"inputs: expected {names}, got ['W', ")
+    assert found(TypeError, X=feeds["X"].astype(np.float64)).startswith(
+        "inputs['X']: expected an array of dtype float32, got float64"
+    )
+    assert found(ValueError, X=feeds["X"][:, :, :2]) == (
+        f"inputs['X']: expected shape ({T}, {B}, {I}), got ({T}, {B}, 2)"
+    )
+    assert found(ValueError, X=feeds["X"][0]) == (
+        f"inputs['X']: expected shape ({T}, {B}, {I}), got ({B}, {I})"
+    )
+    with pytest.raises(
+        TypeError, match=r"^inputs: expected a mapping of names to arrays, got list"
+    ):
+        loaded.run([feeds["X"]])
+
+
+INSIDE = [
+    ("initial_h", ("Transpose", {"perm": [1, 0, 2]}), ValueError,
+     f"Y: initial_h: expected shape (1, {B}, {H}), got ({B}, 1, {H})"),
+    ("X", ("Flatten", {"axis": 1}), ValueError,
+     f"Y: X: expected an array of three dimensions, got shape ({T}, {B * I})"),
+    ("X", ("Transpose", {"perm": [0, 2, 1]}), ValueError, "Y: sequence_lens: expected shape"),
+    ("X", ("Cast", {"to": TensorProto.DOUBLE}), TypeError, "Y: X: expected float32, got float64"),
+    ("sequence_lens", ("Cast", {"to": TensorProto.INT64}), TypeError,
+     "Y: sequence_lens: expected int32, got int64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "error", "said"), INSIDE)
+def test_wrong_values_inside(name, change, error, said):
+    """Of a node's inputs that other nodes compute: the message names the node."""
+    weights, feeds = weights_of("GRU"), feeds_of("GRU", state=True, lengths=[5, 4, 3, 2])
+    inputs = ["X", *weights, "sequence_lens", "initial_h"]
+    nodes = [
+        helper.make_node(change[0], [name], ["changed"], **change[1]),
+        helper.make_node(
+            "GRU", ["changed" if n == name else n for n in inputs], ["Y"], hidden_size=H
+        ),
+    ]
+    loaded = rk.onnx.load(model_of(nodes, feeds, ["Y"], weights), engine="reference")
+    with pytest.raises(error) as caught:
+        loaded.run(feeds)
+    assert str(caught.value).startswith(said)
