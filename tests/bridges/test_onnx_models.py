@@ -182,6 +182,33 @@ def test_branches(op, engine):
         assert_as_runtime(model, {**feeds, "flag": np.array(flag)}, engine)
 
 
+def test_weights_of_a_branch_are_not_computed_in_each_run():
+    """Those that are computed outside of constants, and a Constant node that parts share."""
+    model, feeds = branching("GRU")
+    graph = model.graph
+    (w,) = (t for t in graph.initializer if t.name == "W")
+    graph.initializer.remove(w)
+    w.name = "kernel"
+    nodes = [
+        helper.make_node("Constant", [], ["kernel"], value=w),
+        helper.make_node("Neg", ["kernel"], ["negative"]),
+        helper.make_node("Neg", ["negative"], ["W"]),
+        helper.make_node("Constant", [], ["three"], value_float=3.0),
+        helper.make_node("Mul", ["X", "three"], ["X_scaled"]),
+    ]
+    graph.node[0].input[0] = "X_scaled"
+    graph.node[-1].op_type = "Mul"
+    graph.node[-1].input.append("three")
+    rest = list(graph.node)
+    graph.ClearField("node")
+    graph.node.extend([*nodes, *rest])
+    for flag in (True, False):
+        loaded = assert_as_runtime(model, {**feeds, "flag": np.array(flag)})
+    before, _, after = loaded._program.steps
+    assert [node.op_type for node in before.nodes] == ["Mul", "Add"]
+    assert (before.outputs, after.inputs) == (["twice"], ["chosen"])
+
+
 def looping(op):
     """A Loop that carries a state through a node of this operator and stacks its outputs."""
     weights = weights_of(op)

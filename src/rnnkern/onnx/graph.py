@@ -10,13 +10,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-__all__ = ["Region", "part_of"]
+__all__ = ["Region", "constants_as_initializers", "part_of"]
 
 Array = NDArray[Any]
 
 # Operators whose results differ from call to call.
 RANDOM = {"Bernoulli", "Dropout", "Multinomial"} | {
     f"Random{name}{like}" for name in ("Normal", "Uniform") for like in ("", "Like")
+}
+# The attributes of Constant that hold its value, but for strings and sparse tensors.
+DTYPES: dict[str, Any] = {
+    "value": None,
+    **dict.fromkeys(("value_float", "value_floats"), np.float32),
+    **dict.fromkeys(("value_int", "value_ints"), np.int64),
 }
 
 
@@ -136,6 +142,31 @@ class Region:
                 f"{operators} ({type(error).__name__}: {error})"
             ) from error
         return np.asarray(found)
+
+
+def constants_as_initializers(graph: onnx.GraphProto) -> None:
+    """Replace the Constant nodes of a graph and of the bodies in it.
+
+    What reads an initializer can have a copy; what reads a node's output depends on the node.
+    """
+    kept = onnx.GraphProto()
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                constants_as_initializers(attribute.g)
+        kind = node.attribute[0].name if node.op_type == "Constant" and not node.domain else ""
+        if kind in DTYPES:
+            value = onnx.helper.get_attribute_value(node.attribute[0])
+            tensor = graph.initializer.add()
+            if kind == "value":
+                tensor.CopyFrom(value)
+            else:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(value, DTYPES[kind])))
+            tensor.name = node.output[0]
+        else:
+            kept.node.append(node)
+    graph.ClearField("node")
+    graph.node.extend(kept.node)
 
 
 def part_of(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..checks import as_array
 from ..layers import _Layer
 from .engines import Engine, engine_of
-from .graph import Region
+from .graph import Region, constants_as_initializers
 from .nodes import KINDS, WEIGHTS, Recurrent, kind_of
 from .program import Program, live
 
@@ -68,6 +68,8 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, *, engine: Engine | No
         raise TypeError(f"model: expected a path or an onnx.ModelProto, got {got}")
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    constants_as_initializers(proto.graph)
+    proto.ir_version = max(proto.ir_version, 4)  # from which initializers need not be inputs
     return Model(proto, engine)
 
 
@@ -83,7 +85,7 @@ class Model(Mapping[str, _Layer[Any]]):
     Parameters
     ----------
     proto : onnx.ModelProto
-        Without functions. The caller leaves it as it is.
+        Without functions and Constant nodes. The caller leaves it as it is.
     engine : str, optional
         As in `load`.
 
@@ -217,7 +219,6 @@ class Model(Mapping[str, _Layer[Any]]):
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
-        proto.ir_version = max(proto.ir_version, 4)  # from which initializers need not be inputs
         places = named(Region(proto.graph))
         for (region, i, name), recurrent in zip(places, self._recurrents.values(), strict=True):
             for weight, values in recurrent.weights().items():

@@ -23,9 +23,17 @@ WITH_BODIES = ("If", "Loop")
 
 
 def reads(region: Region, i: int, recurrents: Recurrents) -> set[str]:
-    """The values that a node reads when it runs: of a recurrent node all but the weights."""
+    """The values that a node reads when it runs: no weights of recurrent nodes, also in bodies."""
     recurrent = recurrents.get((region, i))
-    return region.reads(i) if recurrent is None else set(recurrent.reads.values())
+    if recurrent is not None:
+        return set(recurrent.reads.values())
+    found = {name for name in region.nodes[i].input if name}
+    for body in region.bodies.get(i, {}).values():
+        read = set(body.outputs).union(
+            *(reads(body, k, recurrents) for k in live(body, recurrents))
+        )
+        found |= read - body.producers.keys() - body.initializers.keys() - set(body.inputs)
+    return found
 
 
 def live(region: Region, recurrents: Recurrents) -> list[int]:
