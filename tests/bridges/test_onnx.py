@@ -278,6 +278,8 @@ def test_double(op, direction):
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_halves_are_computed_in_float32_and_rounded(op, name):
     dtype = onnx.helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, name.upper()))
+    if dtype.name != name:
+        pytest.skip("this onnx has no NumPy dtype for bfloat16")
     model, feeds = problem(op, dtype=dtype, state=True, lengths=[5, 3, 0, 1], opset=22)
     layer = next(iter(rk.onnx.load(model).values()))
     assert layer.dtype == np.float32

@@ -595,6 +595,21 @@ def test_a_recurrent_node_in_a_body_of_scan():
     )
 
 
+def test_what_is_no_file_of_onnx(tmp_path):
+    (tmp_path / "notes.onnx").write_text("no model at all")
+    found = message_of(ValueError, tmp_path / "notes.onnx")
+    assert found.startswith(f"model: expected an ONNX file, got '{tmp_path / 'notes.onnx'}' (")
+    with pytest.raises(FileNotFoundError):
+        rk.onnx.load(tmp_path / "nothing.onnx")
+
+
+def test_onnxs_domain_may_be_spelled_out():
+    model, feeds = problem("LSTM")
+    want = rk.onnx.load(model).run(feeds)
+    model.graph.node[0].domain = model.opset_import[0].domain = "ai.onnx"
+    assert np.array_equal(rk.onnx.load(model).run(feeds)["Y"], want["Y"])
+
+
 @pytest.mark.parametrize("model", [None, 7, b"", np.zeros(3)])
 def test_what_is_no_model(model):
     kind = type(model).__name__

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import onnx.inliner
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from ..checks import as_array
@@ -44,7 +45,8 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, *, engine: Engine | No
     ------
     TypeError, ValueError
         If the model has no recurrent node, or one that is not what ONNX says of it: the message
-        names the node, the input or attribute, what was expected and what it is.
+        names the node, the input or attribute, what was expected and what it is. If the file is
+        none of ONNX's.
     ImportError
         If the engine is not installed.
 
@@ -62,7 +64,11 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, *, engine: Engine | No
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
     elif isinstance(model, (str, os.PathLike)):
-        proto = onnx.load(model)
+        try:
+            proto = onnx.load(model)
+        except DecodeError as error:
+            path = os.fspath(model)
+            raise ValueError(f"model: expected an ONNX file, got {path!r} ({error})") from error
     else:
         got = type(model).__name__
         raise TypeError(f"model: expected a path or an onnx.ModelProto, got {got}")
