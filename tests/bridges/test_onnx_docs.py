@@ -25,7 +25,7 @@ MODULES = [m.name for m in pkgutil.iter_modules(rk.onnx.__path__, "rnnkern.onnx.
 
 def test_all_names_are_here():
     assert sorted(NAMES) == sorted(rk.onnx.__all__)
-    assert sorted(METHODS) == ["Model.run", "Model.save"]
+    assert sorted(METHODS) == ["Model.freeze", "Model.run", "Model.save"]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

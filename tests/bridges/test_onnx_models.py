@@ -371,6 +371,28 @@ def test_what_is_written_to_a_layer_holds_for_the_next_run():
     assert not after.any()
 
 
+@each_op
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_frozen_until_a_layer_is_taken(op, direction):
+    """The same bits; then what is written holds at once, until the model is frozen again."""
+    model, feeds = problem(op, direction=direction, lengths=[5, 3, 0, 1], state=True)
+    loaded = rk.onnx.load(model)
+    (recurrent,) = loaded._recurrents.values()
+    frozen = loaded.run(feeds)
+    assert [type(call).__name__ for call in recurrent._calls] == ["Frozen"]
+    (layer,) = loaded.values()
+    assert recurrent._calls == [layer]
+    for name, values in loaded.run(feeds).items():
+        assert np.array_equal(values, frozen[name])
+
+    layer.params["weight_hh_l0"] *= 0.5
+    changed = loaded.run(feeds)
+    assert not np.array_equal(changed["Y"], frozen["Y"])
+    loaded.freeze()
+    layer.params["weight_hh_l0"] *= 0.5
+    assert np.array_equal(loaded.run(feeds)["Y"], changed["Y"])
+
+
 def test_repr():
     model, _ = problem("GRU", linear_before_reset=1)
     assert repr(rk.onnx.load(model)) == (
@@ -387,6 +409,7 @@ def test_save_keeps_what_other_nodes_need(op, tmp_path):
     for layer in loaded.values():
         for values in layer.params.values():
             values *= 0.5
+    loaded.freeze()  # which changes nothing of what is saved
     path = tmp_path / "saved.onnx"
     loaded.save(path)
     saved = onnx.load(path)

@@ -83,10 +83,13 @@ class Model(Mapping[str, _Layer[Any]]):
     """An ONNX model, as a mapping of its recurrent nodes' names to layers; `load` makes it.
 
     A layer belongs to the model: what is written to its parameters, by an optimizer for example,
-    holds for the next `run`, and for `save`. A node whose directions have different activations has
-    two layers, whose names end in ``.forward`` and ``.reverse``. A node without a name has that of
-    its first output; where several have the same, the nodes and bodies around it stand before it,
-    as in ``If_7.then_branch/LSTM_3``.
+    holds for the next `run`, and for `save`. Until a layer is taken from the mapping, and again
+    after `freeze`, its weights are packed once for all runs.
+
+    A node whose directions have different activations has two layers, whose names end in
+    ``.forward`` and ``.reverse``. A node without a name has that of its first output; where several
+    have the same, the nodes and bodies around it stand before it, as in
+    ``If_7.then_branch/LSTM_3``.
 
     Parameters
     ----------
@@ -126,7 +129,7 @@ class Model(Mapping[str, _Layer[Any]]):
             expected = f"expected at least one node of {', '.join(KINDS)}"
             raise ValueError(f"model: {expected}, got none")
         self._layers = {
-            recurrent.name + suffix: layer
+            recurrent.name + suffix: (layer, recurrent)
             for recurrent in self._recurrents.values()
             for suffix, layer in zip(
                 ("",) if len(recurrent.layers) == 1 else (".forward", ".reverse"),
@@ -154,7 +157,9 @@ class Model(Mapping[str, _Layer[Any]]):
         return Recurrent(name, node, opset, weights)
 
     def __getitem__(self, name: str) -> _Layer[Any]:
-        return self._layers[name]
+        layer, recurrent = self._layers[name]
+        recurrent.thaw()
+        return layer
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
@@ -163,7 +168,25 @@ class Model(Mapping[str, _Layer[Any]]):
         return len(self._layers)
 
     def __repr__(self) -> str:
-        return f"Model(inputs={self.inputs}, outputs={self.outputs}, layers={self._layers})"
+        layers = {name: layer for name, (layer, _) in self._layers.items()}
+        return f"Model(inputs={self.inputs}, outputs={self.outputs}, layers={layers})"
+
+    def freeze(self) -> None:
+        """Pack the layers' parameters as they are now, once, for the runs to come.
+
+        A model is frozen when it is loaded. A layer that is taken from it is not any more: its
+        parameters may change between runs, and each run packs them. What is written to a layer
+        that was taken before is not seen by a frozen model.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk, rnnkern.onnx
+        >>> model = rk.onnx.load(rk.onnx.export(rk.GRU(3, 5)))
+        >>> model["layer_0"].params["bias_hh_l0"] += 0.5
+        >>> model.freeze()
+        """
+        for recurrent in self._recurrents.values():
+            recurrent.freeze()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model: recurrent nodes by their layers, the others by the engine.

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..inference import Inference
 from ..layers import GRU, LSTM, RNN, _Layer
 from ..reference import ACTIVATIONS
 
@@ -182,6 +183,15 @@ class Recurrent:
             self._layer(weights, options_of(kind, attributes, activations[first]), first, last)
             for first, last in self.parts
         ]
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Pack the layers' parameters as they are now, for the calls to come."""
+        self._calls: list[Inference[Any]] = [layer.freeze() for layer in self.layers]
+
+    def thaw(self) -> None:
+        """Let calls see what is written to the layers' parameters."""
+        self._calls = list(self.layers)
 
     def _check(self, weights: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
         """Refuse weights whose shapes and dtypes do not fit together."""
@@ -264,11 +274,11 @@ class Recurrent:
             self._initial(name, given.get(name), batch) for name in self.kind.inputs if "l_" in name
         ]
         results = []
-        for layer, (first, last) in zip(self.layers, self.parts, strict=True):
+        x = X.astype(self.layers[0].dtype, copy=False)
+        for call, (first, last) in zip(self._calls, self.parts, strict=True):
             own = [np.ascontiguousarray(state[first:last]) for state in states]
-            x = X.astype(layer.dtype, copy=False)
             try:
-                results.append(self._run(layer, x, own, lengths, self.reverse[first:last]))
+                results.append(self._run(call, x, own, lengths, self.reverse[first:last]))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{self.name}: {error}") from error
         found = results[0]
@@ -299,7 +309,7 @@ class Recurrent:
 
     def _run(
         self,
-        layer: _Layer[Any],
+        call: Inference[Any],
         x: Array,
         states: list[Array],
         lengths: Array | None,
@@ -310,10 +320,10 @@ class Recurrent:
         time = self.layout  # the axis of time steps
         if backward:
             x = flipped(x, lengths, time)
-        y, last = layer(x, tuple(states) if len(states) == 2 else states[0], lengths)
+        y, last = call(x, tuple(states) if len(states) == 2 else states[0], lengths)
         if backward:
             y = flipped(y, lengths, time)
-        Y = np.moveaxis(y.reshape(*y.shape[:2], len(reverse), layer.hidden_size), 2, 0)
+        Y = np.moveaxis(y.reshape(*y.shape[:2], len(reverse), states[0].shape[2]), 2, 0)
         return [Y, *(last if isinstance(last, tuple) else (last,))]
 
 
