@@ -139,6 +139,8 @@ class Model(Mapping[str, _Layer[Any]]):
         }
         self._program = Program(self._region, self._recurrents, proto, engine_of(engine))
         self.inputs, self.outputs = self._region.inputs, self._region.outputs
+        declared = {one.name: one for one in proto.graph.input}
+        self._declared = {name: Declared(declared[name]) for name in self.inputs}
 
     def _recurrent(self, region: Region, i: int, name: str, opset: int) -> Recurrent:
         """The layers of a node, whose weights are constants."""
@@ -220,10 +222,9 @@ class Model(Mapping[str, _Layer[Any]]):
         if not isinstance(inputs, Mapping):
             got = type(inputs).__name__
             raise TypeError(f"inputs: expected a mapping of names to arrays, got {got}")
-        if set(inputs) != set(self.inputs):
-            raise ValueError(f"inputs: expected {sorted(self.inputs)}, got {sorted(inputs)}")
-        declared = {one.name: one.type for one in self._proto.graph.input}
-        given = {name: checked(name, value, declared[name]) for name, value in inputs.items()}
+        if inputs.keys() != self._declared.keys():
+            raise ValueError(f"inputs: expected {sorted(self._declared)}, got {sorted(inputs)}")
+        given = {name: one.checked(inputs[name]) for name, one in self._declared.items()}
         found = self._program.run(ChainMap(), given)
         return dict(zip(self.outputs, found, strict=True))
 
@@ -270,21 +271,33 @@ def named(region: Region) -> list[tuple[Region, int, str]]:
     return [(of, i, of.path * (counts[of.name(i)] > 1) + of.name(i)) for of, i in found]
 
 
-def checked(name: str, value: Any, declared: onnx.TypeProto) -> Any:
-    """An input of the model, if it is of the type that the model declares."""
-    if not declared.HasField("tensor_type"):
-        return value
-    place, wanted = f"inputs[{name!r}]", declared.tensor_type
-    found = as_array(place, value, onnx.helper.tensor_dtype_to_np_dtype(wanted.elem_type))
-    if wanted.HasField("shape"):
-        dims = [one.dim_value or one.dim_param or "?" for one in wanted.shape.dim]
-        fits = len(dims) == found.ndim and all(
-            size == dim or isinstance(dim, str) for dim, size in zip(dims, found.shape, strict=True)
+class Declared:
+    """What a model declares of an input."""
+
+    def __init__(self, value: onnx.ValueInfoProto) -> None:
+        kind = value.type.tensor_type
+        self.place, self.is_tensor = f"inputs[{value.name!r}]", value.type.HasField("tensor_type")
+        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        #: Numbers, and names of what is left open; None if nothing is said.
+        self.dims: list[int | str] | None = None
+        if kind.HasField("shape"):
+            self.dims = [dim.dim_value or dim.dim_param or "?" for dim in kind.shape.dim]
+
+    def checked(self, value: Any) -> Any:
+        """The value, if it is as declared."""
+        if not self.is_tensor:
+            return value
+        found = as_array(self.place, value, self.dtype)
+        if self.dims is None:
+            return found
+        fits = len(self.dims) == found.ndim and all(
+            size == dim or isinstance(dim, str)
+            for dim, size in zip(self.dims, found.shape, strict=True)
         )
         if not fits:
-            expected = f"expected shape ({', '.join(map(str, dims))})"
-            raise ValueError(f"{place}: {expected}, got {found.shape}")
-    return found
+            expected = f"expected shape ({', '.join(map(str, self.dims))})"
+            raise ValueError(f"{self.place}: {expected}, got {found.shape}")
+        return found
 
 
 def prune(graph: onnx.GraphProto) -> None:

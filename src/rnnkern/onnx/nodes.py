@@ -323,7 +323,7 @@ class Recurrent:
         y, last = call(x, tuple(states) if len(states) == 2 else states[0], lengths)
         if backward:
             y = flipped(y, lengths, time)
-        Y = np.moveaxis(y.reshape(*y.shape[:2], len(reverse), states[0].shape[2]), 2, 0)
+        Y = y.reshape(*y.shape[:2], len(reverse), states[0].shape[2]).transpose(2, 0, 1, 3)
         return [Y, *(last if isinstance(last, tuple) else (last,))]
 
 
