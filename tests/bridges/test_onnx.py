@@ -14,6 +14,7 @@ from onnx.backend.test.case import node as cases
 from onnx.reference import ReferenceEvaluator
 from onnx_models import (
     GATES,
+    INPUTS,
     OUTPUTS,
     H,
     I,
@@ -242,6 +243,61 @@ def test_directions_with_activations_of_their_own():
     assert loaded["Y.forward"].activations is None
     assert loaded["Y.reverse"].activations[1] == "Relu"
     assert_as_runtime(model, feeds)
+
+
+BOUNDED = ["Tanh", "Sigmoid", "ScaledTanh", "HardSigmoid", "Softsign"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_combination(seed, tmp_path):
+    """Of attributes, inputs, outputs and sizes; and the same bits from the file of the model.
+
+    A GRU's gates keep to bounded activations: with others the values grow without bound.
+    """
+    rng = np.random.default_rng(seed)
+
+    def chance(p):
+        return rng.random() < p
+
+    op, D, rows = str(rng.choice([*GATES])), int(rng.integers(1, 3)), int(rng.integers(1, 7))
+    steps, inputs, units = (int(rng.integers(1, most)) for most in (9, 20, 20))
+    one_way = str(rng.choice(["forward", "reverse"]))
+    attributes = {"hidden_size": units, "direction": "bidirectional" if D == 2 else one_way}
+    if op == "GRU":
+        attributes["linear_before_reset"] = int(chance(0.5))
+    if op == "LSTM":
+        attributes["input_forget"] = int(chance(0.3))
+    if chance(0.4):
+        attributes["clip"] = float(rng.uniform(0.1, 1.5))
+    if chance(0.5):
+        choices = BOUNDED if op == "GRU" else [*CONSTANTS]
+        names = [str(n) for n in rng.choice(choices, D * len(DEFAULTS[op]))]
+        attributes["activations"] = names
+        for constant in ("alpha", "beta"):
+            count = sum(constant in CONSTANTS[name][1] for name in names)
+            if count:
+                attributes[f"activation_{constant}"] = rng.uniform(0.1, 0.6, count).tolist()
+    G = GATES[op]
+    shapes = {"W": (D, G * units, inputs), "R": (D, G * units, units)}
+    shapes |= {"B": (D, 2 * G * units)} if chance(0.7) else {}
+    shapes |= {"P": (D, 3 * units)} if op == "LSTM" and chance(0.4) else {}
+    weights = {n: rng.normal(scale=0.3, size=s).astype(np.float32) for n, s in shapes.items()}
+    shapes = {"X": (steps, rows, inputs)}
+    shapes |= {n: (D, rows, units) for n in INPUTS[op] if n.startswith("initial") and chance(0.5)}
+    feeds = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    if chance(0.5):
+        feeds["sequence_lens"] = rng.integers(1, steps + 1, rows).astype(np.int32)
+    names = [n if chance(0.7) else "" for n in OUTPUTS[op]]
+    node = node_of(op, {*weights, *feeds}, names if any(names) else None, **attributes)
+    opset = int(rng.choice([7, 14, 22]))
+    model = model_of([node], feeds, node.output, weights, opset)
+    assert_as_runtime(model, feeds)
+
+    loaded = rk.onnx.load(model)
+    loaded.save(tmp_path / "saved.onnx")
+    again = rk.onnx.load(tmp_path / "saved.onnx").run(feeds)
+    for name, values in loaded.run(feeds).items():
+        assert np.array_equal(again[name], values)
 
 
 # ---- what ONNX Runtime does not have -----------------------------------------------------------
