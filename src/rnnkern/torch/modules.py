@@ -1,0 +1,668 @@
+"""Modules of PyTorch whose calls the core runs: drop-ins for PyTorch's own, and any layer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import layers
+from ..clip import Clip
+from ..layers.base import NO_CLIP, _Layer
+from .calls import DTYPES, Arrays, Integers, Setup, described, layer_of, run_forward
+from .operators import Recurrence, TransformedRecurrence, forward, infer
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
+
+PLAIN = {Tensor, torch.nn.Parameter}
+
+
+class _Calls(torch.nn.Module):
+    """What all modules here share: how a call goes to the core.
+
+    `_prepare` sets what a call needs besides PyTorch's attributes. Copies, pickles and `accelerate`
+    call it, too.
+    """
+
+    clip: Clip | None = None  # of a module that `accelerate` has changed
+    _names: tuple[str, ...]  # of the parameters, in the core's order
+    _descriptions: dict[torch.dtype, str]
+    _arrays: Arrays
+
+    def _prepare(self) -> None:
+        raise NotImplementedError
+
+    def _describe(self, arguments: dict[str, Any], names: tuple[str, ...]) -> None:
+        self._descriptions = {dtype: described(arguments, dtype) for dtype in DTYPES}
+        self._names, self._arrays = names, Arrays()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+    def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
+        """Raise what PyTorch's own module raises for these arguments, if it does."""
+
+    def _weights(self) -> list[Tensor]:
+        own = self._parameters  # functional_call changes it, parametrizations leave it
+        return [own[name] if name in own else getattr(self, name) for name in self._names]
+
+    def _run(
+        self,
+        input: Tensor,
+        states: tuple[Tensor, ...],
+        integers: Integers = Integers(),  # noqa: B008  a constant
+        batch_first: bool = False,
+        is_step: bool = False,
+        dropout: float = 0.0,
+        draws: bool = False,
+    ) -> Any:
+        """Call the core; the outputs as a sequence of tensors."""
+        weights = self._weights()
+        dtype = weights[0].dtype
+        if dtype not in DTYPES:
+            expected = "expected a tensor of torch.float32 or torch.float64"
+            raise RuntimeError(f"{self._names[0]}: {expected}, got one of {dtype}")
+        if input.dtype is not dtype and torch.is_autocast_enabled("cpu"):
+            input = input.to(dtype)
+        if states and states[0].dtype is not dtype and torch.is_autocast_enabled("cpu"):
+            states = tuple(state.to(dtype) for state in states)
+        if dropout or draws:
+            if not 0 <= dropout < 1:
+                raise ValueError(f"dropout: expected a number from 0 to below 1, got {dropout}")
+            integers = integers._replace(seed=torch.randint(2**63 - 1, (), device="cpu"))
+        clip = (self.clip or NO_CLIP).bounds()
+        setup = Setup(self._descriptions[dtype], batch_first, is_step, dropout, draws, clip)
+        tensors = (input, *states, *weights)
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if _is_traced(tensors):
+            self._refuse(input, states, integers)
+            self._refuse_others(input, states, weights[0])
+            operator = forward if keep else infer
+            outputs = operator(*setup, *integers, input, list(states), weights)
+            return outputs[:-1] if keep else outputs
+        try:
+            if torch._C._are_functorch_transforms_active():
+                function: Any = TransformedRecurrence
+            elif keep:
+                function = Recurrence
+            else:
+                params = self._arrays.of(layer_of(setup.layer).names, weights)
+                return run_forward(setup, integers, params, input, states, False)[0]
+            return function.apply(setup, integers, self._arrays, len(states), *tensors)[:-1]
+        except RuntimeError:
+            self._refuse(input, states, integers)
+            self._refuse_others(input, states, weights[0])
+            raise
+
+    def _refuse_others(self, input: Tensor, states: tuple[Tensor, ...], weight: Tensor) -> None:
+        """Raise if tensors are of another dtype than the parameters, or on another device."""
+        if weight.device.type not in ("cpu", "meta"):
+            got = f"got one on {weight.device}"
+            raise RuntimeError(f"{self._names[0]}: expected a tensor on the CPU, {got}")
+        for name, t in (("input", input), *((f"hx[{k}]", s) for k, s in enumerate(states))):
+            if t.dtype != weight.dtype or t.device != weight.device:
+                expected = f"expected {weight.dtype} on {weight.device} as the parameters"
+                raise RuntimeError(f"{name}: {expected}, got {t.dtype} on {t.device}")
+
+
+def _is_traced(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether PyTorch records the call, or runs it on tensors without memory."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or any(type(t) not in PLAIN or t.is_meta for t in tensors)
+    )
+
+
+def _checked(clip: Any) -> Clip | None:
+    if clip is not None and not isinstance(clip, Clip):
+        raise TypeError(f"clip: expected a rnnkern.Clip or None, got {type(clip).__name__}")
+    return clip
+
+
+def _arguments(mode: str, proj_size: int = 0) -> dict[str, Any]:
+    """What the core is told of PyTorch's cells, but for the sizes: those of a small layer."""
+    small: Any
+    if mode == "LSTM":
+        small = layers.LSTM(1, 2, proj_size=min(proj_size, 1))
+    elif mode == "GRU":
+        small = layers.GRU(1, 2)
+    else:
+        small = layers.RNN(1, 2, nonlinearity="relu" if mode == "RNN_RELU" else "tanh")
+    return dict(small._stack._arguments)
+
+
+class _DropIn(_Calls, torch.nn.RNNBase):
+    """What RNN, LSTM and GRU share. The constructor and the parameters are PyTorch's."""
+
+    def __init__(self, mode: str, *args: Any, clip: Clip | None, **kwargs: Any) -> None:
+        super().__init__(mode, *args, **kwargs)
+        self.clip = _checked(clip)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        sizes = {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "outputs": self.proj_size or self.hidden_size,
+            "num_layers": self.num_layers,
+            "bias": bool(self.bias),
+            "bidirectional": bool(self.bidirectional),
+        }
+        self._describe(
+            _arguments(self.mode, self.proj_size) | sizes, tuple(self._flat_weights_names)
+        )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """Run over a sequence, as PyTorch's module does.
+
+        Parameters
+        ----------
+        input : Tensor or PackedSequence
+            As PyTorch's module takes it: (T, B, I), (B, T, I) with ``batch_first``, or (T, I).
+        hx : Tensor or tuple of Tensor, optional
+            The initial h (L*D, B, P), of an LSTM the pair (h, c) with c (L*D, B, H).
+        lengths : Tensor of integers, shape (B,), optional
+            Each row's number of steps, 0 to T, in any order: what a PackedSequence says, without
+            packing. Outputs behind a row's end are zero.
+        resets : Tensor of bool, shape (T, B), laid out as `input`, optional
+            Where another sequence begins in a row; see `rnnkern.GRU`.
+
+        Returns
+        -------
+        output : Tensor or PackedSequence
+        hx : Tensor or tuple of Tensor
+            The last states, shaped like the initial ones.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            If an argument has another shape, dtype or device than it must; the message names it.
+        """
+        carries = self.mode == "LSTM"
+        states = () if hx is None else tuple(hx) if carries else (hx,)
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, order, restore = input
+            integers = Integers(lengths, resets, batch_sizes, order)
+            y, *last = self._run(data, states, integers, dropout=dropout)
+            y = PackedSequence(y, batch_sizes, order, restore)
+        else:
+            integers = Integers(lengths, resets)
+            y, *last = self._run(input, states, integers, self.batch_first, dropout=dropout)
+        return y, tuple(last) if carries else last[0]
+
+    def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
+        batch_sizes, name = integers.batch_sizes, self.mode.split("_")[0]
+        if self.mode == "LSTM" and len(states) == 1:
+            raise RuntimeError("hx: expected a pair of tensors (h, c), got one")
+        if batch_sizes is not None and (integers.lengths is not None or integers.resets is not None):
+            raise ValueError("lengths, resets: expected None with a PackedSequence, got a tensor")
+        if batch_sizes is None and input.dim() not in (2, 3):
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        rank = 2 if batch_sizes is None and input.dim() == 2 else 3
+        if states and any(state.dim() != rank for state in states):
+            kind = "batched 3-D" if rank == 3 else "unbatched 2-D"
+            dims = " and ".join(f"{state.dim()}-D" for state in states)
+            raise RuntimeError(
+                f"For {kind} input, hx should also be {rank}-D but got {dims} tensor"
+            )
+        if rank == 2:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            states = tuple(state.unsqueeze(1) for state in states)
+        self.check_input(input, batch_sizes)
+        if not states:
+            return
+        layers, rows, width = self.get_expected_hidden_size(input, batch_sizes)
+        if self.mode != "LSTM":
+            self.check_hidden_size(states[0], (layers, rows, width))
+            return
+        for k, (state, size) in enumerate(zip(states, (width, self.hidden_size), strict=True)):
+            message = f"Expected hidden[{k}] size {{}}, got {{}}"
+            self.check_hidden_size(state, (layers, rows, size), message)
+
+
+class RNN(_DropIn):
+    """`torch.nn.RNN` on the core: the same arguments, parameters, call and results.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,
+    device, dtype
+        As of `torch.nn.RNN`. The parameters start with the same values under the same
+        `torch.manual_seed`. Calls need them on the CPU, in float32 or float64.
+    clip : rnnkern.Clip, optional
+        Gradient clips, fused into backward. The bounds of the parameters' gradients are those of
+        one backward of this module.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnkern as rk, rnnkern.torch
+    >>> rnn = rk.torch.RNN(3, 5, nonlinearity="relu", clip=rk.Clip(step_value=1.0))
+    >>> y, h = rnn(torch.ones(7, 2, 3))
+    >>> y.shape, h.shape
+    (torch.Size([7, 2, 5]), torch.Size([1, 2, 5]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        clip: Clip | None = None,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        mode = f"RNN_{nonlinearity.upper()}"
+        super().__init__(mode, *sizes, device=device, dtype=dtype, clip=clip)
+        self.nonlinearity = nonlinearity
+
+
+class LSTM(_DropIn):
+    """`torch.nn.LSTM` on the core: the same arguments, parameters, call and results.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
+    device, dtype
+        As of `torch.nn.LSTM`; see `RNN`, too.
+    clip : rnnkern.Clip, optional
+        As of `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnkern as rk, rnnkern.torch
+    >>> lstm = rk.torch.LSTM(3, 5, batch_first=True)
+    >>> y, (h, c) = lstm(torch.ones(2, 7, 3), lengths=torch.tensor([7, 4]))
+    >>> y.shape, c.shape
+    (torch.Size([2, 7, 5]), torch.Size([1, 2, 5]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        clip: Clip | None = None,
+    ) -> None:
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__("LSTM", *sizes, proj_size, device=device, dtype=dtype, clip=clip)
+
+
+class GRU(_DropIn):
+    """`torch.nn.GRU` on the core: the same arguments, parameters, call and results.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype
+        As of `torch.nn.GRU`; see `RNN`, too.
+    clip : rnnkern.Clip, optional
+        As of `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnkern as rk, rnnkern.torch
+    >>> y, h = rk.torch.GRU(3, 5, num_layers=2)(torch.ones(7, 2, 3))
+    >>> y.shape, h.shape
+    (torch.Size([7, 2, 5]), torch.Size([2, 2, 5]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        clip: Clip | None = None,
+    ) -> None:
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__("GRU", *sizes, device=device, dtype=dtype, clip=clip)
+
+
+class _DropInCell(_Calls, torch.nn.modules.rnn.RNNCellBase):
+    """What RNNCell, LSTMCell and GRUCell share. The parameters are PyTorch's."""
+
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        device: Any,
+        dtype: torch.dtype | None,
+        clip: Clip | None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, self._gates, device, dtype)
+        self.clip = _checked(clip)
+
+    def _mode(self) -> str:
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        sizes = {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "outputs": self.hidden_size,
+            "bias": bool(self.bias),
+        }
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        self._describe(_arguments(self._mode()) | sizes, names if self.bias else names[:2])
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """Run one time step, as PyTorch's module does.
+
+        Parameters
+        ----------
+        input : Tensor, shape (B, I) or (I,)
+        hx : Tensor or tuple of Tensor, shape (B, H) or (H,), optional
+            The state before: h, of an LSTM the pair (h, c).
+
+        Returns
+        -------
+        Tensor or tuple of Tensor
+            The state after.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            If an argument has another shape, dtype or device than it must; the message names it.
+        """
+        carries = self._mode() == "LSTM"
+        states = () if hx is None else tuple(hx) if carries else (hx,)
+        found = self._run(input, states, is_step=True)
+        return tuple(found) if carries else found[0]
+
+    def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
+        name = type(self).__name__
+        if self._mode() == "LSTM" and len(states) == 1:
+            raise RuntimeError("hx: expected a pair of tensors (h, c), got one")
+        for what, tensor in (("input", input), *((f"hx[{k}]", s) for k, s in enumerate(states))):
+            if tensor.dim() not in (1, 2):
+                got = f"got {tensor.dim()}D instead"
+                raise ValueError(f"{name}: Expected {what} to be 1D or 2D, {got}")
+        if input.shape[-1] != self.input_size:
+            got = f"got {input.shape[-1]} expected {self.input_size}"
+            raise RuntimeError(f"input has inconsistent input_size: {got}")
+        expected = (*input.shape[:-1], self.hidden_size)
+        for k, state in enumerate(states):
+            if state.shape != expected:
+                got = f"got {list(state.shape)}"
+                raise RuntimeError(f"hx[{k}]: expected size {list(expected)}, {got}")
+
+
+class RNNCell(_DropInCell):
+    """`torch.nn.RNNCell` on the core: the same arguments, parameters, call and results.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, nonlinearity, device, dtype
+        As of `torch.nn.RNNCell`.
+    clip : rnnkern.Clip, optional
+        As of `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnkern as rk, rnnkern.torch
+    >>> rk.torch.RNNCell(3, 5)(torch.ones(2, 3)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        clip: Clip | None = None,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        super().__init__(input_size, hidden_size, bias, device, dtype, clip)
+        self.nonlinearity = nonlinearity
+        self._prepare()
+
+    def _mode(self) -> str:
+        return f"RNN_{self.nonlinearity.upper()}"
+
+
+class LSTMCell(_DropInCell):
+    """`torch.nn.LSTMCell` on the core: the same arguments, parameters, call and results.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, device, dtype
+        As of `torch.nn.LSTMCell`.
+    clip : rnnkern.Clip, optional
+        As of `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnkern as rk, rnnkern.torch
+    >>> h, c = rk.torch.LSTMCell(3, 5)(torch.ones(2, 3))
+    >>> h.shape, c.shape
+    (torch.Size([2, 5]), torch.Size([2, 5]))
+    """
+
+    _gates = 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        clip: Clip | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype, clip)
+        self._prepare()
+
+    def _mode(self) -> str:
+        return "LSTM"
+
+
+class GRUCell(_DropInCell):
+    """`torch.nn.GRUCell` on the core: the same arguments, parameters, call and results.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, device, dtype
+        As of `torch.nn.GRUCell`.
+    clip : rnnkern.Clip, optional
+        As of `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnkern as rk, rnnkern.torch
+    >>> rk.torch.GRUCell(3, 5)(torch.ones(2, 3)).shape
+    torch.Size([2, 5])
+    """
+
+    _gates = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        clip: Clip | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype, clip)
+        self._prepare()
+
+    def _mode(self) -> str:
+        return "GRU"
+
+
+class Recurrent(_Calls):
+    """Any recurrent layer of rnnkern as a module: minGRU, RG-LRU, layer norm, peepholes, ensembles.
+
+    Parameters
+    ----------
+    layer : recurrent layer
+        Its parameters become the module's, under their names: the same memory, so that what an
+        optimizer of either side writes, both see. Moving the module (``double()``) ends this.
+    clip : rnnkern.Clip, optional
+        As of `RNN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not what it must be; the message names it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnkern as rk, rnnkern.torch
+    >>> gru = rk.torch.Recurrent(rk.MinGRU(3, 5, num_layers=2, seed=0))
+    >>> y, h = gru(torch.ones(7, 2, 3))
+    >>> y.sum().backward()
+    >>> y.shape, gru.weight_ih_l0.grad.shape
+    (torch.Size([7, 2, 5]), torch.Size([10, 3]))
+    """
+
+    def __init__(self, layer: Any, *, clip: Clip | None = None) -> None:
+        super().__init__()
+        if not isinstance(layer, _Layer):
+            raise TypeError(
+                f"layer: expected a recurrent layer of rnnkern, got {type(layer).__name__}"
+            )
+        for name, values in layer._checked_params():
+            if not values.flags.writeable:
+                expected = "expected a writable array, got a read-only one"
+                raise ValueError(f"layer: params[{name!r}]: {expected}")
+            self.register_parameter(name, torch.nn.Parameter(torch.from_numpy(values)))
+        self.clip = _checked(clip)
+        self._layer = copy.copy(layer)
+        self._layer._params = {}  # they are the module's now
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._describe(self._layer._stack._arguments, tuple(self._layer._shapes))
+
+    def extra_repr(self) -> str:
+        """The layer."""
+        return repr(self._layer)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """Run over a sequence; in training, dropout and noise act.
+
+        Parameters
+        ----------
+        input, hx, lengths, resets
+            As x, state, lengths and resets of calling the layer, as tensors. `input` may be a
+            PackedSequence.
+
+        Returns
+        -------
+        output : Tensor or PackedSequence
+        hx : Tensor or tuple of Tensor
+            The last states, shaped like the initial ones.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            If an argument has another shape, dtype or device than it must; the message names it.
+        """
+        layer = self._layer
+        one = len(layer._state_names) == 1
+        states = () if hx is None else (hx,) if one else tuple(hx)
+        dropout = layer.dropout if self.training else 0.0
+        draws = self.training and any(layer._cell.noise)
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, order, restore = input
+            integers = Integers(lengths, resets, batch_sizes, order)
+            y, *last = self._run(data, states, integers, dropout=dropout, draws=draws)
+            y = PackedSequence(y, batch_sizes, order, restore)
+        else:
+            integers = Integers(lengths, resets)
+            y, *last = self._run(
+                input, states, integers, layer.batch_first, dropout=dropout, draws=draws
+            )
+        return y, last[0] if one else tuple(last)

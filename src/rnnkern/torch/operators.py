@@ -1,0 +1,215 @@
+"""How PyTorch differentiates, traces and compiles a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import Arrays, Integers, Setup, layer_of, run_backward, run_forward
+
+__all__ = ["Recurrence", "TransformedRecurrence", "forward", "infer"]
+
+
+# ---- eager -------------------------------------------------------------------------------------
+
+
+class TransformedRecurrence(torch.autograd.Function):
+    """A call under the transforms of torch.func, which need a function in two parts."""
+
+    @staticmethod
+    def forward(
+        setup: Setup, integers: Integers, arrays: Arrays, states: int, x: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        params = arrays.of(layer_of(setup.layer).names, tensors[states:])
+        outputs, tape = run_forward(setup, integers, params, x, tensors[:states], True)
+        return (*outputs, tape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.setup, ctx.integers, ctx.arrays, ctx.states, x, *tensors = inputs
+        ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)
+        y = read_again(ctx.setup, ctx.integers, output)
+        ctx.save_for_backward(output[-1], y, x, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        arguments = ctx.setup, ctx.integers, ctx.arrays, ctx.states, *ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True, as in each transform
+            return None, None, None, None, *Gradient.apply(*arguments, *gradients[:-1])
+        return None, None, None, None, *Gradient.forward(*arguments, *gradients[:-1])
+
+
+class Recurrence(TransformedRecurrence):
+    """A call in eager mode: in one part, as PyTorch takes much longer over two."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = TransformedRecurrence.forward(*inputs)
+        TransformedRecurrence.setup_context(ctx, inputs, output)
+        return output
+
+    setup_context = torch.autograd.Function.setup_context
+
+
+def read_again(setup: Setup, integers: Integers, output: Any) -> Tensor | None:
+    """The y that the tape reads in backward; it is saved, so that autograd sees if it changes."""
+    if setup.is_step or integers.batch_sizes is not None or layer_of(setup.layer).residual:
+        return None
+    return output[0]  # type: ignore[no-any-return]
+
+
+class Gradient(torch.autograd.Function):
+    """Backward, which can't be differentiated."""
+
+    @staticmethod
+    def forward(
+        setup: Setup,
+        integers: Integers,
+        arrays: Arrays,
+        states: int,
+        tape: Tensor,
+        y: Tensor | None,
+        x: Tensor,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        names = layer_of(setup.layer).names
+        weights, gradients = tensors[states:][: len(names)], tensors[states + len(names) :]
+        params = arrays.of(names, weights)
+        first = tensors[:states]
+        return tuple(
+            run_backward(setup, integers, params, x, first, tape, y, list(gradients))
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise no_second()
+
+
+def no_second() -> RuntimeError:
+    return RuntimeError(
+        "rnnkern.torch: expected one differentiation, got a second one (double backward is not "
+        "supported; rnnkern.torch.restore puts PyTorch's own modules back)"
+    )
+
+
+# ---- traced: operators -------------------------------------------------------------------------
+
+# The fields of Setup and of Integers, and the tensors that are differentiated.
+ARGUMENTS = (
+    "str layer, bool batch_first, bool is_step, float dropout, bool draws, float[] clip, "
+    "Tensor? lengths, Tensor? resets, Tensor? batch_sizes, Tensor? order, Tensor? seed, "
+    "Tensor x, Tensor[] states, Tensor[] weights"
+)
+FIRST, LAST = len(Setup._fields), len(Setup._fields) + len(Integers._fields)
+
+
+def split(arguments: tuple[Any, ...]) -> tuple[Setup, Integers, Tensor, Any, list[Tensor]]:
+    setup, integers = Setup(*arguments[:FIRST]), Integers(*arguments[FIRST:LAST])
+    x, states, weights = arguments[LAST:]
+    return setup, integers, x, tuple(states), weights
+
+
+def called(arguments: tuple[Any, ...], keep: bool) -> list[Tensor]:
+    setup, integers, x, states, weights = split(arguments)
+    layer = layer_of(setup.layer)
+    layer.check(weights)
+    params = Arrays().of(layer.names, weights)
+    outputs, tape = run_forward(setup, integers, params, x, states, keep)
+    return outputs if tape is None else [*outputs, tape]
+
+
+def outputs_of(arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Tensors of the right shapes."""
+    setup, integers, x, states, _ = split(arguments)
+    layer = layer_of(setup.layer)
+    rows: tuple[Any, ...] = ()
+    if setup.is_step:
+        return [x.new_empty((*x.shape[:-1], width)) for _, width in layer.states]
+    y = (*x.shape[:-1], layer.outputs)
+    if integers.order is not None:
+        rows = (integers.order.shape[0],)
+    elif integers.batch_sizes is not None:
+        known = states[0].shape[1] if states else None
+        rows = (torch.library.get_ctx().new_dynamic_size() if known is None else known,)
+    elif layer.members:
+        rows = (layer.members, x.shape[-2])
+        y = (x.shape[0], *rows, layer.outputs)
+    elif x.dim() == 3:
+        rows = (x.shape[0 if setup.batch_first else 1],)
+    return [x.new_empty(y), *(x.new_empty((n, *rows, width)) for n, width in layer.states)]
+
+
+@torch.library.custom_op(
+    "rnnkern::infer", mutates_args=(), device_types="cpu", schema=f"({ARGUMENTS}) -> Tensor[]"
+)
+def infer(*arguments: Any) -> list[Tensor]:
+    return called(arguments, False)
+
+
+@infer.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    return outputs_of(arguments)
+
+
+@torch.library.custom_op(
+    "rnnkern::forward", mutates_args=(), device_types="cpu", schema=f"({ARGUMENTS}) -> Tensor[]"
+)
+def forward(*arguments: Any) -> list[Tensor]:
+    return called(arguments, True)
+
+
+@forward.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    outputs = outputs_of(arguments)
+    return [*outputs, outputs[0].new_empty(1, dtype=torch.uint8)]
+
+
+@torch.library.custom_op(
+    "rnnkern::backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({ARGUMENTS}, Tensor tape, Tensor? y, Tensor?[] gradients) -> Tensor[]",
+)
+def backward(*arguments: Any) -> list[Tensor]:
+    *first, tape, y, gradients = arguments
+    setup, integers, x, states, weights = split(tuple(first))
+    params = Arrays().of(layer_of(setup.layer).names, weights)
+    return run_backward(setup, integers, params, x, states, tape, y, list(gradients))
+
+
+@backward.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    _, _, x, states, weights = split(arguments[:-3])
+    return [t.new_empty(t.shape) for t in (x, *states, *weights)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    setup, integers, x, states, weights = split(inputs)
+    ctx.setup, ctx.states, ctx.given = setup, len(states), [t is not None for t in integers]
+    ctx.set_materialize_grads(False)
+    y = read_again(setup, integers, output)
+    ctx.save_for_backward(output[-1], y, *integers, x, *states, *weights)
+
+
+def _differentiate(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    tape, y, *saved = ctx.saved_tensors
+    integers, (x, *tensors) = saved[: LAST - FIRST], saved[LAST - FIRST :]
+    states, weights = tensors[: ctx.states], tensors[ctx.states :]
+    found = backward(*ctx.setup, *integers, x, states, weights, tape, y, gradients[:-1])
+    of_x, *rest = found
+    return *(None,) * LAST, of_x, rest[: ctx.states], rest[ctx.states :]
+
+
+def _refuse_second(ctx: Any, gradients: list[Tensor | None]) -> Any:
+    raise no_second()
+
+
+forward.register_autograd(_differentiate, setup_context=_save)
+backward.register_autograd(_refuse_second)
