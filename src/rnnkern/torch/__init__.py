@@ -14,7 +14,7 @@ module of any layer of rnnkern. Needs ``pip install 'rnnkern[torch]'``.
 """
 
 try:
-    import torch as _torch
+    import torch as _torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"rnnkern.torch needs PyTorch: pip install 'rnnkern[torch]' ({error})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import _core
+from ..layers.base import NO_CLIP
 from ..pickles import LayerStack
 
 __all__ = [
@@ -32,7 +33,10 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+DTYPES: dict[Any, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 
 
 class Setup(NamedTuple):
@@ -43,7 +47,7 @@ class Setup(NamedTuple):
     is_step: bool = False  # of a cell: x is one time step (B, I), and only the states come back
     dropout: float = 0.0
     draws: bool = False  # whether the cell draws its noise
-    clip: tuple[float, ...] = (math.inf,) * 4  # `Clip.bounds`
+    clip: tuple[float, float, float, float] = NO_CLIP.bounds()
 
 
 class Integers(NamedTuple):
@@ -78,7 +82,7 @@ def described(arguments: dict[str, Any], dtype: torch.dtype) -> str:
     return json.dumps({**arguments, "is_double": dtype is torch.float64}, sort_keys=True)
 
 
-@lru_cache(maxsize=None)  # as many as a program has different layers
+@cache  # as many as a program has different layers
 def layer_of(description: str) -> Layer:
     """The layer of a description; always the same, since a tape knows its layer."""
     arguments = json.loads(description)
@@ -150,7 +154,7 @@ class Arrays:
 
 
 class Packing:
-    """Where the rows of a PackedSequence's data are in a sequence (T, B, C), in the caller's order."""
+    """Where the rows of a PackedSequence's data are in (T, B, C), rows in the caller's order."""
 
     __slots__ = ("lengths", "places", "shape")
 

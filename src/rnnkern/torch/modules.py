@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import layers
 from ..clip import Clip
 from ..layers.base import NO_CLIP, _Layer
-from .calls import DTYPES, Arrays, Integers, Setup, described, layer_of, run_forward
+from .calls import DTYPES, Arrays, Integers, Setup, described, layer_of, run_forward, view
 from .operators import Recurrence, TransformedRecurrence, forward, infer
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
@@ -46,6 +47,46 @@ class _Calls(torch.nn.Module):
     def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
         """Raise what PyTorch's own module raises for these arguments, if it does."""
 
+    def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
+        """A layer of rnnkern with these parameters, or with others."""
+        raise NotImplementedError
+
+    def as_layer(self) -> Any:
+        """The rnnkern layer of this module's memory: for streams, diagnoses and NumPy.
+
+        Returns
+        -------
+        recurrent layer
+            Of `rnnkern`. What is written to its ``params`` is the module's, and the other way
+            round, until the module gets other memory (``double()``).
+
+        Raises
+        ------
+        RuntimeError
+            If the parameters are not dense ones on the CPU, of float32 or float64.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import rnnkern as rk, rnnkern.torch
+        >>> gru = rk.torch.GRU(3, 5)
+        >>> stream = gru.as_layer().stream()
+        >>> stream.step(torch.zeros(1, 3).numpy()).shape
+        (1, 5)
+        """
+        weights = self._weights()
+        self._refuse_dtype(weights[0])
+        names = layer_of(self._descriptions[weights[0].dtype]).names
+        params = {name: view(name, weight) for name, weight in zip(names, weights, strict=True)}
+        layer = self._made(DTYPES[weights[0].dtype], params)
+        layer.params = params
+        return layer
+
+    def _refuse_dtype(self, weight: Tensor) -> None:
+        if weight.dtype not in DTYPES:
+            expected = "expected a tensor of torch.float32 or torch.float64"
+            raise RuntimeError(f"{self._names[0]}: {expected}, got one of {weight.dtype}")
+
     def _weights(self) -> list[Tensor]:
         own = self._parameters  # functional_call changes it, parametrizations leave it
         return [own[name] if name in own else getattr(self, name) for name in self._names]
@@ -64,8 +105,7 @@ class _Calls(torch.nn.Module):
         weights = self._weights()
         dtype = weights[0].dtype
         if dtype not in DTYPES:
-            expected = "expected a tensor of torch.float32 or torch.float64"
-            raise RuntimeError(f"{self._names[0]}: {expected}, got one of {dtype}")
+            self._refuse_dtype(weights[0])
         if input.dtype is not dtype and torch.is_autocast_enabled("cpu"):
             input = input.to(dtype)
         if states and states[0].dtype is not dtype and torch.is_autocast_enabled("cpu"):
@@ -125,16 +165,19 @@ def _checked(clip: Any) -> Clip | None:
     return clip
 
 
+def _layer_class(mode: str) -> tuple[Any, dict[str, Any]]:
+    """The layer of one of PyTorch's modes, and its option."""
+    if mode.startswith("RNN"):
+        return layers.RNN, {"nonlinearity": mode.removeprefix("RNN_").lower()}
+    return {"LSTM": layers.LSTM, "GRU": layers.GRU}[mode], {}
+
+
 def _arguments(mode: str, proj_size: int = 0) -> dict[str, Any]:
     """What the core is told of PyTorch's cells, but for the sizes: those of a small layer."""
-    small: Any
-    if mode == "LSTM":
-        small = layers.LSTM(1, 2, proj_size=min(proj_size, 1))
-    elif mode == "GRU":
-        small = layers.GRU(1, 2)
-    else:
-        small = layers.RNN(1, 2, nonlinearity="relu" if mode == "RNN_RELU" else "tanh")
-    return dict(small._stack._arguments)
+    made, options = _layer_class(mode)
+    if proj_size:
+        options["proj_size"] = 1
+    return dict(made(1, 2, **options)._stack._arguments)
 
 
 class _DropIn(_Calls, torch.nn.RNNBase):
@@ -157,6 +200,16 @@ class _DropIn(_Calls, torch.nn.RNNBase):
         self._describe(
             _arguments(self.mode, self.proj_size) | sizes, tuple(self._flat_weights_names)
         )
+
+    def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
+        made, options = _layer_class(self.mode)
+        if self.proj_size:
+            options["proj_size"] = self.proj_size
+        for name in ("bias", "batch_first", "bidirectional"):
+            options[name] = bool(getattr(self, name))
+        options["dropout"] = self.dropout if self.num_layers > 1 else 0.0
+        sizes = self.input_size, self.hidden_size, self.num_layers
+        return made(*sizes, dtype=dtype, params=params, **options)
 
     def forward(
         self,
@@ -208,7 +261,9 @@ class _DropIn(_Calls, torch.nn.RNNBase):
         batch_sizes, name = integers.batch_sizes, self.mode.split("_")[0]
         if self.mode == "LSTM" and len(states) == 1:
             raise RuntimeError("hx: expected a pair of tensors (h, c), got one")
-        if batch_sizes is not None and (integers.lengths is not None or integers.resets is not None):
+        if batch_sizes is not None and (
+            integers.lengths is not None or integers.resets is not None
+        ):
             raise ValueError("lengths, resets: expected None with a PackedSequence, got a tensor")
         if batch_sizes is None and input.dim() not in (2, 3):
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -402,6 +457,11 @@ class _DropInCell(_Calls, torch.nn.modules.rnn.RNNCellBase):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         self._describe(_arguments(self._mode()) | sizes, names if self.bias else names[:2])
 
+    def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
+        made, options = _layer_class(self._mode())
+        options["bias"] = bool(self.bias)
+        return made(self.input_size, self.hidden_size, dtype=dtype, params=params, **options)
+
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Run one time step, as PyTorch's module does.
 
@@ -427,21 +487,26 @@ class _DropInCell(_Calls, torch.nn.modules.rnn.RNNCellBase):
         return tuple(found) if carries else found[0]
 
     def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
-        name = type(self).__name__
-        if self._mode() == "LSTM" and len(states) == 1:
+        carries = self._mode() == "LSTM"
+        if carries and len(states) == 1:
             raise RuntimeError("hx: expected a pair of tensors (h, c), got one")
-        for what, tensor in (("input", input), *((f"hx[{k}]", s) for k, s in enumerate(states))):
+        named = [(f"hx[{k}]" if carries else "hidden", state) for k, state in enumerate(states)]
+        for what, tensor in (("input", input), *named):
             if tensor.dim() not in (1, 2):
-                got = f"got {tensor.dim()}D instead"
-                raise ValueError(f"{name}: Expected {what} to be 1D or 2D, {got}")
+                expected = f"Expected {what} to be 1D or 2D"
+                raise ValueError(f"{type(self).__name__}: {expected}, got {tensor.dim()}D instead")
         if input.shape[-1] != self.input_size:
             got = f"got {input.shape[-1]} expected {self.input_size}"
             raise RuntimeError(f"input has inconsistent input_size: {got}")
-        expected = (*input.shape[:-1], self.hidden_size)
         for k, state in enumerate(states):
-            if state.shape != expected:
-                got = f"got {list(state.shape)}"
-                raise RuntimeError(f"hx[{k}]: expected size {list(expected)}, {got}")
+            if state.shape[-1] != self.hidden_size:
+                got = f"got {state.shape[-1]}, expected {self.hidden_size}"
+                raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {got}")
+            if state.shape[:-1] != input.shape[:-1]:
+                rows, own = (t.shape[0] if t.dim() == 2 else None for t in (input, state))
+                raise RuntimeError(
+                    f"Input batch size {rows} doesn't match hidden{k} batch size {own}"
+                )
 
 
 class RNNCell(_DropInCell):
@@ -618,6 +683,13 @@ class Recurrent(_Calls):
 
     def _prepare(self) -> None:
         self._describe(self._layer._stack._arguments, tuple(self._layer._shapes))
+
+    def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
+        layer = copy.deepcopy(self._layer)
+        if layer._dtype != dtype:
+            layer._dtype = dtype
+            layer._stack = layer._new_stack(layer._ensemble or 0)
+        return layer
 
     def extra_repr(self) -> str:
         """The layer."""

@@ -54,11 +54,11 @@ class Recurrence(TransformedRecurrence):
     setup_context = torch.autograd.Function.setup_context
 
 
-def read_again(setup: Setup, integers: Integers, output: Any) -> Tensor | None:
+def read_again(setup: Setup, integers: Integers, output: Any) -> Any:
     """The y that the tape reads in backward; it is saved, so that autograd sees if it changes."""
     if setup.is_step or integers.batch_sizes is not None or layer_of(setup.layer).residual:
         return None
-    return output[0]  # type: ignore[no-any-return]
+    return output[0]
 
 
 class Gradient(torch.autograd.Function):
@@ -79,9 +79,7 @@ class Gradient(torch.autograd.Function):
         weights, gradients = tensors[states:][: len(names)], tensors[states + len(names) :]
         params = arrays.of(names, weights)
         first = tensors[:states]
-        return tuple(
-            run_backward(setup, integers, params, x, first, tape, y, list(gradients))
-        )
+        return tuple(run_backward(setup, integers, params, x, first, tape, y, list(gradients)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
