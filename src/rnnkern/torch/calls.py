@@ -235,6 +235,8 @@ def run_forward(
         raise RuntimeError(f"hx: expected {len(layer.states)} tensors, got {len(states)}")
     packing = None
     if integers.batch_sizes is not None:
+        if integers.lengths is not None:
+            raise RuntimeError("lengths: expected None with a PackedSequence, got a tensor")
         packing = Packing(integers.batch_sizes, integers.order)
     first = tuple(view(f"hx[{k}]", s) for k, s in enumerate(states)) or None
     if packing:

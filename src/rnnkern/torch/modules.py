@@ -261,10 +261,6 @@ class _DropIn(_Calls, torch.nn.RNNBase):
         batch_sizes, name = integers.batch_sizes, self.mode.split("_")[0]
         if self.mode == "LSTM" and len(states) == 1:
             raise RuntimeError("hx: expected a pair of tensors (h, c), got one")
-        if batch_sizes is not None and (
-            integers.lengths is not None or integers.resets is not None
-        ):
-            raise ValueError("lengths, resets: expected None with a PackedSequence, got a tensor")
         if batch_sizes is None and input.dim() not in (2, 3):
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         rank = 2 if batch_sizes is None and input.dim() == 2 else 3
