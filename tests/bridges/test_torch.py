@@ -393,7 +393,7 @@ def test_modes():
     x = torch.randn(T, B, I)
     with torch.no_grad():
         y, (h, c) = ours(x)
-        assert not (y.requires_grad or h.requires_grad or c.requires_grad)
+        assert not any(t.requires_grad for t in (y, h, c))
         compare([y], [theirs(x)[0]])
     with torch.inference_mode():
         compare(flat(ours(x)), flat(theirs(x)))

@@ -258,6 +258,7 @@ def run_forward(
             _integers("resets", integers.resets),
             setup.batch_first and not packing,
             keep,
+            False,  # autograd's version counters see what changes
             0,
             (setup.dropout, [seed + e for e in range(layer.members or 1)], 0, setup.draws),
         )
