@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import BRIDGES
 
 import rnnkern as rk
 from rnnkern import _core
@@ -131,7 +132,11 @@ def test_exports():
 # ---- imports -----------------------------------------------------------------------------------
 
 EXTRAS = ["rich", "matplotlib", "safetensors", "torch", "onnx", "keras", "threadpoolctl"]
-MODULES = [module.name for module in pkgutil.walk_packages([PACKAGE], "rnnkern.")]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages([PACKAGE], "rnnkern.")
+    if not module.name.startswith(BRIDGES)
+]
 
 
 def imported(statements):
