@@ -319,6 +319,8 @@ def run_backward(
     of_params, dx, first, *_ = own.stack.backward(
         params, own.core, dy, dstate, setup.clip, False, 0.0
     )
+    if layer_of(setup.layer).members and x.dim() == 3:  # all members have read the same x
+        dx = dx.sum(axis=1)
     if packing:
         of_x = packing.pack(torch.from_numpy(dx))
     else:

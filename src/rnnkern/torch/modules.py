@@ -119,8 +119,9 @@ class _Calls(torch.nn.Module):
         tensors = (input, *states, *weights)
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if _is_traced(tensors):
-            self._refuse(input, states, integers)
-            self._refuse_others(input, states, weights[0])
+            if torch._C._get_tracing_state() is None:  # else sizes are tensors
+                self._refuse(input, states, integers)
+                self._refuse_others(input, states, weights[0])
             operator = forward if keep else infer
             outputs = operator(*setup, *integers, input, list(states), weights)
             return outputs[:-1] if keep else outputs
@@ -673,15 +674,19 @@ class Recurrent(_Calls):
                 raise ValueError(f"layer: params[{name!r}]: {expected}")
             self.register_parameter(name, torch.nn.Parameter(torch.from_numpy(values)))
         self.clip = _checked(clip)
+        self.batch_first, self.dropout = layer.batch_first, layer.dropout
         self._layer = copy.copy(layer)
         self._layer._params = {}  # they are the module's now
         self._prepare()
 
     def _prepare(self) -> None:
+        self._has_one_state = len(self._layer._state_names) == 1
+        self._is_noisy = any(self._layer._cell.noise)
         self._describe(self._layer._stack._arguments, tuple(self._layer._shapes))
 
     def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
         layer = copy.deepcopy(self._layer)
+        layer.dropout = self.dropout
         if layer._dtype != dtype:
             layer._dtype = dtype
             layer._stack = layer._new_stack(layer._ensemble or 0)
@@ -718,11 +723,10 @@ class Recurrent(_Calls):
         RuntimeError, ValueError
             If an argument has another shape, dtype or device than it must; the message names it.
         """
-        layer = self._layer
-        one = len(layer._state_names) == 1
+        one = self._has_one_state
         states = () if hx is None else (hx,) if one else tuple(hx)
-        dropout = layer.dropout if self.training else 0.0
-        draws = self.training and any(layer._cell.noise)
+        dropout = self.dropout if self.training else 0.0
+        draws = self.training and self._is_noisy
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, restore = input
             integers = Integers(lengths, resets, batch_sizes, order)
@@ -731,6 +735,6 @@ class Recurrent(_Calls):
         else:
             integers = Integers(lengths, resets)
             y, *last = self._run(
-                input, states, integers, layer.batch_first, dropout=dropout, draws=draws
+                input, states, integers, self.batch_first, dropout=dropout, draws=draws
             )
         return y, last[0] if one else tuple(last)
