@@ -110,8 +110,8 @@ def test_gradients(case):
         return tuple(outputs[:-1])
 
     def eager(*tensors):
-        arrays = calls.Arrays()
-        return operators.Recurrence.apply(setup, integers, arrays, len(states), *tensors)[:-1]
+        call = operators.Call(setup, integers, calls.Arrays(), len(states))
+        return operators.apply(call, *tensors)[:-1]
 
     assert gradcheck(eager, tensors)
     assert gradcheck(operator, tensors, fast_mode=True)

@@ -7,7 +7,6 @@ import json
 import math
 from functools import cache
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ..pickles import LayerStack
 
 __all__ = [
     "DTYPES",
+    "NO_INTEGERS",
     "Arrays",
     "Integers",
     "Layer",
@@ -58,6 +58,9 @@ class Integers(NamedTuple):
     batch_sizes: Tensor | None = None  # of a PackedSequence; x is then its data (N, I)
     order: Tensor | None = None  # its sorted_indices
     seed: Tensor | None = None  # of dropout and noise
+
+
+NO_INTEGERS = Integers()
 
 
 class Layer(NamedTuple):
@@ -106,7 +109,9 @@ def layer_of(description: str) -> Layer:
 def view(name: str, tensor: Tensor) -> Array:
     """The memory of a tensor as an array."""
     try:
-        return tensor.detach().numpy()  # type: ignore[no-any-return]
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        return tensor.numpy()  # type: ignore[no-any-return]
     except (RuntimeError, TypeError):
         if tensor.device.type == "cpu" and tensor.is_neg():
             return view(name, tensor.resolve_neg())
@@ -144,7 +149,7 @@ class Arrays:
 
     def of(self, names: tuple[str, ...], tensors: list[Tensor] | tuple[Tensor, ...]) -> Any:
         """A dict from names to arrays."""
-        headers = [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
+        headers = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors]
         kept = self._kept  # at once: other threads may replace it
         if headers != kept[0]:
             # An empty tensor may have any address.
@@ -196,12 +201,8 @@ def follow_threads() -> None:
 # ---- forward and backward ----------------------------------------------------------------------
 
 
-class Tape(np.ndarray[Any, Any]):
-    """The memory of a tensor that stands for a tape: as long as it is there, the tape is.
-
-    So a graph can save it, hand it from operator to operator, and free it, as any tensor. A copy
-    of the tensor stands for nothing: backward then runs the forward again.
-    """
+class Tape(NamedTuple):
+    """What a forward has kept."""
 
     core: _core.Tape
     stack: LayerStack
@@ -209,15 +210,28 @@ class Tape(np.ndarray[Any, Any]):
     y: int | None  # likewise, of the y that the caller has
 
 
-_tapes: WeakValueDictionary[int, Tape] = WeakValueDictionary()  # by the address of their memory
+_tapes: dict[int, Tape] = {}  # by the address of the tensors that stand for them
+
+
+class _Place(np.ndarray[Any, Any]):
+    """The memory of a tensor that stands for a tape: as long as it is there, the tape is.
+
+    So a graph can save the tensor, hand it from operator to operator, and free it, as any other. A
+    copy of it stands for nothing: backward then runs the forward again.
+    """
+
+    address = -1  # of a view: not that of a tape
+
+    def __del__(self, forget: Any = _tapes.pop) -> None:
+        forget(self.address, None)
 
 
 def _tape_tensor(core: _core.Tape, layer: Layer, x: Tensor, y: Tensor | None) -> Tensor:
-    tape = np.zeros(1, np.uint8).view(Tape)
-    tape.core, tape.stack, tape.x = core, layer.stack, x.data_ptr()
-    tape.y = None if y is None else y.data_ptr()
-    tensor = torch.from_numpy(tape)
-    _tapes[tensor.data_ptr()] = tape
+    place = np.zeros(1, np.uint8).view(_Place)
+    tensor = torch.from_numpy(place)
+    address = tensor.data_ptr()
+    _tapes[address] = Tape(core, layer.stack, x.data_ptr(), None if y is None else y.data_ptr())
+    place.address = address
     return tensor
 
 
@@ -231,47 +245,56 @@ def run_forward(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Outputs (y and the last states; of a step the states alone), and the tape if it is kept."""
     layer = layer_of(setup.layer)
-    if states and len(states) != len(layer.states):
-        raise RuntimeError(f"hx: expected {len(layer.states)} tensors, got {len(states)}")
-    packing = None
-    if integers.batch_sizes is not None:
-        if integers.lengths is not None:
-            raise RuntimeError("lengths: expected None with a PackedSequence, got a tensor")
-        packing = Packing(integers.batch_sizes, integers.order)
-    first = tuple(view(f"hx[{k}]", s) for k, s in enumerate(states)) or None
-    if packing:
-        given = view("input", packing.pad(x.detach()))
-    elif setup.is_step:
-        given = view("input", x)[None]
-        first = first and tuple(s[None] for s in first)
-    else:
-        given = view("input", x)
-    lengths = packing.lengths if packing else _integers("lengths", integers.lengths)
-    seed = 0 if integers.seed is None else int(integers.seed)
+    is_step, packing, first, lengths, resets = setup.is_step, None, None, None, None
+    if states:
+        if len(states) != len(layer.states):
+            raise RuntimeError(f"hx: expected {len(layer.states)} tensors, got {len(states)}")
+        first = tuple([view(f"hx[{k}]", s) for k, s in enumerate(states)])
+        if is_step:
+            first = tuple([s[None] for s in first])
+    seeds = [0] * (layer.members or 1)
+    if integers is not NO_INTEGERS:
+        packing, lengths, resets = _rows(integers)
+        if integers.seed is not None:
+            seeds = [int(integers.seed) + e for e in range(len(seeds))]
+    given = view("input", packing.pad(x.detach()) if packing else x)
     follow_threads()
     try:
-        found, last, tape = layer.stack.forward(
+        found, last, core = layer.stack.forward(
             params,
-            given,
+            given[None] if is_step else given,
             first,
             lengths,
-            _integers("resets", integers.resets),
+            resets,
             setup.batch_first and not packing,
             keep,
             False,  # autograd's version counters see what changes
             0,
-            (setup.dropout, [seed + e for e in range(layer.members or 1)], 0, setup.draws),
+            (setup.dropout, seeds, 0, setup.draws),
         )
     except (TypeError, ValueError) as error:  # PyTorch's kind of error, and its names
         raise RuntimeError(_renamed(str(error))) from None
-    outputs = [as_tensor(s[0] if setup.is_step else s) for s in last]
-    y = None
-    if not setup.is_step:
-        y = as_tensor(found)
-        outputs.insert(0, packing.pack(y) if packing else y)
-        if packing or layer.residual:
-            y = None  # the tape does not read what the caller gets
-    return outputs, _tape_tensor(tape, layer, x, y) if tape is not None else None
+    if is_step:
+        outputs = [torch.from_numpy(s[0]) for s in last]
+        return outputs, _tape_tensor(core, layer, x, None) if core else None
+    y = as_tensor(found)
+    outputs = [packing.pack(y) if packing else y, *map(torch.from_numpy, last)]
+    if not core:
+        return outputs, None
+    # The tape reads y again if the caller gets it as it is.
+    return outputs, _tape_tensor(core, layer, x, None if packing or layer.residual else y)
+
+
+def _rows(integers: Integers) -> tuple[Packing | None, Array | None, Array | None]:
+    """How rows are packed, their lengths, and resets."""
+    resets = None if integers.resets is None else view("resets", integers.resets)
+    if integers.batch_sizes is None:
+        lengths = None if integers.lengths is None else view("lengths", integers.lengths)
+        return None, lengths, resets
+    if integers.lengths is not None:
+        raise RuntimeError("lengths: expected None with a PackedSequence, got a tensor")
+    packing = Packing(integers.batch_sizes, integers.order)
+    return packing, packing.lengths, resets
 
 
 def _renamed(message: str) -> str:
@@ -279,10 +302,6 @@ def _renamed(message: str) -> str:
         if message.startswith(core):
             return own + message.removeprefix(core)
     return message
-
-
-def _integers(name: str, tensor: Tensor | None) -> Array | None:
-    return None if tensor is None else view(name, tensor)
 
 
 def run_backward(
@@ -306,15 +325,15 @@ def run_backward(
         assert again is not None
         own = _tapes[again.data_ptr()]
     packing, dy = None, None
-    if integers.batch_sizes is not None:
+    if integers is not NO_INTEGERS and integers.batch_sizes is not None:
         packing = Packing(integers.batch_sizes, integers.order)
     if not setup.is_step:
         of_y, *gradients = gradients
         if of_y is not None:
             dy = view("grad of output", packing.pad(of_y.detach()) if packing else of_y)
-    dstate = tuple(None if g is None else view("grad of hx", g) for g in gradients)
+    dstate = tuple([None if g is None else view("grad of hx", g) for g in gradients])
     if setup.is_step:
-        dstate = tuple(None if g is None else g[None] for g in dstate)
+        dstate = tuple([None if g is None else g[None] for g in dstate])
     follow_threads()
     of_params, dx, first, *_ = own.stack.backward(
         params, own.core, dy, dstate, setup.clip, False, 0.0
@@ -325,5 +344,7 @@ def run_backward(
         of_x = packing.pack(torch.from_numpy(dx))
     else:
         of_x = torch.from_numpy(dx[0] if setup.is_step else dx)
+    if not states:
+        return [of_x, *map(torch.from_numpy, of_params.values())]
     of_states = [torch.from_numpy(g[0] if setup.is_step else g) for g in first]
-    return [of_x, *of_states[: len(states)], *map(torch.from_numpy, of_params.values())]
+    return [of_x, *of_states, *map(torch.from_numpy, of_params.values())]

@@ -13,12 +13,23 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import layers
 from ..clip import Clip
 from ..layers.base import NO_CLIP, _Layer
-from .calls import DTYPES, Arrays, Integers, Setup, described, layer_of, run_forward, view
-from .operators import Recurrence, TransformedRecurrence, forward, infer
+from .calls import (
+    DTYPES,
+    NO_INTEGERS,
+    Arrays,
+    Integers,
+    Setup,
+    described,
+    layer_of,
+    run_forward,
+    view,
+)
+from .operators import Call, TransformedRecurrence, apply, forward, infer
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
 
-PLAIN = {Tensor, torch.nn.Parameter}
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
+NO_BOUNDS = NO_CLIP.bounds()
 
 
 class _Calls(torch.nn.Module):
@@ -95,7 +106,7 @@ class _Calls(torch.nn.Module):
         self,
         input: Tensor,
         states: tuple[Tensor, ...],
-        integers: Integers = Integers(),  # noqa: B008  a constant
+        integers: Integers = NO_INTEGERS,
         batch_first: bool = False,
         is_step: bool = False,
         dropout: float = 0.0,
@@ -103,9 +114,10 @@ class _Calls(torch.nn.Module):
     ) -> Any:
         """Call the core; the outputs as a sequence of tensors."""
         weights = self._weights()
-        dtype = weights[0].dtype
+        weight = weights[0]
+        dtype = weight.dtype
         if dtype not in DTYPES:
-            self._refuse_dtype(weights[0])
+            self._refuse_dtype(weight)
         if input.dtype is not dtype and torch.is_autocast_enabled("cpu"):
             input = input.to(dtype)
         if states and states[0].dtype is not dtype and torch.is_autocast_enabled("cpu"):
@@ -114,30 +126,45 @@ class _Calls(torch.nn.Module):
             if not 0 <= dropout < 1:
                 raise ValueError(f"dropout: expected a number from 0 to below 1, got {dropout}")
             integers = integers._replace(seed=torch.randint(2**63 - 1, (), device="cpu"))
-        clip = (self.clip or NO_CLIP).bounds()
+        clip = NO_BOUNDS if self.clip is None else self.clip.bounds()
         setup = Setup(self._descriptions[dtype], batch_first, is_step, dropout, draws, clip)
         tensors = (input, *states, *weights)
-        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if _is_traced(tensors):
-            if torch._C._get_tracing_state() is None:  # else sizes are tensors
-                self._refuse(input, states, integers)
-                self._refuse_others(input, states, weights[0])
-            operator = forward if keep else infer
-            outputs = operator(*setup, *integers, input, list(states), weights)
-            return outputs[:-1] if keep else outputs
+        keep = torch.is_grad_enabled() and (
+            weight.requires_grad or any(t.requires_grad for t in tensors)
+        )
+        if _is_traced() or not PLAIN.issuperset(map(type, tensors)):
+            return self._trace(setup, integers, input, states, weights, keep)
         try:
-            if torch._C._are_functorch_transforms_active():
-                function: Any = TransformedRecurrence
-            elif keep:
-                function = Recurrence
-            else:
+            if not keep:
                 params = self._arrays.of(layer_of(setup.layer).names, weights)
                 return run_forward(setup, integers, params, input, states, False)[0]
-            return function.apply(setup, integers, self._arrays, len(states), *tensors)[:-1]
+            return apply(Call(setup, integers, self._arrays, len(states)), *tensors)[:-1]
         except RuntimeError:
+            if any(t.is_meta for t in tensors):
+                return self._trace(setup, integers, input, states, weights, keep)
+            self._refuse(input, states, integers)
+            self._refuse_others(input, states, weight)
+            raise
+
+    def _trace(
+        self,
+        setup: Setup,
+        integers: Integers,
+        input: Tensor,
+        states: tuple[Tensor, ...],
+        weights: list[Tensor],
+        keep: bool,
+    ) -> Any:
+        """Call an operator, or a function that transforms can take apart."""
+        if torch._C._get_tracing_state() is None:  # else sizes are tensors
             self._refuse(input, states, integers)
             self._refuse_others(input, states, weights[0])
-            raise
+        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+            call = Call(setup, integers, self._arrays, len(states))
+            return TransformedRecurrence.apply(call, input, *states, *weights)[:-1]
+        operator = forward if keep else infer
+        outputs = operator(*setup, *integers, input, list(states), weights)
+        return outputs[:-1] if keep else outputs
 
     def _refuse_others(self, input: Tensor, states: tuple[Tensor, ...], weight: Tensor) -> None:
         """Raise if tensors are of another dtype than the parameters, or on another device."""
@@ -150,13 +177,13 @@ class _Calls(torch.nn.Module):
                 raise RuntimeError(f"{name}: {expected}, got {t.dtype} on {t.device}")
 
 
-def _is_traced(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether PyTorch records the call, or runs it on tensors without memory."""
+def _is_traced() -> bool:
+    """Whether PyTorch records or transforms the call."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or any(type(t) not in PLAIN or t.is_meta for t in tensors)
     )
 
 
@@ -254,7 +281,9 @@ class _DropIn(_Calls, torch.nn.RNNBase):
             y, *last = self._run(data, states, integers, dropout=dropout)
             y = PackedSequence(y, batch_sizes, order, restore)
         else:
-            integers = Integers(lengths, resets)
+            integers = NO_INTEGERS
+            if lengths is not None or resets is not None:
+                integers = Integers(lengths, resets)
             y, *last = self._run(input, states, integers, self.batch_first, dropout=dropout)
         return y, tuple(last) if carries else last[0]
 
@@ -733,7 +762,9 @@ class Recurrent(_Calls):
             y, *last = self._run(data, states, integers, dropout=dropout, draws=draws)
             y = PackedSequence(y, batch_sizes, order, restore)
         else:
-            integers = Integers(lengths, resets)
+            integers = NO_INTEGERS
+            if lengths is not None or resets is not None:
+                integers = Integers(lengths, resets)
             y, *last = self._run(
                 input, states, integers, self.batch_first, dropout=dropout, draws=draws
             )

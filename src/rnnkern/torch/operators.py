@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .calls import Arrays, Integers, Setup, layer_of, run_backward, run_forward
 
-__all__ = ["Recurrence", "TransformedRecurrence", "forward", "infer"]
+__all__ = ["Call", "TransformedRecurrence", "apply", "forward", "infer"]
 
 
 # ---- eager -------------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """What a function gets besides tensors."""
+
+    setup: Setup
+    integers: Integers
+    arrays: Arrays
+    states: int  # how many of the tensors behind x
 
 
 class TransformedRecurrence(torch.autograd.Function):
     """A call under the transforms of torch.func, which need a function in two parts."""
 
     @staticmethod
-    def forward(
-        setup: Setup, integers: Integers, arrays: Arrays, states: int, x: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(call: Call, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        setup, integers, arrays, states = call
         params = arrays.of(layer_of(setup.layer).names, tensors[states:])
         outputs, tape = run_forward(setup, integers, params, x, tensors[:states], True)
         return (*outputs, tape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.setup, ctx.integers, ctx.arrays, ctx.states, x, *tensors = inputs
-        ctx.mark_non_differentiable(output[-1])
+        ctx.call = call = inputs[0]
+        tape = output[-1]
+        ctx.mark_non_differentiable(tape)
         ctx.set_materialize_grads(False)
-        y = read_again(ctx.setup, ctx.integers, output)
-        ctx.save_for_backward(output[-1], y, x, *tensors)
+        ctx.save_for_backward(tape, read_again(call.setup, call.integers, output), *inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        arguments = ctx.setup, ctx.integers, ctx.arrays, ctx.states, *ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True, as in each transform
-            return None, None, None, None, *Gradient.apply(*arguments, *gradients[:-1])
-        return None, None, None, None, *Gradient.forward(*arguments, *gradients[:-1])
+            return None, *Gradient.apply(ctx.call, *ctx.saved_tensors, *gradients[:-1])
+        return None, *Gradient.forward(ctx.call, *ctx.saved_tensors, *gradients[:-1])
 
 
 class Recurrence(TransformedRecurrence):
@@ -54,6 +61,10 @@ class Recurrence(TransformedRecurrence):
     setup_context = torch.autograd.Function.setup_context
 
 
+# Without the part of `apply` that is about transforms, which takes as long as the rest of it.
+apply = super(torch.autograd.Function, Recurrence).apply
+
+
 def read_again(setup: Setup, integers: Integers, output: Any) -> Any:
     """The y that the tape reads in backward; it is saved, so that autograd sees if it changes."""
     if setup.is_step or integers.batch_sizes is not None or layer_of(setup.layer).residual:
@@ -66,20 +77,17 @@ class Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        setup: Setup,
-        integers: Integers,
-        arrays: Arrays,
-        states: int,
-        tape: Tensor,
-        y: Tensor | None,
-        x: Tensor,
-        *tensors: Tensor | None,
+        call: Call, tape: Tensor, y: Tensor | None, x: Tensor, *tensors: Any
     ) -> tuple[Tensor, ...]:
+        setup, integers, arrays, states = call
         names = layer_of(setup.layer).names
-        weights, gradients = tensors[states:][: len(names)], tensors[states + len(names) :]
-        params = arrays.of(names, weights)
-        first = tensors[:states]
-        return tuple(run_backward(setup, integers, params, x, first, tape, y, list(gradients)))
+        last = states + len(names)
+        params = arrays.of(names, tensors[states:last])
+        return tuple(
+            run_backward(
+                *(setup, integers, params, x, tensors[:states], tape, y, list(tensors[last:]))
+            )
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
