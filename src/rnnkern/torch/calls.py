@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import _core
+from ..inference import OUTPUTS, TAPE
 from ..layers.base import NO_CLIP
 from ..pickles import LayerStack
 
@@ -267,7 +268,7 @@ def run_forward(
             lengths,
             resets,
             setup.batch_first and not packing,
-            keep,
+            TAPE if keep else OUTPUTS,
             False,  # autograd's version counters see what changes
             0,
             (setup.dropout, seeds, 0, setup.draws),
