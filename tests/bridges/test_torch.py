@@ -12,11 +12,8 @@ import sys
 import threading
 import warnings
 
-import pytest
-
-pytest.importorskip("torch", reason="the framework of this bridge")
-
 import numpy as np
+import pytest
 import torch
 from helpers import MAKERS, assert_close, make_layer
 from torch.nn.utils import parametrize
@@ -857,6 +854,18 @@ def test_threads_follow_pytorch():
 
 def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("order", ["torch, rnnkern", "rnnkern, torch"])
+def test_one_openmp(order):
+    """One pool of threads for both: none of PyTorch's spins beside the core's."""
+    done = python(
+        f"import {order}\n"
+        "torch.mm(torch.ones(300, 300), torch.ones(300, 300))\n"
+        "lines = open('/proc/self/maps').read().splitlines()\n"
+        "print(len({line.split()[-1] for line in lines if 'libgomp' in line}))"
+    )
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_imports():

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 
-import pytest
-
-pytest.importorskip("torch", reason="the framework of this bridge")
-
 import numpy as np
+import pytest
 import torch
 from helpers import make_layer
 from torch._subclasses.fake_tensor import FakeTensorMode

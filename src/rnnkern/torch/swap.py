@@ -104,6 +104,14 @@ def restore(module: torch.nn.Module) -> list[str]:
     ------
     TypeError
         If `module` is no module.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rnnkern as rk, rnnkern.torch
+    >>> gru = rk.torch.GRU(3, 5)
+    >>> rk.torch.restore(gru), type(gru) is torch.nn.GRU
+    ([''], True)
     """
     _check(module)
     restored = []
