@@ -319,6 +319,11 @@ def test_no_copies():
         assert (other.params["weight_hh_l0"] == 0.5).all()
     assert np.array_equal(module(x)[0].detach(), module.as_layer()(x.numpy())[0])
     assert module.double().as_layer().dtype == np.float64
+    seen = []
+    hooks = [p.register_hook(lambda g: seen.append(g.data_ptr())) for p in module.parameters()]
+    module(x.double())[0].sum().backward()
+    assert sorted(seen) == sorted(p.grad.data_ptr() for p in module.parameters())
+    assert len(hooks) == 4
     big = np.zeros((100, 100, 100), np.float32)
     big.flags.writeable = False
     assert calls.as_tensor(big).data_ptr() == big.ctypes.data

@@ -43,6 +43,7 @@ class _Calls(torch.nn.Module):
     _names: tuple[str, ...]  # of the parameters, in the core's order
     _descriptions: dict[torch.dtype, str]
     _arrays: Arrays
+    batch_first: bool  # of those that take sequences
 
     def _prepare(self) -> None:
         raise NotImplementedError
@@ -145,6 +146,29 @@ class _Calls(torch.nn.Module):
             self._refuse(input, states, integers)
             self._refuse_others(input, states, weight)
             raise
+
+    def _run_sequence(
+        self,
+        input: Tensor | PackedSequence,
+        states: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        dropout: float,
+        draws: bool = False,
+    ) -> tuple[Any, Any]:
+        """Call the core on sequences: the outputs, packed as the input is, and the last states."""
+        if not isinstance(input, PackedSequence):
+            integers = NO_INTEGERS
+            if lengths is not None or resets is not None:
+                integers = Integers(lengths, resets)
+            y, *last = self._run(
+                input, states, integers, self.batch_first, dropout=dropout, draws=draws
+            )
+            return y, last
+        data, batch_sizes, order, restore = input
+        integers = Integers(lengths, resets, batch_sizes, order)
+        y, *last = self._run(data, states, integers, dropout=dropout, draws=draws)
+        return PackedSequence(y, batch_sizes, order, restore), last
 
     def _trace(
         self,
@@ -275,16 +299,7 @@ class _DropIn(_Calls, torch.nn.RNNBase):
         carries = self.mode == "LSTM"
         states = () if hx is None else tuple(hx) if carries else (hx,)
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
-        if isinstance(input, PackedSequence):
-            data, batch_sizes, order, restore = input
-            integers = Integers(lengths, resets, batch_sizes, order)
-            y, *last = self._run(data, states, integers, dropout=dropout)
-            y = PackedSequence(y, batch_sizes, order, restore)
-        else:
-            integers = NO_INTEGERS
-            if lengths is not None or resets is not None:
-                integers = Integers(lengths, resets)
-            y, *last = self._run(input, states, integers, self.batch_first, dropout=dropout)
+        y, last = self._run_sequence(input, states, lengths, resets, dropout)
         return y, tuple(last) if carries else last[0]
 
     def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
@@ -756,16 +771,5 @@ class Recurrent(_Calls):
         states = () if hx is None else (hx,) if one else tuple(hx)
         dropout = self.dropout if self.training else 0.0
         draws = self.training and self._is_noisy
-        if isinstance(input, PackedSequence):
-            data, batch_sizes, order, restore = input
-            integers = Integers(lengths, resets, batch_sizes, order)
-            y, *last = self._run(data, states, integers, dropout=dropout, draws=draws)
-            y = PackedSequence(y, batch_sizes, order, restore)
-        else:
-            integers = NO_INTEGERS
-            if lengths is not None or resets is not None:
-                integers = Integers(lengths, resets)
-            y, *last = self._run(
-                input, states, integers, self.batch_first, dropout=dropout, draws=draws
-            )
+        y, last = self._run_sequence(input, states, lengths, resets, dropout, draws)
         return y, last[0] if one else tuple(last)
