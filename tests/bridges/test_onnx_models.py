@@ -355,7 +355,11 @@ def test_of_a_file_and_the_models_own_copy(tmp_path):
     want = rk.onnx.load(model).run(feeds)
     for path in (tmp_path / "gru.onnx", str(tmp_path / "gru.onnx")):
         assert np.array_equal(rk.onnx.load(path).run(feeds)["Y"], want["Y"])
+    constant = helper.make_node("Constant", [], ["one"], value_float=1.0)
+    model.graph.node.insert(0, constant)
+    before = model.SerializeToString()
     loaded = rk.onnx.load(model)
+    assert model.SerializeToString() == before
     model.graph.ClearField("node")
     assert np.array_equal(loaded.run(feeds)["Y"], want["Y"])
 
@@ -415,6 +419,9 @@ def test_save_keeps_what_other_nodes_need(op, tmp_path):
     saved = onnx.load(path)
     onnx.checker.check_model(saved)
     assert [t.name for t in saved.graph.initializer] == ["shift"]
+    for attribute in saved.graph.node[1].attribute:
+        names = {t.name for t in attribute.g.initializer}
+        assert names == {f"choice.{attribute.name}/cell.{weight}" for weight in "WRB"}
     for flag in (True, False):
         given = {**feeds, "flag": np.array(flag)}
         want = loaded.run(given)
@@ -435,6 +442,7 @@ def test_save_of_computed_weights_leaves_out_what_computed_them(tmp_path):
     saved = onnx.load(tmp_path / "saved.onnx")
     assert [node.op_type for node in saved.graph.node] == ["GRU"]
     assert [one.name for one in saved.graph.input] == ["X"]
+    assert saved.ir_version >= 4  # below, initializers must be inputs
     assert np.array_equal(rk.onnx.load(saved).run(feeds)["Y"], loaded.run(feeds)["Y"])
 
 
@@ -491,13 +499,14 @@ def test_a_weight_that_a_loop_changes():
     )
 
 
-def test_a_weight_of_chance():
-    model, _ = problem("RNN")
+@pytest.mark.parametrize("name", ["RandomNormal", "RandomUniformLike", "Bernoulli"])
+def test_a_weight_of_chance(name):
+    model, _ = problem("RNN", opset=15)
     model.graph.node[0].input[1] = "drawn"
-    draw = helper.make_node("RandomNormal", [], ["drawn"], shape=[1, H, I])
-    model.graph.node.insert(0, draw)
+    given = ([], {"shape": [1, H, I]}) if name == "RandomNormal" else (["W"], {})
+    model.graph.node.insert(0, helper.make_node(name, given[0], ["drawn"], **given[1]))
     assert message_of(ValueError, model) == (
-        "Y: W: expected a constant, got one that depends on RandomNormal"
+        f"Y: W: expected a constant, got one that depends on {name}"
     )
 
 
