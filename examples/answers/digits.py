@@ -6,6 +6,7 @@ a pixel, about every second time.
 """
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 from figure import Figure, keep, options
@@ -17,15 +18,23 @@ import rnnkern as rk
 
 H, B = 128, 32
 
-args = options(__doc__)
-pixels, digits = load_digits(return_X_y=True)
-images = (pixels / pixels.max()).astype(np.float32).reshape(-1, 8, 8)
-images, held_images, digits, held_digits = train_test_split(
-    images, digits, test_size=360, stratify=digits, random_state=0
-)
-if args.quick:
-    images, digits = images[:160], digits[:160]
-    held_images, held_digits = held_images[:60], held_digits[:60]
+
+class Digits(NamedTuple):
+    """Images (N, 8, 8) of values from 0 to 1, and their classes (N,)."""
+
+    images: np.ndarray
+    classes: np.ndarray
+
+
+def learnt_and_held(quick: bool) -> tuple[Digits, Digits]:
+    """The digits to learn from, and the 360 that are held out; with `quick` a few of each."""
+    pixels, digits = load_digits(return_X_y=True)
+    images = (pixels / pixels.max()).astype(np.float32).reshape(-1, 8, 8)
+    images, held_images, digits, held_digits = train_test_split(
+        images, digits, test_size=360, stratify=digits, random_state=0
+    )
+    n, held = (160, 60) if quick else (None, None)
+    return Digits(images[:n], digits[:n]), Digits(held_images[:held], held_digits[:held])
 
 
 def moved(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -75,25 +84,32 @@ class Reader:
         return loss, [self.layer.backward(tape, dstate=d_state), of_out]
 
 
-def learn(kind: type[rk.GRU] | type[rk.LSTM], hold: int, epochs: int, lr: float) -> dict:
+def learn(
+    kind: type[rk.GRU] | type[rk.LSTM],
+    given: Digits,
+    held: Digits,
+    hold: int,
+    epochs: int,
+    lr: float,
+) -> dict:
     rng = np.random.default_rng(1)
     reader = Reader(kind, 64 * hold)
     opt = rk.AdamW([reader.layer.params, reader.out.params], lr=lr, weight_decay=0.1)
-    batches = len(digits) // B
-    held_x = sequence(held_images, hold)
+    batches = len(given.images) // B
+    held_x = sequence(held.images, hold)
     losses, right, begin = [], [], time.perf_counter()
     for epoch in range(epochs):
-        order = rng.permutation(len(digits))
+        order = rng.permutation(len(given.images))
         total = 0.0
         for i in range(batches):
             opt.lr = lr * (1 - (epoch + i / batches) / epochs)
             rows = order[i * B : (i + 1) * B]
-            x = sequence(moved(images[rows], rng), hold)
-            loss, grads = reader.gradients(x, digits[rows])
+            x = sequence(moved(given.images[rows], rng), hold)
+            loss, grads = reader.gradients(x, given.classes[rows])
             opt.step(grads, max_norm=1.0)
             total += loss
         losses.append(total / batches)
-        right.append(reader.right(held_x, held_digits))
+        right.append(reader.right(held_x, held.classes))
     seconds = time.perf_counter() - begin
     name = f"{kind.__name__}, T = {64 * hold}"
     print(
@@ -103,22 +119,29 @@ def learn(kind: type[rk.GRU] | type[rk.LSTM], hold: int, epochs: int, lr: float)
     return {"net": name, "loss": losses, "held_out_right": right, "seconds": seconds}
 
 
-figure = Figure(figsize=(10, 4.2), layout="constrained")
-left, right = figure.subplots(1, 2)
-print(f"{'':16}{'epochs':>8}{'loss':>12}{'held out':>14}")
-cases = []
-for hold, epochs in ((1, 3 if args.quick else 50), (10, 1 if args.quick else 15)):
-    for kind in (rk.GRU, rk.LSTM):
-        case = learn(kind, hold, epochs, lr=1e-2)
-        cases.append(case)
-        style = "--" if kind is rk.LSTM else "-"
-        for panel, values in ((left, case["loss"]), (right, case["held_out_right"])):
-            at = np.arange(1, epochs + 1)
-            panel.plot(at, values, style, color="C0" if hold == 1 else "C1", label=case["net"])
-left.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
-right.set(title="Held-out digits", xlabel="epoch", ylabel="share that is right", ylim=(0.3, 1))
-right.axhline(0.95, color="black", lw=0.8, ls=":", label="95 %")
-right.legend()
-for panel in (left, right):
-    panel.grid(alpha=0.3)
-keep(args.out, "digits", figure, {"cases": cases})
+def main() -> None:
+    args = options(__doc__)
+    given, held = learnt_and_held(args.quick)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    print(f"{'':16}{'epochs':>8}{'loss':>12}{'held out':>14}")
+    cases = []
+    for hold, epochs in ((1, 3 if args.quick else 50), (10, 1 if args.quick else 15)):
+        for kind in (rk.GRU, rk.LSTM):
+            case = learn(kind, given, held, hold, epochs, lr=1e-2)
+            cases.append(case)
+            style = "--" if kind is rk.LSTM else "-"
+            for panel, values in ((left, case["loss"]), (right, case["held_out_right"])):
+                at = np.arange(1, epochs + 1)
+                panel.plot(at, values, style, color="C0" if hold == 1 else "C1", label=case["net"])
+    left.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
+    right.set(title="Held-out digits", xlabel="epoch", ylabel="share that is right", ylim=(0.3, 1))
+    right.axhline(0.95, color="black", lw=0.8, ls=":", label="95 %")
+    right.legend()
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+    keep(args.out, "digits", figure, {"cases": cases})
+
+
+if __name__ == "__main__":
+    main()
