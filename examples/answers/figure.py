@@ -15,12 +15,17 @@ from matplotlib.figure import Figure  # without pyplot: no display, nothing glob
 from PIL import Image  # which matplotlib brings along
 
 
-def options(doc: str) -> argparse.Namespace:
+def parser(doc: str) -> argparse.ArgumentParser:
     """`quick`: a few seconds, to see that it runs; `out`: the folder for what is written."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds, not minutes: smaller sizes")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture (here)")
-    return parser.parse_args()
+    return parser
+
+
+def options(doc: str) -> argparse.Namespace:
+    """What a script without further options was given."""
+    return parser(doc).parse_args()
 
 
 def medians(
@@ -50,14 +55,19 @@ def medians(
     return {name: median(values) for name, values in taken.items()}
 
 
-def keep(out: Path, name: str, figure: Figure, figures: dict[str, Any]) -> None:
-    """Write `name`.png and, beside it, the figures that the picture shows as `name`.json."""
+def draw_into(out: Path, name: str, figure: Figure) -> None:
+    """Write `name`.png."""
     out.mkdir(parents=True, exist_ok=True)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, bbox_inches="tight")
     # A palette of 256 colours, taken by octree, makes the file a third of the size.
     few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
     few.save(out / f"{name}.png", optimize=True)
+
+
+def keep(out: Path, name: str, figure: Figure, figures: dict[str, Any]) -> None:
+    """Write `name`.png and, beside it, the figures that the picture shows as `name`.json."""
+    draw_into(out, name, figure)
     text = json.dumps(figures, indent=1, default=float)
     (out / f"{name}.json").write_text(text + "\n")
     print(f"wrote {out / name}.png and .json")
