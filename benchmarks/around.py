@@ -10,6 +10,7 @@ is read from that benchmark's results::
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import math
 import os
@@ -286,6 +287,73 @@ def cells(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
+# TiRex-2's sLSTM (B, T, H, heads), by github.com/NX-AI/tirex-2 (conftest.py): 74 patches of 32
+# steps are its whole window, 2048 steps and 320 to come. On a CPU it runs the PyTorch backend of
+# FlashRNN (model/component/flashrnn_slstm.py): at most half of its time is wanted.
+TIREX_SIZES = ((1, 74, 512, 4), (64, 74, 512, 4))
+TIREX_RATIO = 0.5
+
+
+def slstm(settings: Settings) -> list[dict[str, Any]]:
+    """An sLSTM of TiRex-2's sizes beside FlashRNN's, inference."""
+    rk.set_num_threads(1)
+    rows = []
+    for B, T, H, heads in ((2, 10, 64, 4),) if settings["quick"] else TIREX_SIZES:
+        x = np.random.default_rng(0).normal(size=(T, B, H)).astype(np.float32)
+        layer = rk.SLSTM(H, H, heads=heads, seed=0)
+        calls = {"rnnkern": streamed(layer, x)}
+        try:
+            calls["FlashRNN"], version = flash_rnn(layer, x)
+        except ImportError:
+            version = None
+        else:
+            found = {name: one.read(one.run()) for name, one in calls.items()}
+            if wrong := difference(found["FlashRNN"], found["rnnkern"]):
+                sys.exit(f"around: slstm: FlashRNN: {wrong}")
+        case = f"inference {B},{T},{H}, heads: {heads}"
+        rows.append({"case": case, "version": version, "times": medians(calls, settings)})
+    return rows
+
+
+def streamed(layer: Any, x: Any) -> Call:
+    """Inference with weights packed once."""
+    stream, out = layer.stream(x.shape[1]), np.empty((*x.shape[:2], layer.hidden_size), x.dtype)
+
+    def run() -> Any:
+        stream.reset()
+        return stream.run(x, out)
+
+    return Call(run, lambda y: {"y": y.copy()})
+
+
+def flash_rnn(layer: Any, x: Any) -> tuple[Call, str]:
+    """The same layer in FlashRNN, as TiRex-2 uses it on a CPU, and the version."""
+    import flashrnn
+    import torch
+
+    torch.set_num_threads(1)
+    T, B, _ = x.shape
+    heads, width = layer.heads, layer.hidden_size // layer.heads
+    w_ih, r, b = (
+        torch.from_numpy(layer.params[name])
+        for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0")
+    )
+    r, b = r.view(4, heads, width, width), b.view(4, heads, width)
+    inputs = torch.from_numpy(x.swapaxes(0, 1).copy())
+    config = flashrnn.FlashRNNConfig(
+        function="slstm", backend="vanilla", dtype="float32", num_heads=heads, head_dim=width
+    )
+
+    def run() -> Any:
+        products = torch.nn.functional.linear(inputs, w_ih).view(B, T, 4, heads, width)
+        return flashrnn.flashrnn(products, r, b, config=config)[0][0]
+
+    def read(y: Any) -> dict[str, Any]:
+        return {"y": y.reshape(B, T, -1).transpose(0, 1).numpy().copy()}
+
+    return Call(run, read, torch.inference_mode), importlib.metadata.version("flashrnn")
+
+
 # Name: threads, and what measures.
 MEASURED: dict[str, tuple[int, Callable[[Settings], Any]]] = {
     **{
@@ -298,9 +366,11 @@ MEASURED: dict[str, tuple[int, Callable[[Settings], Any]]] = {
     "growth": (1, growth),
     "lengths": (1, lengths),
     "cells": (1, cells),
+    "slstm": (1, slstm),
 }
 SECTIONS = (
     *("memory", "import", "wheel", "threads", "neighbour", "clips", "growth", "lengths", "cells"),
+    "slstm",
 )
 
 
@@ -458,6 +528,19 @@ def cells_lines(found: list[dict[str, Any]]) -> list[str]:
     return table(["cell", "against", "its time", "the other's", "ratio", "target", "met"], rows)
 
 
+def slstm_lines(found: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for row in found:
+        own, theirs = row["times"]["rnnkern"], row["times"].get("FlashRNN")
+        others = ["-"] * 4
+        if theirs:
+            met = "yes" if own / theirs <= TIREX_RATIO * (1 + NOISE) else "**no**"
+            others = [duration(theirs), f"{own / theirs:.2f}", f"<= {TIREX_RATIO:g}", met]
+        rows.append([row["case"], duration(own), *others])
+    version = found[0]["version"] or "not installed"
+    return table(["case", "rnnkern", f"FlashRNN ({version})", "ratio", "target", "met"], rows)
+
+
 LINES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "memory": ("Memory of one training step", memory_lines),
     "import": ("Import", import_lines),
@@ -468,6 +551,7 @@ LINES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "growth": ("Growth of a training step, LSTM, H = 64", growth_lines),
     "lengths": ("Variable lengths, uniform from 1 to T, training", lengths_lines),
     "cells": ("Further cells against the LSTM or GRU of their size, one thread", cells_lines),
+    "slstm": ("The sLSTM at TiRex-2's sizes, one thread", slstm_lines),
 }
 
 
