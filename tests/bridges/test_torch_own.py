@@ -8,9 +8,7 @@ import pytest
 
 pytest.importorskip("expecttest", reason="which PyTorch's tests import")
 
-import numpy as np
 import torch
-from helpers import assert_close
 from torch.testing._internal import common_modules as own
 
 import rnnkern.torch
@@ -25,6 +23,7 @@ CASES = [(name, dtype) for name in NAMES for dtype in DTYPES]
 
 def inputs_of(name, dtype):
     info = next(i for i in own.module_db if i.module_cls is getattr(torch.nn, name))
+    torch.manual_seed(0)
     packed = {"with_packed_sequence": True} if name in ("RNN", "GRU") else {}
     inputs = info.module_inputs_func(
         info, device="cpu", dtype=dtype, requires_grad=True, training=True, **packed
@@ -64,13 +63,9 @@ def test_inputs(name, dtype):
             results.append([*outputs, *(t.grad for t in (*leaves, *module.parameters()))])
         assert len(results[0]) == len(results[1])
         for k, (want, got) in enumerate(zip(*results, strict=True)):
-            if want is None:  # a state that came as None
-                assert got is None
-                continue
-            values = got.detach().numpy(), want.detach().numpy()
-            assert_close(
-                *values, np.float32 if dtype is torch.float32 else np.float64, f"{made} {k}"
-            )
+            # Within what PyTorch's tests of these cases allow: 1.3e-6 of the value and 1e-5 more in
+            # float32, 1e-7 and 1e-7 in float64.
+            torch.testing.assert_close(got, want, msg=f"{made.kwargs}: result {k}")
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
