@@ -228,6 +228,7 @@ class Problem:
     dy: Any
     dstate: Any
     resets: Any = None
+    mask: Any = None
     step: int = 0  # of training, from which forward draws its masks
 
     def but(self, **changes):
@@ -235,14 +236,18 @@ class Problem:
 
     def forward(self, layer, **options):
         layer.dropout_step = self.step
-        return layer.forward(self.x, self.state, self.lengths, resets=self.resets, **options)
+        rows = {"lengths": self.lengths, "mask": self.mask, "resets": self.resets}
+        return layer.forward(self.x, self.state, **rows, **options)
 
     def backward(self, layer, tape, clip=None, **options):
         return layer.backward(tape, self.dy, self.dstate, clip, **options)
 
 
-def random_problem(layer, T, B=None, *, state=True, lengths=None, resets=None, seed=0):
-    """Draw a problem; B None is one unbatched row, lengths "random" draws from 0 to T."""
+def random_problem(layer, T, B=None, *, state=True, lengths=None, resets=None, mask=None, seed=0):
+    """Draw a problem; B None is one unbatched row, lengths "random" draws from 0 to T.
+
+    `resets` and `mask` are the shares of steps that are True in them.
+    """
     rng = np.random.default_rng(seed)
     H, P, D = layer.hidden_size, layer.output_size, 1 + layer.bidirectional
 
@@ -272,6 +277,7 @@ def random_problem(layer, T, B=None, *, state=True, lengths=None, resets=None, s
         dy=sequence(D * P),
         dstate=states() if state else None,
         resets=None if resets is None else rng.random(shape) < resets,
+        mask=None if mask is None else rng.random(shape) < mask,
     )
 
 
@@ -377,12 +383,18 @@ def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
         return a[:, 0] if unbatched else sequence(a)
 
     resets = None if problem.resets is None else sequence(problem.resets)
+    mask = None if problem.mask is None else sequence(problem.mask)
     x, first = sequence(problem.x), state_in(problem.state)
 
     def forward(masks=None, noise=None):
-        return reference.forward(config, params, x, first, problem.lengths, masks, resets, noise)
+        rows = problem.lengths, masks, resets, noise, mask
+        return reference.forward(config, params, x, first, *rows)
 
-    y, state, tape = forward(masks, noise_of(layer, *x.shape[:2], problem.step))
+    noise = noise_of(layer, *x.shape[:2], problem.step)
+    if noise and mask is not None:  # which goes by a row's real steps
+        place = np.cumsum(mask, axis=0)[:, :, None] - 1
+        noise = [{n: np.take_along_axis(v, place, 0) for n, v in of.items()} for of in noise]
+    y, state, tape = forward(masks, noise)
     inferred_y, inferred_state, _ = forward()
     dy = None if problem.dy is None else sequence(problem.dy)
     grads = reference.backward(

@@ -166,6 +166,7 @@ def test_masked_arrays_are_refused_everywhere():
         "state": lambda: layer(x, masked(h)),
         "lengths": lambda: layer(x, None, masked(lengths)),
         "resets": lambda: layer.forward(x, resets=masked(resets)),
+        "mask ": lambda: layer.forward(x, mask=masked(resets)),
         "dy": lambda: layer.backward(tape, masked(y)),
         "dstate": lambda: layer.backward(tape, None, masked(h)),
         r"params\['bias_hh_l0'\]": with_masked_params,

@@ -157,7 +157,7 @@ def use(blank, name):
     """Read a property, or call a method with arguments of the right number and types."""
     found = getattr(blank, name)
     arguments = {
-        "forward": ({}, None, None, None, None, False, 0, False, 0, (0.0, [0], 0, False)),
+        "forward": ({}, *5 * (None,), False, 0, False, 0, (0.0, [0], 0, False)),
         "pack": ({},),
         "backward": ({}, None, None, None, (1.0, 1.0, 1.0, 1.0), False, 0.0),
         "step": (np.zeros((1, 3), np.float32),),
@@ -208,7 +208,7 @@ def test_a_layer_stack_refuses_batch_first_with_an_ensemble(dtype):
     with pytest.raises(ValueError, match="batch_first: expected False with an ensemble, got True"):
         layer._stack.forward(
             layer.params,
-            *(x, None, None, None, True, 0, False, 0),
+            *(x, None, None, None, None, True, 0, False, 0),
             (0.0, layer._dropout_seeds, 0, False),
         )
 
@@ -220,7 +220,7 @@ def test_a_layer_stack_takes_its_own_weights_alone():
 
     def call(weights, wanted=0):
         return layer._stack.forward(
-            weights, *(x, None, None, None, False, wanted, False, 0), (0.0, [0], 0, False)
+            weights, *(x, None, None, None, None, False, wanted, False, 0), (0.0, [0], 0, False)
         )
 
     assert bits(call(layer._stack.pack(layer.params))[0]) == bits(layer(x)[0])
@@ -259,10 +259,11 @@ def test_an_empty_batch_of_any_length_returns_at_once(kind, batch_first):
     layer = make_layer(kind, 3, 4, num_layers=2, batch_first=batch_first)
     shape = (0, T) if batch_first else (T, 0)
     begin = time.perf_counter()
-    for options in ({}, {"checkpoint": 1000}):
+    for options in ({}, {"checkpoint": 1000}, {"mask": np.empty(shape, bool)}):
+        rows = {} if "mask" in options else {"lengths": np.empty(0, np.int64)}
         y, _, tape = layer.forward(
             np.empty((*shape, layer.input_size), np.float32),
-            lengths=np.empty(0, np.int64),
+            **rows,
             resets=np.empty(shape, bool),
             **options,
         )

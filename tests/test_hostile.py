@@ -917,6 +917,13 @@ def change_in_a_call():
     return arrays, lambda: frozen(layer(p.x, p.state, p.lengths, resets=p.resets))
 
 
+def change_masks_in_a_call():
+    layer, p = gru_in_views()
+    p = p.but(mask=(~p.resets)[...], lengths=None)
+    arrays = {"x": p.x, "mask": p.mask, "resets": p.resets}
+    return arrays, lambda: frozen(layer(p.x, mask=p.mask, resets=p.resets))
+
+
 def change_in_training():
     """In segments, which take steps of x and of dy one after another."""
     layer, p = gru_in_views()
@@ -1084,6 +1091,7 @@ def change_arrays_in_another_thread(make, seconds=0.02):
 
 CHANGES = (
     change_in_a_call,
+    change_masks_in_a_call,
     change_in_training,
     change_in_a_stream,
     change_in_a_loss,
@@ -1457,6 +1465,7 @@ def use_no_rows(kind):
         train_on_no_rows(layer, T, lengths=np.empty(0, int))
         resets = np.empty((0, T) if layer.batch_first else (T, 0), bool)
         train_on_no_rows(layer, T, resets=resets)
+        train_on_no_rows(layer, T, resets=resets, mask=resets)
 
 
 def use_no_ids():

@@ -403,10 +403,14 @@ def rows_of(what):
         return lambda n: layer(x(n), lengths=lengths)
     if what == "resets":
         return lambda n: layer(x(n), lengths=lengths, resets=np.zeros((n, 1), bool))
+    if what == "mask":  # which moves the last step to the front
+        return lambda n: layer(
+            x(n), mask=np.arange(n)[:, None] == n - 1, resets=np.zeros((n, 1), bool)
+        )
     return lambda n: layer.backward(layer.forward(x(n), lengths=lengths)[2], trace=True)
 
 
-@pytest.mark.parametrize("what", ["lengths", "resets", "trace"])
+@pytest.mark.parametrize("what", ["lengths", "resets", "mask", "trace"])
 def test_ctrl_c_ends_the_preparation_of_rows(what):
     use, sent = rows_of(what), []
     n = size_of(HALF, use)

@@ -404,7 +404,7 @@ class Sequences(RuleBasedStateMachine):
     def begin(self, kind, dtype, flags, optimizer):
         """One of each is always there."""
         self.make_a_layer(kind, (3, 4, 2), dtype, flags, "uniform")
-        self.go_forward(0, True, 5, 2, "plain", "plain", "ragged", None)
+        self.go_forward(0, True, 5, 2, "plain", "plain", "ragged", None, None)
         self.make_an_optimizer(0, optimizer, "alone" if flags & 1 else "another")
         if not flags & 1:
             self.make_a_stream(0, 2)
@@ -603,9 +603,10 @@ class Sequences(RuleBasedStateMachine):
             [None, None, "ragged", "zeros", *HEADER],
             ["long", "negative", "floats", "short", "text"],
         ),
+        mask=often([None, None, None, "gaps", "view"], ["floats", "short", "text"]),
         checkpoint=often([None, None, None, 2, "sqrt"], [0, True, "all"]),
     )
-    def go_forward(self, i, training, steps, rows, x, state, lengths, checkpoint):
+    def go_forward(self, i, training, steps, rows, x, state, lengths, mask, checkpoint):
         net = self.nets[i % len(self.nets)]
         layer = net.layer
         batch = () if rows is None else (rows,)
@@ -616,7 +617,9 @@ class Sequences(RuleBasedStateMachine):
         state, right_state = self.state_of(state, net, batch)
         lengths, right_lengths = self.lengths_of(lengths, steps, rows, x)
         changing = isinstance(lengths, Changing)
-        right = right_x and right_state and right_lengths and net.fits()
+        mask, right_mask = self.mask_of(mask, sequence)
+        right = right_x and right_state and right_lengths and right_mask and net.fits()
+        right = right and (lengths is None or mask is None)
         if training and checkpoint is not None:
             right = right and checkpoint in (2, "sqrt") and not layer.bidirectional
         right = right and (layer.dropout_step < 2**64 - 1 or not training)
@@ -626,7 +629,7 @@ class Sequences(RuleBasedStateMachine):
         twin_x = np.array(x, order="C") if right else None
         view = x.view() if right else None
         step_before = layer.dropout_step
-        options = {"checkpoint": checkpoint} if training else {}
+        options = {"mask": mask, **({"checkpoint": checkpoint} if training else {})}
         use = layer.forward if training else layer
         must = right if right or net.fits() else False
         done = self.attempt(
@@ -636,6 +639,7 @@ class Sequences(RuleBasedStateMachine):
             None if changing else x,
             *parts(state),
             lengths,
+            mask,
             changes=lambda name: training and name == id(layer),
         )
         if done is None or not right:
@@ -646,7 +650,7 @@ class Sequences(RuleBasedStateMachine):
 
         def use_twin():
             if not training:
-                return twin(twin_x, state, plain)
+                return twin(twin_x, state, plain, **options)
             y, last, tape = twin.forward(twin_x, state, plain, **options)
             twin_tape.append(tape)
             return y, last
@@ -660,6 +664,20 @@ class Sequences(RuleBasedStateMachine):
             read = held_by(layer.params)
             one = Forward(net, *tapes, *of_x, y, y.shape, last, checkpoint, read)
             self.forwards = [*self.forwards[-3:], one]
+
+    def mask_of(self, how, sequence):
+        """A mask as `how` says."""
+        if how is None:
+            return None, True
+        gaps = self.rng.random(sequence) < 0.6
+        values = {
+            "gaps": gaps,
+            "view": np.repeat(gaps, 2, axis=0)[::2],
+            "floats": gaps.astype(float),
+            "short": np.zeros((*sequence, 1), bool),
+            "text": "text",
+        }
+        return values[how], how in ("gaps", "view")
 
     def lengths_of(self, how, steps, rows, x):
         """Lengths as `how` says; those that change a part of x's header are right, too."""

@@ -67,40 +67,60 @@ std::optional<std::vector<Index>> lengths_of(const Axes& axes, const py::object&
 
 using Flags = py::array_t<bool, py::array::c_style | py::array::forcecast>;
 
-// A copy of the resets, C-contiguous.
-std::optional<Flags> resets_of(const Axes& axes, const py::object& resets) {
-  if (resets.is_none()) return std::nullopt;
-  const py::array a = py::array::ensure(resets);
+// A copy of flags of steps and rows, C-contiguous.
+std::optional<Flags> flags_of(const Axes& axes, const char* name, const py::object& flags) {
+  if (flags.is_none()) return std::nullopt;
+  const py::array a = py::array::ensure(flags);
   if (!a || a.dtype().kind() != 'b')
-    bad_type("resets", "an array of booleans",
-             a ? py::str(a.dtype()) : py::str(py::type::of(resets)));
+    bad_type(name, "an array of booleans", a ? py::str(a.dtype()) : py::str(py::type::of(flags)));
   const Index T = axes.T, B = axes.B;
-  check_shape("resets", a, !axes.batched ? Shape{T} : axes.batch_first ? Shape{B, T} : Shape{T, B});
+  check_shape(name, a, !axes.batched ? Shape{T} : axes.batch_first ? Shape{B, T} : Shape{T, B});
   return Flags(a.attr("copy")("C"));
 }
 
+// The same as bytes [T + 1, B], each 0 or 1; 0 from a row's length on. A poll that ends it leaves
+// them incomplete.
+std::vector<unsigned char> by_step(const Axes& axes, const Flags& flags, const Index* lengths,
+                                   ThrottledPoll& poll) {
+  const auto* const given = reinterpret_cast<const unsigned char*>(flags.data());
+  const Index steps = axes.B ? axes.T : 0;
+  std::vector<unsigned char> to;
+  to.reserve(static_cast<std::size_t>((steps + 1) * axes.B));
+  for (Index t = 0; t <= steps; ++t)
+    for (Index b = 0; b < axes.B; ++b) {
+      const bool alive = t < (lengths ? lengths[b] : steps);
+      const Index place = axes.batch_first ? b * axes.T + t : t * axes.B + b;
+      to.push_back(alive && given[place] != 0);
+      if (!poll.go_on(1)) return to;
+    }
+  return to;
+}
+
+// Which rows a call computes at which step, as given.
+struct GivenRows {
+  const py::object &lengths, &mask, &resets;
+};
+
 // A tape's schedule and resets. The loops over steps run without the interpreter's lock.
 template <class T>
-void set_rows(TapeOf<T>& tape, const py::object& lengths_given, const py::object& resets_given) {
+void set_rows(TapeOf<T>& tape, const GivenRows& given) {
   const Axes& axes = tape.axes;
   const Index steps = tape.steps(), B = axes.B;
-  const auto lengths = lengths_of(axes, lengths_given);
-  const auto resets = resets_of(axes, resets_given);
+  if (!given.lengths.is_none() && !given.mask.is_none())
+    bad_value("mask", "None with lengths", "an array");
+  const auto lengths = lengths_of(axes, given.lengths);
+  const auto mask = flags_of(axes, "mask", given.mask);
+  const auto resets = flags_of(axes, "resets", given.resets);
   TapeRecord<T>& record = tape.record;
   record.B = B, record.rows = RowSchedule(steps, B);
-  if (!lengths && !resets) return;
-  const auto* const flags =
-      resets ? reinterpret_cast<const unsigned char*>(resets->data()) : nullptr;
+  if (!lengths && !mask && !resets) return;
   unlocked([&](const Interrupt& interrupt) {
     ThrottledPoll poll(interrupt);
     if (lengths) record.rows.assign(steps, *lengths, poll);
-    if (!flags) return;
-    record.resets.reserve(static_cast<std::size_t>(steps * B));
-    for (Index t = 0; t < steps; ++t)
-      for (Index b = 0; b < B; ++b) {
-        record.resets.push_back(flags[axes.batch_first ? b * axes.T + t : t * B + b] != 0);
-        if (!poll.go_on(1)) return;
-      }
+    if (resets) record.resets = by_step(axes, *resets, lengths ? lengths->data() : nullptr, poll);
+    if (!mask || !poll.go_on()) return;
+    const std::vector<unsigned char> real = by_step(axes, *mask, nullptr, poll);
+    if (poll.go_on()) record.set_mask(steps, real, poll);
   });
 }
 
@@ -328,8 +348,9 @@ Packed LayerStack::pack(const py::dict& params) const {
 
 py::tuple LayerStack::forward(const py::object& weights, const py::object& x,
                               const py::object& state, const py::object& lengths,
-                              const py::object& resets, bool batch_first, int wanted,
-                              bool samples_all, Index segment, const py::tuple& dropout) const {
+                              const py::object& mask, const py::object& resets, bool batch_first,
+                              int wanted, bool samples_all, Index segment,
+                              const py::tuple& dropout) const {
   if (wanted < 0 || wanted > static_cast<int>(Wanted::tape))
     bad_value("wanted", "from 0 to 3", std::to_string(wanted));
   ForwardOptions options{batch_first, static_cast<Wanted>(wanted), samples_all, segment, {}};
@@ -339,8 +360,9 @@ py::tuple LayerStack::forward(const py::object& weights, const py::object& x,
   if (static_cast<Index>(options.dropouts.size()) != sizes_.count())
     bad_value("dropout", std::to_string(sizes_.count()) + " seeds",
               std::to_string(options.dropouts.size()));
-  return is_double_ ? run_forward<double>(weights, x, state, lengths, resets, std::move(options))
-                    : run_forward<float>(weights, x, state, lengths, resets, std::move(options));
+  return is_double_
+             ? run_forward<double>(weights, x, state, lengths, mask, resets, std::move(options))
+             : run_forward<float>(weights, x, state, lengths, mask, resets, std::move(options));
 }
 
 py::tuple LayerStack::backward(const py::dict& params, const py::object& tape, const py::object& dy,
@@ -401,7 +423,8 @@ py::list hidden_arrays(const Sizes& s, const Axes& axes, const py::array_t<T>& y
 template <class T>
 py::tuple LayerStack::run_forward(const py::object& weights, const py::object& x_given,
                                   const py::object& state, const py::object& lengths,
-                                  const py::object& resets, ForwardOptions options) const {
+                                  const py::object& mask, const py::object& resets,
+                                  ForwardOptions options) const {
   const Sizes& s = sizes_;
   const GivenWeights<T> given(parameters_, id_, weights);
   const auto found = axes_and_x<T>(s, x_given, options.batch_first);
@@ -416,7 +439,7 @@ py::tuple LayerStack::run_forward(const py::object& weights, const py::object& x
   tape->layer_id = id_, tape->axes = axes, tape->x = x.owner;
   tape->record.sizes = s, tape->record.segment = options.segment;
   tape->record.dropouts = std::move(options.dropouts), tape->record.x = axes.view(x);
-  set_rows(*tape, lengths, resets);
+  set_rows(*tape, GivenRows{lengths, mask, resets});
   if (options.wanted == Wanted::tape) {
     tape->caller_x = bytes_of(py::reinterpret_borrow<py::array>(x_given));
     tape->samples_all = options.samples_all;
@@ -439,7 +462,7 @@ py::tuple LayerStack::run_forward(const py::object& weights, const py::object& x
   unlocked([&](const Interrupt& interrupt) { run.run(interrupt); });
   run.finish();
   if (!arguments.keep) return py::make_tuple(y, last.arrays(), more);
-  if (options.segment == 0 && !s.residual) {
+  if (options.segment == 0 && !s.residual && !tape->record.mask.moves()) {
     // The tape reads it again.
     py::detail::array_proxy(y.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
     tape->y = y;
@@ -563,8 +586,9 @@ void bind_layer(py::module_& m) {
       .def("state_names", method_of(&LayerStack::state_names))
       .def("pack", method_of(&LayerStack::pack), py::arg("params"))
       .def("forward", method_of(&LayerStack::forward), py::arg("weights"), py::arg("x"),
-           py::arg("state"), py::arg("lengths"), py::arg("resets"), py::arg("batch_first"),
-           py::arg("wanted"), py::arg("samples_all"), py::arg("segment"), py::arg("dropout"))
+           py::arg("state"), py::arg("lengths"), py::arg("mask"), py::arg("resets"),
+           py::arg("batch_first"), py::arg("wanted"), py::arg("samples_all"), py::arg("segment"),
+           py::arg("dropout"))
       .def("backward", method_of(&LayerStack::backward), py::arg("params"), py::arg("tape"),
            py::arg("dy"), py::arg("dstate"), py::arg("clip"), py::arg("trace"),
            py::arg("flow_penalty"));

@@ -89,8 +89,9 @@ class LayerStack {
   // dropout: (p, seeds of the members, training step, whether cells draw their noise).
   // -> (y, last states, tape, list of h or None)
   py::tuple forward(const py::object& weights, const py::object& x, const py::object& state,
-                    const py::object& lengths, const py::object& resets, bool batch_first,
-                    int wanted, bool samples_all, Index segment, const py::tuple& dropout) const;
+                    const py::object& lengths, const py::object& mask, const py::object& resets,
+                    bool batch_first, int wanted, bool samples_all, Index segment,
+                    const py::tuple& dropout) const;
 
   // clip: (step_value, step_norm, value, norm).
   // -> (gradients by name, dx, dstate, norm, scale, finite, trace or None)
@@ -103,7 +104,7 @@ class LayerStack {
   std::shared_ptr<const PackedWeights<T>> packed(const py::dict& params) const;
   template <class T>
   py::tuple run_forward(const py::object& weights, const py::object& x, const py::object& state,
-                        const py::object& lengths, const py::object& resets,
+                        const py::object& lengths, const py::object& mask, const py::object& resets,
                         ForwardOptions options) const;
   template <class T>
   py::tuple run_backward(const py::dict& params, const py::object& tape, const py::object& dy,

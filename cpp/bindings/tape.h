@@ -126,6 +126,7 @@ struct TapeOf final : Tape {
         for (std::size_t e = 0; e < members.size(); ++e)
           if (!unsort((members[e].*blocks)[i].get(), static_cast<Index>(e), vectors, to, poll))
             return;
+        spread(to, vectors * record.sizes.H, poll);
       });
       all.append(out);
     }
@@ -155,6 +156,14 @@ struct TapeOf final : Tape {
   std::size_t nbytes() const override {
     return record.bytes() + (y ? static_cast<std::size_t>(py::array(y).nbytes()) : 0);
   }
+  // From the real steps to the caller's, in place; zeros at masked ones.
+  void spread(T* data, Index C, ThrottledPoll& poll) const {
+    const Index E = record.sizes.count(), step = E * axes.B * C;
+    for (Index e = 0; record.mask.moves() && e < E; ++e) {
+      const Sequence<T> member{data + e * axes.B * C, step, C};
+      record.mask.spread(C, member, member, T(0), poll);
+    }
+  }
   py::list gates() const override {
     return each("gates", &Record<T>::saved, record.sizes.info().saved, true);
   }
@@ -170,7 +179,7 @@ struct TapeOf final : Tape {
       unlocked([&](const Interrupt& interrupt) {
         ThrottledPoll poll(interrupt);
         T* to = const_cast<T*>(array.data());
-        for (Index t = 0; t < steps(); ++t)
+        for (Index t = 0; t < record.rows.view().T; ++t)
           for (const Record<T>& member : members) {
             const Sequence<T>& from = member.h[static_cast<std::size_t>(l)];
             for (Index b = 0; b < axes.B; ++b, to += C) {
@@ -178,6 +187,7 @@ struct TapeOf final : Tape {
               if (!poll.go_on(C)) return;
             }
           }
+        spread(const_cast<T*>(array.data()), C, poll);
       });
       all.append(array);
     }

@@ -41,8 +41,9 @@ struct Schedule {
   const Index* order;   // [B] sorted place -> the caller's row
   const Index* count;   // [T] rows alive at step t
   const Index* offset;  // [T + 1] rows alive before step t, summed: where step t's rows start
-  // [T, B] by the caller's row: not 0 where another sequence begins, which sees nothing of the
-  // steps before it; null: nowhere.
+  // [T + 1, B] by the caller's row: not 0 where another sequence begins, which sees nothing of the
+  // steps before it; at a row's end that of the steps behind it, whose state the reverse direction
+  // does not start from. Null: nowhere.
   const unsigned char* resets = nullptr;
 };
 // Steps [from, from + steps) of a schedule, rows in the same order (schedule.cpp).

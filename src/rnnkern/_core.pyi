@@ -63,6 +63,7 @@ class LayerStack:
         x: Array,
         state: tuple[Array | None, ...] | None,
         lengths: Array | None,
+        mask: Array | None,
         resets: Array | None,
         batch_first: bool,
         wanted: int,

@@ -45,6 +45,7 @@ class Inference(Generic[S]):
         state: S | None = None,
         lengths: Array | None = None,
         *,
+        mask: Array | None = None,
         resets: Array | None = None,
         outputs: Literal["all", "last"] = "all",
         hiddens: Literal[False] = False,
@@ -56,6 +57,7 @@ class Inference(Generic[S]):
         state: S | None = None,
         lengths: Array | None = None,
         *,
+        mask: Array | None = None,
         resets: Array | None = None,
         outputs: Literal["all"] = "all",
         hiddens: Literal[True],
@@ -66,6 +68,7 @@ class Inference(Generic[S]):
         state: S | None = None,
         lengths: Array | None = None,
         *,
+        mask: Array | None = None,
         resets: Array | None = None,
         outputs: Literal["all", "last"] = ALL,
         hiddens: bool = False,
@@ -85,10 +88,15 @@ class Inference(Generic[S]):
             zeros, but m of an sLSTM -inf.
         lengths : ndarray of integers, shape (B,), optional
             Each row's number of steps, 0 to T, in any order; what lies behind is never read.
+        mask : ndarray of bool, shape (T, B), laid out as `x`, optional
+            True at real steps; not with `lengths`. At the others, which may be anywhere in a row,
+            the state stays as it is, x is not read, and y and every gradient are zero. A row's
+            results are those of its real steps alone, to the bit, wherever the others are.
         resets : ndarray of bool, shape (T, B), laid out as `x`, optional
             Where another sequence begins in a row. Its steps and those before them do not see each
             other: a fresh state starts there, in both directions. Several short sequences
-            can share a row, and episodes need no loop.
+            can share a row, and episodes need no loop. A reset at a masked step acts too, with
+            `lengths` none behind a row's end.
         outputs : {"all", "last"}
             Which steps' outputs: all, or for each row its last one's alone, without memory for the
             others. A classifier of whole sequences needs no more.
@@ -99,12 +107,12 @@ class Inference(Generic[S]):
         -------
         y : ndarray, shape (T, B, D*P), laid out as `x`; (T, E, B, D*P) for an ensemble
             The last layer's output of every step, directions side by side (h; with ``residual``,
-            plus the layer's input); zero behind a row's end. With ``outputs="last"`` (B, D*P) at
-            the row's own last step, the reverse direction at its own last, the sequence's first;
+            plus the layer's input); zero behind a row's end and at masked steps. With
+            ``outputs="last"`` (B, D*P) at the row's own last real step, the reverse direction at its own last, the sequence's first;
             zero for a row without steps; (E, B, D*P) for an ensemble, (D*P,) for one row.
         state : ndarray or tuple of ndarray
-            The state at each row's own last step (the reverse direction's: at its first), shaped
-            like the initial state.
+            The state at each row's own last real step (the reverse direction's: at its first),
+            shaped like the initial state.
         hiddens : list of ndarray, shaped like y
             With ``hiddens=True``: h of each layer. The last one is y itself, unless ``residual``.
 
@@ -119,6 +127,13 @@ class Inference(Generic[S]):
         >>> y, state = rk.GRU(3, 5, seed=0)(np.zeros((7, 2, 3), np.float32))
         >>> y.shape, state.shape
         ((7, 2, 5), (1, 2, 5))
+
+        Padding in front, as Keras's ``pad_sequences`` makes it, gives what padding behind gives:
+
+        >>> gru, x = rk.GRU(3, 5, seed=0), np.ones((7, 1, 3), np.float32)
+        >>> in_front, behind = np.arange(7)[:, None] >= 3, np.arange(7)[:, None] < 4
+        >>> bool((gru(x, mask=in_front)[0][3:] == gru(x, mask=behind)[0][:4]).all())
+        True
 
         Of a classifier, the last outputs; and what each layer makes of a sequence:
 
@@ -141,6 +156,7 @@ class Inference(Generic[S]):
                 x,
                 split_state("state", state, self._state_names, self._dtype),
                 lengths if lengths is None else unmasked("lengths", lengths),
+                mask if mask is None else unmasked("mask", mask),
                 resets if resets is None else unmasked("resets", resets),
                 self._batch_first,
                 wanted,

@@ -82,7 +82,8 @@ class Tape:
     gates, cells, hiddens : list of ndarray
         What was saved of each layer: the vectors that the cell's backward reads (T, B, n, H), with
         D n for two directions; c (T, B, H), if the cell carries one besides h; h (T, B, D*P).
-        Read-only. A tape with a checkpoint has none of them.
+        Read-only. T steps are the caller's: zeros stand behind a row's end and at masked steps. A
+        tape with a checkpoint has none of them.
     nbytes : int
         Memory that the tape keeps: all of these, y where backward reads it again, initial states;
         without x, which stays the caller's. Rows are padded to whole cache lines.

@@ -65,7 +65,7 @@ struct Problem {
   bool residual;
   bool ragged;
   std::vector<Index> lengths;
-  std::vector<unsigned char> resets;  // [T, B]; none: empty
+  std::vector<unsigned char> resets;  // [T + 1, B]; none: empty
   bool bias, peephole, state, dy, dstate;
   bool keep;      // a tape, and backward
   bool in_place;  // the state's buffer is the initial state's (forward only)
@@ -109,7 +109,8 @@ struct Problem {
       lengths.push_back(draw.one_in(4) ? T : draw.below(T + 1));
     if (draw.one_in(4)) {
       std::uint64_t bits = draw.word();
-      for (Index i = 0; i < T * B; ++i, bits = bits >> 1 | bits << 63) resets.push_back(bits & 1u);
+      for (Index i = 0; i < (T + 1) * B; ++i, bits = bits >> 1 | bits << 63)
+        resets.push_back(bits & 1u);
     }
     bias = !draw.one_in(4), peephole = !draw.one_in(3), state = draw.one_in(2),
     dy = !draw.one_in(4), dstate = draw.one_in(2);

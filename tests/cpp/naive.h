@@ -64,9 +64,7 @@ struct Rows {
   }
   // Whether the state before step t is zero. In reverse, step t + 1 came before.
   bool is_reset(Index t, Index b, bool reverse) const {
-    if (!resets) return false;
-    if (!reverse) return resets[t * B + b] != 0;
-    return t + 1 < length[b] && resets[(t + 1) * B + b] != 0;
+    return resets && resets[(reverse ? t + 1 : t) * B + b] != 0;
   }
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "stack/masked.h"
 #include "stack/steps.h"
 
 namespace rnnkern {
@@ -81,9 +82,9 @@ struct Segments {
 }  // namespace
 
 template <class T>
-Record<T>::Record(const Sizes& s, Index steps, Index B, Index alive, bool keep,
+Record<T>::Record(const Sizes& s, Index steps, Index B, Index alive, bool keep, bool apart,
                   const std::vector<Sequence<T>>& hiddens)
-    : own_last_h_((keep || !hiddens.empty()) && s.residual) {
+    : own_last_h_((keep && (s.residual || apart)) || (!hiddens.empty() && s.residual)) {
   const Index C = s.channels(), Hp = padded_row<T>(s.H);
   const auto sequence = [&] {
     blocks_.push_back(block<T>(steps * B * C));
@@ -123,6 +124,7 @@ std::size_t TapeRecord<T>::bytes() const {
   for (const Record<T>& record : records) sum += record.bytes();
   for (const Block<T>& state : states)
     if (state) sum += state.get_deleter().bytes;
+  if (real_x) sum += real_x.get_deleter().bytes;
   return sum;
 }
 
@@ -300,6 +302,7 @@ struct ForwardRun<T>::Plan {
   const Schedule rows;
   const Segments segments;
   const bool keeps, keeps_all;  // for backward; all of it, and not just states
+  RealSteps<T> x;
   const MemberSequence<T> y;
   const States<const T> first;
   const States<T> last;
@@ -322,6 +325,7 @@ struct ForwardRun<T>::Plan {
         segments(rows.T, to.segment),
         keeps(arguments.keep),
         keeps_all(arguments.keep && to.segment == 0),
+        x(to, to.x, s.I),
         y(arguments.y),
         first(arguments.first),
         last(arguments.last),
@@ -331,12 +335,14 @@ struct ForwardRun<T>::Plan {
         between(segments.length * rows.B * s.channels()),
         dropped(block<T>(to.drops() ? E * between : 0)),
         calls(s) {
+    tape.x = x.sequence();
     if (!packed && segments.count > 1) packed = &own_packed.emplace(use, s);
     for (Index k = 0; k < s.states(); ++k) keep_first_state(k);
     for (Index e = 0; e < E; ++e) {
       std::vector<Sequence<T>> hiddens;
       for (const MemberSequence<T>& h : given.hiddens) hiddens.push_back(h.of(e));
-      records.emplace_back(s, segments.length, rows.B, tape.rows.alive_rows(), keeps_all, hiddens);
+      records.emplace_back(s, segments.length, rows.B, tape.rows.alive_rows(), keeps_all,
+                           tape.mask.moves(), hiddens);
     }
     prepare(0);
     workspace = block<char>(calls.workspaces(use.forward_workspace(calls.of(0))));
@@ -383,6 +389,21 @@ struct ForwardRun<T>::Plan {
       call.dropped = tape.drops() ? dropped.get() + e * between : nullptr;
     }
   }
+
+  // After all segments: y and the layers' h, which stand at the real steps' own places, or of y in
+  // the tape. An output of the last real step alone stays where it is.
+  void spread(ThrottledPoll& poll) const {
+    if (!tape.mask.moves() || given.last_outputs || !y.first.data) return;
+    for (Index e = 0; e < E; ++e) {
+      const Record<T>& record = records[static_cast<std::size_t>(e)];
+      const Sequence<T> to = y.of(e);
+      const bool from_tape = keeps_all && !s.residual;
+      tape.mask.spread(s.channels(), from_tape ? record.h.back() : to, to, T(0), poll);
+      for (const MemberSequence<T>& h : given.hiddens)
+        if (h.first.data != y.first.data)
+          tape.mask.spread(s.channels(), h.of(e), h.of(e), T(0), poll);
+    }
+  }
 };
 
 template <class T>
@@ -396,15 +417,19 @@ void ForwardRun<T>::run(const Interrupt& interrupt) {
   Plan& plan = *plan_;
   ThrottledPoll poll(interrupt);
   if (plan.own_packed) plan.own_packed->pack(plan.given.parameters, poll);
+  plan.x.gather(poll);
   for (Index i = 0; i < plan.segments.count && poll.go_on(); ++i) {
     if (plan.segments.count > 1) plan.prepare(i);  // a single one is already
     plan.calls.forward(plan.use, poll.interrupt(), plan.workspace.get());
   }
+  plan.spread(poll);
+  cut_states(plan.tape, plan.last);
 }
 
 template <class T>
 void ForwardRun<T>::finish() {
   if (plan_->keeps_all) plan_->tape.records = std::move(plan_->records);
+  plan_->tape.real_x = plan_->x.release();
 }
 
 // ---- backward ----------------------------------------------------------------------------------
@@ -418,6 +443,8 @@ struct BackwardRun<T>::Plan {
   const Schedule rows;
   const Segments segments;
   const bool again;  // with segments, forward runs again, from the states before each
+  const RealSteps<T> dy;
+  const LastGradients<T> last;
   const TypedKernels<T>& use;
   const Weights<T> weights;
   std::optional<PackedWeights<T>> packed;  // for several segments
@@ -441,6 +468,8 @@ struct BackwardRun<T>::Plan {
         rows(from.schedule()),
         segments(rows.T, from.segment),
         again(from.segment != 0),
+        dy(from, arguments.dy, s.channels()),
+        last(from, arguments.last),
         use(kernels().of<T>()),
         weights(s, arguments.parameters),
         between(segments.length * rows.B * s.channels()),
@@ -500,7 +529,7 @@ struct BackwardRun<T>::Plan {
       return Sequence<T>{turn[s.L > 2 ? n % 2 : 0].get() + e * between, rows.B * C, C};
     };
     gradient.dx = l == 0 ? from_step(to.dx.of(e), step) : in_turn(l);
-    gradient.dy = l + 1 < s.L ? read_only(in_turn(l + 1)) : from_step(to.dy.of(e), step);
+    gradient.dy = l + 1 < s.L ? read_only(in_turn(l + 1)) : from_step(dy.sequence().of(e), step);
     const StateOffset offset_of{s, rows.B};
     for (Index d = 0; d < s.D; ++d) {
       const Index j = l * s.D + d;
@@ -510,7 +539,7 @@ struct BackwardRun<T>::Plan {
       for (Index k = 0; k < s.states(); ++k) {
         const Index at = offset_of(k, j, e);
         direction.first[k] = to.first.part[k] + at;
-        direction.last[k] = first_to_run ? offset(to.last.part[k], at) : direction.first[k];
+        direction.last[k] = first_to_run ? offset(last.states().part[k], at) : direction.first[k];
       }
       direction.trace = trace_of(e, j, step);
       direction.scale = again ? scale.get() + (j * E + e) * rows.B : nullptr;
@@ -522,6 +551,23 @@ struct BackwardRun<T>::Plan {
     const Trace& all = to.trace;
     return {offset(all.dh, at), offset(all.dh_before, at), offset(all.dc_before, at),
             offset(all.scale, at), offset(all.clipped, at)};
+  }
+
+  // After all segments: dx and the trace, which stand at the real steps' own places.
+  void spread(ThrottledPoll& poll) const {
+    if (!tape.mask.moves()) return;
+    for (Index e = 0; e < E; ++e) {
+      const Sequence<T> dx = to.dx.of(e);
+      tape.mask.spread(s.I, dx, dx, T(0), poll);
+      for (Index j = 0; j < s.L * s.D; ++j) {
+        const Trace trace = trace_of(e, j, 0);
+        for (double* values :
+             {trace.dh, trace.dh_before, trace.dc_before, trace.scale, trace.clipped}) {
+          const Sequence<double> all{values, rows.B, 1};
+          if (values) tape.mask.spread(1, all, all, values == trace.scale ? 1.0 : 0.0, poll);
+        }
+      }
+    }
   }
 };
 
@@ -536,11 +582,13 @@ void BackwardRun<T>::run(const Interrupt& interrupt) {
   Plan& plan = *plan_;
   ThrottledPoll poll(interrupt);
   if (plan.packed) plan.packed->pack(plan.to.parameters, poll);
+  plan.dy.gather(poll);
   for (Index i = plan.segments.count - 1; i >= 0 && poll.go_on(); --i) {
     if (plan.segments.count > 1) plan.prepare(i);  // a single one is already
     if (plan.again) plan.forward.forward(plan.use, poll.interrupt(), plan.workspace.get());
     plan.backward.backward(plan.use, poll.interrupt(), plan.workspace.get(), plan.norms.data());
   }
+  plan.spread(poll);
 }
 
 template <class T>

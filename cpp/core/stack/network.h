@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "stack/mask.h"
 #include "stack/schedule.h"
 #include "threads/memory.h"
 #include "threads/runtime.h"
@@ -105,8 +106,9 @@ struct Record {
   std::vector<Block<T>> moments;                    // the same
 
   // alive: rows alive at all of the steps. keep: for backward; otherwise two buffers in turns stand
-  // between the layers. hiddens: [L] where h goes, or empty.
-  Record(const Sizes& s, Index steps, Index B, Index alive, bool keep,
+  // between the layers. apart: what is kept of the last layer's h is not to be y. hiddens: [L] where
+  // h goes, or empty.
+  Record(const Sizes& s, Index steps, Index B, Index alive, bool keep, bool apart = false,
          const std::vector<Sequence<T>>& hiddens = {});
   // Where the last layer's output goes.
   void set_y(const Sequence<T>& y);
@@ -123,9 +125,11 @@ struct TapeRecord {
   Sizes sizes{};
   Index B = 0;
   RowSchedule rows;
-  std::vector<unsigned char> resets;  // [T, B], empty for none
+  std::vector<unsigned char> resets;  // [T + 1, B], empty for none
+  StepMask mask;                      // where the caller has these steps, if some were masked
   std::vector<Dropout> dropouts;      // member by member
-  MemberSequence<const T> x{};
+  MemberSequence<const T> x{};        // the caller's, or from forward on `real_x`
+  Block<T> real_x;                    // [E, T, B, I] the real steps of x, where the mask moves them
   // All that backward needs, member by member; or, with a segment of so many steps, the states
   // before each.
   std::vector<Record<T>> records;
@@ -133,6 +137,14 @@ struct TapeRecord {
   Block<T> states[kMostStates];  // [segments, L * D, E, B, width], the first the initial states;
                                  // null: fresh ones
 
+  // The schedule of the real steps, of `steps`; `resets` as the caller has them become theirs.
+  // A poll that ends it leaves the record unusable.
+  void set_mask(Index steps, const std::vector<unsigned char>& real, ThrottledPoll& poll) {
+    mask.assign(steps, B, real.data(), resets.empty() ? nullptr : resets.data(), poll);
+    if (!poll.go_on()) return;
+    rows.assign(mask.steps(), mask.lengths(), poll);
+    resets = mask.resets();
+  }
   Schedule schedule() const {
     Schedule s = rows.view();
     if (!resets.empty()) s.resets = resets.data();

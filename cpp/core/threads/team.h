@@ -92,13 +92,10 @@ inline Index rows_before(const Schedule& s, Index t) {
   return s.offset ? s.offset[t] - s.offset[0] : t * s.B;
 }
 
-// Whether the state before step t, in the direction's order of steps, is zero, because another
-// sequence begins or, on the way back, ended there.
+// Whether the state before step t, in the direction's order of steps, is a fresh one, because
+// another sequence begins or, on the way back, ended there.
 inline bool is_reset(const Schedule& s, Index t, Index r, bool reverse) {
-  if (!s.resets) return false;
-  const Index begins = reverse ? t + 1 : t;
-  if (reverse && (begins == s.T || r >= alive_at(s, begins))) return false;
-  return s.resets[begins * s.B + row_of(s, r)] != 0;
+  return s.resets && s.resets[(reverse ? t + 1 : t) * s.B + row_of(s, r)] != 0;
 }
 
 // Which part of a layer a thread works on: a direction, some of its rows, some of its units.

@@ -338,6 +338,7 @@ class _Layer(Inference[S]):
         state: S | None = None,
         lengths: Array | None = None,
         *,
+        mask: Array | None = None,
         resets: Array | None = None,
         checkpoint: int | Literal["sqrt"] | None = None,
     ) -> tuple[Array, S, Tape]:
@@ -345,7 +346,7 @@ class _Layer(Inference[S]):
 
         Parameters
         ----------
-        x, state, lengths, resets
+        x, state, lengths, mask, resets
             As in calling the layer. `x` is not copied: leave it, and the parameters, as they are
             until backward is done.
         checkpoint : int or "sqrt", optional
@@ -373,7 +374,8 @@ class _Layer(Inference[S]):
         Notes
         -----
         With dropout, zoneout or recurrent dropout, each call draws fresh masks, a function of the
-        layer's seed and of ``dropout_step``, which counts these calls and can be set.
+        layer's seed and of ``dropout_step``, which counts these calls and can be set. Masked steps
+        are not counted: the n-th real step of a row has the dropout masks of step n.
 
         References
         ----------
@@ -395,6 +397,7 @@ class _Layer(Inference[S]):
                 x,
                 split_state("state", state, self._state_names, self._dtype),
                 lengths if lengths is None else unmasked("lengths", lengths),
+                mask if mask is None else unmasked("mask", mask),
                 resets if resets is None else unmasked("resets", resets),
                 self._batch_first,
                 TAPE,
@@ -443,7 +446,7 @@ class _Layer(Inference[S]):
             Of this layer's `forward`. Its x and the parameters are read again: change them
             afterwards.
         dy : ndarray, shaped like y, optional
-            dL/dy; zeros if not given. Not read at padding.
+            dL/dy; zeros if not given. Not read at padding and at masked steps.
         dstate : ndarray or tuple of ndarray, optional
             dL/d(final state), shaped like a state; zeros if not given.
         clip : Clip, optional

@@ -36,7 +36,8 @@ State = Array | tuple[Array, ...]
 class Trace(NamedTuple):
     """What a backward pass saw on its way: float64 arrays (L*D, T, B), layer-major, then direction.
 
-    An ensemble's are (L*D, T, E, B). Behind a row's end norms and shares are 0, and `scale` is 1.
+    An ensemble's are (L*D, T, E, B). Behind a row's end, and at masked steps, norms and shares are
+    0, and `scale` is 1.
 
     Attributes
     ----------
@@ -217,7 +218,8 @@ class Gradients(ParameterGradients):
         dL/dp for each of the layer's parameters, under its name, clipped as asked for. Read-only.
     x : ndarray
         dL/dx, shaped like the forward's x, but member by member, (T, E, B, I), for any ensemble;
-        zero at padding. A sum or a multiple has none: each backward has its own x.
+        zero at padding and at masked steps. A sum or a multiple has none: each backward has its own
+        x.
     state : ndarray or tuple of ndarray
         dL/d(initial state), shaped like a state. A sum or a multiple has none.
     norm : float

@@ -266,6 +266,7 @@ def run_forward(
             given[None] if is_step else given,
             first,
             lengths,
+            None,  # PyTorch has no mask
             resets,
             setup.batch_first and not packing,
             TAPE if keep else OUTPUTS,
