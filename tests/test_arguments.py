@@ -176,6 +176,9 @@ def test_masked_arrays_are_refused_everywhere():
         "out": lambda: stream.step(x[0], masked(h[0])),
         "out ": lambda: stream.run(x, out=masked(np.empty((5, 2, H), np.float32))),
         "rows": lambda: stream.reset(masked(np.array([0]))),
+        "mask  ": lambda: stream.step(x[0], mask=masked(np.ones(2, bool))),
+        "rows ": lambda: stream.row_state(masked(np.array([0]))),
+        "rows  ": lambda: stream.set_row_state(masked(np.array([0])), h[:, :1]),
         "x ": lambda: linear(masked(x)),
         "dy ": lambda: linear.backward(
             linear.forward(x)[1], masked(np.zeros((5, 2, H), np.float32))

@@ -162,6 +162,8 @@ def use(blank, name):
         "backward": ({}, None, None, None, (1.0, 1.0, 1.0, 1.0), False, 0.0),
         "step": (np.zeros((1, 3), np.float32),),
         "run": (np.zeros((1, 1, 3), np.float32),),
+        "row_state": ([0],),
+        "set_row_state": ([0], np.zeros((1, 1, 4), np.float32)),
     }
     found(*arguments.get(name, ()))
 

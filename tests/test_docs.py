@@ -224,6 +224,6 @@ def test_the_readmes_example_learns(capsys):
 def test_compiled_methods_have_signatures():
     assert {name.rpartition(".")[2] for name in COMPILED} == {"step", "run"}
     for name in COMPILED:
-        assert str(inspect.signature(PUBLIC[name])) == "(self, /, x, out=None)"
+        assert str(inspect.signature(PUBLIC[name])) == "(self, /, x, out=None, *, mask=None)"
     # The class's own is Python's: pybind11's constructors have none that can be read.
     assert list(inspect.signature(rk.Stream).parameters) == ["frozen", "batch_size"]

@@ -408,7 +408,7 @@ class Sequences(RuleBasedStateMachine):
         self.make_an_optimizer(0, optimizer, "alone" if flags & 1 else "another")
         if not flags & 1:
             self.make_a_stream(0, 2)
-            self.go_on(0, 3, "plain", NOTHING)
+            self.go_on(0, 3, "plain", NOTHING, None)
 
     def draw(self, shape, dtype):
         return self.rng.standard_normal(shape).astype(dtype)
@@ -948,8 +948,9 @@ class Sequences(RuleBasedStateMachine):
             [NOTHING] * 3 + ["plain"] * 3 + ["subclass"],
             [*(set(RIGHT) - {"plain", "subclass", "nan", "fortran", "backward"}), *WRONG, "x"],
         ),
+        mask=often([None, None, "gaps", "view"], ["floats", "short", "text"]),
     )
-    def go_on(self, i, steps, x, out):
+    def go_on(self, i, steps, x, out, mask):
         one = self.streams[i % len(self.streams)]
         I, P = one.layer.layer.input_size, one.layer.layer.output_size
         dtype = one.layer.layer.dtype
@@ -962,17 +963,23 @@ class Sequences(RuleBasedStateMachine):
             right_out = right_out and (out is None or out.flags.carray)
         use = one.stream.step if steps is None else one.stream.run
         overlaps = out is x
-        right = right_x and right_out and not overlaps
-        if overlaps and (steps == 0 or I == P):
+        mask, right_mask = self.mask_of(mask, lead)
+        right = right_x and right_out and right_mask and not overlaps
+        if overlaps and right_mask and (steps == 0 or I == P):
             right = None  # no memory that could overlap
         done = self.attempt(
-            "go on", right, lambda: use(x, out), x, changes=lambda name: name == id(one)
+            "go on",
+            right,
+            lambda: use(x, out, mask=mask),
+            x,
+            mask,
+            changes=lambda name: name == id(one),
         )
         if done is None:
             return
         assert out is None or done[0] is out
         twin = one.twin.step if steps is None else one.twin.run
-        self.compare("go on", done[0], lambda: twin(np.array(x)))
+        self.compare("go on", done[0], lambda: twin(np.array(x), mask=mask))
         assert bits(one.stream.state) == bits(one.twin.state)
 
     @precondition(lambda self: self.streams)
@@ -1014,6 +1021,36 @@ class Sequences(RuleBasedStateMachine):
         for part, new in zip(state, parts(fresh_like(one.layer.layer, joined(state))), strict=True):
             part[:, some] = new[:, some]
         one.twin.state = joined(state)
+        assert bits(one.stream.state) == bits(one.twin.state)
+
+    @precondition(lambda self: self.streams)
+    @rule(
+        i=INDEX,
+        rows=often([[], [0], "mask"], [[-1], [5], [0, 0], None, "short mask"]),
+        how=often(["plain"], WRONG),
+    )
+    def set_the_state_of_rows(self, i, rows, how):
+        one = self.streams[i % len(self.streams)]
+        right = rows in ([], [0], "mask")
+        if rows in ("mask", "short mask"):
+            rows = (np.arange(one.rows) % 2 == 0)[: None if right else -1]
+        n = np.count_nonzero(rows) if isinstance(rows, np.ndarray) else len(rows or ())
+        state, right_state = self.state_of(how, one.layer, (n,))
+        done = self.attempt(
+            "state of rows",
+            right and right_state,
+            lambda: one.stream.set_row_state(rows, state),
+            rows,
+            *parts(state),
+            changes=lambda name: name == id(one),
+        )
+        if done is None:
+            return
+        assert bits(one.stream.row_state(rows)) == bits(state)
+        twins = [np.array(part) for part in parts(one.twin.state)]
+        for twin, part in zip(twins, parts(state), strict=True):
+            twin[:, rows] = part
+        one.twin.state = joined(twins)
         assert bits(one.stream.state) == bits(one.twin.state)
 
     # ---- attributes and copies -----------------------------------------------------------------
@@ -1208,8 +1245,8 @@ def forward_counts_before_it_is_done(monkeypatch):
 def threads_change_a_bit(monkeypatch):
     right = rk.layers._Layer.__call__
 
-    def wrong(layer, *args):
-        y, state = right(layer, *args)
+    def wrong(layer, *args, **options):
+        y, state = right(layer, *args, **options)
         return np.nextafter(y, 2) if rk.get_num_threads() == 3 else y, state
 
     monkeypatch.setattr(rk.layers._Layer, "__call__", wrong)
@@ -1218,9 +1255,9 @@ def threads_change_a_bit(monkeypatch):
 def a_refused_run_goes_on(monkeypatch):
     right = rk.Stream.run
 
-    def wrong(stream, x, out=None):
+    def wrong(stream, x, out=None, *, mask=None):
         try:
-            return right(stream, x, out)
+            return right(stream, x, out, mask=mask)
         except ValueError:
             stream.reset()
             raise

@@ -211,6 +211,9 @@ def test_every_way_of_calling(method):
         lambda stream, out: getattr(stream, method)(x, **{name: out}),
         lambda stream, out: getattr(rk.Stream, method)(stream, x, out),
         lambda stream, out: partial(getattr(stream, method), out=out)(x),
+        lambda stream, out: getattr(stream, method)(x, out, mask=None),
+        lambda stream, out: getattr(stream, method)(mask=None, out=out, x=x),
+        lambda stream, out: getattr(stream, method)(x, mask=np.ones(x.shape[:-1], bool), out=out),
     ]
     want = getattr(layer.stream(B), method)(x)
     for way in ways:
@@ -227,8 +230,9 @@ def test_every_way_of_calling(method):
     [
         ((), {}, "missing required argument 'x' (pos 1)"),
         ((), {"out": None}, "missing required argument 'x' (pos 1)"),
-        ((1, 2, 3), {}, "takes at most 2 arguments (3 given)"),
-        ((1, 2), {"out": 3}, "takes at most 2 arguments (3 given)"),
+        ((1, 2, 3), {}, "takes at most 2 positional arguments (3 given)"),
+        ((1, 2), {"out": 3}, "argument for {}() given by name ('out') and position (2)"),
+        ((1, 2, 3), {"mask": None}, "takes at most 3 arguments (4 given)"),
         ((1,), {"x": 2}, "argument for {}() given by name ('x') and position (1)"),
         ((1,), {"y": 2}, "'y'"),
         ((), {"x": 1, "y": 2}, "'y'"),
@@ -241,6 +245,189 @@ def test_wrong_ways_of_calling(method, args, named, message):
     with pytest.raises(TypeError, match=re.escape(message.format(method))):
         getattr(stream, method)(*args, **named)
     assert frozen(stream.state) == frozen(p.state)
+
+
+# --------------------------------------------------------------------------- rows that rest
+
+
+MASKS = {
+    "some": lambda rng, shape: rng.random(shape) < 0.6,
+    "none": lambda rng, shape: np.zeros(shape, bool),
+    "all": lambda rng, shape: np.ones(shape, bool),
+    "strided": lambda rng, shape: np.repeat(rng.random(shape) < 0.5, 2, axis=-1)[..., ::2],
+    "a list": lambda rng, shape: (rng.random(shape) < 0.5).tolist(),
+    "odd bytes": lambda rng, shape: rng.integers(0, 3, shape, np.uint8).view(bool),
+}
+
+
+@pytest.mark.parametrize("how", MASKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_kind
+def test_rows_at_rest_keep_their_state(kind, dtype, how):
+    """To the bit; their x is not read. The others' bits are those of streams of their own."""
+    layer = make_layer(kind, I, H, num_layers=2, dtype=dtype)
+    rows, rng = 6, np.random.default_rng(0)
+    p = random_problem(layer, T, rows)
+    stream, alone = layer.stream(rows), [layer.stream() for _ in range(rows)]
+    stream.state = p.state
+    for b, own in enumerate(alone):
+        own.set_row_state([0], stream.row_state([b]))
+    for x in p.x:
+        mask = MASKS[how](rng, rows)
+        real = np.asarray(mask).view(np.uint8) != 0
+        x[~real] = np.nan
+        out = np.full((rows, layer.output_size), np.nan, dtype)
+        y = stream.step(x, out, mask=mask)
+        assert y is out
+        assert not y[~real].any()
+        for b in np.flatnonzero(real):
+            assert y[b].tobytes() == alone[b].step(x[b : b + 1]).tobytes()
+        for b, own in enumerate(alone):
+            assert frozen(stream.row_state([b])) == frozen(own.state)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("how", MASKS)
+@every_kind
+def test_blocks_with_rows_at_rest_are_the_layer_s(kind, how, threads):
+    layer = make_layer(kind, I, H, num_layers=3)
+    rows, rng = 5, np.random.default_rng(0)
+    p = random_problem(layer, T, rows)
+    mask = MASKS[how](rng, (T, rows))
+    want, last = layer(p.x, p.state, mask=mask)
+    stream = layer.stream(rows)
+    stream.state = p.state
+    y = on_threads(threads, stream.run, p.x[:7], mask=mask[:7])
+    rest = np.concatenate([y, stream.run(p.x[7:], mask=mask[7:])])
+    assert rest.tobytes() == want.tobytes()
+    assert frozen(stream.state) == frozen(last)
+    stream.state = p.state
+    steps = [stream.step(x, mask=m) for x, m in zip(p.x, mask, strict=True)]
+    assert np.stack(steps).tobytes() == want.tobytes()
+    assert stream.run(p.x[:0], mask=np.zeros((0, rows), bool)).shape == (0, *y.shape[1:])
+
+
+@pytest.mark.parametrize("how", ROWS)
+@every_kind
+def test_the_state_of_some_rows(kind, how):
+    """Read and set by the same rows; the others keep theirs."""
+    layer = make_layer(kind, I, H, num_layers=2)
+    p, rows = random_problem(layer, T, 17), [3, 0, 9]
+    stream = layer.stream(17)
+    stream.state = p.state
+    stream.step(p.x[0])
+    before = parts(stream.state)
+    given = ROWS[how](rows)
+    read = parts(stream.row_state(given))
+    listed = sorted(rows) if "booleans" in how else rows * (1 + ("twice" in how))
+    for part, whole in zip(read, before, strict=True):
+        assert part.tobytes() == whole[:, listed].tobytes()
+        part[...] = 7
+    assert frozen(stream.state) == frozen(joined(before))
+    if "twice" in how:
+        with pytest.raises(ValueError, match=r"^rows: expected each row once, got 0 twice$"):
+            stream.set_row_state(given, joined(read))
+        assert frozen(stream.state) == frozen(joined(before))
+        return
+    assert stream.set_row_state(given, joined([part * np.float32(1) for part in read])) is None
+    for part, whole in zip(parts(stream.state), before, strict=True):
+        whole[:, listed] = 7
+        assert part.tobytes() == whole.tobytes()
+
+
+@every_kind
+def test_a_client_goes_on_at_another_place(kind):
+    layer = make_layer(kind, I, H, num_layers=2)
+    p = random_problem(layer, T, 1)
+    want, _ = layer(p.x)
+    stream = layer.stream(4)
+    x = np.random.default_rng(0).normal(size=(4, p.x.shape[-1])).astype(np.float32)
+    got = []
+    for t, own in enumerate(p.x):
+        place = t % 4
+        if t > 0:
+            client = stream.row_state([(t - 1) % 4])
+            stream.reset([(t - 1) % 4])
+            stream.set_row_state([place], client)
+        x[place] = own
+        got.append(stream.step(x)[place : place + 1])
+    assert np.stack(got).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (np.ones(B), TypeError, "an array of booleans, got float64"),
+        (np.ones(B, np.uint8), TypeError, "an array of booleans, got uint8"),
+        ("text", TypeError, "an array of booleans, got <U4"),
+        (np.ones((B, 1), bool), ValueError, f"shape ({B},), got ({B}, 1)"),
+        (np.ones(B + 1, bool), ValueError, f"shape ({B},), got ({B + 1},)"),
+        (True, ValueError, f"shape ({B},), got ()"),
+        (np.ma.ones(B, bool), TypeError, "an array without a mask, got MaskedArray"),
+    ],
+)
+def test_wrong_masks_are_refused(mask, error, message):
+    layer, p = make()
+    stream = layer.stream(B)
+    stream.state = p.state
+    out = np.full((B, H), np.nan, np.float32)
+    with pytest.raises(error, match=r"^mask: expected " + re.escape(message)):
+        stream.step(p.x[0], out, mask=mask)
+    assert np.isnan(out).all()
+    if isinstance(mask, np.ndarray):
+        wrong = np.broadcast_to(mask, (T, *mask.shape), subok=True)
+        with pytest.raises(error, match=r"^mask: expected "):
+            stream.run(p.x, mask=wrong)
+        with pytest.raises(error, match=r"^mask: expected "):
+            stream.run(p.x[:0], mask=wrong[:0])
+    assert frozen(stream.state) == frozen(p.state)
+
+
+@pytest.mark.parametrize(
+    ("rows", "part", "error", "message"),
+    [
+        ([0], np.zeros((2, 2, H), np.float32), ValueError, f"state: expected shape (2, 1, {H})"),
+        ([0], np.zeros((2, 1, H)), TypeError, "state: expected an array of dtype float32"),
+        ([0], None, TypeError, "state: expected arrays, got None"),
+        (
+            [B],
+            np.zeros((2, 1, H), np.float32),
+            ValueError,
+            f"rows: expected values from 0 to {B - 1}",
+        ),
+        (None, np.zeros((2, 1, H), np.float32), TypeError, "rows: expected an array of booleans"),
+    ],
+)
+def test_wrong_states_of_rows_are_refused(rows, part, error, message):
+    layer, p = make()
+    stream = layer.stream(B)
+    stream.state = p.state
+    with pytest.raises(error, match="^" + re.escape(message)):
+        stream.set_row_state(rows, part)
+    assert frozen(stream.state) == frozen(p.state)
+    if message.startswith("rows"):
+        with pytest.raises(error, match="^" + re.escape(message)):
+            stream.row_state(rows)
+
+
+def test_masked_steps_into_out_allocate_nothing():
+    """After the first of their length."""
+    layer, p = make()
+    stream = layer.stream(B)
+    mask, out = np.random.default_rng(0).random((T, B)) < 0.5, np.empty((T, B, H), np.float32)
+    stream.run(p.x, out, mask=mask)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            stream.run(p.x, out, mask=mask)
+            stream.step(p.x[0], out[0], mask=mask[0])
+        assert tracemalloc.get_traced_memory()[1] - before < 2000  # views, and their headers
+    finally:
+        tracemalloc.stop()
+
+
+# ------------------------------------------------------------------------- subclasses, the edges
 
 
 def test_a_subclass_may_change_a_method():
@@ -263,6 +450,8 @@ def test_a_stream_that_no_layer_made():
         lambda: nothing.state,
         lambda: setattr(nothing, "state", x),
         nothing.reset,
+        lambda: nothing.row_state([0]),
+        lambda: nothing.set_row_state([0], x),
     ):
         with pytest.raises(
             TypeError, match="self: expected a Stream, got one whose constructor has not run"

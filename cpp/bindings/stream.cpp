@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "../core/stack/mask.h"
 #include "../core/threads/runtime.h"
 #include "layer.h"
 #include "unlocked.h"
@@ -15,9 +16,11 @@ namespace {
 class Stream {
  public:
   virtual ~Stream() = default;
-  virtual py::object run(py::handle x, py::handle out, bool one_step) = 0;
+  virtual py::object run(py::handle x, py::handle out, py::handle mask, bool one_step) = 0;
   virtual py::tuple state() const = 0;
   virtual void set_state(const py::tuple& state) = 0;
+  virtual py::tuple row_state(const py::object& rows) const = 0;
+  virtual void set_row_state(const py::object& rows, const py::tuple& state) = 0;
   virtual void reset(const py::object& rows) = 0;
 };
 
@@ -64,31 +67,9 @@ class StreamOf final : public Stream {
       set_fresh(0, B_);
       return;
     }
-    const py::array given = py::array::ensure(rows);
-    const char kind = given ? given.dtype().kind() : '?';
-    const bool mask = kind == 'b';
-    const bool nothing = kind == 'f' && given.size() == 0 && !py::isinstance<py::array>(rows);
-    if (!nothing && !mask && kind != 'i' && kind != 'u')
-      bad_type("rows", "an array of booleans or integers",
-               given ? py::str(given.dtype()) : py::str(py::type::of(rows).attr("__name__")));
-    if (given.ndim() != 1 || (mask && given.shape(0) != B_))
-      bad_value("rows", "shape " + text({mask ? Axis(B_) : Axis("n")}), shape_of(given));
-    if (mask) {
-      const py::array_t<bool, py::array::c_style> masked(given);
-      const Busy busy(in_use_);
-      for (Index b = 0; b < B_; ++b)
-        if (masked.data()[b]) set_fresh(b, 1);
-    } else {
-      const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> wide(given);
-      const std::vector<std::int64_t> listed(wide.data(), wide.data() + wide.size());  // a copy
-      for (const std::int64_t row : listed)
-        if (row < 0 || row >= B_)
-          bad_value(
-              "rows", "values from 0 to " + std::to_string(B_ - 1),
-              kind == 'u' ? std::to_string(static_cast<std::uint64_t>(row)) : std::to_string(row));
-      const Busy busy(in_use_);
-      for (const std::int64_t row : listed) set_fresh(row, 1);
-    }
+    const std::vector<Index> listed = rows_of(rows);
+    const Busy busy(in_use_);
+    for (const Index row : listed) set_fresh(row, 1);
   }
 
   py::tuple state() const override {
@@ -120,7 +101,45 @@ class StreamOf final : public Stream {
     }
   }
 
-  py::object run(py::handle x_given, py::handle out, bool one_step) override {
+  py::tuple row_state(const py::object& rows) const override {
+    const std::vector<Index> listed = rows_of(rows);
+    const Busy busy(in_use_);
+    py::tuple all(static_cast<std::size_t>(sizes_.states()));
+    for (Index k = 0; k < sizes_.states(); ++k) {
+      const Index width = sizes_.width(k);
+      py::array_t<T> out(
+          std::vector<py::ssize_t>{sizes_.L, static_cast<Index>(listed.size()), width});
+      T* to = out.mutable_data();
+      for (const Block<T>& part : states_[now_].of[k])
+        for (const Index row : listed) to = std::copy_n(part.get() + row * width, width, to);
+      all[static_cast<std::size_t>(k)] = std::move(out);
+    }
+    return all;
+  }
+
+  void set_row_state(const py::object& rows, const py::tuple& given) override {
+    const std::vector<Index> listed = rows_of(rows);
+    std::vector<Index> sorted = listed;
+    std::sort(sorted.begin(), sorted.end());
+    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+    if (twice != sorted.end())
+      bad_value("rows", "each row once", std::to_string(*twice) + " twice");
+    py::array_t<T, py::array::c_style> arrays[kMostStates];
+    for (Index k = 0; k < sizes_.states(); ++k)
+      arrays[k] =
+          as_contiguous<T>(state_name("state", sizes_, k), given[static_cast<std::size_t>(k)],
+                           {sizes_.L, static_cast<Index>(listed.size()), sizes_.width(k)});
+    const Busy busy(in_use_);
+    for (Index k = 0; k < sizes_.states(); ++k) {
+      const T* from = arrays[k].data();
+      const Index width = sizes_.width(k);
+      for (const Block<T>& part : states_[now_].of[k])
+        for (const Index row : listed)
+          std::copy_n(from, width, part.get() + row * width), from += width;
+    }
+  }
+
+  py::object run(py::handle x_given, py::handle out, py::handle mask, bool one_step) override {
     // All that may run the caller's Python comes before.
     const py::array given = input(x_given, one_step);
     const Index steps = one_step ? 1 : given.shape(0);
@@ -132,27 +151,31 @@ class StreamOf final : public Stream {
     py::array y = output(out, one_step, steps);
     T* const to = static_cast<T*>(y.mutable_data());
     if (!out.is_none()) refuse_overlap("out", y, "x", given);
+    py::object real;
+    if (!mask.is_none()) real = mask_array(mask, one_step, steps);
     const Busy busy(in_use_);
+    const bool masked = real && !all_steps_are_real(py::reinterpret_borrow<py::array>(real));
     if (steps == 0) return std::move(y);
 
     // Giving up and taking back the GIL costs more than the smallest calls, and so does a thread.
     constexpr double flops_worth_a_release = 2e5;
     const bool small = flops_of_step_ * static_cast<double>(steps) <= flops_worth_a_release;
+    const Sequence<T> outputs{to, B_ * sizes_.P, sizes_.P};
+    const auto compute = [&](const Interrupt& interrupt) {
+      call_.interrupt = interrupt;
+      if (masked)
+        forward_masked(steps, small ? 1 : threads(), x, outputs);
+      else
+        forward(x, outputs);
+    };
     call_.layers = layers_[now_].data();
     call_.from_end = now_ == 1;
-    prepare(steps, small ? 1 : threads());
-    layers_[now_].front().x = x;
-    Layer<T>& last = layers_[now_].back();
-    last.y = last.out = {to, B_ * sizes_.P, sizes_.P};
-    if (small) {
-      call_.interrupt = {};
-      use_.run_forward(room_.get());
-    } else {
-      unlocked([&](const Interrupt& interrupt) {
-        call_.interrupt = interrupt;
-        use_.run_forward(room_.get());
-      });
-    }
+    call_.rows.order = call_.rows.count = call_.rows.offset = nullptr;
+    if (!masked) prepare(steps, small ? 1 : threads());
+    if (small)
+      compute({});
+    else
+      unlocked(compute);
     now_ = 1 - now_;
     return std::move(y);
   }
@@ -172,6 +195,89 @@ class StreamOf final : public Stream {
    private:
     std::atomic<bool>& flag_;
   };
+
+  void forward(const Sequence<const T>& x, const Sequence<T>& y) {
+    layers_[now_].front().x = x;
+    Layer<T>& last = layers_[now_].back();
+    last.y = last.out = y;
+    use_.run_forward(room_.get());
+  }
+
+  // Over the real steps alone: see StepMask. At a single step, rows at rest are not computed.
+  void forward_masked(Index steps, int threads, const Sequence<const T>& x, const Sequence<T>& y) {
+    ThrottledPoll poll(call_.interrupt);
+    mask_.assign(steps, B_, flags_.data(), nullptr, poll);
+    if (!poll.go_on()) return;
+    rows_.assign(mask_.steps(), mask_.lengths(), poll);
+    if (!poll.go_on()) return;
+    prepare(mask_.steps(), threads);
+    call_.rows = rows_.view();
+    if (!mask_.moves()) return forward(x, y);
+    const Index I = sizes_.I;
+    grow(real_x_, real_x_size_, mask_.steps() * B_ * I);
+    const Sequence<T> real{real_x_.get(), B_ * I, I};
+    mask_.gather(I, x, real, poll);
+    if (!poll.go_on()) return;
+    forward({real.data, real.time_stride, real.row_stride}, y);
+    mask_.spread(sizes_.P, y, y, T(0), poll);
+  }
+
+  // A mask, checked and C-contiguous.
+  py::array mask_array(py::handle mask, bool one_step, Index steps) const {
+    const bool is_ndarray = Py_TYPE(mask.ptr()) == reinterpret_cast<PyTypeObject*>(
+                                                       py::detail::npy_api::get().PyArray_Type_);
+    if (is_ndarray && one_step && is_plain_ndarray(mask, bool_dtype_, {B_}))
+      return py::reinterpret_borrow<py::array>(mask);
+    if (!is_ndarray && py::isinstance<py::array>(mask) &&
+        py::isinstance(mask, py::module_::import("numpy.ma").attr("MaskedArray")))
+      bad_type("mask", "an array without a mask", "MaskedArray");
+    const py::array given = py::array::ensure(mask);
+    if (!given || given.dtype().kind() != 'b')
+      bad_type("mask", "an array of booleans",
+               given ? py::str(given.dtype()) : py::str(py::type::of(mask).attr("__name__")));
+    check_shape("mask", given, one_step ? Shape{B_} : Shape{steps, B_});
+    return py::array(given.attr("copy")("C"));
+  }
+
+  // Copies a mask to `flags_`. Whether it marks all steps.
+  bool all_steps_are_real(const py::array& given) {
+    const auto* const bytes = static_cast<const unsigned char*>(given.data());
+    flags_.resize(static_cast<std::size_t>(given.size()));
+    bool all = true;
+    for (std::size_t i = 0; i < flags_.size(); ++i) {
+      flags_[i] = bytes[i] != 0;
+      all = all && flags_[i];
+    }
+    return all;
+  }
+
+  // Row numbers, from a mask of rows or from numbers; a copy.
+  std::vector<Index> rows_of(const py::object& rows) const {
+    const py::array given = py::array::ensure(rows);
+    const char kind = given ? given.dtype().kind() : '?';
+    const bool mask = kind == 'b';
+    const bool nothing = kind == 'f' && given.size() == 0 && !py::isinstance<py::array>(rows);
+    if (!nothing && !mask && kind != 'i' && kind != 'u')
+      bad_type("rows", "an array of booleans or integers",
+               given ? py::str(given.dtype()) : py::str(py::type::of(rows).attr("__name__")));
+    if (given.ndim() != 1 || (mask && given.shape(0) != B_))
+      bad_value("rows", "shape " + text({mask ? Axis(B_) : Axis("n")}), shape_of(given));
+    std::vector<Index> listed;
+    if (mask) {
+      const py::array_t<bool, py::array::c_style> masked(given);
+      for (Index b = 0; b < B_; ++b)
+        if (masked.data()[b]) listed.push_back(b);
+      return listed;
+    }
+    const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> wide(given);
+    listed.assign(wide.data(), wide.data() + wide.size());
+    for (const Index row : listed)
+      if (row < 0 || row >= B_)
+        bad_value(
+            "rows", "values from 0 to " + std::to_string(B_ - 1),
+            kind == 'u' ? std::to_string(static_cast<std::uint64_t>(row)) : std::to_string(row));
+    return listed;
+  }
 
   static double flops_of_step(const Sizes& s) {
     const auto times = [](Index a, Index b) {
@@ -224,7 +330,7 @@ class StreamOf final : public Stream {
   // Room, and what stands between the layers, for calls of so many steps on so many threads.
   void prepare(Index steps, int threads) {
     if (steps == prepared_steps_ && threads == call_.threads) return;
-    prepared_steps_ = 0;  // until all is there
+    prepared_steps_ = -1;  // until all is there
     const Index P = sizes_.P, between = sizes_.L > 1 ? product_of({steps, B_, P}) : 0;
     for (std::size_t l = 1; l < layers_[0].size(); ++l) {
       const std::size_t turn = l % 2;
@@ -253,7 +359,7 @@ class StreamOf final : public Stream {
   const Sizes& sizes_;
   const TypedKernels<T>& use_;  // those that packed the weights, whatever is in use later
   Index B_;
-  const py::dtype dtype_ = py::dtype::of<T>();
+  const py::dtype dtype_ = py::dtype::of<T>(), bool_dtype_ = py::dtype::of<bool>();
   struct States {
     std::vector<Block<T>> of[kMostStates];  // [L][B, width] each
   };
@@ -261,12 +367,17 @@ class StreamOf final : public Stream {
   int now_ = 0;                      // the one that is current
   std::vector<Layer<T>> layers_[2];  // [L] from the state of that number to the other
   ForwardCall<T> call_{};            // as the last call was
-  Index prepared_steps_ = 0;
+  Index prepared_steps_ = -1;
   double flops_of_step_;
   Block<char> room_;
   Index room_size_ = 0;
   Block<T> middle_[2];
   Index middle_size_[2] = {0, 0};
+  std::vector<unsigned char> flags_;  // [T, B] of the mask at hand
+  StepMask mask_;
+  RowSchedule rows_;
+  Block<T> real_x_;  // [T, B, I] where the mask moves steps
+  Index real_x_size_ = 0;
   mutable std::atomic<bool> in_use_{false};
 };
 
@@ -284,25 +395,33 @@ template <bool one_step>
 PyObject* advance(PyObject* self, PyObject* const* given, Py_ssize_t positional, PyObject* names) {
   try {
     static PyObject* const out_name = PyUnicode_InternFromString("out");
+    static PyObject* const mask_name = PyUnicode_InternFromString("mask");
     const Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    PyObject *x, *out = Py_None;
-    const bool usual = (named == 0 && (positional == 1 || positional == 2)) ||
-                       (named == 1 && positional == 1 && PyTuple_GET_ITEM(names, 0) == out_name);
+    PyObject *x = nullptr, *out = Py_None, *mask = Py_None;
+    bool usual = positional == 1 || positional == 2;
     if (usual) {
       x = given[0];
-      if (positional + named == 2) out = given[1];
-    } else {
+      if (positional == 2) out = given[1];
+    }
+    for (Py_ssize_t i = 0; i < named && usual; ++i) {
+      PyObject* const name = PyTuple_GET_ITEM(names, i);
+      usual = name == mask_name || (name == out_name && positional == 1);
+      (name == mask_name ? mask : out) = given[positional + i];
+    }
+    if (!usual) {
       py::tuple args(positional);
       for (Py_ssize_t i = 0; i < positional; ++i) args[i] = py::handle(given[i]);
       py::dict by_name;
       for (Py_ssize_t i = 0; i < named; ++i)
         by_name[PyTuple_GET_ITEM(names, i)] = py::handle(given[positional + i]);
-      const char* known[] = {"x", "out", nullptr};
-      if (!PyArg_ParseTupleAndKeywords(args.ptr(), by_name.ptr(), one_step ? "O|O:step" : "O|O:run",
-                                       const_cast<char**>(known), &x, &out))
+      const char* known[] = {"x", "out", "mask", nullptr};
+      out = mask = Py_None;
+      if (!PyArg_ParseTupleAndKeywords(args.ptr(), by_name.ptr(),
+                                       one_step ? "O|O$O:step" : "O|O$O:run",
+                                       const_cast<char**>(known), &x, &out, &mask))
         return nullptr;
     }
-    return constructed<Stream>("self", self).run(x, out, one_step).release().ptr();
+    return constructed<Stream>("self", self).run(x, out, mask, one_step).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (abi::__forced_unwind&) {
@@ -313,7 +432,7 @@ PyObject* advance(PyObject* self, PyObject* const* given, Py_ssize_t positional,
   return nullptr;
 }
 
-constexpr char step_doc[] = R"(step($self, /, x, out=None)
+constexpr char step_doc[] = R"(step($self, /, x, out=None, *, mask=None)
 --
 
 Take one step.
@@ -326,6 +445,9 @@ x : ndarray, shape (B, I)
 out : ndarray, shape (B, P), optional
     Where to put the output: C-contiguous, writable, not overlapping `x`. With it, the step
     allocates nothing.
+mask : ndarray of bool, shape (B,), optional
+    True for the rows that have a step. The others rest: their state stays as it is, their x is not
+    read, their output is zero, and nothing is computed for them.
 
 Returns
 -------
@@ -341,11 +463,14 @@ Examples
 --------
 >>> import numpy as np, rnnkern as rk
 >>> stream = rk.RNN(2, 4, seed=0).stream(batch_size=3)
->>> stream.step(np.zeros((3, 2), np.float32)).shape
+>>> stream.step(np.ones((3, 2), np.float32)).shape
 (3, 4)
+>>> y = stream.step(np.ones((3, 2), np.float32), mask=np.array([True, False, True]))
+>>> y.any(axis=1)
+array([ True, False,  True])
 )";
 
-constexpr char run_doc[] = R"(run($self, /, x, out=None)
+constexpr char run_doc[] = R"(run($self, /, x, out=None, *, mask=None)
 --
 
 Take a block of steps.
@@ -356,6 +481,8 @@ x : ndarray, shape (T, B, I)
     The inputs, as in `step`; T may be 0.
 out : ndarray, shape (T, B, P), optional
     As in `step`.
+mask : ndarray of bool, shape (T, B), optional
+    The steps that each row has, as in calling a layer; rows rest at the others.
 
 Returns
 -------
@@ -401,6 +528,9 @@ void bind_stream(py::module_& m) {
         py::reinterpret_steal<py::object>(PyDescr_NewMethod(stream_type, &one));
   m.def("stream_state", method_of(&Stream::state), py::arg("stream"));
   m.def("set_stream_state", method_of(&Stream::set_state), py::arg("stream"), py::arg("state"));
+  m.def("stream_row_state", method_of(&Stream::row_state), py::arg("stream"), py::arg("rows"));
+  m.def("set_stream_row_state", method_of(&Stream::set_row_state), py::arg("stream"),
+        py::arg("rows"), py::arg("state"));
   m.def("reset_stream", method_of(&Stream::reset), py::arg("stream"), py::arg("rows"));
 }
 

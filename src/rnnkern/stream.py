@@ -50,7 +50,13 @@ class Stream(_core.Stream, Generic[S]):
     ----------
     state : ndarray or tuple of ndarray
         h (L, B, P), for an LSTM the pair (h, c), c (L, B, H), for an sLSTM (h, c, n, m). Reading
-        copies; assigning sets it.
+        copies; assigning sets it. `row_state` and `set_row_state` are for some rows.
+
+    Notes
+    -----
+    A stream may serve B clients, of which some have no input at a step: ``stream.step(x,
+    mask=has_input)`` leaves the others as they are, and computes nothing for them. Clients leave by
+    `row_state` and come by `set_row_state` or `reset`.
 
     Examples
     --------
@@ -123,6 +129,73 @@ class Stream(_core.Stream, Generic[S]):
         """
         _core.reset_stream(self, unmasked("rows", rows))
 
+    def row_state(self, rows: ArrayLike) -> S:
+        """Return the state of some rows, such as that of a client that leaves for a while.
+
+        Parameters
+        ----------
+        rows : array of bool (B,) or of integers (n,)
+            Which rows, as in `reset`.
+
+        Returns
+        -------
+        ndarray or tuple of ndarray
+            Like `state`, a copy, of n rows in the order of `rows`: h (L, n, P), and so on.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `rows` has another dtype, shape or range.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> stream = rk.RNN(2, 4, seed=0).stream(batch_size=3)
+        >>> _ = stream.step(np.ones((3, 2), np.float32))
+        >>> client = stream.row_state([1])  # it leaves
+        >>> stream.reset([1])  # its place is another's now
+        >>> stream.set_row_state([2], client)  # and it comes back at another place
+        >>> stream.state.any(axis=(0, 2))
+        array([ True, False,  True])
+        """
+        state: S = join_state(_core.stream_row_state(self, unmasked("rows", rows)))
+        return state
+
+    def set_row_state(self, rows: ArrayLike, state: S) -> None:
+        """Set the state of some rows. The others keep theirs to the bit.
+
+        Parameters
+        ----------
+        rows : array of bool (B,) or of integers (n,)
+            Which rows, as in `reset`, each once.
+        state : ndarray or tuple of ndarray
+            As `row_state` returns it, of n rows in the order of `rows`. It is copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has another dtype, shape or range; no state is then changed.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnkern as rk
+        >>> stream = rk.LSTM(2, 4, seed=0).stream(batch_size=3)
+        >>> one = np.ones((1, 1, 4), np.float32)
+        >>> stream.set_row_state([2], (one, 2 * one))
+        >>> h, c = stream.state
+        >>> c[0, :, 0]
+        array([0., 0., 2.], dtype=float32)
+        """
+        parts = self._whole(state)
+        _core.set_stream_row_state(self, unmasked("rows", rows), parts)
+
+    def _whole(self, state: S) -> tuple[Array, ...]:
+        """A state of which no part is missing, as the core takes it."""
+        parts = split_state("state", state, self._state_names, self._dtype)
+        if parts is None or any(part is None for part in parts):
+            raise TypeError("state: expected arrays, got None (use reset for a fresh one)")
+        return parts
+
     @property
     def state(self) -> S:
         state: S = join_state(_core.stream_state(self))
@@ -130,10 +203,7 @@ class Stream(_core.Stream, Generic[S]):
 
     @state.setter
     def state(self, value: S) -> None:
-        parts = split_state("state", value, self._state_names, self._dtype)
-        if parts is None or any(part is None for part in parts):
-            raise TypeError("state: expected arrays, got None (use reset for a fresh one)")
-        _core.set_stream_state(self, parts)
+        _core.set_stream_state(self, self._whole(value))
 
 
 def join_state(parts: tuple[Array, ...]) -> Any:

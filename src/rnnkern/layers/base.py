@@ -568,7 +568,7 @@ class _Layer(Inference[S]):
             raise
 
     def stream(self, batch_size: int = 1) -> Stream[S]:
-        """Make a stream: one step, or a block of steps, at a time.
+        """Make a stream: one step (`Stream.step`), or a block of steps (`Stream.run`), at a time.
 
         Parameters
         ----------
