@@ -314,6 +314,7 @@ def config_of(layer):
         layer.bias,
         layer.residual,
         **options_of(layer),
+        reverse=layer.reverse,
     )
 
 
@@ -353,7 +354,10 @@ def noise_of(layer, T, B, step=0):
     t, b, j = np.indices((T, B, -(-H // 4))).reshape(3, -1)
 
     def values(l, d, name):
-        p, place = layer._cell.noise[NOISE.index(name)], (1 + 2 * NOISE.index(name) + d) * 2**16 + l
+        p, place = (
+            layer._cell.noise[NOISE.index(name)],
+            (1 + 2 * NOISE.index(name) + (d or layer.reverse)) * 2**16 + l,
+        )
         words = philox([j, b, t, np.full_like(j, place)], [key % 2**32, key >> 32])
         kept = words.T.reshape(T, B, -(-H // 4) * 4)[:, :, :H] >= int(p * 2**32)
         return kept / (1 - p) if name == "recurrent_dropout" else kept.astype(np.float64)

@@ -33,7 +33,9 @@ def shares_memory(one, other):
 
 
 @every_kind
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"ensemble": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"reverse": True}, {"ensemble": 2}]
+)
 def test_a_copy_of_a_layer_is_the_layer(kind, options):
     if not (kind == "rg_lru" and options.get("bidirectional")):  # which has one layer alone
         options = {"num_layers": 2, "dropout": 0.5, **options}

@@ -112,6 +112,16 @@ NO_DTYPES = (None, 3, "nonsense", "(2,", ",", [1], np.ones(3), ("f4", -1), {"nam
             for name in ("bias", "batch_first")
         ),
         (rk.GRU, {"bidirectional": "no"}, TypeError, f"bidirectional: {FLAG} str"),
+        *(
+            (
+                make,
+                {"reverse": True, "bidirectional": True},
+                ValueError,
+                "reverse: expected False with bidirectional, got True",
+            )
+            for make in (rk.RNN, rk.LSTM, rk.GRU, rk.MinGRU, rk.MinLSTM, rk.IndRNN)
+        ),
+        (rk.GRU, {"reverse": None}, TypeError, f"reverse: {FLAG} NoneType"),
         (rk.GRU, {"reset_after": None}, TypeError, f"reset_after: {FLAG} NoneType"),
         *((rk.RNN, {"dropout": p}, ValueError, f"{PROBABILITY} {p}") for p in (1.0, -0.1, np.nan)),
         *(

@@ -341,6 +341,8 @@ WRONG_OPTIONS = (
     {"bias": 1},
     {"batch_first": "no"},
     {"bidirectional": None},
+    {"bidirectional": True, "reverse": True},
+    {"reverse": 0},
 )
 # What a wrong size or option is given to; the last ones are wrong by themselves.
 CONSTRUCTORS = (
@@ -514,7 +516,7 @@ class Sequences(RuleBasedStateMachine):
             [(3, 4, 1), (2, 3, 2), (1, 1, 3), (5, 17, 1), (3, 4, 2), (32, 48, 2)]
         ),
         dtype=st.sampled_from(DTYPES),
-        flags=st.integers(0, 15),
+        flags=st.integers(0, 31),
         init=st.sampled_from(["uniform", "xavier", "orthogonal", "identity"]),
     )
     def make_a_layer(self, kind, sizes, dtype, flags, init):
@@ -522,6 +524,7 @@ class Sequences(RuleBasedStateMachine):
             init = "xavier"
         options = {
             "bidirectional": bool(flags & 1),
+            "reverse": flags & 17 == 16,
             "bias": not flags & 2,
             "batch_first": bool(flags & 4),
             "dropout": 0.3 if flags & 8 and sizes[2] > 1 else 0.0,
@@ -933,7 +936,7 @@ class Sequences(RuleBasedStateMachine):
     def make_a_stream(self, i, rows):
         net = self.nets[i % len(self.nets)]
         right = type(rows) is int and rows in (1, 2, 5) and net.fits()
-        right = right and not net.layer.bidirectional
+        right = right and not (net.layer.bidirectional or net.layer.reverse)
         done = self.attempt("stream", right, lambda: net.layer.stream(rows))
         if done is not None:
             one = Streaming(done[0], net.twin().stream(rows), net, rows)

@@ -207,6 +207,7 @@ OPTIONS = [
     {"bias": False, "bidirectional": True, "dtype": np.float64},
     {"ensemble": 2, "num_layers": 2},
     {"num_layers": 2, "residual": True},
+    {"num_layers": 2, "reverse": True},
 ]
 
 
@@ -221,7 +222,9 @@ def test_a_layer_is_inferred(kind, options, size):
         layer = make_layer(kind, *size, **{**clips, **options})
     prefix = "model.rnn."
     state = layer.state_dict(prefix) | {"head.weight": np.zeros((7, 3)), "step": 1}
-    given = options_without_a_trace(layer) | {"residual": layer.residual}
+    given = options_without_a_trace(layer) | {
+        name: getattr(layer, name) for name in ("residual", "reverse")
+    }
     if isinstance(layer, rk.LSTM) and layer.layer_norm and not layer.bias:
         with pytest.raises(ValueError, match="expected the biases, which tell layer_norm='haste'"):
             rk.from_state_dict(state, prefix, **given)
@@ -324,6 +327,13 @@ ZEROS = np.zeros((12, 5), np.float32)
             "reset_after: expected True or False, got",
         ),
         (gru_state(), {"residual": 1}, TypeError, "residual: expected True or False, got int"),
+        (gru_state(), {"reverse": 1}, TypeError, "reverse: expected True or False, got int"),
+        (
+            rk.GRU(3, 4, bidirectional=True).state_dict(),
+            {"reverse": True},
+            ValueError,
+            "reverse: expected False where no layer takes it, got True for GRU",
+        ),
         (
             gru_state(),
             {"batch_first": 1},

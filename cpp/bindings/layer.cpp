@@ -276,10 +276,11 @@ std::pair<Axes, PinnedArray<const T>> axes_and_x(const Sizes& s, const py::objec
 }  // namespace
 
 LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
-                       bool bidirectional, bool residual, bool is_double, Index members,
-                       const CellOptions& options)
-    : sizes_{kind_of(kind), constants_of(options), I,        H,      P, L, bidirectional ? 2 : 1,
-             bias,          options.peephole,      residual, members},
+                       bool bidirectional, bool reverse, bool residual, bool is_double,
+                       Index members, const CellOptions& options)
+    : sizes_{
+          kind_of(kind), constants_of(options), I,        H,       P,      L, bidirectional ? 2 : 1,
+          bias,          options.peephole,      residual, members, reverse},
       is_double_(is_double),
       id_(next_id()) {
   const auto positive = [](const char* name, Index value) {
@@ -287,6 +288,7 @@ LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index
   };
   positive("input_size", I), positive("hidden_size", H), positive("num_layers", L);
   positive("outputs", P);
+  if (reverse && bidirectional) bad_value("reverse", "False with bidirectional", "True");
   if (sizes_.has(projection_matrix) ? P >= H : P != H)
     bad_value("outputs", sizes_.has(projection_matrix) ? "less than hidden_size" : "hidden_size",
               std::to_string(P));
@@ -568,20 +570,21 @@ void bind_layer(py::module_& m) {
   refuse_pickling(stack);
   stack
       .def(py::init([](const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
-                       bool bidirectional, bool residual, bool is_double, Index members,
-                       bool peephole, double cell_clip, double projection_clip, double forward_clip,
+                       bool bidirectional, bool reverse, bool residual, bool is_double,
+                       Index members, bool peephole, double cell_clip, double projection_clip,
+                       double forward_clip,
                        std::vector<std::tuple<std::string, double, double>> activations,
                        const std::array<double, kNoises>& noise, Index heads, bool exp_forget) {
              return std::make_unique<LayerStack>(
-                 kind, I, H, P, L, bias, bidirectional, residual, is_double, members,
+                 kind, I, H, P, L, bias, bidirectional, reverse, residual, is_double, members,
                  CellOptions{peephole, cell_clip, projection_clip, forward_clip,
                              std::move(activations), noise, heads, exp_forget});
            }),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("outputs"),
-           py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional"), py::arg("residual"),
-           py::arg("is_double"), py::arg("members"), py::arg("peephole"), py::arg("cell_clip"),
-           py::arg("projection_clip"), py::arg("forward_clip"), py::arg("activations"),
-           py::arg("noise"), py::arg("heads"), py::arg("exp_forget"))
+           py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional"), py::arg("reverse"),
+           py::arg("residual"), py::arg("is_double"), py::arg("members"), py::arg("peephole"),
+           py::arg("cell_clip"), py::arg("projection_clip"), py::arg("forward_clip"),
+           py::arg("activations"), py::arg("noise"), py::arg("heads"), py::arg("exp_forget"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
       .def("pack", method_of(&LayerStack::pack), py::arg("params"))

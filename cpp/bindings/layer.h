@@ -73,7 +73,7 @@ struct CellOptions {
 class LayerStack {
  public:
   LayerStack(const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
-             bool bidirectional, bool residual, bool is_double, Index members,
+             bool bidirectional, bool reverse, bool residual, bool is_double, Index members,
              const CellOptions& options);
 
   const Sizes& sizes() const { return sizes_; }

@@ -385,6 +385,8 @@ template <class T>
 std::unique_ptr<Stream> stream_of(const std::shared_ptr<const PackedWeights<T>>& weights, Index B) {
   if (weights->sizes().D != 1)
     bad_value("stream", "a layer of one direction", "a bidirectional one");
+  if (weights->sizes().reverse)
+    bad_value("stream", "a layer that goes forward in time", "one with reverse=True");
   if (weights->sizes().members) bad_value("stream", "a layer alone", "an ensemble");
   return std::make_unique<StreamOf<T>>(weights, B);
 }

@@ -106,8 +106,9 @@ struct ForwardCall {
   // cache what the last call read last.
   bool from_end = false;
   // The last layer's y and out have room for one step, a time_stride of 0, and are to hold each
-  // row's own last step in the end: of the reverse direction, the row's first.
+  // row's own last step in the end: of a direction that goes back, the row's first.
   bool last_outputs = false;
+  bool reverse = false;  // the direction, if it is the only one, goes from the last step back
 };
 
 // Gradient clips; infinity: off. In the order in which they act.
@@ -163,6 +164,7 @@ struct BackwardCall {
   bool accumulate, defer_finalize;
   int threads;
   Interrupt interrupt;
+  bool reverse = false;  // as in ForwardCall
 };
 
 // What backward says of the parameter gradients as a whole.

@@ -42,6 +42,7 @@ class LayerStack:
         num_layers: int,
         bias: bool,
         bidirectional: bool,
+        reverse: bool,
         residual: bool,
         is_double: bool,
         members: int,

@@ -160,7 +160,7 @@ def truncated_bptt(
     Parameters
     ----------
     layer : recurrent layer
-        Of one direction.
+        Of one direction, forward in time.
     x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
         The sequence, also as a ``np.memmap``; an ensemble's as for the layer. Or chunks of it, such
         as a generator yields: arrays of this shape with any number of steps each. They are copied,
@@ -242,6 +242,8 @@ def truncated_bptt(
             "layer: expected one of one direction, got a bidirectional one: its outputs need the "
             "whole sequence"
         )
+    if layer.reverse:
+        raise ValueError("layer: expected one that goes forward in time, got one with reverse=True")
     k1 = integer("k1", k1, "an integer of at least 1", 1, 2**62)
     k2 = k1 if k2 is None else integer("k2", k2, "an integer of at least 1", 1, 2**62)
     if k2 < k1:

@@ -36,6 +36,7 @@ def from_state_dict(
     reset_after: bool | None = None,
     candidate: str | None = None,
     exp_forget: bool | None = None,
+    reverse: bool = False,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
@@ -52,6 +53,7 @@ def from_state_dict(
     reset_after: bool | None = None,
     candidate: str | None = None,
     exp_forget: bool | None = None,
+    reverse: bool = False,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
@@ -67,6 +69,7 @@ def from_state_dict(
     reset_after: bool | None = None,
     candidate: str | None = None,
     exp_forget: bool | None = None,
+    reverse: bool = False,
     residual: bool = False,
     batch_first: bool = False,
     dtype: DTypeLike | None = None,
@@ -97,6 +100,8 @@ def from_state_dict(
         Of a `MinGRU` or `MinLSTM`; ``"positive"`` if not given.
     exp_forget : bool, optional
         Of an `SLSTM`; False if not given.
+    reverse : bool
+        Of layers of one direction: whether it goes backward in time.
     residual : bool
         Of layers of two or more.
     batch_first : bool
@@ -139,6 +144,8 @@ def from_state_dict(
         options["candidate"] = choice("candidate", candidate, CANDIDATES)
     if exp_forget is not None:
         options["exp_forget"] = flag("exp_forget", exp_forget)
+    if flag("reverse", reverse):
+        options["reverse"] = True
     if flag("residual", residual):
         options["residual"] = True
     if flag("batch_first", batch_first):
@@ -168,7 +175,9 @@ def from_state_dict(
         classes = ", ".join(repr(layer) for layer in layers.values())
         got = f"{options[name]!r} for {classes}"
         expected = (
-            "False" if options[name] is True and name in ("residual", "batch_first") else "None"
+            "False"
+            if options[name] is True and name in ("reverse", "residual", "batch_first")
+            else "None"
         )
         raise ValueError(f"{name}: expected {expected} where no layer takes it, got {got}")
     return layers if prefix is None else layers[prefix]
@@ -193,6 +202,7 @@ class _Inferred(NamedTuple):
             "reset_after": self.cls is GRU and "layer_norm" not in self.own,
             "candidate": self.cls in (MinGRU, MinLSTM),
             "exp_forget": self.cls is SLSTM,
+            "reverse": not self.bidirectional,
             "residual": self.num_layers > 1,
             "batch_first": self.ensemble is None,
         }[option]

@@ -63,6 +63,7 @@ struct Problem {
   Index T, B, I, H, P, L, D;
   CellConstants constants;
   bool residual;
+  bool reverse;
   bool ragged;
   std::vector<Index> lengths;
   std::vector<unsigned char> resets;  // [T + 1, B]; none: empty
@@ -104,6 +105,7 @@ struct Problem {
           --constants.heads;
     constants.exp_forget = draw.one_in(2);
     residual = L > 1 && draw.one_in(3);
+    reverse = D == 1 && draw.one_in(3);
     ragged = draw.one_in(2);
     for (Index b = 0; ragged && b < B; ++b)
       lengths.push_back(draw.one_in(4) ? T : draw.below(T + 1));
@@ -226,13 +228,13 @@ struct Problem {
         line, sizeof line,
         "%s f%d T=%td B=%td I=%td H=%td P=%td heads=%d exp_forget=%d cell_clip=%g "
         "projection_clip=%g L=%td D=%td "
-        "residual=%d bias=%d state=%d dy=%d dstate=%d "
+        "reverse=%d residual=%d bias=%d state=%d dy=%d dstate=%d "
         "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
         "trace=%d flow_penalty=%g resets=%zu noise=(%g, %g, %g) training=%d "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
         info().name, is_double ? 64 : 32, T, B, I, H, P, constants.heads, constants.exp_forget,
-        constants.cell_clip, constants.projection_clip, L, D, residual, bias, state, dy, dstate,
-        keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
+        constants.cell_clip, constants.projection_clip, L, D, reverse, residual, bias, state, dy,
+        dstate, keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
         clip.value, clip.norm, trace, flow_penalty, resets.size(), constants.noise[0],
         constants.noise[1], constants.noise[2], dropout.training, threads, static_cast<int>(values),
         layout[0], layout[1], layout[2], layout[3]);
@@ -423,13 +425,14 @@ class Outputs {
   }
 
   ForwardCall<T> forward_call(Interrupt interrupt = {}) {
-    return {p.kind,   p.constants,   p.residual, p.L,     p.D,       p.H,       p.P,
-            schedule, layers.data(), p.dropout,  dropped, p.threads, interrupt, p.from_end};
+    return {p.kind,    p.constants, p.residual,    p.L,       p.D,     p.H,
+            p.P,       schedule,    layers.data(), p.dropout, dropped, p.threads,
+            interrupt, p.from_end,  false,         p.reverse};
   }
   BackwardCall<T> backward_call(Interrupt interrupt = {}) {
-    return {p.kind,   p.constants,   p.residual,       p.L,       p.D,     p.H,    p.P,
-            schedule, layers.data(), gradients.data(), p.dropout, dropped, p.clip, p.flow_penalty,
-            false,    false,         p.threads,        interrupt};
+    return {p.kind,   p.constants,   p.residual,       p.L,       p.D,      p.H,    p.P,
+            schedule, layers.data(), gradients.data(), p.dropout, dropped,  p.clip, p.flow_penalty,
+            false,    false,         p.threads,        interrupt, p.reverse};
   }
 
   const Problem& p;

@@ -53,7 +53,7 @@ template <class T>
 void cut(const TapeRecord<T>& tape, const States<T>& last, const CutValues<T>& values) {
   const Sizes& s = tape.sizes;
   for (Index j = 0; j < s.L * s.D; ++j) {
-    const std::vector<unsigned char>& rows = tape.mask.cut_rows(j % s.D == 1);
+    const std::vector<unsigned char>& rows = tape.mask.cut_rows(s.goes_back(j % s.D));
     for (Index i = 0; !rows.empty() && i < s.count() * tape.B; ++i)
       for (Index k = 0; rows[static_cast<std::size_t>(i % tape.B)] && k < s.states(); ++k)
         if (last.part[k])
@@ -65,8 +65,7 @@ template <class T>
 void cut_states(const TapeRecord<T>& tape, const States<T>& last) {
   const Sizes& s = tape.sizes;
   CutValues<T> fresh{};
-  for (Index k = 0; k < s.states(); ++k)
-    fresh[static_cast<std::size_t>(k)] = s.fresh<T>(k);
+  for (Index k = 0; k < s.states(); ++k) fresh[static_cast<std::size_t>(k)] = s.fresh<T>(k);
   cut(tape, last, fresh);
 }
 

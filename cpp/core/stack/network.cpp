@@ -66,14 +66,18 @@ T* offset(T* data, Index by) {
   return data ? data + by : nullptr;
 }
 
-// A sequence cut into segments of `length` steps, the last maybe shorter; 0: one of them all.
+// A sequence cut into segments of `length` steps, the last maybe shorter; 0: one of them all. They
+// are numbered as a forward takes them.
 struct Segments {
   Index T, length, count;
-  Segments(Index steps, Index segment)
+  bool reverse;
+  Segments(Index steps, Index segment, bool from_end)
       : T(steps),
         length(segment ? std::min(segment, std::max<Index>(T, 1)) : T),
-        count(length ? std::max<Index>(1, (T + length - 1) / length) : 1) {}
-  Index first(Index i) const { return i * length; }
+        count(length ? std::max<Index>(1, (T + length - 1) / length) : 1),
+        reverse(from_end) {}
+  Index first(Index i) const { return (reverse ? count - 1 - i : i) * length; }
+  Index longest() const { return reverse ? count - 1 : 0; }
   Schedule of(const Schedule& s, Index i) const {
     return steps_of(s, first(i), std::min(length, T - first(i)));
   }
@@ -215,6 +219,7 @@ class Calls {
       Call& call = of(e);
       call.kind = s.kind, call.constants = s.constants, call.residual = s.residual;
       call.L = s.L, call.D = s.D, call.H = s.H, call.P = s.P;
+      call.reverse = s.reverse;
       call.layers = layers(e);
       call.threads = ensemble_ ? 1 : threads_;
     }
@@ -322,7 +327,7 @@ struct ForwardRun<T>::Plan {
         s(to.sizes),
         E(s.count()),
         rows(to.schedule()),
-        segments(rows.T, to.segment),
+        segments(rows.T, to.segment, s.reverse),
         keeps(arguments.keep),
         keeps_all(arguments.keep && to.segment == 0),
         x(to, to.x, s.I),
@@ -344,7 +349,7 @@ struct ForwardRun<T>::Plan {
       records.emplace_back(s, segments.length, rows.B, tape.rows.alive_rows(), keeps_all,
                            tape.mask.moves(), hiddens);
     }
-    prepare(0);
+    prepare(segments.longest());
     workspace = block<char>(calls.workspaces(use.forward_workspace(calls.of(0))));
   }
 
@@ -466,7 +471,7 @@ struct BackwardRun<T>::Plan {
         to(arguments),
         E(s.count()),
         rows(from.schedule()),
-        segments(rows.T, from.segment),
+        segments(rows.T, from.segment, s.reverse),
         again(from.segment != 0),
         dy(from, arguments.dy, s.channels()),
         last(from, arguments.last),
@@ -487,7 +492,7 @@ struct BackwardRun<T>::Plan {
       own.emplace_back(s, segments.length, rows.B, segments.length * rows.B, true);
       own.back().set_y({y_again.get() + e * between, rows.B * s.channels(), s.channels()});
     }
-    prepare(0);
+    prepare(segments.longest());
     workspace = block<char>(std::max(forward.workspaces(use.forward_workspace(forward.of(0))),
                                      backward.workspaces(use.backward_workspace(backward.of(0)))));
   }

@@ -28,11 +28,13 @@ struct Sizes {
   Index I, H, P, L, D;
   bool bias, peephole, residual;
   Index members;  // of an ensemble; 0: a layer alone
+  bool reverse;   // the only direction goes back in time
 
   const KindInfo& info() const { return kKinds[static_cast<int>(kind)]; }
   bool has(Role role) const;
   Index states() const;  // h and the carried ones
   Index carried() const { return states() - 1; }
+  bool goes_back(Index direction) const { return direction == 1 || reverse; }
   Index inputs(Index layer) const { return layer == 0 ? I : channels(); }
   Index channels() const { return D * P; }  // of a layer's outputs
   Index extent(Extent of, Index layer) const;

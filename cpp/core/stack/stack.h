@@ -141,6 +141,7 @@ struct Stack {
   // Workspaces: one a direction; in a pipeline, one a thread.
   Index workspace_count() const { return pipeline.threads > 1 ? threads : call.D; }
 
+  bool goes_back(Index d) const { return d == 1 || call.reverse; }
   bool drops(Index l) const { return l > 0 && call.dropout.p > 0; }
   Sequence<T> dropped() const {
     const Index C = call.D * call.P;
@@ -150,7 +151,7 @@ struct Stack {
     return drops(l) ? read_only(dropped()) : call.layers[l].x;
   }
   NoiseSource<T> noise(Index l, Index d) const {
-    return {cell.noise, call.constants, call.dropout, call.rows, l, d == 1};
+    return {cell.noise, call.constants, call.dropout, call.rows, l, goes_back(d)};
   }
   void drop_input(Index l, Index from, Index steps, const Team& team) const {
     if (!drops(l)) return;
@@ -233,10 +234,11 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
       int chunks = 0;
       for (Index done = 0; done < call.rows.T; done += workspace.chunk) {
         const Index steps = least(workspace.chunk, call.rows.T - done);
+        const Index first = call.reverse ? call.rows.T - done - steps : done;
         if (l > 0 && !reached(progress[l - 1], ++chunks, token)) return;
-        drop_input(l, done, steps, alone);
+        drop_input(l, first, steps, alone);
         if (!forward.chunk(done)) return;
-        if (call.residual && l > 0) add_input(l, done, steps, alone);
+        if (call.residual && l > 0) add_input(l, first, steps, alone);
         advance(progress[l]);
       }
     }
@@ -255,15 +257,17 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
   // Of the rows whose own last step is one of these. Rows are sorted: a later one ends no later.
   void add_last_input(const Layer<T>& layer, Index d, Index from, Index steps,
                       const Team& team) const {
+    const bool back = this->goes_back(d);
+    if (back && from > 0) return;  // all rows end at the first step
     const Range mine = team.share_of(call.rows.B);
     Index t = call.rows.T - 1;
     for (Index r = mine.first; r < mine.last; ++r) {
       while (t >= from && alive_at(call.rows, t) <= r) --t;
       if (t < from) return;
-      if (t >= from + steps) continue;
+      if (!back && t >= from + steps) continue;
       const Index row = row_of(call.rows, r), column = d * call.P;
       const T* const x =
-          layer.x.data + (d == 1 ? 0 : t) * layer.x.time_stride + row * layer.x.row_stride + column;
+          layer.x.data + (back ? 0 : t) * layer.x.time_stride + row * layer.x.row_stride + column;
       T* const y = layer.out.data + row * layer.out.row_stride + column;
       for (Index c = 0; c < call.P; ++c) y[c] = x[c] + y[c];
       if (!team.worked(blocks_of<T>(call.P))) return;
@@ -293,7 +297,7 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
             this->input(l),
             y,
             layer.direction[d],
-            d == 1,
+            this->goes_back(d),
             call.from_end,
             only_last_outputs(l),
             this->noise(l, d),
@@ -466,7 +470,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
             gradient.direction[d],
             call.clip,
             call.flow_penalty,
-            d == 1,
+            this->goes_back(d),
             this->noise(l, d),
             workspace,
             pointers};

@@ -36,8 +36,8 @@ def lyapunov(
     Parameters
     ----------
     layer : recurrent layer
-        Not bidirectional. Dropout does not act, zoneout by its mean; nothing of the layer is
-        changed.
+        Forward in time, not bidirectional. Dropout does not act, zoneout by its mean; nothing of
+        the layer is changed.
     x, state
         As in calling the layer; T at least 1. All rows have T steps.
     block : int
@@ -77,6 +77,8 @@ def lyapunov(
     check_layer(layer)
     if layer.bidirectional:
         raise ValueError("layer: expected one direction, got a bidirectional layer")
+    if layer.reverse:
+        raise ValueError("layer: expected one that goes forward in time, got one with reverse=True")
     x, T, axis = _sequence(layer, x)
     block = integer("block", block, "an integer of at least 1", 1, 2**62)
     settle = integer("settle", settle, f"an integer from 0 to {T - 1}, below T", 0, T - 1)

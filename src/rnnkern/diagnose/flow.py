@@ -232,7 +232,9 @@ def report(
     for index, (place, direction) in enumerate(places_of(layer)):
         here = (place, direction)
         verdict, steps, curve = _judge(
-            _logs(trace, index, direction, ends, lost[index]), vanished, exploded
+            _logs(trace, index, bool(direction) or layer.reverse, ends, lost[index]),
+            vanished,
+            exploded,
         )
         there = trace.dh[index] > 0.0
         own_gates = [s for s in gates if (s.layer, s.direction) == here]
@@ -284,14 +286,14 @@ def _probe(layer: Layer, tape: Tape, B: int, seed: int) -> Gradients:
     return layer.backward(tape, dstate=join_state((v, *others)), trace=True)
 
 
-def _logs(trace: Trace, index: int, direction: int, lengths: Array, lost: Array) -> list[Array]:
+def _logs(trace: Trace, index: int, reverse: bool, lengths: Array, lost: Array) -> list[Array]:
     """Logs of each step's growth, for each row, from where its gradient came in, back in time.
 
     nan where `lost`, (T, B), says that the step's values are.
     """
 
     def back_in_time(at: Array) -> Array:
-        return at if direction else at[::-1]
+        return at if reverse else at[::-1]
 
     got, handed = back_in_time(trace.dh[index]), back_in_time(trace.dh_before[index])
     lost = back_in_time(lost)
@@ -305,7 +307,7 @@ def _logs(trace: Trace, index: int, direction: int, lengths: Array, lost: Array)
         if not there.size:
             continue
         first = there[0] + (trace.dc_before is not None)
-        steps = slice(first, length if direction else None)  # the reverse direction's end there
+        steps = slice(first, length if reverse else None)  # the reverse direction's end there
         growth = np.log(handed[steps, row]) - np.log(got[steps, row])
         growth[got[steps, row] == 0.0] = -np.inf  # nothing came this far
         growth[lost[steps, row]] = np.nan  # the gradient need not show it: relu'(nan) is 0

@@ -77,6 +77,7 @@ class _Layer(Inference[S]):
     bias: Final[bool] = fixed("bias", "Whether there are biases.")
     batch_first: Final[bool] = fixed("batch_first", "Whether sequences are (B, T, C).")
     bidirectional: Final[bool] = fixed("bidirectional", "Whether D is 2.")
+    reverse: Final[bool] = fixed("reverse", "Whether time goes backward.")
     residual: Final[bool] = fixed("residual", "Whether layers add their input to h.")
     ensemble: Final[int | None] = fixed("ensemble", "E, or None.")
     dtype: Final[np.dtype[Any]] = fixed("dtype", "Of parameters, inputs and outputs.")
@@ -92,6 +93,7 @@ class _Layer(Inference[S]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
@@ -113,6 +115,9 @@ class _Layer(Inference[S]):
         self._bias = flag("bias", bias)
         self._batch_first = flag("batch_first", batch_first)
         self._bidirectional = flag("bidirectional", bidirectional)
+        self._reverse = flag("reverse", reverse)
+        if self._reverse and self._bidirectional:
+            raise ValueError("reverse: expected False with bidirectional, got True")
         self._residual = flag("residual", residual)
         if self._residual and self._num_layers == 1:
             raise ValueError(
@@ -163,6 +168,7 @@ class _Layer(Inference[S]):
             num_layers=self._num_layers,
             bias=self._bias,
             bidirectional=self._bidirectional,
+            reverse=self._reverse,
             residual=self._residual,
             is_double=self._dtype == np.dtype(np.float64),
             members=members,
@@ -584,9 +590,9 @@ class _Layer(Inference[S]):
         Raises
         ------
         ValueError
-            If the layer is bidirectional: its outputs need the whole sequence; docs/look_ahead.md
-            shows how to take chunks with some steps of what follows. If it is an ensemble: ask a
-            `member`.
+            If the layer is bidirectional, or goes backward in time: its outputs need the whole
+            sequence; docs/look_ahead.md shows how to take chunks with some steps of what follows.
+            If it is an ensemble: ask a `member`.
 
         Examples
         --------

@@ -26,7 +26,7 @@ class GRU(_Layer[Array]):
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed,
     init, params
         As in `RNN`.
     reset_after : bool
@@ -99,6 +99,7 @@ class GRU(_Layer[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,

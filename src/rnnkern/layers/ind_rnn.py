@@ -30,7 +30,7 @@ class IndRNN(_Layer[Array]):
         As in `RNN`.
     nonlinearity : {"relu", "tanh"}
         The name of act.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed, params
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
         As in `RNN`, but for u: uniform over [0, 1), so that there are units of long and of short
@@ -74,6 +74,7 @@ class IndRNN(_Layer[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,

@@ -28,7 +28,7 @@ class LSTM(_Layer[tuple[Array, Array]]):
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed,
     init, params
         As in `RNN`.
     forget_bias : float, optional
@@ -156,6 +156,7 @@ class LSTM(_Layer[tuple[Array, Array]]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,

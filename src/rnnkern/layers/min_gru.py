@@ -33,7 +33,7 @@ class MinGRU(_Layer[Array]):
         g. ``positive`` is the paper's choice for its log-space form: a + 1/2 where a >= 0, and
         sigmoid(a) elsewhere, so that states that start at or above zero stay there. ``identity`` is
         that of its plain form, and ``tanh`` the GRU's.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed,
     init, params
         As in `RNN`, but that there is no ``orthogonal``, which is about recurrent weights.
 
@@ -74,6 +74,7 @@ class MinGRU(_Layer[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,

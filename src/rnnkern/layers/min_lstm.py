@@ -30,7 +30,7 @@ class MinLSTM(_Layer[Array]):
         As in `RNN`.
     candidate : {"positive", "identity", "tanh"}
         g, as in `MinGRU`.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed,
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed,
     init, params
         As in `MinGRU`.
 
@@ -71,6 +71,7 @@ class MinLSTM(_Layer[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,

@@ -36,7 +36,7 @@ class RGLRU(_Layer[Array]):
     bidirectional : bool
         As in `RNN`; with one layer only, as the two directions' outputs would be 2H inputs of the
         next.
-    bias, batch_first, dropout, residual, ensemble, dtype, seed, params
+    bias, batch_first, dropout, reverse, residual, ensemble, dtype, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "identity", "zeros"}
         As in `MinGRU`, but for lambda, which starts as in the paper's section 2.4 with each: where
@@ -77,6 +77,7 @@ class RGLRU(_Layer[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,

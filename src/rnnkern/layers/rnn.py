@@ -46,6 +46,12 @@ class RNN(_Layer[Array]):
         From 0 to below 1; acts between layers, in `forward` only. Above 0 it needs two layers.
     bidirectional : bool
         Whether each layer also runs backward in time, its outputs beside the forward ones.
+    reverse : bool
+        Whether all layers run backward in time only, each row from its own last step to its first.
+        y stands at the steps of x, as the reverse half of a bidirectional layer's does; the last
+        state is that at the first step. Parameters have no ``_reverse`` in their names. Keras's
+        ``go_backwards=True`` also turns y round: there, it is ``y[::-1]`` of rows of T steps. Not
+        with ``bidirectional``, and not for streams.
     residual : bool
         Whether each layer above the first hands on its h plus its input (before dropout), both of
         D*H channels [5]_. Needs two layers.
@@ -140,6 +146,7 @@ class RNN(_Layer[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,

@@ -39,7 +39,7 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
         N, a divisor of `hidden_size`.
     exp_forget : bool
         Whether the forget gate is exp(a_f) instead of sigmoid(a_f), hence log f = a_f.
-    bias, batch_first, dropout, bidirectional, residual, ensemble, dtype, seed, params
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity"}
         As in `RNN`; each block of R counts as a matrix of H/N rows.
@@ -97,6 +97,7 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        reverse: bool = False,
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,

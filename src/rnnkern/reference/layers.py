@@ -58,6 +58,8 @@ class Config:
     recurrent_dropout : float
         The probability that a unit's candidate is dropped, 0 <= p < 1, of a cell that has this
         option.
+    reverse : bool
+        Whether the direction, D being 1, goes from each row's last step to its first.
 
     Raises
     ------
@@ -90,11 +92,14 @@ class Config:
     exp_forget: bool = False
     zoneout: float | tuple[float, ...] = 0.0
     recurrent_dropout: float = 0.0
+    reverse: bool = False
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
             raise ValueError(f"cell: expected one of {list(CELLS)}, got {self.cell!r}")
         cell, H = CELLS[self.cell], self.hidden_size
+        if self.reverse and self.bidirectional:
+            raise ValueError("reverse: expected False with bidirectional, got True")
         if self.proj_size not in (range(1, H) if cell.projects else (0,)):
             size = f"an integer >= 1 and < hidden_size = {H}" if cell.projects else "0"
             raise ValueError(f"proj_size: expected {size} for {self.cell}, got {self.proj_size!r}")
@@ -302,10 +307,11 @@ def forward(
             k = layer * D + d
             steps.append([])
             begins = np.zeros(B, dtype=bool)  # where a reset came since a row's step before
-            for t in reversed(range(T)) if d == 1 else range(T):
+            back = d == 1 or config.reverse
+            for t in reversed(range(T)) if back else range(T):
                 rows = real[t]
                 # The reverse direction comes from step t + 1, which may begin another sequence.
-                cut = starts[t] if d == 0 else starts[t + 1]
+                cut = starts[t + 1] if back else starts[t]
                 for s, v in zip(states, fresh, strict=True):
                     s[k, cut] = v
                 begins = begins | cut
