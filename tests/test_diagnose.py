@@ -876,6 +876,53 @@ def without_rows(layer, steps):
     return tape, layer.backward(tape, y, trace=True)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_relu", "slstm"])
+@pytest.mark.parametrize("options", [BOTH, {"batch_first": True}, {"reverse": True}])
+def test_masked_steps_are_left_out(kind, options):
+    """Padding in front counts as little as padding behind."""
+    layer = make_layer(kind, 3, 8, **options)
+    layout = (lambda a: np.swapaxes(a, 0, 1)) if layer.batch_first else (lambda a: a)
+    lengths, x = np.array([7, 0, 4]), np.random.default_rng(0).normal(size=(9, 3, 3))
+    x = x.astype(np.float32)
+    mask = np.zeros((9, 3), bool)
+    moved = np.full_like(x, np.nan)
+    for b, n in enumerate(lengths):
+        mask[9 - n :, b] = True
+        moved[9 - n :, b] = x[:n, b]
+    found = []
+    for sequence, rows in ((x, {"lengths": lengths}), (moved, {"mask": layout(mask)})):
+        y, _, tape = layer.forward(layout(sequence), **rows)
+        grads = layer.backward(tape, y, trace=True)
+        plots = [diagnose.plot_flow(layer, grads, **rows).axes[0].lines[0].get_ydata()]
+        diagnose.plot_clips(layer, grads, **rows)
+        diagnose.plot_saturation(layer, tape, **rows)
+        report = diagnose.report(layer, tape, **rows)
+        found.append((diagnose.saturation(layer, tape, **rows), report, plots, grads, tape))
+    (one, report, plots, grads, tape), (other, report_masked, plots_masked, *_) = found
+    for a, b in zip(one, other, strict=True):
+        assert (a.gate, a.share) == (b.gate, b.share)
+        assert a.mean == pytest.approx(b.mean, rel=1e-12)  # sums of another order
+    for a, b in zip(report.flows, report_masked.flows, strict=True):
+        assert (a.verdict, a.steps) == (b.verdict, b.steps)
+        np.testing.assert_array_equal(a.curve, b.curve)
+    assert np.isnan(plots_masked[0][:2]).all()
+    assert not np.isnan(plots_masked[0][-4:]).any()
+    assert not np.isnan(plots[0][:4]).any()
+    for use in (
+        lambda **rows: diagnose.saturation(layer, tape, **rows),
+        lambda **rows: diagnose.report(layer, tape, **rows),
+        lambda **rows: diagnose.plot_flow(layer, grads, **rows),
+    ):
+        for rows, error, message in (
+            ({"mask": layout(mask), "lengths": lengths}, ValueError, "expected None with lengths"),
+            ({"mask": mask[:2]}, ValueError, "expected shape"),
+            ({"mask": layout(mask) * 1.0}, TypeError, "expected an array of booleans, got float64"),
+            ({"mask": mask.tolist()}, TypeError, "expected an array of booleans, got list"),
+        ):
+            with pytest.raises(error, match=f"^mask: {message}"):
+                use(**rows)
+
+
 @each_kind
 @pytest.mark.parametrize("lengths", [None, np.zeros(0, int)])
 def test_reports_of_no_rows(kind, lengths):

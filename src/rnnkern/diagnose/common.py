@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import integer
+from ..checks import integer, unmasked
 from ..layers import Gradients, State, Trace, _Layer
 from ..reference import ACTIVATIONS, CELLS, Cell
 from ..tape import Tape
@@ -28,6 +28,7 @@ __all__ = [
     "place_at",
     "place_name",
     "places_of",
+    "real_steps",
     "steps_with_rows",
     "trace_of",
     "units_of",
@@ -147,6 +148,28 @@ def lengths_of(lengths: Any, T: int, B: int) -> Array:
     if ((own < 0) | (own > T)).any():
         raise ValueError(f"lengths: expected values from 0 to {T}, got {own.tolist()}")
     return own
+
+
+def real_steps(layer: Layer, lengths: Any, mask: Any, T: int, B: int) -> Array:
+    """Where each row has a step (T, B); without steps if B is 0, as in `steps_with_rows`."""
+    own = lengths_of(lengths, T, B)
+    steps = T if B else 0
+    if mask is None:
+        alive: Array = np.arange(steps)[:, None] < own
+        return alive
+    if lengths is not None:
+        raise ValueError("mask: expected None with lengths, got an array")
+    mask = unmasked("mask", mask)
+    if not isinstance(mask, np.ndarray) or mask.dtype.kind != "b":
+        got = str(mask.dtype) if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"mask: expected an array of booleans, got {got}")
+    real: Array = np.array(mask)  # no other thread writes to it
+    expected = (T,) if B == 1 and real.ndim == 1 else (B, T) if layer.batch_first else (T, B)
+    if real.shape != expected:
+        raise ValueError(f"mask: expected shape {expected}, got {real.shape}")
+    if real.ndim == 1:
+        return real[:, None]
+    return (real.T if layer.batch_first else real)[:steps]
 
 
 def parts_of(state: State) -> list[Array]:

@@ -16,11 +16,11 @@ from .common import (
     cell_of,
     check_layer,
     hiddens_of,
-    lengths_of,
     lost_rows,
     parts_of,
     place_name,
     places_of,
+    real_steps,
     trace_of,
     untrapped,
 )
@@ -155,6 +155,7 @@ def report(
     high: float = 0.9,
     tanh: float = 0.9,
     lengths: Array | None = None,
+    mask: Array | None = None,
     seed: int = 0,
 ) -> Report:
     """Say whether gradients vanish, explode or flow on their way back in time, and what shows why.
@@ -184,7 +185,7 @@ def report(
     vanished, exploded : float
         Relative norms at which a gradient counts as vanished (above 0, below 1) and exploded
         (above 1). What is reached first is the verdict.
-    low, high, tanh, lengths
+    low, high, tanh, lengths, mask
         As in `saturation`.
     seed : int
         Of the random gradient.
@@ -218,21 +219,21 @@ def report(
     ends_of_gates = thresholds_of(low, high, tanh)
     hiddens = hiddens_of(layer, tape)
     T, B = hiddens[0].shape[:2]
-    gates = saturation_of(layer, tape, hiddens, ends_of_gates, lengths)
+    gates = saturation_of(layer, tape, hiddens, ends_of_gates, lengths, mask)
     probed = grads is None
     grads = _probe(layer, tape, B, seed) if grads is None else grads
     trace = trace_of(grads)
     expected = (len(places_of(layer)), T, B)
     if trace.dh.shape != expected:
         raise ValueError(f"grads: expected a trace of shape {expected}, got {trace.dh.shape}")
-    ends = lengths_of(lengths, T, B)
+    real = real_steps(layer, lengths, mask, T, B)
     lost = _lost_on_the_way(layer, hiddens)
     flows = []
     matrices = spectrum(layer)
     for index, (place, direction) in enumerate(places_of(layer)):
         here = (place, direction)
         verdict, steps, curve = _judge(
-            _logs(trace, index, bool(direction) or layer.reverse, ends, lost[index]),
+            _logs(trace, index, bool(direction) or layer.reverse, real, lost[index]),
             vanished,
             exploded,
         )
@@ -286,31 +287,28 @@ def _probe(layer: Layer, tape: Tape, B: int, seed: int) -> Gradients:
     return layer.backward(tape, dstate=join_state((v, *others)), trace=True)
 
 
-def _logs(trace: Trace, index: int, reverse: bool, lengths: Array, lost: Array) -> list[Array]:
+def _logs(trace: Trace, index: int, reverse: bool, real: Array, lost: Array) -> list[Array]:
     """Logs of each step's growth, for each row, from where its gradient came in, back in time.
 
     nan where `lost`, (T, B), says that the step's values are.
     """
 
-    def back_in_time(at: Array) -> Array:
-        return at if reverse else at[::-1]
-
-    got, handed = back_in_time(trace.dh[index]), back_in_time(trace.dh_before[index])
-    lost = back_in_time(lost)
-    if trace.dc_before is not None:
-        dc = back_in_time(trace.dc_before[index])
-        got = np.hypot(got, np.concatenate([np.zeros_like(dc[:1]), dc[:-1]]))
-        handed = np.hypot(handed, dc)
     rows = []
-    for row, length in enumerate(lengths):
-        there = np.flatnonzero((got[:, row] != 0.0) | lost[:, row])
+    for row in range(real.shape[1]):
+        steps = np.flatnonzero(real[:, row])
+        here = (steps if reverse else steps[::-1], row)  # back in time
+        got, handed, gone = trace.dh[index][here], trace.dh_before[index][here], lost[here]
+        if trace.dc_before is not None:
+            dc = trace.dc_before[index][here]
+            got = np.hypot(got, np.concatenate([np.zeros_like(dc[:1]), dc[:-1]]))
+            handed = np.hypot(handed, dc)
+        there = np.flatnonzero((got != 0.0) | gone)
         if not there.size:
             continue
-        first = there[0] + (trace.dc_before is not None)
-        steps = slice(first, length if reverse else None)  # the reverse direction's end there
-        growth = np.log(handed[steps, row]) - np.log(got[steps, row])
-        growth[got[steps, row] == 0.0] = -np.inf  # nothing came this far
-        growth[lost[steps, row]] = np.nan  # the gradient need not show it: relu'(nan) is 0
+        seen = slice(there[0] + (trace.dc_before is not None), None)
+        growth = np.log(handed[seen]) - np.log(got[seen])
+        growth[got[seen] == 0.0] = -np.inf  # nothing came this far
+        growth[gone[seen]] = np.nan  # the gradient need not show it: relu'(nan) is 0
         rows.append(growth)
     return rows
 

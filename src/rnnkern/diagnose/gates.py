@@ -14,9 +14,9 @@ from .common import (
     cell_of,
     check_layer,
     hiddens_of,
-    lengths_of,
     lost_rows,
     places_of,
+    real_steps,
     steps_with_rows,
     units_of,
     untrapped,
@@ -62,6 +62,7 @@ def saturation(
     high: float = 0.9,
     tanh: float = 0.9,
     lengths: Array | None = None,
+    mask: Array | None = None,
 ) -> list[Saturation]:
     """Share of gate values so near their ends that hardly a gradient passes.
 
@@ -83,6 +84,8 @@ def saturation(
         The thresholds, each above 0 and below 1, `low` not above `high`.
     lengths : ndarray of integers, shape (B,), optional
         As in the forward: padding is left out.
+    mask : ndarray of bool, shape (T, B), optional
+        As in the forward: masked steps are left out. Not with `lengths`.
 
     Returns
     -------
@@ -104,7 +107,7 @@ def saturation(
     """
     check_layer(layer)
     ends = thresholds_of(low, high, tanh)
-    return saturation_of(layer, tape, hiddens_of(layer, tape), ends, lengths)
+    return saturation_of(layer, tape, hiddens_of(layer, tape), ends, lengths, mask)
 
 
 def thresholds_of(low: float, high: float, tanh: float) -> tuple[float, float, float]:
@@ -125,10 +128,11 @@ def saturation_of(
     hiddens: list[Array],
     thresholds: tuple[float, float, float],
     lengths: Array | None,
+    mask: Array | None,
 ) -> list[Saturation]:
     """`saturation`, of a tape whose hiddens have been read."""
     low, high, tanh = thresholds
-    lengths = lengths_of(lengths, *hiddens[0].shape[:2])
+    real = real_steps(layer, lengths, mask, *hiddens[0].shape[:2])
     hiddens, gates, cells = map(steps_with_rows, (hiddens, tape.gates, tape.cells))
     T, H = len(hiddens[0]), layer.hidden_size
     cell = cell_of(layer)
@@ -145,7 +149,7 @@ def saturation_of(
     }
     no_ends = (-np.inf, np.inf)
     vectors = [vectors_of(layer, *place) for place in places_of(layer)]
-    there = (np.arange(T)[:, None] < lengths) & ~lost_rows(layer, hiddens)
+    there = real & ~lost_rows(layer, hiddens)
     found = []
     for index, (place, direction) in enumerate(places_of(layer)):
         alive = there[index]

@@ -13,10 +13,10 @@ from .common import (
     Array,
     Layer,
     check_layer,
-    lengths_of,
     place_at,
     place_name,
     places_of,
+    real_steps,
     trace_of,
     untrapped,
 )
@@ -28,7 +28,12 @@ __all__ = ["plot_clips", "plot_flow", "plot_saturation", "plot_spectrum"]
 
 @untrapped
 def plot_flow(
-    layer: Layer, grads: Gradients, axes: Any = None, *, lengths: Array | None = None
+    layer: Layer,
+    grads: Gradients,
+    axes: Any = None,
+    *,
+    lengths: Array | None = None,
+    mask: Array | None = None,
 ) -> Any:
     """Draw the norm of dL/dh over the steps, on a log scale, a line per layer and direction.
 
@@ -44,6 +49,8 @@ def plot_flow(
         Where to draw; on a figure of its own if not given.
     lengths : ndarray of integers, shape (B,), optional
         As in the forward: padding is left out.
+    mask : ndarray of bool, shape (T, B), optional
+        As in the forward: masked steps are left out. Not with `lengths`.
 
     Returns
     -------
@@ -66,7 +73,7 @@ def plot_flow(
     >>> len(figure.axes[0].lines)
     2
     """
-    dh = _padding_as_nan(layer, grads, "dh", lengths)
+    dh = _padding_as_nan(layer, grads, "dh", lengths, mask)
     figure, axes = _canvas(axes)
     for index, (place, direction) in enumerate(places_of(layer)):
         axes.semilogy(_positive(_over_rows(dh[index])), label=place_name(place, direction))
@@ -83,6 +90,7 @@ def plot_clips(
     *,
     index: int = 0,
     lengths: Array | None = None,
+    mask: Array | None = None,
 ) -> Any:
     """Draw what the step clips do: the norm before and after `step_norm`, and the shares clipped.
 
@@ -92,7 +100,7 @@ def plot_clips(
 
     Parameters
     ----------
-    layer, grads, axes, lengths
+    layer, grads, axes, lengths, mask
         As in `plot_flow`.
     index : int
         Which layer and direction, counted as in a state: from 0 to L*D - 1.
@@ -116,9 +124,9 @@ def plot_clips(
     >>> [axes.get_ylabel() for axes in figure.axes]
     ['norm handed back (L2, median over rows)', 'share clipped']
     """
-    before = _padding_as_nan(layer, grads, "dh_before", lengths)
-    scale = _padding_as_nan(layer, grads, "scale", lengths)
-    clipped = _padding_as_nan(layer, grads, "clipped", lengths)
+    before = _padding_as_nan(layer, grads, "dh_before", lengths, mask)
+    scale = _padding_as_nan(layer, grads, "scale", lengths, mask)
+    clipped = _padding_as_nan(layer, grads, "clipped", lengths, mask)
     place, direction = place_at(layer, index)
     figure, axes = _canvas(axes)
     axes.semilogy(_positive(_over_rows(before[index])), color="C3", linewidth=3, alpha=0.4,
@@ -190,12 +198,13 @@ def plot_saturation(
     high: float = 0.9,
     tanh: float = 0.9,
     lengths: Array | None = None,
+    mask: Array | None = None,
 ) -> Any:
     """Draw the share of each gate's values near its ends, over the steps.
 
     Parameters
     ----------
-    layer, tape, low, high, tanh, lengths
+    layer, tape, low, high, tanh, lengths, mask
         As in `saturation`.
     axes : matplotlib Axes, optional
         Where to draw; on a figure of its own if not given.
@@ -220,7 +229,7 @@ def plot_saturation(
     >>> len(figure.axes[0].lines)  # the upper and the lower end of i, f, g, o and tanh(c)
     10
     """
-    found = saturation(layer, tape, low=low, high=high, tanh=tanh, lengths=lengths)
+    found = saturation(layer, tape, low=low, high=high, tanh=tanh, lengths=lengths, mask=mask)
     here = place_at(layer, index)
     figure, axes = _canvas(axes)
     for k, one in enumerate(s for s in found if (s.layer, s.direction) == here):
@@ -231,17 +240,18 @@ def plot_saturation(
     return _finished(figure, axes)
 
 
-def _padding_as_nan(layer: Layer, grads: Gradients, name: str, lengths: Array | None) -> Array:
-    """One of a trace's arrays, nan at padding."""
+def _padding_as_nan(
+    layer: Layer, grads: Gradients, name: str, lengths: Array | None, mask: Array | None
+) -> Array:
+    """One of a trace's arrays, nan at padding and at masked steps."""
     check_layer(layer)
     values: Array = getattr(trace_of(grads), name)
     places = len(places_of(layer))
     if values.ndim != 3 or len(values) != places:
         raise ValueError(f"grads: expected a trace of shape ({places}, T, B), got {values.shape}")
     _, T, B = values.shape
-    lengths = lengths_of(lengths, T, B)
-    T = T if B else 0  # as in steps_with_rows
-    return np.where(np.arange(T)[:, None] < lengths, values[:, :T], np.nan)
+    real = real_steps(layer, lengths, mask, T, B)
+    return np.where(real, values[:, : len(real)], np.nan)
 
 
 def _over_rows(values: Array, middle: Any = np.nanmedian) -> Array:
