@@ -101,6 +101,8 @@ def assert_as_runtime(model, feeds):
 @pytest.mark.parametrize("opset", [7, 14, 22])
 def test_directions_lengths_and_states(op, direction, lengths, state, opset):
     model, feeds = problem(op, direction=direction, lengths=lengths, state=state, opset=opset)
+    (layer,) = rk.onnx.load(model).values()
+    assert (layer.reverse, layer.bidirectional) == (direction == "reverse", direction[0] == "b")
     assert_as_runtime(model, feeds)
 
 

@@ -33,6 +33,7 @@ STACKS = {
     "one": {},
     "two-directions": {"bidirectional": True},
     "stack": {"num_layers": 3, "bias": False},
+    "backward": {"num_layers": 2, "reverse": True},
     "two-directions-stack": {"num_layers": 2, "bidirectional": True, "batch_first": True},
     "residual": {"num_layers": 3, "residual": True, "batch_first": True, "dropout": 0.5},
 }

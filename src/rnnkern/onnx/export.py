@@ -96,7 +96,8 @@ def operator_of(layer: Any) -> str:
 def attributes_of(layer: Any, kind: Kind, directions: int) -> dict[str, Any]:
     """The attributes of a layer's nodes."""
     found: dict[str, Any] = {"hidden_size": layer.hidden_size}
-    found["direction"] = "bidirectional" if directions == 2 else "forward"
+    one_way = "reverse" if layer.reverse else "forward"
+    found["direction"] = "bidirectional" if directions == 2 else one_way
     used = [(name,) for name in kind.activations]
     if layer.activations is not None:
         used = [(one.name, *one.of) for one in layer._cell.activations]

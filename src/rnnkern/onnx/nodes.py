@@ -233,6 +233,7 @@ class Recurrent:
                 bias="B" in weights,
                 batch_first=self.layout == 1,
                 bidirectional=last - first == 2,
+                reverse=self.reverse[first:last] == (True,),
                 dtype=dtype,
                 params=params,
                 **options,
@@ -278,7 +279,7 @@ class Recurrent:
         for call, (first, last) in zip(self._calls, self.parts, strict=True):
             own = [np.ascontiguousarray(state[first:last]) for state in states]
             try:
-                results.append(self._run(call, x, own, lengths, self.reverse[first:last]))
+                results.append(self._run(call, x, own, lengths))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{self.name}: {error}") from error
         found = results[0]
@@ -308,39 +309,18 @@ class Recurrent:
         return values.astype(layer.dtype, copy=False)
 
     def _run(
-        self,
-        call: Inference[Any],
-        x: Array,
-        states: list[Array],
-        lengths: Array | None,
-        reverse: tuple[bool, ...],
+        self, call: Inference[Any], x: Array, states: list[Array], lengths: Array | None
     ) -> list[Array]:
         """Y (D, T, B, H), or (D, B, T, H) in layout 1, and the final states (D, B, H)."""
-        backward = reverse == (True,)
-        time = self.layout  # the axis of time steps
-        if backward:
-            x = flipped(x, lengths, time)
         y, last = call(x, tuple(states) if len(states) == 2 else states[0], lengths)
-        if backward:
-            y = flipped(y, lengths, time)
-        Y = y.reshape(*y.shape[:2], len(reverse), states[0].shape[2]).transpose(2, 0, 1, 3)
+        D, _, H = states[0].shape
+        Y = y.reshape(*y.shape[:2], D, H).transpose(2, 0, 1, 3)
         return [Y, *(last if isinstance(last, tuple) else (last,))]
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
     """Whether it is one of the floating-point types of ONNX's recurrent operators."""
     return dtype.name in ("float16", "bfloat16", "float32", "float64")
-
-
-def flipped(x: Array, lengths: Array | None, time: int) -> Array:
-    """Each row's steps in reverse order; what lies behind its end stays where it is."""
-    steps = np.arange(x.shape[time])[:, None]
-    ends = steps.size if lengths is None else np.asarray(lengths)[None]
-    index = np.where(steps < ends, ends - 1 - steps, steps)  # (T, B), or (T, 1)
-    index = index.clip(0, steps.size - 1)  # the layer refuses lengths that are out of range
-    index = index if time == 0 else index.T
-    found: Array = np.take_along_axis(x, index[..., None], axis=time)
-    return found
 
 
 def orders(kind: Kind, input_forget: bool) -> tuple[str, str]:
