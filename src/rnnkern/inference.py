@@ -109,7 +109,8 @@ class Inference(Generic[S]):
             The last layer's output of every step, directions side by side (h; with ``residual``,
             plus the layer's input); zero behind a row's end and at masked steps. With
             ``outputs="last"`` (B, D*P) at the row's own last real step, the reverse direction at
-            its own last, the sequence's first; zero for a row without steps; (E, B, D*P) for an ensemble, (D*P,) for one row.
+            its own last, the sequence's first; zero for a row without steps; (E, B, D*P) for an
+            ensemble, (D*P,) for one row.
         state : ndarray or tuple of ndarray
             The state at each row's own last real step (the reverse direction's: at its first),
             shaped like the initial state.

@@ -31,6 +31,7 @@ class StepMask {
   template <class T>
   void gather(Index channels, const Sequence<const T>& from, const Sequence<T>& to,
               ThrottledPoll& poll) const {
+    if (!from.data || !to.data) return;  // arrays without elements
     for (Index t = 0; t < T_; ++t)
       for (Index b = 0; b < B_; ++b) {
         const Index place = place_[static_cast<std::size_t>(t * B_ + b)];
@@ -45,6 +46,7 @@ class StepMask {
   template <class T>
   void spread(Index channels, const Sequence<T>& from, const Sequence<T>& to, T masked,
               ThrottledPoll& poll) const {
+    if (!from.data || !to.data) return;
     for (Index t = T_ - 1; t >= 0; --t)
       for (Index b = 0; b < B_; ++b) {
         const Index place = place_[static_cast<std::size_t>(t * B_ + b)];

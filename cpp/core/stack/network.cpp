@@ -345,6 +345,7 @@ struct ForwardRun<T>::Plan {
     for (Index k = 0; k < s.states(); ++k) keep_first_state(k);
     for (Index e = 0; e < E; ++e) {
       std::vector<Sequence<T>> hiddens;
+      hiddens.reserve(given.hiddens.size());
       for (const MemberSequence<T>& h : given.hiddens) hiddens.push_back(h.of(e));
       records.emplace_back(s, segments.length, rows.B, tape.rows.alive_rows(), keeps_all,
                            tape.mask.moves(), hiddens);

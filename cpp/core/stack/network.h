@@ -108,8 +108,8 @@ struct Record {
   std::vector<Block<T>> moments;                    // the same
 
   // alive: rows alive at all of the steps. keep: for backward; otherwise two buffers in turns stand
-  // between the layers. apart: what is kept of the last layer's h is not to be y. hiddens: [L] where
-  // h goes, or empty.
+  // between the layers. apart: what is kept of the last layer's h is not to be y. hiddens: [L]
+  // where h goes, or empty.
   Record(const Sizes& s, Index steps, Index B, Index alive, bool keep, bool apart = false,
          const std::vector<Sequence<T>>& hiddens = {});
   // Where the last layer's output goes.
