@@ -52,6 +52,7 @@ COMMON = {
     "dropout": 0.5,
     "bidirectional": True,
     "residual": True,
+    "reverse": True,
     "dtype": np.float64,
     "seed": 2,
     "init": "xavier",
@@ -352,9 +353,11 @@ CALL = ("state", "lengths", "resets", "dy", "dstate", "clip")
 def test_every_call_option_is_tested():
     methods = [inspect.signature(m).parameters for m in (rk.GRU.forward, rk.GRU.backward)]
     options = {name for parameters in methods for name in parameters} - {"self", "x", "tape"}
-    # A checkpoint changes no bit (test_long.py); what backward traces and adds: test_flow.py.
-    assert options - {"checkpoint", "trace", "flow_penalty"} == {*CALL}
-    assert {*inspect.signature(rk.GRU.__call__).parameters} < {"self", "x", *CALL}
+    # A checkpoint changes no bit (test_long.py); what backward traces and adds: test_flow.py. Masks
+    # exclude lengths (test_mask.py).
+    assert options - {"checkpoint", "trace", "flow_penalty", "mask"} == {*CALL}
+    inference = {*inspect.signature(rk.GRU.__call__).parameters} - {"mask"}
+    assert inference - {"outputs", "hiddens"} < {"self", "x", *CALL}  # see test_outputs.py
 
 
 @each_kind
