@@ -235,7 +235,7 @@ class StreamOf final : public Stream {
     if (!given || given.dtype().kind() != 'b')
       bad_type("mask", "an array of booleans",
                given ? py::str(given.dtype()) : py::str(py::type::of(mask).attr("__name__")));
-    check_shape("mask", given, one_step ? Shape{B_} : Shape{steps, B_});
+    check_shape("mask", given, one_step ? Shape{Axis(B_)} : Shape{steps, B_});
     return py::array(given.attr("copy")("C"));
   }
 
