@@ -133,6 +133,27 @@ def test_nan_is_not_a_change():
     p.backward(layer, tape)
 
 
+def test_headers_that_change_while_a_forward_reads_its_arguments():
+    """What is compared is what was validated: x and the parameters as they were then."""
+    layer = make_layer("gru", I, H)
+    x = random_problem(layer, T, B).x
+    want = layer.forward(x, lengths=np.full(B, T))[0]
+    weight = layer.params["weight_hh_l0"]
+
+    class Lengths:
+        def __array__(self, dtype=None, copy=None):
+            x.shape, weight.shape = (1,) * 20 + (T, B, I), (1,) * 20 + weight.shape
+            return np.full(B, T)
+
+    y, _, tape = layer.forward(x, lengths=Lengths())
+    assert y.tobytes() == want.tobytes()
+    x.shape, weight.shape = (T, B, I), (3 * H, H)
+    layer.backward(tape, y)
+    x[0, 0, 0] += 1.0
+    with refused("x"):
+        layer.backward(tape, y)
+
+
 def test_samples_are_64_and_evenly_spaced():
     """What changes a whole row, column or block of a matrix is seen."""
     layer = make_layer("lstm", 64, 64)

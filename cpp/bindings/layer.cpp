@@ -32,9 +32,15 @@ PinnedParameters<T>::PinnedParameters(const std::vector<NamedParameter>& all,
           as_contiguous<T>(name, given, {parameter.shape.begin(), parameter.shape.end()}));
     }
     data_.push_back(owners_.back().data());
+    sizes_.push_back(1);
+    for (const Index size : parameter.shape) sizes_.back() *= size;
   }
   if (params.size() != all.size())
     bad_value("params", std::to_string(all.size()) + " arrays", std::to_string(params.size()));
+}
+template <class T>
+PinnedArray<const char> PinnedParameters<T>::bytes(std::size_t i) const {
+  return bytes_of(data_[i], sizes_[i]);
 }
 template class PinnedParameters<float>;
 template class PinnedParameters<double>;
@@ -441,9 +447,10 @@ py::tuple LayerStack::run_forward(const py::object& weights, const py::object& x
   tape->layer_id = id_, tape->axes = axes, tape->x = x.owner;
   tape->record.sizes = s, tape->record.segment = options.segment;
   tape->record.dropouts = std::move(options.dropouts), tape->record.x = axes.view(x);
+  if (options.wanted == Wanted::tape)  // before anything else may run the caller's Python
+    tape->caller_x = bytes_of(py::reinterpret_borrow<py::array>(x_given), x);
   set_rows(*tape, GivenRows{lengths, mask, resets});
   if (options.wanted == Wanted::tape) {
-    tape->caller_x = bytes_of(py::reinterpret_borrow<py::array>(x_given));
     tape->samples_all = options.samples_all;
     tape->samples.take(tape->sampled(given.parameters()));
   }

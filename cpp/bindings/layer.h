@@ -8,6 +8,7 @@
 
 #include "../core/stack/network.h"
 #include "arrays.h"
+#include "samples.h"
 
 namespace rnnkern {
 
@@ -23,11 +24,12 @@ class PinnedParameters {
  public:
   PinnedParameters(const std::vector<NamedParameter>& all, const py::dict& params);
   const ParameterArrays<const T>& data() const { return data_; }
-  const std::vector<py::array_t<T>>& arrays() const { return owners_; }  // C-contiguous
+  PinnedArray<const char> bytes(std::size_t i) const;
 
  private:
   std::vector<py::array_t<T>> owners_;
   ParameterArrays<const T> data_;
+  std::vector<Index> sizes_;  // elements
 };
 
 // A layer's weights, packed once for any number of calls and streams; see PackedWeights.

@@ -7,12 +7,33 @@
 
 namespace rnnkern {
 
-// An array's memory in bytes as it is now, in the fewest axes.
-inline PinnedArray<const char> bytes_of(const py::array& a) {
-  PinnedArray<const char> pinned(a);
-  if ((a.flags() & py::array::c_style) == 0) return pinned;
-  pinned.axes = 1, pinned.shape[0] = a.size(), pinned.stride[0] = a.itemsize();
-  return pinned;
+// n elements, one behind the other.
+template <class T>
+PinnedArray<const char> bytes_of(const T* data, Index n) {
+  PinnedArray<const char> bytes;
+  bytes.data = reinterpret_cast<const char*>(data);
+  bytes.axes = 1, bytes.shape[0] = n, bytes.stride[0] = sizeof(T);
+  return bytes;
+}
+
+// The caller's x, whose elements `x` has as they are, or a copy of them. Its header may have
+// changed since; if it no longer fits, nothing of it is compared.
+template <class T>
+PinnedArray<const char> bytes_of(const py::array& given, const PinnedArray<const T>& x) {
+  if (given.ptr() != x.owner.ptr()) {
+    const bool fits = given.ndim() == x.axes && given.itemsize() == sizeof(T);
+    return fits ? PinnedArray<const char>(given) : bytes_of<T>(nullptr, 0);
+  }
+  Index n = 1;
+  bool is_dense = true;
+  for (int k = x.axes - 1; k >= 0; n *= x.shape[k--]) is_dense = is_dense && x.stride[k] == n;
+  PinnedArray<const char> bytes = bytes_of(x.data, n);
+  bytes.owner = x.owner;
+  if (is_dense) return bytes;
+  bytes.axes = x.axes;
+  for (int k = 0; k < x.axes; ++k)
+    bytes.shape[k] = x.shape[k], bytes.stride[k] = x.stride[k] * static_cast<Index>(sizeof(T));
+  return bytes;
 }
 
 // Appends 64 evenly spaced elements in C order, or all. The distance between them is odd, so that
@@ -50,10 +71,10 @@ class Samples {
   Index changed(const Read& read) const {
     std::vector<T> now;
     now.reserve(values_.size());
-    for (std::size_t i = 0; i < ends_.size(); ++i) {
-      const std::size_t first = now.size();
+    for (std::size_t i = 0, first = 0; i < ends_.size(); first = ends_[i++]) {
       read(i, now);
-      if (std::memcmp(now.data() + first, values_.data() + first, (ends_[i] - first) * sizeof(T)))
+      const std::size_t count = ends_[i] - first;
+      if (count && std::memcmp(now.data() + first, values_.data() + first, count * sizeof(T)))
         return static_cast<Index>(i);
     }
     return -1;

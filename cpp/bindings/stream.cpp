@@ -154,7 +154,8 @@ class StreamOf final : public Stream {
     py::object real;
     if (!mask.is_none()) real = mask_array(mask, one_step, steps);
     const Busy busy(in_use_);
-    const bool masked = real && !all_steps_are_real(py::reinterpret_borrow<py::array>(real));
+    const bool masked =
+        real && !all_steps_are_real(py::reinterpret_borrow<py::array>(real), steps * B_);
     if (steps == 0) return std::move(y);
 
     // Giving up and taking back the GIL costs more than the smallest calls, and so does a thread.
@@ -240,9 +241,9 @@ class StreamOf final : public Stream {
   }
 
   // Copies a mask to `flags_`. Whether it marks all steps.
-  bool all_steps_are_real(const py::array& given) {
+  bool all_steps_are_real(const py::array& given, Index count) {
     const auto* const bytes = static_cast<const unsigned char*>(given.data());
-    flags_.resize(static_cast<std::size_t>(given.size()));
+    flags_.resize(static_cast<std::size_t>(count));
     bool all = true;
     for (std::size_t i = 0; i < flags_.size(); ++i) {
       flags_[i] = bytes[i] != 0;

@@ -90,9 +90,8 @@ struct TapeOf final : Tape {
 
   auto sampled(const PinnedParameters<T>& parameters) const {
     return [&](std::size_t i, std::vector<T>& to) {
-      const auto& arrays = parameters.arrays();
-      if (i > arrays.size()) return false;
-      sample(i == 0 ? caller_x : bytes_of(arrays[i - 1]), samples_all, to);
+      if (i > parameters.data().size()) return false;
+      sample(i == 0 ? caller_x : parameters.bytes(i - 1), samples_all, to);
       return true;
     };
   }
