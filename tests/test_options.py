@@ -118,7 +118,15 @@ def test_repr_is_a_constructor_call(code):
 
 
 @each_kind
-@pytest.mark.parametrize("options", [{}, COMMON, {"ensemble": 3, "num_layers": 2, "dropout": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        COMMON | {"reverse": False},  # which bidirectional refuses
+        {"reverse": True},
+        {"ensemble": 3, "num_layers": 2, "dropout": 0.5},
+    ],
+)
 def test_repr_gives_the_same_layer(kind, options):
     layer = make_layer(kind, 3, 5, **{"seed": 4, **options})
     if getattr(layer, "layer_norm", None):  # whose gains make_layer has moved off one
