@@ -620,20 +620,19 @@ def test_lyapunov_of_one_row_of_nan(kind, where):
 
 @each_kind_and_nan
 @pytest.mark.parametrize("options", [{}, BOTH, {"num_layers": 3, "residual": True}])
-@pytest.mark.parametrize("given", ["probe", "dy", "dy of the first step"])
-def test_report_of_nan_is_not_finite(kind, where, options, given):
+def test_report_of_nan_is_not_finite(kind, where, options):
     # In two directions of one layer nan stays in its own.
     options = {**options, **both_ways(kind)} if options is BOTH else options
     layer, p = problem_with_nan(kind, where, **options)
     tape = p.forward(layer)[2]
-    grads = None
-    if given != "probe":
-        dy = np.ones_like(p.dy)
-        dy[1:] = 1.0 if given == "dy" else 0.0
-        grads = layer.backward(tape, dy, trace=True)
-    report = diagnose.report(layer, tape, grads, vanished=1e-300, exploded=1e300)
-    assert {flow.verdict for flow in report.flows} == {"not finite"}
-    assert "not finite" in str(report)
+    dy = np.ones_like(p.dy)
+    of_first_step = np.zeros_like(p.dy)
+    of_first_step[0] = 1.0
+    for given in (None, dy, of_first_step):
+        grads = None if given is None else layer.backward(tape, given, trace=True)
+        report = diagnose.report(layer, tape, grads, vanished=1e-300, exploded=1e300)
+        assert {flow.verdict for flow in report.flows} == {"not finite"}
+        assert "not finite" in str(report)
 
 
 @each_kind

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, make_layer, on_threads, parts, random_problem
+from helpers import DTYPES, KINDS, LOOPS, make_layer, on_threads, parts, random_problem
 from plan import plan_of
 
 import rnnkern as rk
@@ -58,7 +58,7 @@ def test_the_last_outputs_are_those_of_all(kind, dtype, of):
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("size", [(150, 33, 2), (20, 49, 17), (60, 129, 1)])
 @pytest.mark.parametrize("of", OPTIONS)
-@every_kind
+@pytest.mark.parametrize("kind", LOOPS)
 def test_threads_leave_no_trace(kind, of, size, threads):
     steps, units, rows = size
     layer = make_layer(kind, 17, units, **OPTIONS[of])

@@ -87,27 +87,36 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("how", ROWS)
-@pytest.mark.parametrize("rows", [[0], [16], [3, 0, 9], list(range(17)), []])
-@pytest.mark.parametrize("dtype", DTYPES)
-@every_kind
-def test_reset_of_some_rows(kind, dtype, rows, how):
-    """They begin anew; the others go on, to the bit."""
-    layer = make_layer(kind, I, H, num_layers=2, dtype=dtype)
+SOME_ROWS = [[0], [16], [3, 0, 9], list(range(17)), []]
+
+
+def assert_reset_of(layer, how):
+    """Some rows begin anew; the others go on, to the bit."""
     p = random_problem(layer, T, 17)
     stream = layer.stream(17)
-    for half in range(2):  # the state lies now in the one place, now in the other
-        stream.state = p.state
+    for rows, half in itertools.product(SOME_ROWS, range(2)):
+        stream.state = p.state  # which lies now in the one place, now in the other
         stream.run(p.x[:5])
         if half:
             stream.step(p.x[5])
         before = parts(stream.state)
-        assert stream.reset(ROWS[how](rows)) is None
+        assert stream.reset(how(rows)) is None
         fresh = parts(fresh_like(layer, p.state))
         for part, old, new in zip(parts(stream.state), before, fresh, strict=True):
             old[:, rows] = new[:, rows]
             assert part.tobytes() == old.tobytes()
         assert stream.run(p.x[6:]).tobytes() == layer(p.x[6:], joined(before))[0].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_kind
+def test_reset_of_some_rows(kind, dtype):
+    assert_reset_of(make_layer(kind, I, H, num_layers=2, dtype=dtype), ROWS["integers"])
+
+
+@pytest.mark.parametrize("how", ROWS)
+def test_rows_to_reset_are_given_in_any_form(how):
+    assert_reset_of(make_layer("lstm", I, H, num_layers=2), ROWS[how])
 
 
 @every_kind
