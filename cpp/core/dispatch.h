@@ -1,8 +1,8 @@
 // One table of functions an instruction set; which one is in use is decided once a process.
 #pragma once
 
+#include "modules/calls.h"
 #include "problem.h"
-#include "training/modules_call.h"
 #include "training/optim_step.h"
 
 namespace rnnkern {

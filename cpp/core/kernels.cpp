@@ -3,9 +3,10 @@
 // of it that the linker merges with another file's copy could carry instructions that the machine
 // lacks.
 #include "dispatch.h"
+#include "modules/cross_entropy.h"
+#include "modules/embedding.h"
 #include "stack/stack.h"
 #include "threads/probe.h"
-#include "training/modules.h"
 #include "training/optim.h"
 
 namespace rnnkern::RNNKERN_ISA {

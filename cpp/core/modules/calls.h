@@ -1,4 +1,4 @@
-// What the two ends of a model read and write: the loss above a layer, the embedding below it.
+// What the modules around a layer read and write.
 #pragma once
 
 #include "problem.h"

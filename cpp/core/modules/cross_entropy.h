@@ -1,9 +1,9 @@
-// The two ends of a model: softmax cross-entropy with its gradient, and the sum of an embedding's
-// gradient. The formulas' owner is src/rnnkern/reference.py.
+// Softmax cross-entropy with its gradient. The formula's owner is
+// src/rnnkern/reference/losses.py.
 #pragma once
 
+#include "modules/calls.h"
 #include "threads/team.h"
-#include "training/modules_call.h"
 
 namespace rnnkern::RNNKERN_ISA {
 
@@ -102,26 +102,6 @@ static double cross_entropy(const CrossEntropyCall<T>& call) {
     }
   });
   return sum_over(call.losses, divisor);
-}
-
-// Adds each row of `values` to its row of `table`, by rising row; threads share the columns.
-template <class T>
-static void add_rows(const AddRowsCall<T>& call) {
-  constexpr Index fewest_of_a_thread = 1 << 14;
-  const Index lines = ceil_div(call.C, kLine<T>);
-  const Index worthwhile = least(lines, call.rows * call.C / fewest_of_a_thread);
-  const int threads = static_cast<int>(most(1, least(call.threads, worthwhile)));
-  // Not to be interrupted: one pass over memory, as an optimizer's step.
-  parallel(threads, Interrupt{}, [&](CancelToken&, int thread, int count) {
-    const Range mine = share(lines, thread, count);
-    const Index last = least(mine.last * kLine<T>, call.C);
-    for (Index r = 0; r < call.rows; ++r) {
-      const T* const from = call.values + r * call.C;
-      T* const to = call.table + call.ids[r] * call.C;
-      for (Index j = mine.first * kLine<T>; j < last; j += kLanes<T>)
-        store_n(to + j, load_n(to + j, last - j) + load_n(from + j, last - j), last - j);
-    }
-  });
 }
 
 }  // namespace rnnkern::RNNKERN_ISA
