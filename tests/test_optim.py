@@ -411,6 +411,27 @@ def test_gradients_that_were_not_finite_are_skipped():
         assert same_bits(p, before[1][name])
 
 
+def test_ten_skipped_steps_in_a_row_are_told_of():
+    bad, good = {"w": np.array([np.nan])}, {"w": np.ones(1)}
+    opt = rk.SGD({"w": np.zeros(1)}, lr=1.0)
+    for grads in [*[bad] * 9, good, *[bad] * 9]:  # any warning is an error here
+        opt.step(grads)
+    with pytest.warns(RuntimeWarning, match="10 steps in a row were skipped") as told:
+        opt.step(bad)
+    assert told[0].filename == __file__
+    opt.step(bad)  # once
+    assert opt.skipped == 20
+
+
+def test_members_that_skip_ten_steps_in_a_row_are_told_of():
+    opt = rk.SGD({"w": np.zeros((2, 1))}, lr=1.0, ensemble=2)
+    bad = {"w": np.array([[np.nan], [1.0]])}
+    for _ in range(9):
+        opt.step(bad)
+    with pytest.warns(RuntimeWarning, match="10 steps of members in a row were skipped"):
+        assert opt.step(bad).applied.tolist() == [False, True]
+
+
 def test_flag_of_gradients_alone_skips():
     told = SimpleNamespace(params={"w": frozen(np.ones(2))}, norm=2.0, scale=1.0, finite=False)
     opt = rk.SGD({"w": np.zeros(2)}, lr=1.0)
@@ -484,6 +505,7 @@ def test_quotient_by_a_tiny_eps_that_would_overflow_is_skipped():
     assert same_bits(params["w"], before)
 
 
+@pytest.mark.filterwarnings("ignore:10 steps in a row:RuntimeWarning")
 def test_decay_that_makes_a_parameter_grow_never_makes_it_infinite():
     for make in (
         lambda p: rk.SGD(p, 0.5, l2=10.0),

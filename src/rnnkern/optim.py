@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -44,6 +45,7 @@ MAPPINGS = (dict, Mapping)  # isinstance recognizes a dict faster than a Mapping
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_EPS = float(np.finfo(np.float32).tiny)  # smaller is zero in float32, and 0 / 0 near
+SKIPPED_IN_A_ROW = 10  # that a warning is given after
 MOST_STEPS = 2**62  # in a state; far enough from the largest int64
 # Beyond these limits a step is tried before it is made, because it may overflow. Within them it can
 # overflow only if a parameter or a moment is far beyond them already.
@@ -152,6 +154,7 @@ class _Optimizer:
         counters = () if ensemble is None else (ensemble,)
         self._step = np.zeros(counters, np.int64)  # the core counts, in the call that updates
         self._skipped = np.zeros(counters, np.int64)
+        self._skipped_in_a_row = 0
         self._groups, self._dicts = _groups_of(params)
         dicts = self._params()
         self._places: list[_Place] = []
@@ -257,6 +260,11 @@ class _Optimizer:
             after the step is not finite, the step is skipped and counted in `skipped`; parameters
             and moments stay as they are. In an ensemble all of this is each member's own.
 
+        Warns
+        -----
+        RuntimeWarning
+            At the tenth step in a row that is skipped (of an ensemble, whose members skip any).
+
         Raises
         ------
         TypeError, ValueError
@@ -348,11 +356,25 @@ class _Optimizer:
             scales = [scale if ok else 1.0 for ok, scale in zip(applied, scales, strict=True)]
             members = [member for member in members if applied[member[0]]]
         wrote = update(members, dry=False)
-        if not all(applied):
-            self._skipped += 1 if self._ensemble is None else ~np.array(applied)
+        self._count_skipped(applied)
         if self._ensemble is None:
             return Step(norms[0], scales[0], applied[0], wrote[0])
         return Step(np.array(norms), np.array(scales), np.array(applied), np.array(wrote))
+
+    def _count_skipped(self, applied: list[bool]) -> None:
+        if all(applied):
+            self._skipped_in_a_row = 0
+            return
+        self._skipped += 1 if self._ensemble is None else ~np.array(applied)
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == SKIPPED_IN_A_ROW:
+            of = "" if self._ensemble is None else " of members"
+            warnings.warn(
+                f"{SKIPPED_IN_A_ROW} steps{of} in a row were skipped because a gradient, a "
+                "parameter or a moment was not finite; the parameters stay as they are",
+                RuntimeWarning,
+                stacklevel=3,  # the call of step
+            )
 
     def _of_groups(self, grads: Any) -> list[Any]:
         """What is given for each group, in the groups' order."""
