@@ -880,6 +880,7 @@ def test_new_run_that_diverges_leaves_nothing(
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:10 steps in a row:RuntimeWarning")
 def test_extreme_settings_give_one_line_or_a_run_that_can_be_resumed(
     text: Path, tmp_path: Path, more: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1308,7 +1309,7 @@ def test_empty_prompt_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]
     assert "prompt: expected at least one character" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["rich.progress", "matplotlib", "threadpoolctl"])
+@pytest.mark.parametrize("name", ["rich.progress", "matplotlib"])
 def test_missing_extra_says_how_to_install_it(
     name: str, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,10 +23,8 @@ from rnnkern.cli.charlm import Settings, Trainer
 from rnnkern.cli.text import Corpus
 from rnnkern.layers import LAYERS
 
-_, _, threadpoolctl = (
+for module in ("rich", "matplotlib"):
     pytest.importorskip(module, reason="the command's extra is not installed")
-    for module in ("rich", "matplotlib", "threadpoolctl")
-)
 
 SETTINGS = Settings(hidden=12, embedding=6, layers=2, dropout=0.3, batch=4, length=8, lr=0.01)
 TEXT = "".join(f"def add_{i}(x, y):\n    return {i} * x + y  # é\n\n" for i in range(80))
@@ -37,7 +35,7 @@ NAME = "model.safetensors"
 FORKING = """if True:
     import json, os, signal, sys, time, traceback
     import numpy as np
-    import matplotlib.figure, rich.progress, threadpoolctl
+    import matplotlib.figure, rich.progress
     from rnnkern import cli, files
 
     def save_for_ever(path):
@@ -99,12 +97,11 @@ def uninterrupted(cell, path):
     """Steps by the bytes of the file that a run which is not killed saves after them."""
     trainer = Trainer(Corpus.of([TEXT]), settings_of(cell))
     files_of = {}
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # as the command does
-        for step in range(1, STEPS + 1):
-            trainer.step()
-            if step % SAVE_EVERY == 0:
-                trainer.save(path)
-                files_of[path.read_bytes()] = step
+    for step in range(1, STEPS + 1):
+        trainer.step()
+        if step % SAVE_EVERY == 0:
+            trainer.save(path)
+            files_of[path.read_bytes()] = step
     path.unlink()
     assert list(files_of.values()) == list(range(SAVE_EVERY, STEPS + 1, SAVE_EVERY))
     return files_of

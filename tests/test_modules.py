@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import pickle
 import re
@@ -13,7 +14,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, make_layer, sets
+from helpers import DTYPES, fused_sets, make_layer, on_threads, sets
 from test_bits import LAYOUTS
 
 import rnnkern as rk
@@ -76,6 +77,21 @@ def test_loss_is_the_references(reduction, V, dtype, isa):
         assert dlogits.dtype == dtype
         rows = 12 if reduction == "sum" else 2  # a sum over rows adds up their errors
         assert_close((loss, dlogits), want, logits, largest=rows)
+
+
+def test_the_references_gradient_of_a_linear_is_that_of_its_products():
+    x, w, b, dy = drawn(4, 3), drawn(5, 3, seed=1), drawn(5, seed=2), drawn(4, 5, seed=3)
+    dx, dw, db = reference.linear_gradient(x, w, dy)
+    step = 1e-3  # the map is linear in each argument, so only rounding limits the difference
+    for array, gradient in ((x, dx), (w, dw), (b, db)):
+        for place in np.ndindex(array.shape):
+            kept, ends = array[place], []
+            for sign in (1, -1):
+                array[place] = kept + sign * step
+                ends.append((reference.linear(x, w, b) * dy).sum())
+            array[place] = kept
+            # Sums of 20 products of up to 100 are off by 20 * 100 * 1.1e-16 at each end.
+            assert abs((ends[0] - ends[1]) / (2 * step) - gradient[place]) < 3e-10
 
 
 def test_the_references_gradient_is_that_of_its_loss():
@@ -279,17 +295,20 @@ def test_threads(V, dtype, isa):
 
 
 BACKWARD = "embed.backward(embed.forward(ids)[1], logits)"
+OF_LINEAR = "linear.backward(linear.forward(logits)[1], logits)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-@pytest.mark.parametrize("use", ["rk.cross_entropy(logits, ids)", BACKWARD])
+@pytest.mark.parametrize(
+    "use", ["rk.cross_entropy(logits, ids)", BACKWARD, "linear(logits)", OF_LINEAR]
+)
 def test_threads_are_shared_out(use):
     """The problems above make the core start its threads: the tests of them aren't idle."""
     code = f"""if True:
         import os
         import numpy as np, rnnkern as rk
         logits, ids = np.zeros((128, 700), np.float32), np.zeros(128, int)
-        embed = rk.Embedding(3, 700)
+        embed, linear = rk.Embedding(3, 700), rk.Linear(700, 700)
         started = len(os.listdir("/proc/self/task"))
         for n in (1, 3, 5):  # only more: dismissed threads count until they end
             rk.set_num_threads(n)
@@ -354,24 +373,139 @@ def chain(dtype, n):
 def test_linear(shape, bias, dtype):
     linear = rk.Linear(11, 6, bias=bias, dtype=dtype, seed=3)
     x, dy = drawn(*shape, 11, dtype=dtype, size=1), drawn(*shape, 6, dtype=dtype, seed=1, size=1)
-    w, b = (linear.params.get(name, np.zeros(6)).astype(np.float64) for name in ("weight", "bias"))
-    rows, d_rows = x.reshape(-1, 11).astype(np.float64), dy.reshape(-1, 6).astype(np.float64)
+    w, b = linear.params["weight"], linear.params.get("bias")
+    rows, d_rows = x.reshape(-1, 11), dy.reshape(-1, 6)
     grads = backward(linear, x, dy)
-    want = {"weight": d_rows.T @ rows, "bias": d_rows.sum(0)}
+    dx, *of_params = reference.linear_gradient(rows, w, d_rows)
+    want = dict(zip(("weight", "bias"), of_params, strict=True))
     out = np.empty((*shape, 6), dtype)
     assert linear(x, out=out) is out
     for y in (linear(x), linear.forward(x)[0], out):
         assert y.dtype == dtype
-        np.testing.assert_allclose(y, (rows @ w.T + b).reshape(*shape, 6), **chain(dtype, 11))
+        np.testing.assert_allclose(
+            y, reference.linear(rows, w, b).reshape(*shape, 6), **chain(dtype, 11)
+        )
     assert list(grads.params) == list(linear.params)
     for name, array in grads.params.items():
         assert array.dtype == dtype
         np.testing.assert_allclose(array, want[name], **chain(dtype, max(1, len(rows))))
     assert grads.x.shape == x.shape
-    np.testing.assert_allclose(grads.x, (d_rows @ w).reshape(x.shape), **chain(dtype, 6))
+    np.testing.assert_allclose(grads.x, dx.reshape(x.shape), **chain(dtype, 6))
     norm = reference.joint_norm(grads.params.values())
     np.testing.assert_allclose(grads.norm, norm, rtol=1e-12)  # sums of squares in float64
     assert (grads.scale, grads.finite) == (1.0, True)
+
+
+# rows, inputs, outputs: one of each; below, at and behind the vectors, cache lines and blocks of
+# all instruction sets; rows shared by threads, and outputs.
+LINEAR = [(1, 1, 1), (3, 17, 15), (7, 16, 33), (150, 40, 9), (9, 300, 700), (600, 300, 5)]
+FMA = {np.float32: ("fmaf", ctypes.c_float), np.float64: ("fma", ctypes.c_double)}
+
+
+def linear_problem(N, inputs, outputs, dtype, bias=True):
+    linear = rk.Linear(inputs, outputs, bias=bias, dtype=dtype, seed=1)
+    return (
+        linear,
+        drawn(N, inputs, dtype=dtype, size=1),
+        drawn(N, outputs, dtype=dtype, seed=1, size=1),
+    )
+
+
+def linear_bits(linear, x, dy, mask=None):
+    y, tape = linear.forward(x, mask=mask)
+    grads = linear.backward(tape, dy)
+    return [a.tobytes() for a in (y, grads.x, *grads.params.values())]
+
+
+def chains(a, b, start):
+    """Of each row of a and each row of b a chain of multiply-adds, rounded once each."""
+    name, number = FMA[a.dtype.type]
+    fma = getattr(ctypes.CDLL(None), name)
+    fma.restype, fma.argtypes = number, [number] * 3
+    out = np.empty((len(a), len(b)), a.dtype)
+    for i, j in np.ndindex(out.shape):
+        total = start[j]
+        for k in range(a.shape[1]):
+            total = fma(a[i, k], b[j, k], total)
+        out[i, j] = total
+    return out
+
+
+@pytest.mark.parametrize("isa", fused_sets())
+@every_dtype
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linears_products_are_chains(bias, dtype, isa):
+    """Of y from the bias over the inputs, of dx over the outputs, of dW over the rows."""
+    linear, x, dy = linear_problem(13, 21, 18, dtype, bias)
+    w, zero = linear.params["weight"], np.zeros(21, dtype)
+    with rk.force_isa(isa):
+        y, grads = linear(x), backward(linear, x, dy)
+    assert y.tobytes() == chains(x, w, linear.params.get("bias", zero)).tobytes()
+    assert grads.x.tobytes() == chains(dy, w.T, zero).tobytes()
+    assert grads.params["weight"].tobytes() == chains(dy.T, x.T, zero).tobytes()
+    if bias:
+        sums = np.zeros(18, dtype)
+        for row in dy:
+            sums += row
+        assert grads.params["bias"].tobytes() == sums.tobytes()
+
+
+@every_dtype
+@pytest.mark.parametrize("sizes", LINEAR)
+def test_a_linears_bits_on_threads_and_instruction_sets(sizes, dtype):
+    linear, x, dy = linear_problem(*sizes, dtype)
+    mask = np.arange(len(x)) % 3 != 1
+    for some in (None, mask):
+        found = []
+        for isa in fused_sets():
+            with rk.force_isa(isa):
+                found += [
+                    on_threads(threads, linear_bits, linear, x, dy, some)
+                    for threads in (1, 2, 3, 8)
+                ]
+        assert all(other == found[0] for other in found)
+
+
+@every_dtype
+def test_a_row_of_a_linear_alone_and_among_others(dtype):
+    linear, x, dy = linear_problem(40, 33, 21, dtype)
+    y, grads = linear(x), backward(linear, x, dy)
+    for row in range(len(x)):
+        alone = backward(linear, x[row], dy[row])
+        assert linear(x[row]).tobytes() == y[row].tobytes()
+        assert alone.x.tobytes() == grads.x[row].tobytes()
+
+
+@every_dtype
+@pytest.mark.parametrize("sizes", LINEAR)
+def test_rows_of_a_linear_that_do_not_count_are_not_read(sizes, dtype):
+    """Their outputs and dx are zeros, and the rest is as if they were not there."""
+    linear, x, dy = linear_problem(*sizes, dtype)
+    for mask in (np.arange(len(x)) % 3 != 1, np.zeros(len(x), bool), np.ones(len(x), bool)):
+        x[~mask], dy[~mask] = np.nan, np.inf
+        y, tape = linear.forward(x, mask=mask)
+        grads = linear.backward(tape, dy)
+        want, own = linear(x[mask]), backward(linear, x[mask], dy[mask])
+        assert linear(x, mask=mask).tobytes() == y.tobytes()
+        assert not y[~mask].any()
+        assert not grads.x[~mask].any()
+        assert y[mask].tobytes() == want.tobytes()
+        assert grads.x[mask].tobytes() == own.x.tobytes()
+        for name, array in own.params.items():
+            assert grads.params[name].tobytes() == array.tobytes()
+        x, dy = np.nan_to_num(x), np.nan_to_num(dy, posinf=0.0)
+
+
+def test_a_tape_keeps_which_rows_count():
+    linear, x, dy = linear_problem(6, 4, 3, np.float32)
+    mask = np.arange(6) < 4
+    tape = linear.forward(x.reshape(2, 3, 4), mask=mask.reshape(2, 3))[1]
+    mask[...] = False
+    grads = linear.backward(tape, dy.reshape(2, 3, 3))
+    assert (
+        grads.params["weight"].tobytes()
+        == backward(linear, x[:4], dy[:4]).params["weight"].tobytes()
+    )
 
 
 @every_dtype
@@ -968,6 +1102,16 @@ OWN = "a writable, C-contiguous array with memory of its own"
             lambda: rk.Linear(5, 2)(X, out=X),
         ),
         (ValueError, f"out: expected {OWN}, got another", lambda: rk.Linear(5, 5)(X, out=X)),
+        (
+            ValueError,
+            "mask: expected shape (4, 3), got (3, 4)",
+            lambda: rk.Linear(5, 2)(X, mask=np.ones((3, 4), bool)),
+        ),
+        (
+            TypeError,
+            "mask: expected an array of booleans, got float64",
+            lambda: rk.Linear(5, 2).forward(X, mask=np.ones((4, 3))),
+        ),
         (
             ValueError,
             "dy: expected shape (4, 3, 2), got (4, 3, 5)",

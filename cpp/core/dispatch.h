@@ -37,6 +37,10 @@ struct TypedKernels {
                int threads, const Interrupt&, void* out);
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
+  Index (*linear_workspace)(const LinearCall<T>&);
+  void (*linear)(const LinearCall<T>&, void* workspace);
+  Index (*linear_gradient_workspace)(const LinearGradientCall<T>&);
+  void (*linear_gradient)(const LinearGradientCall<T>&, void* workspace);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss
   void (*add_rows)(const AddRowsCall<T>&);
   void (*sigmoid)(const T* x, T* y, Index n);

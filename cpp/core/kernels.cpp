@@ -5,6 +5,7 @@
 #include "dispatch.h"
 #include "modules/cross_entropy.h"
 #include "modules/embedding.h"
+#include "modules/linear.h"
 #include "stack/stack.h"
 #include "threads/probe.h"
 #include "training/optim.h"
@@ -162,11 +163,28 @@ struct Functions {
 template <class T>
 constexpr TypedKernels<T> typed_table() {
   using F = Functions<T>;
-  return {F::forward_workspace,  F::forward,   F::prepare_forward, F::run_forward,
-          F::backward_workspace, F::backward,  F::forward_members, F::backward_members,
-          F::packed_bytes,       F::pack,      sum_of_squares<T>,  optimizer_steps<T>,
-          cross_entropy<T>,      add_rows<T>,  F::sigmoid,         F::tanh,
-          probe_fma<T>,          probe_read<T>};
+  return {F::forward_workspace,
+          F::forward,
+          F::prepare_forward,
+          F::run_forward,
+          F::backward_workspace,
+          F::backward,
+          F::forward_members,
+          F::backward_members,
+          F::packed_bytes,
+          F::pack,
+          sum_of_squares<T>,
+          optimizer_steps<T>,
+          linear_workspace<T>,
+          linear<T>,
+          linear_gradient_workspace<T>,
+          linear_gradient<T>,
+          cross_entropy<T>,
+          add_rows<T>,
+          F::sigmoid,
+          F::tanh,
+          probe_fma<T>,
+          probe_read<T>};
 }
 
 extern const Kernels table;

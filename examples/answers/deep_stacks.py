@@ -9,7 +9,6 @@ import time
 import numpy as np
 from figure import keep, medians, options
 from matplotlib.figure import Figure
-from threadpoolctl import threadpool_limits
 
 import rnnkern as rk
 from rnnkern.cli.text import stdlib_texts
@@ -87,8 +86,7 @@ def main():
     for name, stack in STACKS.items():
         for seed in range(seeds):
             begin = time.perf_counter()
-            with threadpool_limits(1, user_api="blas"):  # whose threads spin between the calls
-                losses = np.array(train(ids, len(known), steps, 10 * seed, **stack))
+            losses = np.array(train(ids, len(known), steps, 10 * seed, **stack))
             learnt.setdefault(name, []).append(losses)
             print(f"{name:20} {seed:4}  {losses[-window:].mean():18.3f} "
                   f"{time.perf_counter() - begin:6.1f}", flush=True)  # fmt: skip

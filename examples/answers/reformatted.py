@@ -36,7 +36,6 @@ import digits
 import numpy as np
 from figure import draw_into, parser
 from matplotlib.figure import Figure
-from threadpoolctl import threadpool_limits
 
 import rnnkern as rk
 
@@ -318,7 +317,6 @@ def start_worker(cores: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair
     os.sched_setaffinity(0, {cores.get()})
     rk.set_num_threads(1)
-    threadpool_limits(1, user_api="blas")
 
 
 def key_of(entry: Any) -> tuple[Any, ...]:

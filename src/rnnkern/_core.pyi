@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
@@ -124,6 +125,13 @@ def optimizer_step(
 def overlap(
     parameters: list[Array], firsts: list[int], gradients: list[Array]
 ) -> tuple[int, int] | None: ...
+def counted_rows(mask: Array, shape: Sequence[int]) -> Array: ...
+def linear(
+    x: Array, weight: Array, bias: Array | None, rows: Array | None, out: Array | None
+) -> Array: ...
+def linear_gradient(
+    x: Array, weight: Array, dy: Array, rows: Array | None, bias: bool
+) -> tuple[Array, Array | None, Array]: ...
 def cross_entropy(
     logits: Array,
     targets: Array,

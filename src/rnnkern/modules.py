@@ -201,7 +201,8 @@ class Linear:
 
     Notes
     -----
-    The products are NumPy's: their bits are its BLAS's affair, and so are their threads.
+    The same bits on any number of threads and any instruction set, and of each row alone
+    (docs/reproducibility.md).
 
     Examples
     --------
@@ -262,7 +263,7 @@ class Linear:
             f"Linear({self.in_features}, {self.out_features}, bias={self.bias}, dtype={self.dtype})"
         )
 
-    def __call__(self, x: Array, out: Array | None = None) -> Array:
+    def __call__(self, x: Array, out: Array | None = None, *, mask: Array | None = None) -> Array:
         """Compute the outputs; `forward` also returns what backward needs.
 
         Parameters
@@ -271,6 +272,9 @@ class Linear:
             The input, of the module's dtype.
         out : ndarray, shape (..., O), optional
             Where to put the output: C-contiguous and writable, not overlapping `x` or a parameter.
+        mask : ndarray of booleans, shape (...), optional
+            Which rows count; all if not given. The others, padding for instance, are not read, and
+            their outputs and gradients are zeros.
 
         Returns
         -------
@@ -289,9 +293,11 @@ class Linear:
         >>> rk.Linear(5, 3)(np.zeros((7, 2, 5), np.float32)).shape
         (7, 2, 3)
         """
-        return self._run(x, out)[0]
+        return self._run(x, out, mask)[0]
 
-    def forward(self, x: Array, out: Array | None = None) -> tuple[Array, ModuleTape]:
+    def forward(
+        self, x: Array, out: Array | None = None, *, mask: Array | None = None
+    ) -> tuple[Array, ModuleTape]:
         """Compute the outputs, and keep what backward needs.
 
         Parameters
@@ -299,8 +305,8 @@ class Linear:
         x : ndarray, shape (..., I)
             The input, of the module's dtype. It is not copied: leave it, and ``weight``, as they
             are until backward is done.
-        out : ndarray, shape (..., O), optional
-            As in calling the module.
+        out, mask
+            As in calling the module. The tape keeps which rows count.
 
         Returns
         -------
@@ -321,27 +327,29 @@ class Linear:
         >>> y.shape, tape
         ((7, 2, 3), ModuleTape(x: (7, 2, 5)))
         """
-        y, own, weight = self._run(x, out)
-        return y, ModuleTape(self, own, {"weight": weight})
+        y, own, weight, rows = self._run(x, out, mask)
+        return y, ModuleTape(self, own, {"weight": weight}, rows)
 
-    def _run(self, x: Array, out: Array | None) -> tuple[Array, Array, Array]:
-        """The outputs, and views of x and of the weight."""
+    def _run(
+        self, x: Array, out: Array | None, mask: Array | None
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """The outputs, views of x and of the weight, and the rows that count."""
         params = _parameters(self.params, self._shapes, self._dtype)
         x = _pinned("x", x, self._dtype, "...", self._in_features)
         shape = (*x.shape[:-1], self._out_features)
-        if out is None:
-            out = y = np.empty(shape, self._dtype)
-        else:
+        y = None
+        if out is not None:
             y = _pinned("out", out, self._dtype, *shape)
             shared = any(np.may_share_memory(y, array) for array in (x, *params.values()))
             if not y.flags.carray or shared:
                 expected = "a writable, C-contiguous array with memory of its own"
                 raise ValueError(f"out: expected {expected}, got another")
-        rows = y.reshape(-1, self._out_features)
-        np.matmul(x.reshape(-1, self._in_features), params["weight"].T, out=rows)
-        if self._bias:
-            rows += params["bias"]
-        return out, x, params["weight"]
+            y = y.reshape(-1, self._out_features)
+        rows = None if mask is None else _core.counted_rows(unmasked("mask", mask), shape[:-1])
+        found = _core.linear(
+            x.reshape(-1, self._in_features), params["weight"], params.get("bias"), rows, y
+        )
+        return found.reshape(shape) if out is None else out, x, params["weight"], rows
 
     def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
         """Backpropagate.
@@ -378,11 +386,15 @@ class Linear:
         own = _parameters(self.params, self._shapes, self._dtype)
         tape._check(own)
         dy = _pinned("dy", dy, self._dtype, *x.shape[:-1], self._out_features)
-        rows = dy.reshape(-1, self._out_features)
-        params = {"weight": rows.T @ x.reshape(-1, self._in_features)}
-        if self._bias:
-            params["bias"] = rows.sum(0)
-        dx = (rows @ own["weight"]).reshape(x.shape)
+        weight, bias, dx = _core.linear_gradient(
+            x.reshape(-1, self._in_features),
+            own["weight"],
+            dy.reshape(-1, self._out_features),
+            tape._rows,
+            self._bias,
+        )
+        params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        dx = dx.reshape(x.shape)
         return _measured(params, dx, self.params)
 
 

@@ -163,11 +163,13 @@ class ModuleTape:
     (7, 2, 3)
     """
 
-    __slots__ = ("__weakref__", "_marks", "_module", "_read", "_x")
+    __slots__ = ("__weakref__", "_marks", "_module", "_read", "_rows", "_x")
 
-    def __init__(self, module: Any, x: Array, params: Mapping[str, Array]) -> None:
-        """Remember x and what it and `params` hold; with no `params`, x is a copy."""
-        self._module, self._x = module, x
+    def __init__(
+        self, module: Any, x: Array, params: Mapping[str, Array], rows: Array | None = None
+    ) -> None:
+        """Remember x, what it and `params` hold (if there are none, x is a copy), and `rows`."""
+        self._module, self._x, self._rows = module, x, rows
         self._read = _digest if runtime.debugging else _sampled
         marks = {f"params[{name!r}]": _mark(array, self._read) for name, array in params.items()}
         self._marks = {"x": _mark(x, self._read), **marks} if marks else {}

@@ -5,6 +5,34 @@
 
 namespace rnnkern {
 
+// Rows of x and y are one behind the other. `rows` counts those that are read and written: all, or
+// those that `order` lists.
+template <class T>
+struct LinearCall {
+  Index rows, I, O;
+  const Index* order;  // [rows]; null: row r is the r-th
+  const T* x;          // [any, I]
+  const T* weight;     // [O, I]
+  const T* bias;       // [O]; null: none
+  T* y;                // [any, O]
+  int threads;         // at most this many
+  Interrupt interrupt;
+};
+
+template <class T>
+struct LinearGradientCall {
+  Index rows, I, O;
+  const Index* order;
+  const T* x;       // [any, I]
+  const T* weight;  // [O, I]
+  const T* dy;      // [any, O]
+  T* dx;            // [any, I]
+  T* dweight;       // [O, I]
+  T* dbias;         // [O]; null: none
+  int threads;      // at most this many
+  Interrupt interrupt;
+};
+
 template <class T>
 struct CrossEntropyCall {
   Index rows, V;

@@ -10,16 +10,12 @@ namespace rnnkern::RNNKERN_ISA {
 
 // How many threads are worth their meeting. Below these, one thread more costs more than it gains.
 struct ThreadingThresholds {
-  static constexpr double flops_of_a_thread = 1e6;
+  static constexpr double flops_of_a_thread = kFlopsOfAThread;
   static constexpr double flops_of_a_thread_and_step = 5e4;  // where units are shared
   // A step alone takes as long for one row as for so many: it reads all weights once.
   static constexpr Index rows_of_a_step = 3;
   static constexpr double flops_of_a_call = 2e5;  // what a member's call takes besides its products
 };
-inline int capped(int threads, double most) {
-  return most < static_cast<double>(threads) ? (most < 1 ? 1 : static_cast<int>(most)) : threads;
-}
-inline double as_double(Index n) { return static_cast<double>(n); }
 // Flops of the products of a step that need the step before; and of a whole forward.
 template <class Call>
 inline double recurrent_flops_of_step(const CellLayout& cell, const Call& call) {

@@ -68,7 +68,7 @@ def _own(folder: Path, make: bool) -> Iterator[None]:
 
 def _run(args: argparse.Namespace) -> int:
     """Train, save, draw and sample as the options say, in a folder that exists."""
-    for name in ("rich.progress", "matplotlib", "threadpoolctl"):
+    for name in ("rich.progress", "matplotlib"):
         _extra(name)  # ask now, not after the training
     given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
     path = args.out / "model.safetensors"
@@ -103,14 +103,11 @@ def _run(args: argparse.Namespace) -> int:
         f" threads",
         flush=True,
     )
-    # NumPy's products are small here, and its threads would spin where the kernels' want to run:
-    # on two cores that halves the speed.
-    with _extra("threadpoolctl").threadpool_limits(1, user_api="blas"):
-        try:
-            interrupted = _loop(trainer, steps, args.seconds, args.save_every, path)
-        except OSError:  # standard output is a closed pipe or on a full disk
-            trainer.save(path)
-            raise
+    try:
+        interrupted = _loop(trainer, steps, args.seconds, args.save_every, path)
+    except OSError:  # standard output is a closed pipe or on a full disk
+        trainer.save(path)
+        raise
     trainer.save(path)
     held_out = trainer.evaluate()
     picture = args.out / "training.png"

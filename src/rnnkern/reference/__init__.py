@@ -28,6 +28,7 @@ from .layers import (
     joint_norm,
     parameter_shapes,
 )
+from .linear import linear, linear_gradient
 from .losses import cross_entropy
 from .optim import adam, adamw, penalized, rmsprop, sgd
 from .types import ClipLike, Gate, Parameter, StateInfo, Step
@@ -53,6 +54,8 @@ __all__ = [
     "cross_entropy",
     "forward",
     "joint_norm",
+    "linear",
+    "linear_gradient",
     "parameter_shapes",
     "penalized",
     "rmsprop",
