@@ -368,7 +368,7 @@ struct Backward {
                          ceil_div(units_ahead, H),
                          dy.row_stride,
                          {}};
-    for (int of = 0; of < kNoises; ++of) step.mean[of] = noise.mean(of);
+    for (int of = 0; cell.noise && of < kNoises; ++of) step.mean[of] = noise.mean(of);
     return step;
   }
 
@@ -439,7 +439,7 @@ struct Backward {
       at.c_before[k] = c_before(k, t, r);
       at.dc[k] = workspace.dc + (k * rows.B + r) * Hp;
     }
-    for (int of = 0; of < kNoises; ++of)
+    for (int of = 0; cell.noise && of < kNoises; ++of)
       if (noise.draws(of)) at.noise[of] = noise_row(of, r);
     if (cell.projects)
       at.projected = projected_row(t, r);
