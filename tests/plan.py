@@ -53,6 +53,10 @@ def threshold(name):
     return constant("core/stack/stack.h", name)
 
 
+def flops_of_a_thread():
+    return constant("core/threads/team.h", "kFlopsOfAThread")
+
+
 def capped(threads, most):
     return max(1, math.floor(most)) if most < threads else threads
 
@@ -90,7 +94,7 @@ def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, 
     work = flops(kind, I, H, P, T, B, L, D, heads)
     few, fewest = threshold("rows_of_a_step"), constant("core/threads/team.h", "kFewestRows")
     to_share = work * few / B if T == 1 and 0 < B < few else work
-    n = capped(threads, to_share / threshold("flops_of_a_thread"))
+    n = capped(threads, to_share / flops_of_a_thread())
     if 4 * n > B * D and not kinds()[kind].elementwise:
         of_step = recurrent_flops_of_step(kind, H, P, B, D, heads)
         n = capped(n, of_step / threshold("flops_of_a_thread_and_step"))
@@ -102,7 +106,7 @@ def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, 
 
     most_steps, side_by_side = T, min(threads, L)
     if n == D == 1 and fewest * side_by_side > B and 2 * threshold("fewest_steps") <= T:
-        side_by_side = capped(side_by_side, work / threshold("flops_of_a_thread"))
+        side_by_side = capped(side_by_side, work / flops_of_a_thread())
         if side_by_side > 1:
             n, shared = side_by_side, "layers"
             most_steps = max(threshold("fewest_steps"), math.ceil(T / threshold("chunks")))
@@ -147,4 +151,4 @@ def threads_of_members(layer, T, B, threads):
     L, D = layer.num_layers, 1 + layer.bidirectional
     work = flops(layer._kind, I, H, P, T, B, L, D, layer._cell.heads)
     of_all = E * (work + threshold("flops_of_a_call"))
-    return capped(min(threads, E), of_all / threshold("flops_of_a_thread"))
+    return capped(min(threads, E), of_all / flops_of_a_thread())

@@ -106,8 +106,7 @@ struct Functions {
                       const Done& done) {
     const CellFunctions<T>& functions = cell_of<T>(calls->kind);
     const double flops = work_of(functions.layout, *calls) + ThreadingThresholds::flops_of_a_call;
-    threads = capped(static_cast<int>(least(threads, n)),
-                     as_double(n) * flops / ThreadingThresholds::flops_of_a_thread);
+    threads = capped(static_cast<int>(least(threads, n)), as_double(n) * flops / kFlopsOfAThread);
     Barrier end;  // where the calling thread still polls once its own members are done
     parallel(threads, calls->interrupt, [&](CancelToken& token, int thread, int count) {
       const Range mine = share(n, thread, count);

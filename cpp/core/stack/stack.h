@@ -10,7 +10,6 @@ namespace rnnkern::RNNKERN_ISA {
 
 // How many threads are worth their meeting. Below these, one thread more costs more than it gains.
 struct ThreadingThresholds {
-  static constexpr double flops_of_a_thread = kFlopsOfAThread;
   static constexpr double flops_of_a_thread_and_step = 5e4;  // where units are shared
   // A step alone takes as long for one row as for so many: it reads all weights once.
   static constexpr Index rows_of_a_step = 3;
@@ -46,7 +45,7 @@ inline double work_to_share(const CellLayout& cell, const ForwardCall<T>& call) 
 template <class Call>
 inline int worthwhile(const CellLayout& cell, int threads, const Call& call) {
   if (threads == 1) return 1;
-  int n = capped(threads, work_to_share(cell, call) / ThreadingThresholds::flops_of_a_thread);
+  int n = capped(threads, work_to_share(cell, call) / kFlopsOfAThread);
   if (!cell.elementwise && call.rows.B * call.D < 4 * n)
     n = capped(
         n, recurrent_flops_of_step(cell, call) / ThreadingThresholds::flops_of_a_thread_and_step);
@@ -65,8 +64,7 @@ inline LayerPipeline pipeline_of(const CellLayout& cell, const Call& call) {
   const Index n = least(call.threads, call.L);
   if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
     return {1, call.rows.T};
-  const int threads =
-      capped(static_cast<int>(n), work_of(cell, call) / ThreadingThresholds::flops_of_a_thread);
+  const int threads = capped(static_cast<int>(n), work_of(cell, call) / kFlopsOfAThread);
   if (threads == 1 || worthwhile(cell, call.threads, call) > 1) return {1, call.rows.T};
   return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
 }
