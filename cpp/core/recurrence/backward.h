@@ -376,10 +376,14 @@ struct Backward {
   void pointwise(int phase, const WorkShare& part, Index t, Index n) const {
     const BackwardStep<T> step = step_of(part);
     const auto derivative = functions.phase[phase].backward;
-    for (Index r = part.rows.first; r < part.rows.first + n; ++r) {
-      derivative(row_at(phase, t, r), step);
-      constexpr Index vector_operations = 32;  // of a cell's derivative, about
-      if (!part.team.worked(part.blocks.size() * vector_operations)) return;
+    constexpr Index vector_operations = 32;  // of a cell's derivative, about
+    // Rows whose values are equally far apart.
+    const Index together = rows.count || rows.order || rows.resets ? 1 : n;
+    for (Index i = 0; i < n; i += together) {
+      const Index r = part.rows.first + i;
+      const BackwardRow<T> first = row_at(phase, t, r);
+      derivative(first, together > 1 ? row_at(phase, t, r + 1) : first, together, step);
+      if (!part.team.worked(together * part.blocks.size() * vector_operations)) return;
     }
   }
 
@@ -448,7 +452,7 @@ struct Backward {
     if (phase + 1 == cell.phases && !cell.projects) {  // the cell's own h: dL/dy completes dL/dh
       if (dy.data) at.dy = dy.data + t * dy.time_stride + caller * dy.row_stride;
       if (gradient.trace.dh) at.dh_full = workspace.dh_full + r * Hp;
-      at.scale = workspace.scale[r];
+      at.scale = workspace.scale + r;
     } else {
       at.d_operand = workspace.d_operand + r * Hp;
     }
@@ -473,8 +477,10 @@ struct Backward {
     const bool to_h = phase == 0;
     T* const to = to_h ? workspace.dh : workspace.d_operand;
     const Index width = padded<T>(P);  // of `to`: a cell of two phases has P = H
+    const Index size = workspace.da_row_size();
+    T* const da = da_row(t, part.rows.first);
     for (Index i = 0; i < n; ++i) {
-      row_ptrs.a[i] = da_row(t, part.rows.first + i);
+      row_ptrs.a[i] = da + i * size;
       row_ptrs.to[i] = to + (part.rows.first + i) * width;
     }
     for (Index first = blocks.first, end; first < blocks.last; first = end) {
@@ -792,14 +798,19 @@ struct Backward {
   // dL/dx of the chunk's rows.
   void inputs(const Team& all) const {
     const Range mine = all.share_of(chunk_rows());
-    Index k = 0, n = 0;
-    for (Index t = first_step; t < first_step + steps; ++t)
-      for (Index r = 0; r < alive_at(rows, t); ++r, ++k) {
-        if (k < mine.first || k >= mine.last) continue;
-        row_ptrs.a[n] = da_row(t, r);
-        row_ptrs.own_dx[n] = da_row(t, r) + workspace.summed_size();
-        row_ptrs.to[n++] = dx.data + t * dx.time_stride + row_of(rows, r) * dx.row_stride;
+    const Index size = workspace.da_row_size(), own = workspace.summed_size();
+    Index k = 0, n = 0;  // rows of the steps before, and of those this thread's
+    for (Index t = first_step; t < first_step + steps; ++t) {
+      const Index count = alive_at(rows, t), last = least(count, mine.last - k);
+      T* const da = da_row(t, 0);
+      T* const dx_t = dx.data + t * dx.time_stride;
+      for (Index r = most(0, mine.first - k); r < last; ++r) {
+        row_ptrs.a[n] = da + r * size;
+        if (cell.reads_x) row_ptrs.own_dx[n] = da + r * size + own;
+        row_ptrs.to[n++] = dx_t + row_of(rows, r) * dx.row_stride;
       }
+      k += count;
+    }
     Depth depth{cell.gates, H, 1, {}};
     for (int g = 0; g < cell.gates; ++g) depth.start[g] = cell.input_slot[g] * padded<T>(H);
     // From what the cell itself adds, in its place, and then to dx: of two directions each adds its

@@ -121,22 +121,43 @@ struct CellMaths {
   // ---- backward ------------------------------------------------------------------------------
 
   template <int phase_index>
-  static void backward(const BackwardRow<T>& from, const BackwardStep<T>& step) {
-    const BackwardRow<T> row = from;
+  static void backward(const BackwardRow<T>& first, const BackwardRow<T>& second, Index n,
+                       const BackwardStep<T>& step) {
+    BackwardRow<T> row = first;
+    const BackwardRow<T> from = first, to = second;
     const BackwardStep<T> s = step;
     const Cell cell(*s.constants);
     const V bound = splat(s.step_value);
     const StepClip<V> limits{-bound, bound};
-    Index block = s.blocks.first;
-    for (; block + 1 < s.blocks.last; block += 2) {
-      fetch(row, s, block);
-      fetch(row, s, block + 1);
-      units<phase_index, 2>(cell, row, s, block, limits);
+    for (; n > 0; --n, advance(row, from, to)) {
+      Index block = s.blocks.first;
+      for (; block + 1 < s.blocks.last; block += 2) {
+        fetch(row, s, block);
+        fetch(row, s, block + 1);
+        units<phase_index, 2>(cell, row, s, block, limits);
+      }
+      if (block < s.blocks.last) {
+        fetch(row, s, block);
+        units<phase_index, 1>(cell, row, s, block, limits);
+      }
     }
-    if (block < s.blocks.last) {
-      fetch(row, s, block);
-      units<phase_index, 1>(cell, row, s, block, limits);
+  }
+
+  // The next row: what the cell does not read, the compiler leaves out.
+  RNNKERN_INLINE void advance(BackwardRow<T>& row, const BackwardRow<T>& from,
+                              const BackwardRow<T>& to) {
+    const auto move = [](auto*& p, auto* a, auto* b) { p += b - a; };
+    move(row.saved, from.saved, to.saved), move(row.h_before, from.h_before, to.h_before);
+    move(row.h, from.h, to.h), move(row.dy, from.dy, to.dy), move(row.x, from.x, to.x);
+    move(row.d_operand, from.d_operand, to.d_operand);
+    for (int k = 0; k < kNoises; ++k) move(row.noise[k], from.noise[k], to.noise[k]);
+    for (int k = 0; k < Cell::carried; ++k) {
+      move(row.c_before[k], from.c_before[k], to.c_before[k]);
+      move(row.c[k], from.c[k], to.c[k]), move(row.dc[k], from.dc[k], to.dc[k]);
     }
+    move(row.dh, from.dh, to.dh), move(row.dh_full, from.dh_full, to.dh_full);
+    move(row.da, from.da, to.da), move(row.projected, from.projected, to.projected);
+    move(row.dx, from.dx, to.dx), move(row.scale, from.scale, to.scale);
   }
 
   // Asks memory for a vector of the row that comes `ahead` rows later: what forward has kept is out
@@ -183,7 +204,7 @@ struct CellMaths {
     if constexpr (completes_dh) {
       U from_y{};
       if (row.dy) from_y = load_each<T, U>(at(row.dy), left);
-      u.dh = scaled_sum(load_each<T, U>(at(row.dh)), splat(row.scale), from_y);
+      u.dh = scaled_sum(load_each<T, U>(at(row.dh)), splat(*row.scale), from_y);
       if (row.dh_full) store_each<T>(at(row.dh_full), u.dh);
     } else {
       u.dh = load_each<T, U>(at(row.d_operand));

@@ -156,7 +156,7 @@ struct NormMaths {
       } else {
         U from_y{};
         if (row.dy) from_y = load_each<T, U>(at(row.dy + j), left);
-        u.dh = fma(load_each<T, U>(at(row.dh + j)), all<U>(row.scale), from_y);
+        u.dh = fma(load_each<T, U>(at(row.dh + j)), all<U>(*row.scale), from_y);
         if (row.dh_full) store_each<T>(at(row.dh_full + j), u.dh);
       }
     } else {

@@ -40,7 +40,7 @@ struct BackwardRow {
   const T *c_before[kMostCarried], *c[kMostCarried];
   T* dc[kMostCarried];
   T *dh, *dh_full, *da, *projected, *dx;
-  T scale;  // step_norm's factor of dh
+  const T* scale;  // step_norm's factor of dh
   // Layer norm: the row's moments and the sums that its gradients need; da of the gates' arguments,
   // and the rows of d_vectors.
   const T* moments;
@@ -73,8 +73,10 @@ struct CellFunctions {
     // A tile of one row and 1, 2, 4 or 8 panels, and the cell's maths on its sums while they are in
     // registers. Null where there is no such tile, and in an elementwise recurrence.
     void (*tile[4])(const ForwardStep<T>&, const TileCall<T>&, Index block);
-    // The cell's derivative, the step clip included, for one row.
-    void (*backward)(const BackwardRow<T>&, const BackwardStep<T>&);
+    // The cell's derivative, the step clip included, for n rows, each as far behind the one before
+    // as the second behind the first.
+    void (*backward)(const BackwardRow<T>& first, const BackwardRow<T>& second, Index n,
+                     const BackwardStep<T>&);
   } phase[kMostPhases];
   // Phase 1's operand of a row again, from what was saved: h and to are blocks `stride` apart. Null
   // in a cell of one phase.
