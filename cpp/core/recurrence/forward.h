@@ -158,9 +158,10 @@ struct Forward {
     return most(0, least(alive_at(rows, t), part.rows.last) - part.rows.first);
   }
   T* z_row(Index t, Index r) const {
-    if (keeps()) return d.saved + (rows_before(rows, t) + r) * cell.saved * padded<T>(H);
-    return workspace.z + ((t - first_step) * rows.B + r) * row_slots(cell) * padded<T>(H);
+    if (keeps()) return d.saved + (rows_before(rows, t) + r) * z_row_size();
+    return workspace.z + ((t - first_step) * rows.B + r) * z_row_size();
   }
+  Index z_row_size() const { return (keeps() ? cell.saved : row_slots(cell)) * padded<T>(H); }
 
   T* moments_row(Index t, Index r) const {
     return keeps() ? d.moments + (rows_before(rows, t) + r) * kMoments
@@ -288,14 +289,18 @@ struct Forward {
   }
   template <int G>
   void input_product(Index steps, Range blocks) const {
+    const Index first = part.rows.first, size = z_row_size();
     Index n = 0;
-    for (Index t = first_step; t < first_step + steps; ++t)
-      for (Index i = 0; i < alive(t); ++i, ++n) {
-        const Index r = part.rows.first + i;
-        row_ptrs.x[n] = x.data + t * x.time_stride + row_of(rows, r) * x.row_stride;
-        row_ptrs.z[n] = z_row(t, r);
-        if (!part.team.worked(kRowOperations)) return;
+    for (Index t = first_step; t < first_step + steps; ++t) {
+      const Index count = alive(t);
+      const T* const x_t = x.data + t * x.time_stride;
+      T* const z = z_row(t, first);
+      for (Index i = 0; i < count; ++i, ++n) {
+        row_ptrs.x[n] = x_t + row_of(rows, first + i) * x.row_stride;
+        row_ptrs.z[n] = z + i * size;
       }
+      if (!part.team.worked(count * kRowOperations)) return;
+    }
     const T* const bias = cell.normalizes ? nullptr : weights.bias;  // layer norm comes before it
     const Target<T> target{row_ptrs.z, bias,         cell.normalizes,
                            false,      padded<T>(H), weights.input_place};
@@ -427,7 +432,9 @@ struct Forward {
   bool phase(int index, Index t, Index n, Range blocks) const {
     const auto& maths = functions.phase[index];
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
-    for (Index i = 0; i < n; ++i) row_ptrs.z_now[i] = z_row(t, first + i);
+    T* const z = z_row(t, first);
+    const Index z_size = z_row_size();
+    for (Index i = 0; i < n; ++i) row_ptrs.z_now[i] = z + i * z_size;
     ForwardStep<T>& s = *row_ptrs.step;
     s.h_before = workspace.h[now] + skipped, s.h = workspace.h[now ^ 1] + skipped;
     s.y = y.data + t * y.time_stride + (rows.order ? 0 : first * y.row_stride);
