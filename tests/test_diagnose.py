@@ -288,7 +288,7 @@ def test_saturation_is_a_count_of_the_references_gates(kind, lengths):
     T = 7
     problem = random_problem(layer, T, 3, lengths=lengths)
     _, _, tape = problem.forward(layer)
-    found = diagnose.saturation(layer, tape, low=0.2, high=0.7, tanh=0.6, lengths=lengths)
+    found = diagnose.saturation(layer, tape, low=0.2, high=0.7, tanh=0.6)
     steps = run_reference(layer, problem).tape.steps
     gates = GATES[kind] + "".join(s.name for s in reference.CELLS[kind].states if s.activation)
     assert len(found) == 2 * layer.num_layers * len(gates)
@@ -410,7 +410,7 @@ def test_report_of_padded_rows(direction):
     rnn = rotation(0.5, bidirectional=True)
     lengths = np.array([20, 6, 0])
     tape, grads = traced(rnn, 20, rows=3, lengths=lengths)
-    flow = diagnose.report(rnn, tape, grads, lengths=lengths).flows[direction]
+    flow = diagnose.report(rnn, tape, grads).flows[direction]
     assert (flow.verdict, flow.steps) == ("vanishes", 7)
     assert np.allclose(flow.curve, 0.5 ** np.arange(21.0), rtol=1e-12)
 
@@ -894,10 +894,10 @@ def test_masked_steps_are_left_out(kind, options):
         grads = layer.backward(tape, y, trace=True)
         plots = [diagnose.plot_flow(layer, grads, **rows).axes[0].lines[0].get_ydata()]
         diagnose.plot_clips(layer, grads, **rows)
-        diagnose.plot_saturation(layer, tape, **rows)
-        report = diagnose.report(layer, tape, **rows)
-        found.append((diagnose.saturation(layer, tape, **rows), report, plots, grads, tape))
-    (one, report, plots, grads, tape), (other, report_masked, plots_masked, *_) = found
+        diagnose.plot_saturation(layer, tape)
+        report = diagnose.report(layer, tape)
+        found.append((diagnose.saturation(layer, tape), report, plots, grads))
+    (one, report, plots, grads), (other, report_masked, plots_masked, *_) = found
     for a, b in zip(one, other, strict=True):
         assert (a.gate, a.share) == (b.gate, b.share)
         assert a.mean == pytest.approx(b.mean, rel=1e-12)  # sums of another order
@@ -907,31 +907,25 @@ def test_masked_steps_are_left_out(kind, options):
     assert np.isnan(plots_masked[0][:2]).all()
     assert not np.isnan(plots_masked[0][-4:]).any()
     assert not np.isnan(plots[0][:4]).any()
-    for use in (
-        lambda **rows: diagnose.saturation(layer, tape, **rows),
-        lambda **rows: diagnose.report(layer, tape, **rows),
-        lambda **rows: diagnose.plot_flow(layer, grads, **rows),
+    for rows, error, message in (
+        ({"mask": layout(mask), "lengths": lengths}, ValueError, "expected None with lengths"),
+        ({"mask": mask[:2]}, ValueError, "expected shape"),
+        ({"mask": layout(mask) * 1.0}, TypeError, "expected an array of booleans, got float64"),
+        ({"mask": mask.tolist()}, TypeError, "expected an array of booleans, got list"),
     ):
-        for rows, error, message in (
-            ({"mask": layout(mask), "lengths": lengths}, ValueError, "expected None with lengths"),
-            ({"mask": mask[:2]}, ValueError, "expected shape"),
-            ({"mask": layout(mask) * 1.0}, TypeError, "expected an array of booleans, got float64"),
-            ({"mask": mask.tolist()}, TypeError, "expected an array of booleans, got list"),
-        ):
-            with pytest.raises(error, match=f"^mask: {message}"):
-                use(**rows)
+        with pytest.raises(error, match=f"^mask: {message}"):
+            diagnose.plot_flow(layer, grads, **rows)
 
 
 @each_kind
-@pytest.mark.parametrize("lengths", [None, np.zeros(0, int)])
-def test_reports_of_no_rows(kind, lengths):
+def test_reports_of_no_rows(kind):
     layer = make_layer(kind, 2, 6, **BOTH)
     tape, grads = without_rows(layer, 5)
-    for one in diagnose.saturation(layer, tape, lengths=lengths):
+    for one in diagnose.saturation(layer, tape):
         assert one.low.shape == one.high.shape == (0,)
         assert np.isnan([one.share, one.mean]).all()
     for given in (None, grads):
-        report = diagnose.report(layer, tape, given, lengths=lengths)
+        report = diagnose.report(layer, tape, given)
         assert {flow.verdict for flow in report.flows} == {"zero"}
         assert "none arrived" in str(report)
 
@@ -1018,17 +1012,17 @@ def test_wrong_arguments_are_named():
             "tanh: expected a number, got str",
         ),
         (
-            lambda: diagnose.saturation(rnn, tape, lengths=[5, 5]),
+            lambda: diagnose.plot_flow(rnn, grads, lengths=[5, 5]),
             TypeError,
             "lengths: expected an array of integers, got list",
         ),
         (
-            lambda: diagnose.saturation(rnn, tape, lengths=np.array([5])),
+            lambda: diagnose.plot_flow(rnn, grads, lengths=np.array([5])),
             ValueError,
             "lengths: expected shape (2,), got (1,)",
         ),
         (
-            lambda: diagnose.saturation(rnn, tape, lengths=np.array([5, 6])),
+            lambda: diagnose.plot_flow(rnn, grads, lengths=np.array([5, 6])),
             ValueError,
             "lengths: expected values from 0 to 5, got [5, 6]",
         ),

@@ -407,3 +407,33 @@ def test_a_mask_s_own_memory_is_what_it_says():
     even = np.ones((T, B), bool)
     even[2] = False
     np.testing.assert_array_equal(gru(problem.x, mask=odd)[0], gru(problem.x, mask=even)[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_first": True}, {"reverse": True}, {"num_layers": 2}]
+)
+@pytest.mark.parametrize("checkpoint", [None, 3])
+def test_a_tape_tells_its_real_steps(options, checkpoint):
+    layer = make_layer("lstm", 3, 4, **options)
+    layout = (lambda a: np.swapaxes(a, 0, 1)) if layer.batch_first else (lambda a: a)
+    x = layout(np.zeros((7, 4, 3), np.float32))
+    lengths = np.array([2, 7, 0, 5])
+    behind = np.arange(7)[:, None] < lengths
+    gaps = np.random.default_rng(0).random((7, 4)) < 0.5
+
+    def told(**rows):
+        return layer.forward(x, checkpoint=checkpoint, **rows)[2].real_steps
+
+    assert told().dtype == bool
+    assert told().shape == (7, 4)
+    assert told().all()
+    for want in (behind, gaps, np.zeros((7, 4), bool), np.ones((7, 4), bool), behind[::-1]):
+        assert (told(mask=layout(want)) == want).all()
+    assert (told(lengths=lengths) == behind).all()
+    assert layer.forward(x[:, :0] if not layer.batch_first else x[:0])[2].real_steps.shape == (7, 0)
+
+
+def test_the_tape_of_an_ensemble_tells_its_real_steps():
+    layer = make_layer("gru", 3, 4, ensemble=3)
+    mask = np.random.default_rng(0).random((6, 2)) < 0.5
+    assert (layer.forward(np.zeros((6, 2, 3), np.float32), mask=mask)[2].real_steps == mask).all()

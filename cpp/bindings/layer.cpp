@@ -570,7 +570,9 @@ void bind_layer(py::module_& m) {
                              "For each layer and direction, c of every step (T, B, H), or of "
                              "several states besides h (T, B, states, H); [] without any.")
       .def_property_readonly("hiddens", method_of(&Tape::hiddens),
-                             "For each layer, h of every step (T, B, D*P).");
+                             "For each layer, h of every step (T, B, D*P).")
+      .def_property_readonly("real_steps", method_of(&Tape::real_steps),
+                             "Where each row has a step (T, B).");
   auto packed = py::class_<Packed>(m, "Packed", "A layer's weights, packed for its calls.");
   refuse_pickling(packed);
   auto stack = py::class_<LayerStack>(m, "LayerStack");

@@ -62,6 +62,7 @@ class Tape {
   virtual py::list gates() const = 0;
   virtual py::list cells() const = 0;
   virtual py::list hiddens() const = 0;
+  virtual py::array real_steps() const = 0;
 };
 
 template <class T>
@@ -191,6 +192,24 @@ struct TapeOf final : Tape {
       all.append(array);
     }
     return all;
+  }
+  // [T, B], true where a row has a step.
+  py::array real_steps() const override {
+    const py::array_t<bool> array(std::vector<py::ssize_t>{axes.T, axes.B});
+    bool* const real = const_cast<bool*>(array.data());
+    std::fill_n(real, array.size(), false);
+    unlocked([&](const Interrupt& interrupt) {
+      ThrottledPoll poll(interrupt);
+      const Schedule s = record.rows.view();
+      for (Index t = 0; t < s.T && axes.B > 0; ++t) {
+        const Index count = s.count ? s.count[t] : s.B;
+        for (Index r = 0; r < count; ++r) real[t * axes.B + (s.order ? s.order[r] : r)] = true;
+        if (!poll.go_on(count)) return;
+      }
+      const Sequence<bool> steps{real, axes.B, 1};
+      if (record.mask.moves()) record.mask.spread(1, steps, steps, false, poll);
+    });
+    return array;
   }
 };
 

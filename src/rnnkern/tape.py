@@ -84,6 +84,8 @@ class Tape:
         D n for two directions; c (T, B, H), if the cell carries one besides h; h (T, B, D*P).
         Read-only. T steps are the caller's: zeros stand behind a row's end and at masked steps. A
         tape with a checkpoint has none of them.
+    real_steps : ndarray of bool, shape (T, B)
+        Where each row has a step: not behind its end, and not where it was masked.
     nbytes : int
         Memory that the tape keeps: all of these, y where backward reads it again, initial states;
         without x, which stays the caller's. Rows are padded to whole cache lines.
@@ -131,6 +133,11 @@ class Tape:
     def hiddens(self) -> list[Array]:
         """Each layer's h."""
         return self._core.hiddens
+
+    @property
+    def real_steps(self) -> Array:
+        """Where each row has a step."""
+        return self._core.real_steps
 
     @property
     def nbytes(self) -> int:

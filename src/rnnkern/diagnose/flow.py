@@ -20,7 +20,7 @@ from .common import (
     parts_of,
     place_name,
     places_of,
-    real_steps,
+    steps_with_rows,
     trace_of,
     untrapped,
 )
@@ -154,8 +154,6 @@ def report(
     low: float = 0.1,
     high: float = 0.9,
     tanh: float = 0.9,
-    lengths: Array | None = None,
-    mask: Array | None = None,
     seed: int = 0,
 ) -> Report:
     """Say whether gradients vanish, explode or flow on their way back in time, and what shows why.
@@ -185,7 +183,7 @@ def report(
     vanished, exploded : float
         Relative norms at which a gradient counts as vanished (above 0, below 1) and exploded
         (above 1). What is reached first is the verdict.
-    low, high, tanh, lengths, mask
+    low, high, tanh
         As in `saturation`.
     seed : int
         Of the random gradient.
@@ -219,14 +217,14 @@ def report(
     ends_of_gates = thresholds_of(low, high, tanh)
     hiddens = hiddens_of(layer, tape)
     T, B = hiddens[0].shape[:2]
-    gates = saturation_of(layer, tape, hiddens, ends_of_gates, lengths, mask)
+    gates = saturation_of(layer, tape, hiddens, ends_of_gates)
     probed = grads is None
     grads = _probe(layer, tape, B, seed) if grads is None else grads
     trace = trace_of(grads)
     expected = (len(places_of(layer)), T, B)
     if trace.dh.shape != expected:
         raise ValueError(f"grads: expected a trace of shape {expected}, got {trace.dh.shape}")
-    real = real_steps(layer, lengths, mask, T, B)
+    (real,) = steps_with_rows([tape.real_steps])
     lost = _lost_on_the_way(layer, hiddens)
     flows = []
     matrices = spectrum(layer)

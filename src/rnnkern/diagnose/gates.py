@@ -16,7 +16,6 @@ from .common import (
     hiddens_of,
     lost_rows,
     places_of,
-    real_steps,
     steps_with_rows,
     units_of,
     untrapped,
@@ -61,8 +60,6 @@ def saturation(
     low: float = 0.1,
     high: float = 0.9,
     tanh: float = 0.9,
-    lengths: Array | None = None,
-    mask: Array | None = None,
 ) -> list[Saturation]:
     """Share of gate values so near their ends that hardly a gradient passes.
 
@@ -82,10 +79,6 @@ def saturation(
         Of a layer with layer norm, its parameters are read as they are now.
     low, high, tanh : float
         The thresholds, each above 0 and below 1, `low` not above `high`.
-    lengths : ndarray of integers, shape (B,), optional
-        As in the forward: padding is left out.
-    mask : ndarray of bool, shape (T, B), optional
-        As in the forward: masked steps are left out. Not with `lengths`.
 
     Returns
     -------
@@ -107,7 +100,7 @@ def saturation(
     """
     check_layer(layer)
     ends = thresholds_of(low, high, tanh)
-    return saturation_of(layer, tape, hiddens_of(layer, tape), ends, lengths, mask)
+    return saturation_of(layer, tape, hiddens_of(layer, tape), ends)
 
 
 def thresholds_of(low: float, high: float, tanh: float) -> tuple[float, float, float]:
@@ -127,12 +120,10 @@ def saturation_of(
     tape: Tape,
     hiddens: list[Array],
     thresholds: tuple[float, float, float],
-    lengths: Array | None,
-    mask: Array | None,
 ) -> list[Saturation]:
     """`saturation`, of a tape whose hiddens have been read."""
     low, high, tanh = thresholds
-    real = real_steps(layer, lengths, mask, *hiddens[0].shape[:2])
+    (real,) = steps_with_rows([tape.real_steps])
     hiddens, gates, cells = map(steps_with_rows, (hiddens, tape.gates, tape.cells))
     T, H = len(hiddens[0]), layer.hidden_size
     cell = cell_of(layer)

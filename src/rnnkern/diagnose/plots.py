@@ -197,14 +197,12 @@ def plot_saturation(
     low: float = 0.1,
     high: float = 0.9,
     tanh: float = 0.9,
-    lengths: Array | None = None,
-    mask: Array | None = None,
 ) -> Any:
     """Draw the share of each gate's values near its ends, over the steps.
 
     Parameters
     ----------
-    layer, tape, low, high, tanh, lengths, mask
+    layer, tape, low, high, tanh
         As in `saturation`.
     axes : matplotlib Axes, optional
         Where to draw; on a figure of its own if not given.
@@ -229,7 +227,7 @@ def plot_saturation(
     >>> len(figure.axes[0].lines)  # the upper and the lower end of i, f, g, o and tanh(c)
     10
     """
-    found = saturation(layer, tape, low=low, high=high, tanh=tanh, lengths=lengths, mask=mask)
+    found = saturation(layer, tape, low=low, high=high, tanh=tanh)
     here = place_at(layer, index)
     figure, axes = _canvas(axes)
     for k, one in enumerate(s for s in found if (s.layer, s.direction) == here):
