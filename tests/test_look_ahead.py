@@ -35,6 +35,8 @@ def test_with_all_that_follows_the_bits_are_those_of_one_call(kind, num_layers):
     layer, x = make(kind, 12, num_layers)
     for cut in (1, 7, 11):
         assert outputs(layer, [x[:cut], x[cut:]], 12).tobytes() == layer(x)[0].tobytes()
+        empty = outputs(layer, [x[:0], x[:cut], x[cut:cut], x[cut:], x[:0]], 12)
+        assert empty.tobytes() == layer(x)[0].tobytes()
     assert outputs(layer, [x], 3).tobytes() == layer(x)[0].tobytes()
 
 

@@ -438,6 +438,28 @@ def test_flag_of_gradients_alone_skips():
     assert opt.step(told) == rk.Step(2.0, 1.0, False)
 
 
+def test_a_pattern_behind_wider_ones_is_refused():
+    params = {"weight_ih": np.ones(2), "weight_hh": np.ones(2), "bias": np.ones(2)}
+    message = "expected patterns that decide for a parameter, the first that fits, got 'weight_hh'"
+    for name, make in (("l2", rk.SGD), ("l1", rk.Adam), ("weight_decay", rk.AdamW)):
+        with pytest.raises(ValueError, match=f"^{name}: {re.escape(message)}"):
+            make(params, lr=0.1, **{name: {"weight_*": 0.0, "weight_hh": 0.5}})
+        make(params, lr=0.1, **{name: {"weight_hh": 0.5, "weight_*": 0.0}})
+
+
+def test_the_number_of_members_is_that_of_the_layers():
+    grus, gru = rk.GRU(2, 3, ensemble=4), rk.GRU(2, 3)
+    rk.Adam(grus, ensemble=4)
+    for params, ensemble, message in (
+        (grus, None, "ensemble: expected 4, that of params, got None"),
+        (grus, 3, "ensemble: expected 4, that of params, got 3"),
+        ([gru, grus], None, "ensemble: expected 4, that of params[1], got None"),
+        ({"a": gru}, 4, "ensemble: expected None, that of params['a'], got 4"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            rk.Adam(params, ensemble=ensemble)
+
+
 # ------------------------------------------------------------------------------------- overflow
 
 MAX = float(np.finfo(np.float32).max)

@@ -44,6 +44,10 @@ rk.files.save("a", rk.GRU(3, 4).state_dict())
 """
 BAD = {
     'rk.GRU(3, 4, init="unifrom")': "init",
+    'rk.LSTM(3, 4, layer_norm="fast")': "layer_norm",
+    'rk.GRU(3, 4, layer_norm="fastrnns")': "layer_norm",
+    'rk.MinLSTM(3, 4, candidate="sigmoid")': "candidate",
+    'rk.cross_entropy(np.zeros((1, 2)), np.zeros(1, int), reduction="avg")': "reduction",
     'rk.RNN(3, 4, nonlinearity="sin")': "nonlinearity",
     "rk.LSTM(3, 4, dropuot=0.1)": "dropuot",
     "rk.GRU(3, 4)(x, (x, x))": "__call__",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -39,7 +39,7 @@ def cross_entropy(
     *,
     mask: Array | None = None,
     ignore_index: int | None = None,
-    reduction: str = "mean",
+    reduction: Literal["mean", "sum", "none"] = "mean",
     out: Array | None = None,
 ) -> tuple[Any, Array]:
     """Softmax cross-entropy and its gradient, in one go [1]_.

@@ -156,6 +156,11 @@ class _Optimizer:
         self._skipped = np.zeros(counters, np.int64)
         self._skipped_in_a_row = 0
         self._groups, self._dicts = _groups_of(params)
+        for group, text in zip(self._groups.values(), self._dicts, strict=True):
+            members = getattr(group, "ensemble", ensemble)
+            if members != ensemble:
+                expected = f"{members}, that of params{text}"
+                raise ValueError(f"ensemble: expected {expected}, got {ensemble}")
         dicts = self._params()
         self._places: list[_Place] = []
         for index, (group, text) in enumerate(zip(self._groups, self._dicts, strict=True)):
@@ -975,13 +980,16 @@ def _strengths(name: str, penalty: Penalty, places: list[_Place], most: float) -
         if not any(fnmatchcase(n, pattern) for place in places for n in place.names):
             raise ValueError(f"{name}: expected {expected}, got {pattern!r}")
 
-    def of(place: _Place) -> float:
-        for pattern, strength in by_pattern.items():
-            if any(fnmatchcase(n, pattern) for n in place.names):
-                return strength
-        return 0.0
-
-    return [of(place) for place in places]
+    strengths, unused = [], dict.fromkeys(by_pattern)
+    for place in places:
+        first = next((p for p in by_pattern if any(fnmatchcase(n, p) for n in place.names)), None)
+        if first is not None:
+            unused.pop(first, None)
+        strengths.append(0.0 if first is None else by_pattern[first])
+    for pattern in unused:
+        expected = "patterns that decide for a parameter, the first that fits"
+        raise ValueError(f"{name}: expected {expected}, got {pattern!r} behind wider ones")
+    return strengths
 
 
 def _strength_of(name: str, strengths: list[float], places: list[_Place]) -> float:

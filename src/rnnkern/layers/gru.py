@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -92,7 +92,7 @@ class GRU(_Layer[Array]):
         reset_after: bool = True,
         activations: Activations | None = None,
         forward_clip: float | None = None,
-        layer_norm: str | None = None,
+        layer_norm: Literal["haste"] | None = None,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         bias: bool = True,
@@ -114,12 +114,12 @@ class GRU(_Layer[Array]):
         others: dict[str, Any] = {"activations": activations, "forward_clip": forward_clip}
         cell = Cell("gru" if reset_after else "gru_reset_before")
         if layer_norm is not None:
-            layer_norm = choice("layer_norm", layer_norm, ("haste",))
+            convention = choice("layer_norm", layer_norm, ("haste",))
             if not reset_after:
                 expected = "expected None with reset_after=False"
                 raise ValueError(f"layer_norm: {expected}, got {layer_norm!r}")
-            alone({"layer_norm": layer_norm}, "None", others)
-            cell = Cell("gru_" + layer_norm)
+            alone({"layer_norm": convention}, "None", others)
+            cell = Cell("gru_" + convention)
         elif activations is not None or forward_clip:
             cell = Cell(cell.kind + "_general", forward_clip=forward_clip, activations=own)
         zoneout = probability("zoneout", zoneout)

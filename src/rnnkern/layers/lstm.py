@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -149,7 +149,7 @@ class LSTM(_Layer[tuple[Array, Array]]):
         input_forget: bool = False,
         activations: Activations | None = None,
         forward_clip: float | None = None,
-        layer_norm: str | None = None,
+        layer_norm: Literal["haste", "fastrnns"] | None = None,
         zoneout: Zoneout = 0.0,
         recurrent_dropout: float = 0.0,
         bias: bool = True,
@@ -179,9 +179,9 @@ class LSTM(_Layer[tuple[Array, Array]]):
         others |= {"peephole": peephole, "input_forget": input_forget}
         others |= {"activations": activations, "forward_clip": forward_clip}
         if layer_norm is not None:
-            layer_norm = choice("layer_norm", layer_norm, ("haste", "fastrnns"))
-            alone({"layer_norm": layer_norm}, "None", others)
-            kind, own = "lstm_" + layer_norm + "_projected" * bool(proj), ()
+            convention = choice("layer_norm", layer_norm, ("haste", "fastrnns"))
+            alone({"layer_norm": convention}, "None", others)
+            kind, own = "lstm_" + convention + "_projected" * bool(proj), ()
         elif activations is not None or forward_clip or input_forget or (peephole and proj):
             kind = ("cifg" if input_forget else "lstm") + "_general" + "_projected" * bool(proj)
         elif proj:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -13,9 +13,10 @@ from .base import Cell, _Layer, shared
 from .initialize import Init
 from .results import Array
 
-__all__ = ["CANDIDATES", "MinGRU"]
+__all__ = ["CANDIDATES", "Candidate", "MinGRU"]
 
-CANDIDATES = ("positive", "identity", "tanh")
+Candidate: TypeAlias = Literal["positive", "identity", "tanh"]
+CANDIDATES = get_args(Candidate)
 
 
 class MinGRU(_Layer[Array]):
@@ -69,7 +70,7 @@ class MinGRU(_Layer[Array]):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        candidate: str = "positive",
+        candidate: Candidate = "positive",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,

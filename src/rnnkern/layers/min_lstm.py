@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
 from .initialize import Init
-from .min_gru import CANDIDATES
+from .min_gru import CANDIDATES, Candidate
 from .results import Array
 
 __all__ = ["MinLSTM"]
@@ -66,7 +66,7 @@ class MinLSTM(_Layer[Array]):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        candidate: str = "positive",
+        candidate: Candidate = "positive",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,

@@ -30,7 +30,7 @@ def linear(x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike | None =
     >>> linear([[1.0, 2.0]], [[3.0, 4.0]], [5.0]).tolist()
     [[16.0]]
     """
-    y = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    y: Array = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
     return y if bias is None else y + np.asarray(bias, np.float64)
 
 
