@@ -69,6 +69,7 @@ __all__ = [
     "from_state_dict",
     "get_num_threads",
     "info",
+    "load",
     "num_threads",
     "release_memory",
     "set_num_threads",
@@ -83,6 +84,7 @@ _LATER = {
     "modules": ("Embedding", "Linear", "ModuleGradients", "cross_entropy"),
     "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
     "reference": (),
+    "saved": ("load",),
     "truncated": ("Window", "truncated_bptt"),
     "weights": ("from_state_dict",),
 }
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from . import reference as reference
     from .modules import Embedding, Linear, ModuleGradients, cross_entropy
     from .optim import SGD, Adam, AdamW, RMSprop, Step
+    from .saved import load
     from .truncated import Window, truncated_bptt
     from .weights import from_state_dict
 else:

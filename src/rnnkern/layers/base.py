@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -324,18 +325,25 @@ class _Layer(Inference[S]):
         """
         return sum(math.prod(shape) for shape in self._shapes.values())
 
+    def _arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        """Name and value of each argument that the layer needs or that is not its default's.
+
+        The last item says whether it is needed. With `params` they make the same layer.
+        """
+        owner = next(cls for cls in type(self).__mro__ if _Layer in cls.__bases__)
+        for name, parameter in inspect.signature(owner).parameters.items():
+            if name != "params":
+                value = getattr(self, f"_{name}")
+                needed = parameter.default is parameter.empty
+                if needed or value != parameter.default:
+                    yield name, value, needed
+
     def __repr__(self) -> str:
         """A constructor call that gives the same layer; where it was seeded, its first values."""
-        owner = next(cls for cls in type(self).__mro__ if _Layer in cls.__bases__)
-        shown = []
-        for name, parameter in inspect.signature(owner).parameters.items():
-            if name == "params":
-                continue
-            value = getattr(self, f"_{name}")
-            if parameter.default is parameter.empty:
-                shown.append(repr(value))
-            elif value != parameter.default:
-                shown.append(f"{name}={_as_code(value)}")
+        shown = [
+            repr(value) if needed else f"{name}={_as_code(value)}"
+            for name, value, needed in self._arguments()
+        ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def forward(
@@ -634,6 +642,43 @@ class _Layer(Inference[S]):
         if not isinstance(prefix, str):
             raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
         return {prefix + name: values.copy() for name, values in self._checked_params()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer to a safetensors file, all or nothing, for `rnnkern.load`.
+
+        The arrays have the names of `params`, so PyTorch loads those of an RNN, LSTM or GRU by
+        `load_state_dict`. The metadata holds the class, the sizes, the options and `dropout_state`.
+        A file for several layers, modules or optimizers is made by `files.save`.
+
+        Parameters
+        ----------
+        path : str or path
+            As in `files.save`.
+
+        Raises
+        ------
+        FileError
+            As in `files.save`.
+        OSError
+            The operating system can't write it.
+        TypeError, ValueError
+            If a parameter or the path is not what it must be.
+
+        Examples
+        --------
+        >>> import tempfile, rnnkern as rk
+        >>> gru = rk.GRU(3, 5, 2, dropout=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     gru.save(f"{folder}/gru.safetensors")
+        ...     again = rk.load(f"{folder}/gru.safetensors")
+        >>> again
+        GRU(3, 5, num_layers=2, dropout=0.5)
+        >>> bool((again.params["weight_hh_l1"] == gru.params["weight_hh_l1"]).all())
+        True
+        """
+        from .. import files, saved  # here: most programs do without
+
+        files.save(path, self, {saved.KEY: saved.configuration(self)})
 
     def load_state_dict(
         self,
