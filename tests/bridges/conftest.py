@@ -2,6 +2,6 @@
 
 from importlib.util import find_spec
 
-FRAMEWORKS = ("onnx", "torch")
+FRAMEWORKS = ("onnx", "sklearn", "torch")
 
 collect_ignore_glob = [f"test_{name}*.py" for name in FRAMEWORKS if find_spec(name) is None]
