@@ -131,7 +131,7 @@ def test_exports():
 
 # ---- imports -----------------------------------------------------------------------------------
 
-EXTRAS = ["rich", "matplotlib", "safetensors", "torch", "onnx", "keras", "threadpoolctl"]
+EXTRAS = ["rich", "matplotlib", "safetensors", "torch", "onnx", "keras", "sklearn", "threadpoolctl"]
 MODULES = [
     module.name
     for module in pkgutil.walk_packages([PACKAGE], "rnnkern.")

@@ -99,18 +99,18 @@ def test_a_classifier_reads_digits_row_by_row(digits):
     model = RNNClassifier(bidirectional=True, hidden_size=32, max_epochs=10, random_state=0)
     score = model.fit(train, y_train).score(test, y_test)
     plain = LogisticRegression(max_iter=1000).fit(train.reshape(len(train), -1) / 16, y_train)
-    # 0.980 here; logistic regression of all pixels has 0.964, and the largest class 0.10.
-    assert score > 0.965
+    # 0.984 here; logistic regression of all pixels has 0.969, and the largest class 0.10.
+    assert score > 0.97
     assert score > plain.score(test.reshape(len(test), -1) / 16, y_test)
 
 
 def test_a_tagger_says_which_digit_each_column_belongs_to(lines):
     X, y, X_test, y_test = lines
     model = RNNTagger(bidirectional=True, hidden_size=32, max_epochs=8, random_state=0)
-    # 0.96 here; of single columns, a linear model has 0.35.
-    assert model.fit(X, y).score(X_test, y_test) > 0.9
+    # 0.979 here; of single columns, logistic regression has 0.254.
+    assert model.fit(X, y).score(X_test, y_test) > 0.95
     plain = LogisticRegression(max_iter=300).fit(np.concatenate(X) / 16, np.concatenate(y))
-    assert plain.score(np.concatenate(X_test) / 16, np.concatenate(y_test)) < 0.5
+    assert plain.score(np.concatenate(X_test) / 16, np.concatenate(y_test)) < 0.4
 
 
 def test_a_regressor_says_the_sum_of_a_line_of_digits(lines):
@@ -121,8 +121,8 @@ def test_a_regressor_says_the_sum_of_a_line_of_digits(lines):
     def sums(rows):
         return np.array([[len(row), *row.sum(0)] for row in rows])
 
-    # 0.91 here; a linear model of the summed columns has 0.69.
-    assert model.score(X_test, y_test) > 0.85
+    # 0.934 here; ridge regression of the number and the sum of the columns has 0.669.
+    assert model.score(X_test, y_test) > 0.88
     assert Ridge().fit(sums(X), y).score(sums(X_test), y_test) < 0.75
 
 
@@ -146,10 +146,10 @@ def test_a_forecaster_says_twelve_steps_of_a_chaotic_series():
     said, true = model.fit(X).predict(rest[:, :100]), rest[:, 100:]
     lagged = windows(series[:1200], 32, 1)
     plain = LinearRegression().fit(lagged[:, :20], lagged[:, 20:])
-    # Of all twelve steps 0.99 here; the last known value has 0.2, a linear model of 20 steps 0.92.
-    assert model.score(rest[:, :100], true) > 0.97
+    # 0.998 here; linear regression of the last 20 steps has 0.950, the last step itself 0.11.
+    assert model.score(rest[:, :100], true) > 0.98
     assert model.score(rest[:, :100], true) > r2_score(true, plain.predict(rest[:, 80:100]))
-    assert r2_score(true, np.repeat(rest[:, 99:100], 12, axis=1)) < 0.5
+    assert r2_score(true, np.repeat(rest[:, 99:100], 12, axis=1)) < 0.2
     assert r2_score(true[:, -1], said[:, -1]) > 0.95
     assert model.score(X) > 0.99  # of each next step
 

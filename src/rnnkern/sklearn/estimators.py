@@ -1,4 +1,4 @@
-"""The estimators: what each learns of sequences, and what it says of others."""
+"""The four estimators: their targets, their predictions and their scores."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class RNNClassifier(ClassifierMixin, _Labels):
     batch_size : int
         Sequences for each step of the optimizer.
     max_epochs : int
-        How often `fit` goes through the sequences.
+        Passes of `fit` over the sequences.
     early_stopping : bool
         Whether `fit` holds out a part of the sequences, stops when their loss no longer falls, and
         keeps the parameters of the epoch where it was lowest.
@@ -158,19 +158,19 @@ class RNNClassifier(ClassifierMixin, _Labels):
         At least 0.
     standardize : bool
         Whether each feature is shifted and scaled to mean 0 and deviation 1 over all steps of the
-        first fit. If not, that is up to the caller: inputs of other sizes learn slowly.
+        first fit. If False, the caller should do so: on other scales, training is slow.
     class_weight : dict or "balanced", optional
         What each class counts, 1 if not named. "balanced": inversely to its share of the labels.
     warm_start : bool
-        Whether `fit` goes on from where the last one ended, its optimizer and what is drawn
+        Whether `fit` goes on from where the last one ended, the optimizer and the random generator
         included: two fits of 5 epochs give the bits of one of 10.
     dtype : {"float32", "float64"}
         Of the network.
     verbose : bool
         Whether to print the loss and the time after each epoch.
     random_state : int, RandomState or None
-        Of the first parameters, of the order of sequences, of dropout and of what early stopping
-        holds out. The same integer gives the same bits.
+        For the initial parameters, the order of sequences, dropout and the sequences that early
+        stopping holds out. The same integer gives the same bits.
 
     Attributes
     ----------
@@ -189,7 +189,8 @@ class RNNClassifier(ClassifierMixin, _Labels):
     -----
     Input X is an array (n, T, I) of n sequences of T steps of I features, an array (n, T) of one
     feature, or a list of arrays (T_i, I) or (T_i,). `lengths` says where the rows of an array end;
-    what lies behind is never read. A list gives the bits of the padded array with lengths.
+    values after the end are never read. A list gives the bits of the padded array with lengths.
+    Lists of equally many numbers are an array (n, T).
 
     An array (n, T) fixes T, as in all of scikit-learn: others must have as many columns. Of other
     inputs each may have steps of any number.
@@ -249,9 +250,9 @@ class RNNClassifier(ClassifierMixin, _Labels):
         sample_weight: Any = None,
         lengths: Any = None,
     ) -> Any:
-        """Go through sequences once, from where training is.
+        """Train for one more epoch.
 
-        The first call makes the network and measures what inputs are standardized by.
+        The first call makes the network and computes the means and deviations of the inputs.
 
         Parameters
         ----------
@@ -285,7 +286,7 @@ class RNNClassifier(ClassifierMixin, _Labels):
         return data, Task(numbers, own, weights, len(self.classes_), numbers)
 
     def predict(self, X: Any, lengths: Any = None) -> Array:
-        """Say each sequence's most likely label.
+        """Predict the label of each sequence.
 
         Parameters
         ----------
@@ -307,7 +308,7 @@ class RNNClassifier(ClassifierMixin, _Labels):
         return labels
 
     def predict_proba(self, X: Any, lengths: Any = None) -> Array:
-        """Say how likely each label is.
+        """Predict the probability of each label.
 
         Parameters
         ----------
@@ -440,9 +441,10 @@ class RNNRegressor(RegressorMixin, Recurrent):
         return self._fit(X, y, lengths, sample_weight)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, lengths: Any = None) -> Any:
-        """Go through sequences once, from where training is.
+        """Train for one more epoch.
 
-        The first call makes the network and measures what inputs and targets are standardized by.
+        The first call makes the network and computes the means and deviations of inputs and
+        targets.
 
         Parameters
         ----------
@@ -480,7 +482,7 @@ class RNNRegressor(RegressorMixin, Recurrent):
         return data, Task(values, weights, weights, values.shape[1])
 
     def predict(self, X: Any, lengths: Any = None) -> Array:
-        """Say each sequence's value.
+        """Predict the value of each sequence.
 
         Parameters
         ----------
@@ -525,7 +527,7 @@ class RNNRegressor(RegressorMixin, Recurrent):
 class RNNTagger(_Labels):
     """A label for each step of each sequence: a recurrent layer, and softmax over its outputs.
 
-    With ``bidirectional=True``, a label depends on the steps before and behind it.
+    With ``bidirectional=True``, a label depends on the steps before and after it.
 
     Parameters
     ----------
@@ -560,7 +562,7 @@ class RNNTagger(_Labels):
     >>> model = RNNTagger(hidden_size=16, max_epochs=20, random_state=0).fit(X[:150], y[:150])
     >>> model.score(X[150:], y[150:]) > 0.9
     True
-    >>> model.predict([[1.0, -3.0, 2.5, 2.5]])
+    >>> model.predict([np.array([1.0, -3.0, 2.5, 2.5])])
     [array(['up', 'down', 'up', 'up'], dtype='<U4')]
     """
 
@@ -579,7 +581,7 @@ class RNNTagger(_Labels):
         X : array or list of arrays
             n sequences, as in `RNNClassifier`.
         y : array, shape (n, T), or list of n arrays, shape (T_i,)
-            Their labels. Of an array, what lies behind the rows' ends is not read.
+            Their labels. Of an array, values after the end of a row are not read.
         sample_weight : array, shape (n,), optional
             What each sequence counts, at least 0. Those of weight 0 are left out.
         lengths : array of int, shape (n,), optional
@@ -605,9 +607,9 @@ class RNNTagger(_Labels):
         sample_weight: Any = None,
         lengths: Any = None,
     ) -> Any:
-        """Go through sequences once, from where training is.
+        """Train for one more epoch.
 
-        The first call makes the network and measures what inputs are standardized by.
+        The first call makes the network and computes the means and deviations of the inputs.
 
         Parameters
         ----------
@@ -642,7 +644,7 @@ class RNNTagger(_Labels):
         return data, Task(numbers, own, weights, len(self.classes_))
 
     def predict(self, X: Any, lengths: Any = None) -> Layout:
-        """Say each step's most likely label.
+        """Predict the label of each step.
 
         Parameters
         ----------
@@ -652,8 +654,8 @@ class RNNTagger(_Labels):
         Returns
         -------
         ndarray, shape (n, T), or list of n ndarrays, shape (T_i,)
-            Labels of `classes_`, laid out as X. Behind the ends of an array's rows stands the first
-            of `classes_`.
+            Labels of `classes_`, laid out as X. After the end of a row, an array holds the first of
+            `classes_`.
 
         Raises
         ------
@@ -664,7 +666,7 @@ class RNNTagger(_Labels):
         return data.in_layout(self.classes_[z.argmax(-1)], self.classes_[0])
 
     def predict_proba(self, X: Any, lengths: Any = None) -> Layout:
-        """Say how likely each label is at each step.
+        """Predict the probability of each label at each step.
 
         Parameters
         ----------
@@ -674,8 +676,8 @@ class RNNTagger(_Labels):
         Returns
         -------
         ndarray, shape (n, T, C), or list of n ndarrays, shape (T_i, C)
-            Probabilities in the order of `classes_`, laid out as X; zeros behind the ends of an
-            array's rows.
+            Probabilities in the order of `classes_`, laid out as X; zeros after the end of a
+            row of an array.
 
         Raises
         ------
@@ -710,10 +712,10 @@ class RNNTagger(_Labels):
 
 
 class RNNForecaster(Recurrent):
-    """The next values of series: a recurrent layer that learns to say each step from those before.
+    """The next values of series: a recurrent layer that predicts each step from those before it.
 
-    A forecast of several steps takes each said step as the next input. The network says the change
-    from step to step.
+    A forecast of several steps takes each predicted step as the next input. The network predicts
+    the change from one step to the next.
 
     Parameters
     ----------
@@ -722,13 +724,13 @@ class RNNForecaster(Recurrent):
     warm_start, dtype, verbose, random_state
         As in `RNNClassifier`; only one direction, forward in time.
     bidirectional : bool
-        False: a layer that sees the next value has nothing to say.
+        Must be False: a forecast sees no later step.
     validation_fraction : float
         As in `RNNClassifier`: of whole series.
     standardize : bool
         As in `RNNClassifier`. Forecasts are in the series' own units.
     horizon : int
-        How many steps `predict` says.
+        How many steps `predict` forecasts.
 
     Attributes
     ----------
@@ -805,14 +807,14 @@ class RNNForecaster(Recurrent):
         self.horizon = horizon
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, lengths: Any = None) -> Any:
-        """Learn to say the next step of series.
+        """Learn to predict the next step of series.
 
         Parameters
         ----------
         X : array or list of arrays
             n series, as the sequences of `RNNClassifier`, of at least 2 steps.
         y : None
-            Not read: X has the values. It is there for scikit-learn's sake.
+            Ignored: the targets are in X. Present for scikit-learn's interface.
         sample_weight : array, shape (n,), optional
             What each series counts, at least 0. Those of weight 0 are left out.
         lengths : array of int, shape (n,), optional
@@ -833,9 +835,9 @@ class RNNForecaster(Recurrent):
     def partial_fit(
         self, X: Any, y: Any = None, sample_weight: Any = None, lengths: Any = None
     ) -> Any:
-        """Go through series once, from where training is.
+        """Train for one more epoch.
 
-        The first call makes the network and measures what series are standardized by.
+        The first call makes the network and computes the means and deviations of the series.
 
         Parameters
         ----------
@@ -871,7 +873,7 @@ class RNNForecaster(Recurrent):
         return before, Task(changes, own, weights, changes.shape[1])
 
     def predict(self, X: Any, lengths: Any = None) -> Array:
-        """Say the `horizon` steps that follow each series.
+        """Forecast the `horizon` steps that follow each series.
 
         Parameters
         ----------

@@ -1,11 +1,11 @@
-"""What all estimators have in common: parameters, input, training, and outputs."""
+"""Parameters, input, training and outputs of all estimators."""
 
 from __future__ import annotations
 
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ class Task(NamedTuple):
 
 @dataclass
 class Run:
-    """What training goes on with: the network, its optimizer, and what is drawn."""
+    """The state of training: the network, its optimizer and the random generator."""
 
     network: Network
     optimizer: Any
@@ -77,7 +77,7 @@ class Run:
 
 
 class Recurrent(BaseEstimator):
-    """The parameters of all estimators, and what they do alike."""
+    """Base class of the estimators: their parameters, training and outputs."""
 
     _each_step = False  # whether each step has a target
     _labels = False  # whether targets are classes
@@ -221,15 +221,15 @@ class Recurrent(BaseEstimator):
         part: bool = False,
         classes: Any = None,
     ) -> Any:
-        """Train: for an epoch, if `part`, and then or with `warm_start` from where it was."""
+        """Train; if `part`, for one epoch. `part` and `warm_start` continue earlier training."""
         options = self._checked()
         fresh = not (hasattr(self, "_run") and (part or options["warm_start"]))
         if not fresh:
             self._check_unchanged()
         data = self._read(X, lengths, reset=fresh)
         weights = self._weights(sample_weight, len(data.lengths))
-        # NumPy's threads spin after a product where the core's want to run: one of them takes 15 %
-        # less time for a tagger of 256 units and 50 classes.
+        # NumPy's threads spin after a product and delay the core's: with one of them, a tagger of
+        # 256 units and 50 classes takes 15 % less time.
         with _threads().limit(limits=1, user_api="blas"):
             data, task = self._task(y, data, weights, fresh=fresh, classes=classes, part=part)
             if fresh:
@@ -292,7 +292,7 @@ class Recurrent(BaseEstimator):
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def _begin(self, data: Sequences, task: Task, options: Mapping[str, Any]) -> None:
-        """Make a network, and measure what inputs and targets are standardized by."""
+        """Make a network, and compute the means and deviations of inputs and targets."""
         random = check_random_state(self.random_state)
         seeds = np.random.SeedSequence(int(random.randint(2**31 - 1))).spawn(2)
         features = data.steps.shape[1]
@@ -404,27 +404,19 @@ class Recurrent(BaseEstimator):
         found: Array = index.T[real.T]
         return found
 
-    def _batch(
-        self, data: Sequences, inputs: Array, task: Task, rows: Array
-    ) -> tuple[Array, Array, Array, Callable[[Array], tuple[float, Array]]]:
-        """Inputs (T, B, I), lengths, and which steps are real, of some rows; and their loss."""
-        index, real = data.places(rows)
-        where, weights, items = (
-            rows,
-            task.weights[rows if not self._each_step else index],
-            len(rows),
-        )
-        if self._each_step:
-            where, weights, items = index, np.where(real, weights, 0), int(real.sum())
-        loss = labels_loss if self._labels else values_loss
-        of_batch = partial(loss, targets=task.targets[where], weights=weights, items=items)
-        return inputs[index], data.lengths[rows], real, of_batch
-
     def _gradients(
         self, data: Sequences, inputs: Array, task: Task, rows: Array
     ) -> tuple[float, dict[str, Any]]:
-        x, lengths, _, loss = self._batch(data, inputs, task, rows)
-        return self._run.network.gradients(x, lengths, loss, each_step=self._each_step)
+        """The summed loss of a batch of rows, and the gradients of its mean."""
+        index, real = data.places(rows)
+        where = index if self._each_step else rows
+        weights, items = task.weights[where], len(rows)
+        if self._each_step:
+            weights, items = np.where(real, weights, 0), int(real.sum())
+        kind = labels_loss if self._labels else values_loss
+        loss = partial(kind, targets=task.targets[where], weights=weights, items=items)
+        lengths, each_step = data.lengths[rows], self._each_step
+        return self._run.network.gradients(inputs[index], lengths, loss, each_step=each_step)
 
     def _loss(self, data: Sequences, inputs: Array, task: Task, rows: Array) -> float:
         """The mean loss of some rows, by their weights."""
