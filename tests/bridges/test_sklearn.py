@@ -644,6 +644,12 @@ REFUSED = {
     ),
     "a row of matrices": ({}, {"X": [X3] * 4}, r"X\[0\]: expected shape \(T, I\) or \(T,\), got"),
     "strings": ({}, {"X": [["a", "b"]] * 4}, "could not convert string"),
+    "a mask": ({}, {"X": np.ma.masked_less(X3, 1)}, "X: expected an array without a mask, got"),
+    "a mask in a list": (
+        {},
+        {"X": [np.ma.masked_less(X3[0], 1)] * 4},
+        r"X\[0\]: expected an array wi",
+    ),
     "lengths of a list": (
         {},
         {"X": list(X3), "lengths": Y4},

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_array
 
+from ..checks import unmasked
+
 __all__ = ["Sequences", "as_list", "joined", "padded", "per_step"]
 
 Array = NDArray[Any]
@@ -78,7 +80,7 @@ def joined(name: str, items: list[Any]) -> Sequences:
     arrays: list[Array] = []
     for i, item in enumerate(items):
         where = f"{name}[{i}]"
-        array = item
+        array = unmasked(where, item)
         if not (isinstance(item, np.ndarray) and item.dtype.kind in "fiub"):
             shapes: dict[str, Any] = {"ensure_2d": False, "allow_nd": True}
             shapes |= {"ensure_min_samples": 0, "ensure_min_features": 0}

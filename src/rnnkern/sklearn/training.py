@@ -19,7 +19,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from threadpoolctl import ThreadpoolController
 
-from ..checks import cast_to, choice, flag, float_dtype, integer, number, probability, size
+from ..checks import (
+    cast_to,
+    choice,
+    flag,
+    float_dtype,
+    integer,
+    number,
+    probability,
+    size,
+    unmasked,
+)
 from ..layers import LAYERS
 from .network import OPTIMIZERS, Network, labels_loss, values_loss
 from .sequences import FLOATS, Sequences, as_list, joined, padded
@@ -156,7 +166,7 @@ class Recurrent(BaseEstimator):
 
     def _read(self, X: Any, lengths: Any, *, reset: bool = False) -> Sequences:
         """Sequences of an argument; of as many features as the first ones, unless `reset`."""
-        items, ndim = as_list(X), getattr(X, "ndim", 2)
+        items, ndim = as_list(unmasked("X", X)), getattr(X, "ndim", 2)
         has_columns = items is None and ndim != 3
         finite = lengths is None  # else what lies behind the rows' ends is not looked at
         if items is not None:
