@@ -14,7 +14,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import accuracy_score, log_loss, r2_score
 from sklearn.model_selection import (
     GridSearchCV,
     cross_val_predict,
@@ -215,6 +215,45 @@ def test_gradients_are_the_slopes_of_the_loss(cell, options, each_step, labels):
             assert np.isclose(grads[name].params[parameter][at], slope, rtol=1e-6, atol=1e-8)
 
 
+@each_estimator
+def test_the_loss_is_the_mean_over_sequences_or_real_steps(cls):
+    """At a learning rate of next to nothing, that of the predictions."""
+    X, y = problem(cls)
+    model = cls(**SMALL | {"max_epochs": 1, "dtype": "float64"}, learning_rate=1e-30).fit(X, y)
+    if hasattr(model, "classes_"):
+        proba = model.predict_proba(X)
+        proba, labels = (np.concatenate(v) if cls is RNNTagger else v for v in (proba, y))
+        want = log_loss(labels, proba)
+    else:
+        true = y
+        said = model.predict(X)
+        if cls is RNNForecaster:
+            true = np.concatenate([np.diff(row, axis=0) for row in X])
+            said = np.concatenate(
+                [[model.predict([row[: t + 1]])[0, 0] for t in range(len(row) - 1)] for row in X]
+            ) - np.concatenate([row[:-1] for row in X])
+        want = np.mean(((said - true) / true.std(0)) ** 2)
+    assert np.isclose(model.loss_curve_[0], want, rtol=1e-12)  # sums of 150 terms in other orders
+
+
+@pytest.mark.parametrize("cls", [RNNClassifier, RNNTagger])
+def test_a_step_goes_along_the_gradient_of_the_weighted_mean(cls):
+    """Of softmax, the gradient of a label's logit is its probability, less 1 if it is right."""
+    X, y = problem(cls)
+    weights = np.random.default_rng(0).random(len(X)) * 5
+    options = SMALL | {"max_epochs": 1, "batch_size": len(X), "dtype": "float64"}
+    options |= {"optimizer": "sgd", "max_norm": None}
+    before, after = (
+        cls(**options, learning_rate=rate).fit(X, y, sample_weight=weights) for rate in (1e-30, 0.5)
+    )
+    proba, labels, own = before.predict_proba(X), y, weights
+    if cls is RNNTagger:
+        proba, labels, own = np.concatenate(proba), np.concatenate(y), np.repeat(weights, LENGTHS)
+    gradient = np.average(proba - (labels[:, None] == before.classes_), axis=0, weights=own)
+    moved = before.head_.params["bias"] - after.head_.params["bias"]
+    np.testing.assert_allclose(moved, 0.5 * gradient, rtol=1e-9)  # a difference of like numbers
+
+
 # ------------------------------------------------------------------------------------------ bits
 
 
@@ -357,6 +396,14 @@ def test_options_reach_layer_and_optimizer():
     assert model.head_.params["weight"].shape == (2, 4)
     assert "SGD" in repr(model._run.optimizer)
     assert "lr=0.5, momentum=0.5" in repr(model._run.optimizer)
+
+
+def test_what_a_fit_reads_may_change_between_warm_starts():
+    X, y = problem(RNNClassifier)
+    model = RNNClassifier(**SMALL, num_layers=2, warm_start=True).fit(X, y)
+    assert (model.layer_.dropout, model._run.optimizer.lr) == (0.0, 0.01)
+    model.set_params(learning_rate=0.02, dropout=0.25, batch_size=3).fit(X, y)
+    assert (model.layer_.dropout, model._run.optimizer.lr) == (0.25, 0.02)
 
 
 @each_estimator
