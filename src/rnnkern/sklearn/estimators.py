@@ -85,6 +85,37 @@ class _Labels(Recurrent):
         )
         self.class_weight = class_weight
 
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any,
+        classes: Any = None,
+        sample_weight: Any = None,
+        lengths: Any = None,
+    ) -> Any:
+        """Train for one more epoch.
+
+        The first call makes the network and computes the means and deviations of the inputs.
+
+        Parameters
+        ----------
+        X, y, sample_weight, lengths
+            As in `fit`.
+        classes : array, optional
+            All labels that will come; needed in the first call.
+
+        Returns
+        -------
+        RNNClassifier or RNNTagger
+            Itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `fit`, and if labels or features are others than at first.
+        """
+        return self._fit(X, y, lengths, sample_weight, part=True, classes=classes)
+
     def _numbered(self, labels: Array, *, fresh: bool, classes: Any, part: bool) -> Array:
         """The labels' numbers among `classes_`."""
         check_classification_targets(labels)
@@ -241,37 +272,6 @@ class RNNClassifier(ClassifierMixin, _Labels):
             If an argument or parameter is not what it must be; the message names it.
         """
         return self._fit(X, y, lengths, sample_weight)
-
-    def partial_fit(
-        self,
-        X: Any,
-        y: Any,
-        classes: Any = None,
-        sample_weight: Any = None,
-        lengths: Any = None,
-    ) -> Any:
-        """Train for one more epoch.
-
-        The first call makes the network and computes the means and deviations of the inputs.
-
-        Parameters
-        ----------
-        X, y, sample_weight, lengths
-            As in `fit`.
-        classes : array, optional
-            All labels that will come; needed in the first call.
-
-        Returns
-        -------
-        RNNClassifier
-            Itself.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `fit`, and if labels or features are others than at first.
-        """
-        return self._fit(X, y, lengths, sample_weight, part=True, classes=classes)
 
     def _task(
         self, y: Any, data: Sequences, weights: Array, *, fresh: bool, classes: Any, part: bool
@@ -598,37 +598,6 @@ class RNNTagger(_Labels):
             If an argument or parameter is not what it must be; the message names it.
         """
         return self._fit(X, y, lengths, sample_weight)
-
-    def partial_fit(
-        self,
-        X: Any,
-        y: Any,
-        classes: Any = None,
-        sample_weight: Any = None,
-        lengths: Any = None,
-    ) -> Any:
-        """Train for one more epoch.
-
-        The first call makes the network and computes the means and deviations of the inputs.
-
-        Parameters
-        ----------
-        X, y, sample_weight, lengths
-            As in `fit`.
-        classes : array, optional
-            All labels that will come; needed in the first call.
-
-        Returns
-        -------
-        RNNTagger
-            Itself.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As in `fit`, and if labels or features are others than at first.
-        """
-        return self._fit(X, y, lengths, sample_weight, part=True, classes=classes)
 
     def _task(
         self, y: Any, data: Sequences, weights: Array, *, fresh: bool, classes: Any, part: bool
