@@ -126,11 +126,23 @@ def test_tensors_are_read():
     assert all((other.params[n] == bfloat16(v)).all() for n, v in layer.params.items())
 
 
-def test_a_layer_s_own_arrays_may_be_exchanged():
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: a,
+        lambda a: a[:],
+        memoryview,
+        Tensor,
+        lambda a: np.frombuffer(a, a.dtype).reshape(a.shape),
+        lambda a: np.ctypeslib.as_array(np.ctypeslib.as_ctypes(a)),
+    ],
+    ids=["same", "view", "memoryview", "tensor", "frombuffer", "ctypes"],
+)
+def test_a_layer_s_own_arrays_may_be_exchanged(view):
     layer = rk.GRU(H, H, num_layers=2, seed=0)
     before = layer.state_dict()
-    swap = {n: layer.params[n.translate({ord("0"): "1", ord("1"): "0"})] for n in layer.params}
-    layer.load_state_dict(swap)
+    exchanged = {n: n.translate({ord("0"): "1", ord("1"): "0"}) for n in layer.params}
+    layer.load_state_dict({n: view(layer.params[other]) for n, other in exchanged.items()})
     for name, values in layer.params.items():
         assert np.array_equal(values, before[name.translate({ord("0"): "1", ord("1"): "0"})])
 

@@ -744,9 +744,9 @@ class _Layer(Inference[S]):
             cast=cast,
             hint="pass cast=True to convert it",
         )
-        written = {id(_owner(values)) for values in own.values()}
         for name, values in found.items():  # a parameter's own memory may come under another name
-            found[name] = values.copy() if id(_owner(values)) in written else values
+            if any(np.may_share_memory(values, target) for target in own.values()):
+                found[name] = values.copy()
         for name, values in found.items():
             own[name][...] = values
         return missing, extra
@@ -810,13 +810,6 @@ class _Layer(Inference[S]):
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one
-
-
-def _owner(values: Array) -> Any:
-    """The array whose memory a view shows."""
-    while isinstance(values.base, np.ndarray):
-        values = values.base
-    return values
 
 
 def _as_code(value: Any) -> str:
