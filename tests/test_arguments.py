@@ -12,6 +12,7 @@ import pytest
 from attacks import Tensor
 
 import rnnkern as rk
+from rnnkern import diagnose, files
 
 I, H = 3, 4
 
@@ -142,7 +143,28 @@ def test_what_a_parameter_must_be_is_said(values, said):
             use(x)
 
 
-def test_masked_arrays_are_refused_everywhere():
+def test_masked_parameters_are_refused_by_every_use():
+    """They are put into the dict itself, past the setter."""
+    layer = rk.GRU(I, H, seed=0)
+    x = x_of()
+    *_, tape = layer.forward(x)
+    state = layer.state_dict()
+    layer.params["bias_hh_l0"] = masked(layer.params["bias_hh_l0"])
+    uses = [
+        *(layer, layer.forward, lambda x: layer.backward(tape)),
+        *(lambda x: layer.freeze(), lambda x: layer.stream(), lambda x: layer.state_dict()),
+        lambda x: layer.load_state_dict(state),
+        *(lambda x: rk.truncated_bptt(layer, x, 3), lambda x: rk.GRU(I, H, params=layer.params)),
+        lambda x: diagnose.lyapunov(layer, x),
+    ]
+    for use in uses:
+        with pytest.raises(
+            TypeError, match=r"^params\['bias_hh_l0'\]: expected an array without a"
+        ):
+            use(x)
+
+
+def test_masked_arrays_are_refused_everywhere(tmp_path):
     layer = rk.GRU(I, H, seed=0)
     x, h = x_of(), x_of((1, 2, H))
     y, _, tape = layer.forward(x)

@@ -28,6 +28,7 @@ __all__ = [
     "size",
     "spawned",
     "unmasked",
+    "unmasked_all",
     "viewed",
 ]
 
@@ -107,6 +108,17 @@ def unmasked(name: str, value: Any) -> Any:
     if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
         viewed(name, value)  # raises
     return value
+
+
+def unmasked_all(name: str, arrays: Mapping[str, Any]) -> None:
+    """Refuse a dict of arrays with a masked one among them. Each call of a layer asks this."""
+    for value in list(arrays.values()):  # a copy: another thread may change the dict
+        if type(value) is not np.ndarray:
+            break
+    else:
+        return
+    for key, value in list(arrays.items()):
+        unmasked(f"{name}[{key!r}]", value)
 
 
 def cast_to(name: str, values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

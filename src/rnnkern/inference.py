@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import as_array, choice, flag, size, unmasked
+from .checks import as_array, choice, flag, size, unmasked, unmasked_all
 from .pickles import LayerStack, reduced
 from .stream import Stream, join_state, split_state
 
@@ -151,9 +151,12 @@ class Inference(Generic[S]):
             wanted = _wanted(outputs, hiddens)
         if type(x) is not np.ndarray or x.dtype is not self._dtype:  # here: a call costs more
             x = as_array("x", x, self._dtype)
+        params = self._params
+        if isinstance(params, dict):
+            unmasked_all("params", params)
         try:
             y, last, more = self._stack.forward(
-                self._params,
+                params,
                 x,
                 split_state("state", state, self._state_names, self._dtype),
                 lengths if lengths is None else unmasked("lengths", lengths),
@@ -218,8 +221,9 @@ class Frozen(Inference[S]):
 
         if not isinstance(layer, _Layer):
             raise TypeError(f"layer: expected a recurrent layer, got {type(layer).__name__}")
-        params = layer.params.items()
-        self._copies = {n: p.copy() if isinstance(p, np.ndarray) else p for n, p in list(params)}
+        params = dict(layer.params)
+        unmasked_all("params", params)
+        self._copies = {n: p.copy() if isinstance(p, np.ndarray) else p for n, p in params.items()}
         self._stack, self._dtype = layer._stack, layer._dtype
         self._batch_first, self._state_names = layer._batch_first, layer._state_names
         self._bidirectional, self._ensemble = layer._bidirectional, layer._ensemble

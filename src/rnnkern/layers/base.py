@@ -27,6 +27,7 @@ from ..checks import (
     size,
     spawned,
     unmasked,
+    unmasked_all,
 )
 from ..clip import Clip
 from ..inference import TAPE, Frozen, Inference, check_streamable
@@ -250,8 +251,7 @@ class _Layer(Inference[S]):
     def params(self, params: dict[str, Array]) -> None:
         if not isinstance(params, dict):
             raise TypeError(f"params: expected a dict of arrays, got {type(params).__name__}")
-        for name, values in params.items():
-            unmasked(f"params[{name!r}]", values)
+        unmasked_all("params", params)
         self._params = params
 
     @property
@@ -405,6 +405,7 @@ class _Layer(Inference[S]):
         (7, 2, 4, 5)
         """
         x = as_array("x", x, self._dtype)
+        unmasked_all("params", self._params)
         try:
             y, last, tape = self._stack.forward(
                 self._params,
@@ -515,6 +516,7 @@ class _Layer(Inference[S]):
             weight = number("flow_penalty", flow_penalty, "a finite number >= 0", lambda x: x >= 0)
         if weight > 0:
             self._check_flow_penalty(weight)
+        unmasked_all("params", self._params)
         try:
             params, dx, first, norm, scale, finite, traced = self._stack.backward(
                 self._params,

@@ -331,11 +331,12 @@ def orders(kind: Kind, input_forget: bool) -> tuple[str, str]:
 def weights_of(kind: Kind, layer: _Layer[Any], suffix: str) -> dict[str, Array]:
     """W, R, B and P of one layer and direction; `suffix` ends its parameters' names."""
     own, peepholes = orders(kind, getattr(layer, "input_forget", False))
-    W, R = (rows(layer.params[name + suffix], own, kind.gates) for name in MATRICES)
+    params = dict(layer._checked_params())
+    W, R = (rows(params[name + suffix], own, kind.gates) for name in MATRICES)
     found = {"W": W, "R": R}
     if layer.bias:
-        each = [rows(layer.params[name + suffix], own, kind.gates) for name in BIASES]
+        each = [rows(params[name + suffix], own, kind.gates) for name in BIASES]
         found["B"] = np.concatenate(each)
     if getattr(layer, "peephole", False):
-        found["P"] = rows(layer.params["weight_ch" + suffix], peepholes, PEEPHOLES)
+        found["P"] = rows(params["weight_ch" + suffix], peepholes, PEEPHOLES)
     return found
