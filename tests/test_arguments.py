@@ -58,6 +58,80 @@ def test_tensors_and_buffers_are_taken_as_they_are(how):
     assert all(np.array_equal(grads.params[n], g) for n, g in wanted.params.items())
 
 
+@pytest.mark.parametrize("how", buffers(x_of()))
+def test_diagnoses_optimizers_and_files_take_tensors_and_buffers(how, tmp_path):
+    layer = rk.GRU(I, H, seed=0)
+    x = x_of()
+    other = buffers(x)[how]
+    want = diagnose.lyapunov(layer, x)
+    assert np.array_equal(diagnose.lyapunov(layer, other), want)
+    params, others = {"w": x.copy()}, {"w": x.copy()}
+    done = rk.Adam(params).step({"w": x})
+    assert rk.Adam(others).step({"w": other}) == done
+    assert np.array_equal(params["w"], others["w"])
+    opt = rk.Adam(params)
+    opt.load_state_dict(opt.state_dict() | {"0.w.first": other})
+    assert np.array_equal(opt.state_dict()["0.w.first"], x)
+    files.save(tmp_path / "a", {"w": other})
+    assert np.array_equal(files.load(tmp_path / "a")["w"], x)
+
+
+@pytest.mark.parametrize("how", [Tensor, memoryview])
+def test_diagnoses_take_masks_and_lengths_as_tensors_and_buffers(how):
+    layer = rk.GRU(I, H, seed=0)
+    *_, tape = layer.forward(x_of())
+    lengths = np.array([5, 3])
+    mask = np.arange(5)[:, None] < lengths
+    want = diagnose.saturation(layer, tape, lengths=lengths)
+    for found in (
+        diagnose.saturation(layer, tape, lengths=how(lengths)),
+        diagnose.saturation(layer, tape, mask=how(mask)),
+    ):
+        assert repr(found) == repr(want)
+    said = (
+        r"^mask: expected an array of booleans, got .*int64 \(write np.asarray\(mask, np.bool\)\)"
+    )
+    with pytest.raises(TypeError, match=said):
+        diagnose.saturation(layer, tape, mask=how(mask.astype(int)))
+
+
+@pytest.mark.parametrize("how", [Tensor, memoryview])
+def test_an_optimizer_s_parameters_are_arrays_of_numpy(how):
+    """What may be written through a tensor or a buffer depends on its type."""
+    params = {"w": np.zeros(3)}
+    opt = rk.SGD(params, 0.1)
+    params["w"] = how(params["w"])
+    write = r"\(write np.asarray\(params\['w'\], np.float64\)\)$"
+    for use in (lambda: opt.step({"w": np.zeros(3)}), lambda: rk.SGD(params, 0.1)):
+        with pytest.raises(TypeError, match=rf"^params\['w'\]: .*, got {how.__name__} .*{write}"):
+            use()
+
+
+def test_tensors_of_pytorch_are_taken_or_say_what_to_write(tmp_path):
+    torch = pytest.importorskip("torch", reason="its tensors")
+    layer = rk.GRU(I, H, seed=0)
+    x = x_of()
+    own = torch.from_numpy(x)
+    windows = [window.y for window in rk.truncated_bptt(layer, own, 2)]
+    assert np.array_equal(np.concatenate(windows), layer(x)[0])
+    params = rk.GRU(H, H, 2, seed=0).params
+    files.save(tmp_path / "a", {n: torch.from_numpy(p) for n, p in params.items()})
+    assert all(np.array_equal(p, params[n]) for n, p in files.load(tmp_path / "a").items())
+    half = own.to(torch.bfloat16)
+    for name, use in {
+        "x": lambda: layer(half),
+        "x ": lambda: rk.truncated_bptt(layer, half, 2),
+        r"x\[0\]": lambda: rk.truncated_bptt(layer, [half], 2),
+        r"grads\['w'\]": lambda: rk.SGD({"w": x}, 0.1).step({"w": half}),
+        r"tensors\['w'\]": lambda: files.save(tmp_path / "b", {"w": half}),
+    }.items():
+        name = name.strip()
+        said = rf"^{name}: expected .*, got Tensor of bfloat16 \(write {name}.float\(\)\)$"
+        with pytest.raises(TypeError, match=said):
+            use()
+    assert np.array_equal(layer(half.float())[0], layer(half.float().numpy())[0])
+
+
 def test_a_tensor_is_not_copied():
     layer = rk.GRU(I, H, seed=0)
     x = x_of()
@@ -98,7 +172,8 @@ class Frame:
         (b"abc", "got bytes$"),
         ("abc", "got str$"),
         (None, "got NoneType$"),
-        (np.float32(1), "got float32$"),
+        (np.float32(1), r"got float32 \(a scalar\)$"),
+        (Tensor(x_of(), "torch.bfloat16"), r"got Tensor of bfloat16 \(write x.float\(\)\)$"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -183,6 +258,14 @@ def test_masked_arrays_are_refused_everywhere(tmp_path):
     def set_state():
         stream.state = masked(h)
 
+    weights = {"w": np.zeros(3)}
+
+    def step_with_masked_params():
+        own = dict(weights)
+        opt = rk.SGD(own, 0.1)
+        own["w"] = masked(own["w"])
+        opt.step({"w": np.zeros(3)})
+
     uses = {
         "x": lambda: layer(masked(x)),
         "state": lambda: layer(x, masked(h)),
@@ -206,6 +289,18 @@ def test_masked_arrays_are_refused_everywhere(tmp_path):
             linear.forward(x)[1], masked(np.zeros((5, 2, H), np.float32))
         ),
         "x  ": lambda: table(masked(np.array([1, 2]))),
+        "x      ": lambda: rk.truncated_bptt(layer, masked(x), 4),
+        r"x\[0\]": lambda: rk.truncated_bptt(layer, [masked(x)], 4),
+        "x       ": lambda: diagnose.lyapunov(layer, masked(x)),
+        "lengths ": lambda: diagnose.saturation(layer, tape, lengths=masked(lengths)),
+        "mask   ": lambda: diagnose.saturation(layer, tape, mask=masked(resets)),
+        r"grads\['w'\]": lambda: rk.SGD(weights, 0.1).step({"w": masked(weights["w"])}),
+        r"params\['w'\]": lambda: rk.SGD({"w": masked(weights["w"])}, 0.1),
+        r"params\['w'\] ": step_with_masked_params,
+        r"state\['sgd.step'\]": lambda: rk.SGD(weights, 0.1).load_state_dict(
+            {"sgd.step": masked(np.array(1)), "sgd.skipped": np.array(0)}
+        ),
+        r"tensors\['w'\]": lambda: files.save(tmp_path / "a", {"w": masked(weights["w"])}),
         "logits": lambda: rk.cross_entropy(masked(x[0]), np.zeros(2, int)),
         "targets": lambda: rk.cross_entropy(x[0], masked(np.zeros(2, int))),
         "mask": lambda: rk.cross_entropy(x[0], np.zeros(2, int), mask=masked(np.ones(2, bool))),

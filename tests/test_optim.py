@@ -1161,7 +1161,11 @@ def test_load_uses_the_arrays_that_it_checked():
         ({"1.w.second": np.zeros((2, 2))}, TypeError, r"state\['1.w.second'\]: .* got float64"),
         ({"0.b.first": np.zeros(3)}, ValueError, r"state\['0.b.first'\]: .* \(2,\), got \(3,\)"),
         ({"adam.step": 3}, TypeError, r"state\['adam.step'\]: .* int64, got int"),
-        ({"adam.step": np.int64(3)}, TypeError, r"state\['adam.step'\]: .* int64, got a scalar"),
+        (
+            {"adam.step": np.int64(3)},
+            TypeError,
+            r"state\['adam.step'\]: .* int64, got int64 \(a scalar\)",
+        ),
         (
             {"adam.step": np.array(-1)},
             ValueError,

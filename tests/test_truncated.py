@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks import Tensor
 from helpers import (
     KINDS,
     LOOPS,
@@ -325,6 +326,26 @@ def test_memory_does_not_grow_with_the_sequence(k1, k2):
     assert most - before < tapes / 10
 
 
+@pytest.mark.parametrize("how", [Tensor, memoryview], ids=["tensor", "memoryview"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_tensors_and_buffers(how, batch_first):
+    layer, p = make("gru", batch_first=batch_first)
+    want = list(rk.truncated_bptt(layer, p.x, 4, 6))
+    chunks = [cut(layer, p.x, slice(0, 5)), cut(layer, p.x, slice(5, None))]
+    for x in (how(p.x), [how(chunk) for chunk in chunks], [chunks[0], how(chunks[1])]):
+        for window, other in zip(rk.truncated_bptt(layer, x, 4, 6), want, strict=True):
+            same_bits(window.y, other.y)
+            window.backward(how(np.ones_like(window.y)))
+
+
+def test_a_tensor_is_read_where_it_is():
+    layer, p = make("gru")
+    windows = rk.truncated_bptt(layer, Tensor(p.x), 4)
+    next(windows)
+    p.x[4:8] = 0.5
+    same_bits(next(windows).y, list(rk.truncated_bptt(layer, p.x[:8], 4))[1].y)
+
+
 @every_kind
 def test_refused(kind):
     layer, p = make(kind)
@@ -347,6 +368,7 @@ def test_refused(kind):
         ((None, x, 3), TypeError, "layer: expected a recurrent layer, got None"),
         ((layer.stream(), x, 3), TypeError, "layer: expected a recurrent layer, got St"),
         ((layer, x.tolist(), 3), TypeError, "x[0]: expected an array of dtype float64, got list"),
+        ((layer, Tensor(x.astype("f4")), 3), TypeError, "x: expected an array of dtype float64, "),
         ((layer, None, 3), TypeError, "x: expected an array of dtype float64 or an iterable of "),
         ((layer, x.astype("f4"), 3), TypeError, "x: expected an array of dtype float64, got flo"),
         ((layer, x[0, 0], 3), ValueError, f"{shape} ({C},)"),

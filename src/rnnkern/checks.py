@@ -24,6 +24,7 @@ __all__ = [
     "integer",
     "number",
     "probability",
+    "received",
     "seed_sequence",
     "size",
     "spawned",
@@ -65,15 +66,26 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any]) -> Any:
     found = viewed(name, value)
     if found is not None and found.dtype == dtype:
         return found
+    got = received(name, value, found, dtype)
+    raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}")
+
+
+def received(name: str, value: Any, found: NDArray[Any] | None, dtype: np.dtype[Any] | None) -> str:
+    """What a message says of `value`, and what to write where NumPy can convert it.
+
+    `found` is its view, if there is one, and `dtype` what to convert to; None: its own.
+    """
     kind = type(value).__name__
+    if isinstance(value, np.generic):
+        return f"{kind} (a scalar)"
     if found is None:
-        many = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
-        got, castable = kind, many and not isinstance(value, np.generic)
+        castable, got = isinstance(value, (list, tuple)) or hasattr(value, "__array__"), kind
     else:
-        got = f"{found.dtype}" if isinstance(value, np.ndarray) else f"{kind} of {found.dtype}"
         castable = found.dtype.kind in "fiub"
-    hint = f" (write np.asarray({name}, np.{dtype}))" if castable else ""
-    raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}{hint}")
+        got = f"{found.dtype}" if isinstance(value, np.ndarray) else f"{kind} of {found.dtype}"
+    if not castable:
+        return got
+    return f"{got} (write np.asarray({name}{'' if dtype is None else f', np.{dtype}'}))"
 
 
 def viewed(name: str, value: Any) -> NDArray[Any] | None:
@@ -95,12 +107,21 @@ def viewed(name: str, value: Any) -> NDArray[Any] | None:
         try:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            got = f"got {type(value).__name__} ({error})"
+            got = f"got {type(value).__name__}{_of_small_dtype(name, value) or f' ({error})'}"
             raise TypeError(f"{name}: expected an array or a tensor of the CPU, {got}") from error
     try:
         return np.asarray(memoryview(value))
     except (TypeError, ValueError):  # no buffer, or of items that NumPy does not know
         return None
+
+
+def _of_small_dtype(name: str, value: Any) -> str:
+    """What to write for a tensor of one of the small types that NumPy does not have; else ""."""
+    dtype = str(getattr(value, "dtype", "")).rpartition(".")[2]
+    if not dtype.startswith(("bfloat", "float8", "float4")):
+        return ""
+    write = f"{name}.float()" if hasattr(value, "float") else f"np.asarray({name}, np.float32)"
+    return f" of {dtype} (write {write})"
 
 
 def unmasked(name: str, value: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .checks import cast_to, flag, float_dtype
+from .checks import cast_to, flag, float_dtype, received, viewed
 
 __all__ = ["FileError", "Reader", "Spec", "load", "lock", "save"]
 
@@ -306,8 +306,9 @@ def save(
         A file that is there keeps its permissions. A symbolic link stays, and what it leads to is
         replaced; another hard link keeps the old contents.
     tensors : dict of str to ndarray, layer, module or optimizer; or one of the last three
-        Arrays are float32, float64 or int64, of any layout. What has a ``state_dict`` or ``params``
-        is saved as these arrays, each name behind the key and a dot.
+        Arrays are float32, float64 or int64, of any layout, CPU tensors (DLPack) and buffers
+        included; masked arrays are refused. What has a ``state_dict`` or ``params`` is saved as
+        these arrays, each name behind the key and a dot.
     metadata : dict of str to str, optional
         Goes into the header. A layer's `dropout_state` is added, in JSON, under the key and
         ``.dropout_state``.
@@ -352,9 +353,12 @@ def save(
         tensors, states = _flattened(tensors)
     arrays = {}
     for name, array in tensors.items():
-        _check_type(f"tensors[{name!r}]", array, (np.ndarray, np.generic), "an array")
+        place = f"tensors[{name!r}]"
+        found = array if isinstance(array, np.generic) else viewed(place, array)
+        if found is None:
+            raise TypeError(f"{place}: expected an array, got {received(place, array, None, None)}")
         # An array object of its own: the caller can give its own another shape at any time.
-        arrays[name] = np.asarray(array, order="C").view()
+        arrays[name] = np.asarray(found, order="C").view()
     target = Path(os.path.realpath(path))
     with naming(path):
         # Wide items first, so that each array is aligned.

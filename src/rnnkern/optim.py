@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .checks import integer, number
+from .checks import array as checked
+from .checks import integer, number, received, viewed
 from .layers import ParameterGradients
 from .pickles import reduced
 
@@ -249,8 +250,9 @@ class _Optimizer:
         Parameters
         ----------
         grads : Gradients or dict of str to ndarray; a list, or a dict by group, of these
-            dL/dp for each parameter, under its name, of its shape and dtype: a list in the order of
-            the list of parameters, a dict with the names of the groups. `Gradients` bring their
+            dL/dp for each parameter, under its name, of its shape and dtype, CPU tensors (DLPack)
+            and buffers included: a list in the order of the list of parameters, a dict with the
+            names of the groups. Masked arrays are refused. `Gradients` bring their
             norm along, as their own clip left it, and must come from a backward with the group's
             own parameters. The arrays of a dict are measured in a pass of their own, and so are
             those of `Gradients` that have a writable or a tied parameter's array among them.
@@ -508,10 +510,9 @@ class _Optimizer:
         new = {}
         for name, kept in own.items():
             text, given = f"state[{name!r}]", state[name]
-            if isinstance(given, np.ndarray):
-                given = given.view(np.ndarray)  # whose shape and dtype no one else can change
-            _check_array(text, given, kept.shape, kept.dtype)
-            new[name] = array = np.array(given, order="C")
+            if (found := viewed(text, given)) is not None:
+                given = found.view(np.ndarray)  # whose shape and dtype no one else can change
+            new[name] = array = np.array(checked(text, given, kept.dtype, kept.shape), order="C")
             if name in self._counters:
                 expected, fits = "counters from 0 to 2**62", (array >= 0) & (array <= MOST_STEPS)
             elif name.endswith(".second"):
@@ -592,10 +593,16 @@ class _Optimizer:
                 _check_names(what + text, arrays, names)  # raises
         found = [dicts[index][name] for index, names in enumerate(self._names) for name in names]
         for place, array in zip(self._places, found, strict=True):
-            own = isinstance(array, np.ndarray)
-            if not (own and array.dtype == place.dtype and array.shape == place.shape):
-                _check_array(what + place.text, array, place.shape, place.dtype)  # raises
-            if what == "params" and not array.flags.carray:
+            plain = type(array) is np.ndarray
+            if not (plain and array.dtype == place.dtype and array.shape == place.shape):
+                found[place.number] = checked(what + place.text, array, place.dtype, place.shape)
+            if what == "grads":
+                continue
+            if not isinstance(array, np.ndarray):  # a view of a tensor may be read-only
+                name = f"params{place.text}"
+                got = received(name, array, found[place.number], place.dtype)
+                raise TypeError(f"{name}: expected a NumPy array, got {got}")
+            if not array.flags.carray:
                 got = "one of another layout" if array.flags.writeable else "a read-only one"
                 expected = "a writable, C-contiguous, aligned array"
                 raise ValueError(f"params{place.text}: expected {expected}, got {got}")
@@ -1009,11 +1016,12 @@ def _check_dict(name: str, arrays: Any) -> None:
     for key, array in arrays.items():
         if not isinstance(key, str):
             raise TypeError(f"{name}: expected names, got the key {key!r}")
+        place = f"{name}[{key!r}]"
+        found = viewed(place, array)
         if not isinstance(array, np.ndarray) or array.dtype not in DTYPES:
-            raise TypeError(
-                f"{name}[{key!r}]: expected an array of dtype float32 or float64, "
-                f"got {_kind_of(array)}"
-            )
+            own = DTYPES[0] if found is None else found.dtype.newbyteorder("=")
+            got = received(place, array, found, own if own in DTYPES else DTYPES[0])
+            raise TypeError(f"{place}: expected an array of dtype float32 or float64, got {got}")
 
 
 def _check_names(name: str, arrays: Any, expected: Mapping[str, Any]) -> None:
@@ -1021,13 +1029,6 @@ def _check_names(name: str, arrays: Any, expected: Mapping[str, Any]) -> None:
         raise TypeError(f"{name}: expected a dict of arrays, got {type(arrays).__name__}")
     if arrays.keys() != expected.keys():
         raise ValueError(f"{name}: expected the names {list(expected)}, got {list(arrays)}")
-
-
-def _check_array(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        raise TypeError(f"{name}: expected an array of dtype {dtype}, got {_kind_of(array)}")
-    if array.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
 
 
 def _kind_of(value: Any) -> str:

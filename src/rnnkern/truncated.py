@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import array, fixed, integer
+from .checks import array, as_array, fixed, integer, viewed
 from .clip import Clip
 from .layers import Gradients, State, _Layer
 
@@ -162,9 +162,10 @@ def truncated_bptt(
     layer : recurrent layer
         Of one direction, forward in time.
     x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
-        The sequence, also as a ``np.memmap``; an ensemble's as for the layer. Or chunks of it, such
-        as a generator yields: arrays of this shape with any number of steps each. They are copied,
-        so one buffer may be yielded again and again. The first is taken at once, the others when a
+        The sequence, also as a ``np.memmap``, a CPU tensor (DLPack) or a buffer, which is read
+        where it is; an ensemble's as for the layer. Or chunks of it, such as a generator yields:
+        arrays, tensors or buffers of this shape with any number of steps each. They are copied, so
+        one buffer may be yielded again and again. The first is taken at once, the others when a
         window needs them, and the windows are those of all chunks joined.
     k1 : int
         New steps a window, at least 1; the last window has what is left.
@@ -249,8 +250,10 @@ def truncated_bptt(
     if k2 < k1:
         raise ValueError(f"k2: expected at least k1 = {k1}, got {k2}")
     source: _Whole | _Chunks
-    if isinstance(x, np.ndarray):
-        source = _Whole(layer, x)
+    if (whole := viewed("x", x)) is not None:
+        if whole.dtype != layer.dtype:
+            as_array("x", x, layer.dtype)  # raises
+        source = _Whole(layer, whole)
     elif isinstance(x, Iterable):
         source = _Chunks(layer, iter(x))
         if source.is_empty:
@@ -309,10 +312,8 @@ class _Chunks:
         except StopIteration:
             return False
         name, layer = f"x[{self._count}]", self._layer
-        if not isinstance(chunk, np.ndarray) or chunk.dtype != layer.dtype:
-            got = chunk.dtype if isinstance(chunk, np.ndarray) else type(chunk).__name__
-            raise TypeError(f"{name}: expected an array of dtype {layer.dtype}, got {got}")
-        chunk = np.array(chunk, layer.dtype, order="C")  # the caller may fill the buffer again
+        given = as_array(name, chunk, layer.dtype)
+        chunk = np.array(given, layer.dtype, order="C")  # the caller may fill the buffer again
         _check_shape(layer, name, chunk)
         axis = _time_axis(layer, chunk)
         rest = (*chunk.shape[:axis], *chunk.shape[axis + 1 :])

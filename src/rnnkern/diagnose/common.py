@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import integer, unmasked
+from ..checks import integer, received, viewed
 from ..layers import Gradients, State, Trace, _Layer
 from ..reference import ACTIVATIONS, CELLS, Cell
 from ..tape import Tape
@@ -139,15 +139,21 @@ def lengths_of(lengths: Any, T: int, B: int) -> Array:
     """Each row's number of steps."""
     if lengths is None:
         return np.full(B, T)
-    if not isinstance(lengths, np.ndarray) or lengths.dtype.kind not in "iu":
-        got = str(lengths.dtype) if isinstance(lengths, np.ndarray) else type(lengths).__name__
-        raise TypeError(f"lengths: expected an array of integers, got {got}")
-    own: Array = np.array(lengths)  # no other thread writes to it
+    own = _copied("lengths", lengths, "iu", "integers", np.dtype(np.int64))
     if own.shape != (B,):
         raise ValueError(f"lengths: expected shape ({B},), got {own.shape}")
     if ((own < 0) | (own > T)).any():
         raise ValueError(f"lengths: expected values from 0 to {T}, got {own.tolist()}")
     return own
+
+
+def _copied(name: str, value: Any, kinds: str, items: str, dtype: np.dtype[Any]) -> Array:
+    """A copy, which no other thread writes to, of an array with items of these kinds."""
+    found = viewed(name, value)
+    if found is None or found.dtype.kind not in kinds:
+        got = received(name, value, found, dtype)
+        raise TypeError(f"{name}: expected an array of {items}, got {got}")
+    return np.array(found)
 
 
 def real_steps(layer: Layer, lengths: Any, mask: Any, T: int, B: int) -> Array:
@@ -159,11 +165,7 @@ def real_steps(layer: Layer, lengths: Any, mask: Any, T: int, B: int) -> Array:
         return alive
     if lengths is not None:
         raise ValueError("mask: expected None with lengths, got an array")
-    mask = unmasked("mask", mask)
-    if not isinstance(mask, np.ndarray) or mask.dtype.kind != "b":
-        got = str(mask.dtype) if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(f"mask: expected an array of booleans, got {got}")
-    real: Array = np.array(mask)  # no other thread writes to it
+    real = _copied("mask", mask, "b", "booleans", np.dtype(bool))
     expected = (T,) if B == 1 and real.ndim == 1 else (B, T) if layer.batch_first else (T, B)
     if real.shape != expected:
         raise ValueError(f"mask: expected shape {expected}, got {real.shape}")

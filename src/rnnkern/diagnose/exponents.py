@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import integer
+from ..checks import as_array, integer, viewed
 from ..stream import join_state
 from .common import Array, Layer, State, cell_of, check_layer, parts_of, untrapped
 
@@ -141,10 +141,8 @@ def lyapunov(
 
 def _sequence(layer: Layer, x: Any) -> tuple[Array, int, int]:
     """A view of x, whose shape the caller cannot change, its T, and the axis of the steps."""
-    x = x.view() if isinstance(x, np.ndarray) else x
-    if not isinstance(x, np.ndarray) or x.dtype != layer.dtype:
-        got = str(x.dtype) if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(f"x: expected an array of dtype {layer.dtype}, got {got}")
+    found = viewed("x", x)
+    x = as_array("x", x if found is None else found.view(), layer.dtype)
     axis = 1 if layer.batch_first and x.ndim == 3 else 0
     if x.ndim not in (2, 3) or x.shape[-1] != layer.input_size or not x.shape[axis]:
         order = "B, T" if layer.batch_first else "T, B"
