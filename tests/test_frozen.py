@@ -180,6 +180,25 @@ def test_a_layer_that_is_gone_or_wrong():
         frozen.is_stale()
 
 
+def test_stale_or_not_is_refused_as_a_call_is():
+    layer = make_layer("gru", I, H)
+    frozen = layer.freeze()
+    params, x = layer.params, np.zeros((T, B, I), np.float32)
+    less = {name: p for name, p in params.items() if name != "bias_hh_l0"}
+    for wrong, said in [
+        (less, "params['bias_hh_l0']: expected an array, got nothing"),
+        (params | {"more": x}, "params: expected 4 arrays, got 5, of which more are no parameters"),
+        (less | {"more": x}, "params['bias_hh_l0']: expected an array, got nothing, of which more"),
+    ]:
+        layer.params = wrong
+        for use in (frozen.is_stale, lambda: layer(x), layer.state_dict, lambda: layer.copy()(x)):
+            with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+                use()
+    layer.params = params | {"weight_ih_l0": params["weight_ih_l0"] + 1, "bias_hh_l0": x}
+    with pytest.raises(ValueError, match=r"^params\['bias_hh_l0'\]: expected shape"):
+        frozen.is_stale()  # although an array before it has changed
+
+
 # ---- streams -----------------------------------------------------------------------------------
 
 

@@ -236,11 +236,21 @@ class _Layer(Inference[S]):
                 as_array(place, values, self._dtype)
                 raise TypeError(f"{error} (write np.asarray({place}))") from None
 
-    def _checked_params(self) -> Iterator[tuple[str, Array]]:
+    def _checked_params(self) -> list[tuple[str, Array]]:
         """The parameters, checked as the core checks them in each call."""
-        for name, shape in self._shapes.items():
-            values = self._params.get(name)
-            yield name, array(f"params[{name!r}]", values, self._dtype, shape)
+        params = dict(self._params)
+        missing = [name for name in self._shapes if name not in params]
+        wrong = [f"params[{name!r}]: expected an array, got nothing" for name in missing]
+        if not wrong and len(params) != len(self._shapes):
+            wrong = [f"params: expected {len(self._shapes)} arrays, got {len(params)}"]
+        if wrong:
+            error = ValueError(wrong[0])
+            self._explain(error)
+            raise error
+        return [
+            (name, array(f"params[{name!r}]", params[name], self._dtype, shape))
+            for name, shape in self._shapes.items()
+        ]
 
     @property
     def params(self) -> dict[str, Array]:
