@@ -1054,6 +1054,9 @@ CONSTRUCTION = [
         ValueError,
         "params: expected at least one layer or dict of arrays, got none",
     ),
+    (lambda: rk.Adam({}), ValueError, "^params: expected at least one array, got none"),
+    (lambda: rk.Adam({"a": {}}), ValueError, "^params: expected at least one array, got none"),
+    (lambda: rk.Adam([{}, {}]), ValueError, "^params: expected at least one array, got none"),
     (lambda: rk.Adam(W), TypeError, "params: expected a layer or a dict of arrays, got ndarray"),
     (
         lambda: rk.Adam([{"w": W}, 3]),

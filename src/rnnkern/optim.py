@@ -174,6 +174,8 @@ class _Optimizer:
                 names = (f"{group}/{name}", name) if text else (name,)
                 key = f"{group}.{name}"
                 self._places.append(_Place(number, index, key, names, own, shape, array.dtype))
+        if not self._places:
+            raise ValueError("params: expected at least one array, got none")
         self._names = [dict.fromkeys(arrays) for arrays in dicts]
         parameters = self._arrays("params", dicts)
 
@@ -190,7 +192,7 @@ class _Optimizer:
         l2_of = _strengths("l2", l2, self._places, most)
         decay_of = _strengths("weight_decay", self._weight_decay, self._places, most)
         self._large_norm = LARGE_NORM if narrow else LARGE_NORM_OF_DOUBLES
-        decay = max(map(add, l2_of, decay_of), default=0.0)
+        decay = max(map(add, l2_of, decay_of))
         # A decay by more than the parameter itself makes it grow in each step.
         self._large_lr = min(LARGE, 1.0 / decay) if decay else LARGE
         if max([decay, *l1_of]) > LARGE or self._eps < SMALL_EPS:
@@ -330,7 +332,7 @@ class _Optimizer:
         for slot, gradient in zip(self._slots, gradients, strict=True):
             if measured[slot.places[0].index]:
                 parts.append(list(map(math.sqrt, _core.sums_of_squares(gradient, count))))
-        norms = list(map(math.hypot, *(parts or [[0.0] * count])))
+        norms = list(map(math.hypot, *parts))
         finite.append([math.isfinite(norm) for norm in norms])
         applied = [all(own) for own in zip(*finite, strict=True)]
         scales = [1.0] * len(norms)
