@@ -487,9 +487,15 @@ def test_a_layer_is_saved_with_its_dropout(path):
     with files.Reader(path) as file:
         assert json.loads(file.metadata["dropout_state"]) == layer.dropout_state
         assert same(file.read(), layer.params)
-    files.save(path, layer, {"dropout_state": "mine"})
+    before = path.read_bytes()
+    for tensors, key in ((layer, "dropout_state"), ({"g": layer}, "g.dropout_state")):
+        said = f"^metadata: expected no '{key}', which holds the state of .*, got 'mine'$"
+        with pytest.raises(ValueError, match=said):
+            files.save(path, tensors, {key: "mine"})
+        assert path.read_bytes() == before
+    files.save(path, {"g": layer}, {"dropout_state": "mine"})
     with files.Reader(path) as file:
-        assert file.metadata == {"dropout_state": "mine"}
+        assert file.metadata.keys() == {"g.dropout_state", "dropout_state"}
 
 
 def test_a_model_is_saved_under_its_names(path):
@@ -758,6 +764,17 @@ def test_save_refuses_values_that_are_no_arrays(path, value):
     got = type(value).__name__ + hint
     with pytest.raises(TypeError, match=rf"^tensors\['w'\]: expected an array, got {got}$"):
         files.save(path, {"v": np.zeros(1), "w": value})
+    assert names(path.parent) == []
+
+
+@pytest.mark.parametrize("name", ["", 3, None, "a.b", "a/b"])
+@pytest.mark.parametrize(
+    "group", [rk.MinGRU(3, 4), rk.Linear(3, 4), rk.SGD({"w": np.zeros(1)}, 0.1)], ids=repr
+)
+def test_save_refuses_the_names_of_groups_that_optimizers_refuse(path, name, group):
+    said = rf"^tensors: expected names of groups without '\.' and '/', got {name!r}$"
+    with pytest.raises(ValueError, match=said):
+        files.save(path, {name: group})
     assert names(path.parent) == []
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "fixed",
     "flag",
     "float_dtype",
+    "group_name",
     "integer",
     "number",
     "probability",
@@ -193,6 +194,12 @@ def choice(name: str, value: Any, options: tuple[T, ...]) -> T:
     if value not in options:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
     return options[options.index(value)]
+
+
+def group_name(argument: str, name: Any) -> None:
+    """Check the name of a group of arrays, which is joined to theirs with "." or "/"."""
+    if not isinstance(name, str) or not name or {".", "/"} & set(name):
+        raise ValueError(f"{argument}: expected names of groups without '.' and '/', got {name!r}")
 
 
 def integer(

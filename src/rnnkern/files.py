@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .checks import cast_to, flag, float_dtype, received, viewed
+from .checks import cast_to, flag, float_dtype, group_name, received, viewed
 
 __all__ = ["FileError", "Reader", "Spec", "load", "lock", "save"]
 
@@ -308,10 +308,10 @@ def save(
     tensors : dict of str to ndarray, layer, module or optimizer; or one of the last three
         Arrays are float32, float64 or int64, of any layout, CPU tensors (DLPack) and buffers
         included; masked arrays are refused. What has a ``state_dict`` or ``params`` is saved as
-        these arrays, each name behind the key and a dot.
+        these arrays, each name behind the key and a dot. Such a key is a name without "." and "/".
     metadata : dict of str to str, optional
         Goes into the header. A layer's `dropout_state` is added, in JSON, under the key and
-        ``.dropout_state``.
+        ``.dropout_state``, which may not be one of the names here.
     dry_run : bool
         Whether to do everything but take the old file's place: whatever stops a save of arrays of
         these sizes, a full disk included, raises the same error. Where there is no old file, there
@@ -349,8 +349,15 @@ def save(
     metadata = {} if metadata is None else metadata
     dry_run = flag("dry_run", dry_run)
     _check_type("metadata", metadata, Mapping, "a dict of strings")
+    for key, value in tensors.items() if isinstance(tensors, Mapping) else ():
+        if _is_group(value):
+            group_name("tensors", key)
     with naming(path):
         tensors, states = _flattened(tensors)
+    for key in states:
+        if key in metadata:
+            expected = f"no {key!r}, which holds the state of a layer's dropout"
+            raise ValueError(f"metadata: expected {expected}, got {metadata[key]!r}")
     arrays = {}
     for name, array in tensors.items():
         place = f"tensors[{name!r}]"
@@ -402,6 +409,11 @@ def _flattened(tensors: Any) -> tuple[dict[str, Any], dict[str, str]]:
         if hasattr(value, "dropout_state"):
             states[f"{prefix}dropout_state"] = json.dumps(value.dropout_state)
     return arrays, states
+
+
+def _is_group(value: Any) -> bool:
+    """Whether it is a layer, a module or an optimizer."""
+    return hasattr(value, "state_dict") or isinstance(getattr(value, "params", None), Mapping)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .checks import array as checked
-from .checks import integer, number, received, viewed
+from .checks import group_name, integer, number, received, viewed
 from .layers import ParameterGradients
 from .pickles import reduced
 
@@ -942,9 +942,7 @@ def _groups_of(params: Any) -> tuple[dict[str, Any], list[str]]:
         got = f"{_kind_of(params[array])} beside params[{group!r}], {_kind_of(params[group])}"
         raise TypeError(f"params[{array!r}]: expected a layer or a dict of arrays, got {got}")
     for name in params:
-        if not isinstance(name, str) or not name or {".", "/"} & set(name):
-            expected = "names of groups without '.' and '/'"
-            raise ValueError(f"params: expected {expected}, got {name!r}")
+        group_name("params", name)
     return dict(params), [f"[{name!r}]" for name in params]
 
 
