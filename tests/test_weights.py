@@ -183,6 +183,94 @@ def test_a_parameter_that_cannot_be_written_is_named():
         layer.state_dict(None)
 
 
+# ---- modules -----------------------------------------------------------------------------------
+
+MODULES = {
+    "Linear": lambda **options: rk.Linear(I, H, **options),
+    "Linear without a bias": lambda **options: rk.Linear(I, H, bias=False, **options),
+    "Embedding": lambda **options: rk.Embedding(I, H, padding_idx=1, **options),
+}
+every_module = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+
+
+@every_module
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+def test_a_module_s_state_dict_is_all_that_another_needs(make, dtype):
+    one, other = make(dtype=dtype, seed=1), make(dtype=dtype, seed=2)
+    state = one.state_dict("head.")
+    assert same({name.removeprefix("head."): v for name, v in state.items()}, one.params)
+    assert not any(np.shares_memory(state[f"head.{n}"], v) for n, v in one.params.items())
+    before = {name: id(values) for name, values in other.params.items()}
+    optimizer = rk.SGD(other, lr=1.0)
+    given = state | rk.GRU(I, H).state_dict("rnn.")
+    assert other.load_state_dict(given, prefix="head.") == ([], [])
+    assert same(other.params, one.params)
+    assert {name: id(values) for name, values in other.params.items()} == before  # in place
+    optimizer.step({name: np.ones_like(values) for name, values in other.params.items()})
+    loaded = {name: values - 1 for name, values in one.params.items()}
+    assert same(other.params, loaded)  # the optimizer steps what was loaded
+    assert same({n: state[f"head.{n}"] for n in one.params}, one.params)  # and no more
+    assert one.num_parameters == sum(values.size for values in one.params.values())
+
+
+def test_a_module_refuses_what_does_not_fit_and_stays_as_it_is():
+    linear = rk.Linear(I, H, seed=0)
+    before = linear.state_dict()
+    state = {"w.bias": np.ones(3, np.float32), "w.more": np.ones(1)}
+    said = (
+        r"^mapping: expected the arrays of Linear\(3, 4, bias=True, dtype=float32\), got missing "
+        r"w.weight; extra w.more; other shapes w.bias \(3,\) for \(4,\)$"
+    )
+    with pytest.raises(ValueError, match=said):
+        linear.load_state_dict(state, "w.")
+    doubles = {name: values.astype(float) + 1 for name, values in before.items()}
+    with pytest.raises(TypeError, match=r"^mapping\['weight'\]: .* float32, got float64 \(pass c"):
+        linear.load_state_dict(doubles)
+    assert same(linear.params, before)
+    linear.load_state_dict(doubles, cast=True)
+    assert all((linear.params[n] == v.astype(np.float32)).all() for n, v in doubles.items())
+    given = {"bias": np.full(4, 7, np.float32), "more": np.zeros(2)}
+    assert linear.load_state_dict(given, strict=False) == (["weight"], ["more"])
+    assert (linear.params["bias"] == 7).all()
+    linear.params["bias"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"^params\['bias'\]: expected a writable array"):
+        linear.load_state_dict(before)
+    linear.params["bias"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match=r"^params\['bias'\]: expected shape \(4,\), got \(3,\)"):
+        linear.state_dict()
+
+
+def test_a_module_s_own_memory_may_be_loaded():
+    table = rk.Embedding(4, 4, seed=0)
+    weight = table.params["weight"]
+    before = weight.copy()
+    table.load_state_dict({"weight": weight.T})
+    assert np.array_equal(table.params["weight"], before.T)
+    assert table.params["weight"] is weight
+
+
+@every_module
+def test_a_module_copies_the_parameters_that_it_is_made_of(make):
+    given = make(seed=1).state_dict()
+    tensors = {name: Tensor(values, requires_grad=True) for name, values in given.items()}
+    for params in (given, tensors):
+        made = make(params=params)
+        assert same(made.params, given)
+        for name, values in made.params.items():
+            assert type(values) is np.ndarray
+            assert values.flags.carray
+            assert not np.shares_memory(values, given[name])
+    kind = type(make()).__name__
+    said = f"^params: expected the arrays of this {kind}, got missing weight; extra w$"
+    with pytest.raises(ValueError, match=said):
+        make(params={"w" if name == "weight" else name: v for name, v in given.items()})
+    doubles = {name: values.astype(float) for name, values in given.items()}
+    with pytest.raises(TypeError, match=r"^params\['weight'\]: .*, got float64 \(convert it"):
+        make(params=doubles)
+    with pytest.raises(TypeError, match=r"^params: expected a mapping of .*, got list$"):
+        make(params=[1])
+
+
 # ---- from_state_dict ---------------------------------------------------------------------------
 
 

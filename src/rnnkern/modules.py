@@ -23,6 +23,7 @@ from .checks import (
 )
 from .layers import ParameterGradients
 from .layers.results import norm_of
+from .parameters import Parametrized
 from .tape import ModuleTape
 
 __all__ = ["Embedding", "Linear", "ModuleGradients", "cross_entropy"]
@@ -173,7 +174,7 @@ class ModuleGradients(ParameterGradients):
         return self._own("x", "_x")  # type: ignore[no-any-return]
 
 
-class Linear:
+class Linear(Parametrized):
     """Output layer: ``y = x W^T + b``.
 
     Parameters
@@ -187,6 +188,8 @@ class Linear:
     seed : int or numpy.random.SeedSequence, optional
         Of the initial parameters, all from U(-1/sqrt(I), 1/sqrt(I)) as PyTorch does; from the
         system if not given.
+    params : mapping of str to ndarray or tensor, optional
+        Parameters to copy instead of drawing them: all of them, of this dtype and no others.
 
     Attributes
     ----------
@@ -223,6 +226,7 @@ class Linear:
         bias: bool = True,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         self._in_features = size("in_features", in_features)
         self._out_features = size("out_features", out_features)
@@ -230,10 +234,13 @@ class Linear:
         self._dtype = float_dtype(dtype)
         generator = np.random.default_rng(seed_sequence("seed", seed))
         bound = 1.0 / math.sqrt(self.in_features)
-        self._shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        self._shapes = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             self._shapes["bias"] = (self.out_features,)
-        self.params: dict[str, Array] = {
+        if params is not None:
+            self._params = self._copied(params)
+            return
+        self._params = {
             name: generator.uniform(-bound, bound, shape).astype(self.dtype)
             for name, shape in self._shapes.items()
         }
@@ -334,7 +341,7 @@ class Linear:
         self, x: Array, out: Array | None, mask: Array | None
     ) -> tuple[Array, Array, Array, Array | None]:
         """The outputs, views of x and of the weight, and the rows that count."""
-        params = _parameters(self.params, self._shapes, self._dtype)
+        params = _parameters(self._params, self._shapes, self._dtype)
         x = _pinned("x", x, self._dtype, "...", self._in_features)
         shape = (*x.shape[:-1], self._out_features)
         y = None
@@ -383,7 +390,7 @@ class Linear:
         (3, 5)
         """
         x = ModuleTape._x_of(tape, self)
-        own = _parameters(self.params, self._shapes, self._dtype)
+        own = _parameters(self._params, self._shapes, self._dtype)
         tape._check(own)
         dy = _pinned("dy", dy, self._dtype, *x.shape[:-1], self._out_features)
         weight, bias, dx = _core.linear_gradient(
@@ -395,10 +402,10 @@ class Linear:
         )
         params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         dx = dx.reshape(x.shape)
-        return _measured(params, dx, self.params)
+        return _measured(params, dx, self._params)
 
 
-class Embedding:
+class Embedding(Parametrized):
     """A table of vectors, looked up by integers: ``y = W[x]``.
 
     Parameters
@@ -411,6 +418,9 @@ class Embedding:
         Of the table.
     seed : int or numpy.random.SeedSequence, optional
         Of the initial table, from N(0, 1) as PyTorch does; from the system if not given.
+    params : mapping of str to ndarray or tensor, optional
+        A table ``weight`` of this dtype to copy instead of drawing it. Its row `padding_idx` is
+        copied, too, whatever it holds.
 
     Attributes
     ----------
@@ -442,6 +452,7 @@ class Embedding:
         padding_idx: int | None = None,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         n = self._num_embeddings = size("num_embeddings", num_embeddings)
         self._embedding_dim = size("embedding_dim", embedding_dim)
@@ -452,10 +463,13 @@ class Embedding:
         self._dtype = float_dtype(dtype)
         self._shapes = {"weight": (n, self.embedding_dim)}
         generator = np.random.default_rng(seed_sequence("seed", seed))
+        if params is not None:
+            self._params = self._copied(params)
+            return
         weight = generator.standard_normal((n, self.embedding_dim)).astype(self.dtype)
         if padding_idx is not None:
             weight[padding_idx] = 0
-        self.params: dict[str, Array] = {"weight": weight}
+        self._params = {"weight": weight}
 
     @property
     def num_embeddings(self) -> int:
@@ -537,7 +551,7 @@ class Embedding:
         >>> y.shape, tape
         ((1, 3, 4), ModuleTape(x: (1, 3)))
         """
-        params = _parameters(self.params, self._shapes, self._dtype)
+        params = _parameters(self._params, self._shapes, self._dtype)
         own = _core.checked_input(unmasked("x", x), self._num_embeddings)
         return params["weight"].take(own, axis=0), ModuleTape(self, own, {})
 
@@ -570,12 +584,12 @@ class Embedding:
         [2.0, 2.0, 2.0, 2.0]
         """
         x = ModuleTape._x_of(tape, self)
-        _parameters(self.params, self._shapes, self._dtype)
+        _parameters(self._params, self._shapes, self._dtype)
         table = np.zeros(self._shapes["weight"], self._dtype)
         _core.add_rows(unmasked("x", x), as_array("dy", dy, self._dtype), table)
         if self._padding_idx is not None:
             table[self._padding_idx] = 0
-        return _measured({"weight": table}, None, self.params)
+        return _measured({"weight": table}, None, self._params)
 
 
 def _measured(params: dict[str, Array], x: Array | None, of: dict[str, Array]) -> ModuleGradients:
@@ -584,11 +598,9 @@ def _measured(params: dict[str, Array], x: Array | None, of: dict[str, Array]) -
 
 
 def _parameters(
-    params: Any, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]
+    params: dict[str, Array], shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]
 ) -> dict[str, Array]:
     """A module's `params`, checked: views, whose headers nobody else can change."""
-    if not isinstance(params, dict):
-        raise TypeError(f"params: expected a dict of arrays, got {type(params).__name__}")
     if params.keys() != shapes.keys():
         raise ValueError(f"params: expected the names {list(shapes)}, got {list(params)}")
     own = {}

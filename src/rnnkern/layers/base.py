@@ -15,7 +15,6 @@ from numpy.typing import DTypeLike
 from .. import runtime
 from ..checks import (
     Seed,
-    array,
     as_array,
     fixed,
     flag,
@@ -31,7 +30,8 @@ from ..checks import (
 )
 from ..clip import Clip
 from ..inference import TAPE, Frozen, Inference, check_streamable
-from ..pickles import LayerStack, reduced
+from ..parameters import Parametrized
+from ..pickles import LayerStack
 from ..stream import Stream, join_state, split_state
 from ..tape import Tape
 from .activations import Chosen
@@ -61,7 +61,7 @@ class Cell(NamedTuple):
     exp_forget: bool = False
 
 
-class _Layer(Inference[S]):
+class _Layer(Parametrized, Inference[S]):
     """What all layers have in common; S is the type of a state.
 
     Each class spells out its whole signature, for `help`, completion and type checkers, and hands
@@ -69,7 +69,6 @@ class _Layer(Inference[S]):
     """
 
     _draws_noise = True  # in `forward`
-    _params: dict[str, Array]
 
     # The constructor checks these together and passes them to the core, so they are read-only.
     input_size: Final[int] = fixed("input_size", "I, elements of a step's input.")
@@ -194,9 +193,6 @@ class _Layer(Inference[S]):
             raise ValueError(f"{name}: expected {normal}, got {clip!r}")
         return float(self._dtype.type(clip))  # rounded here: the host may trap on that in a call
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return reduced(self, vars(self).copy())
-
     def _start_forget_bias(self, value: float | None, params: Any) -> None:
         """Of a cell whose second gate forgets: the sum of its biases, if it is given."""
         self._forget_bias = value
@@ -215,14 +211,6 @@ class _Layer(Inference[S]):
             if name.startswith(("bias_ih", "bias_hh")):
                 values[..., forget] = self._forget_bias if name.startswith("bias_ih") else 0.0
 
-    def _matched(self, argument: str, mapping: Any) -> dict[str, Array]:
-        """The arrays of a mapping that has those of this layer, and no others."""
-        from ..weights import matched  # here: most layers do without
-
-        hint = f"convert it to np.{self._dtype}"
-        owner = f"this {type(self).__name__}"
-        return matched(argument, mapping, self._shapes, self._dtype, owner, hint=hint)[0]
-
     def _explain(self, error: Exception) -> None:
         """Say more of parameters that the core has refused: extra names, and what to write."""
         if not str(error).startswith("params"):
@@ -235,34 +223,6 @@ class _Layer(Inference[S]):
                 place = f"params[{name!r}]"
                 as_array(place, values, self._dtype)
                 raise TypeError(f"{error} (write np.asarray({place}))") from None
-
-    def _checked_params(self) -> list[tuple[str, Array]]:
-        """The parameters, checked as the core checks them in each call."""
-        params = dict(self._params)
-        missing = [name for name in self._shapes if name not in params]
-        wrong = [f"params[{name!r}]: expected an array, got nothing" for name in missing]
-        if not wrong and len(params) != len(self._shapes):
-            wrong = [f"params: expected {len(self._shapes)} arrays, got {len(params)}"]
-        if wrong:
-            error = ValueError(wrong[0])
-            self._explain(error)
-            raise error
-        return [
-            (name, array(f"params[{name!r}]", params[name], self._dtype, shape))
-            for name, shape in self._shapes.items()
-        ]
-
-    @property
-    def params(self) -> dict[str, Array]:
-        """The parameters by name; may be set to another dict, which each call checks."""
-        return self._params
-
-    @params.setter
-    def params(self, params: dict[str, Array]) -> None:
-        if not isinstance(params, dict):
-            raise TypeError(f"params: expected a dict of arrays, got {type(params).__name__}")
-        unmasked_all("params", params)
-        self._params = params
 
     @property
     def dropout(self) -> float:
@@ -324,16 +284,6 @@ class _Layer(Inference[S]):
         expected = "an integer from 0 to 2**64 - 1"
         self._dropout_step = integer("dropout_state['step']", state["step"], expected, 0, 2**64 - 1)
         self._dropout_seeds = own
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of all parameters together; of all members of an ensemble.
-
-        >>> import rnnkern as rk
-        >>> rk.GRU(3, 5).num_parameters == 3 * 5 * (3 + 5 + 2)
-        True
-        """
-        return sum(math.prod(shape) for shape in self._shapes.values())
 
     def _arguments(self) -> Iterator[tuple[str, Any, bool]]:
         """Name and value of each argument that the layer needs or that is not its default's.
@@ -627,34 +577,6 @@ class _Layer(Inference[S]):
         batch_size = size("batch_size", batch_size)
         return self.freeze().stream(batch_size)
 
-    def state_dict(self, prefix: str = "") -> dict[str, Array]:
-        """Copies of the parameters, as `load_state_dict` takes them; the dropout's state is not in.
-
-        Parameters
-        ----------
-        prefix : str
-            Stands before each name, such as ``"encoder."``.
-
-        Returns
-        -------
-        dict of str to ndarray
-            New arrays.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a parameter is not what it must be, or the prefix is no str.
-
-        Examples
-        --------
-        >>> import rnnkern as rk
-        >>> list(rk.MinGRU(3, 5).state_dict(prefix="encoder."))
-        ['encoder.weight_ih_l0', 'encoder.bias_ih_l0']
-        """
-        if not isinstance(prefix, str):
-            raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
-        return {prefix + name: values.copy() for name, values in self._checked_params()}
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to a safetensors file, all or nothing, for `rnnkern.load`.
 
@@ -691,96 +613,6 @@ class _Layer(Inference[S]):
         from .. import files, saved  # here: most programs do without
 
         files.save(path, self, {saved.KEY: saved.configuration(self)})
-
-    def load_state_dict(
-        self,
-        mapping: Mapping[str, Any],
-        prefix: str = "",
-        strict: bool = True,
-        *,
-        cast: bool = False,
-    ) -> tuple[list[str], list[str]]:
-        """Copy parameters in: this package's, or those of a model of PyTorch.
-
-        Parameters
-        ----------
-        mapping : mapping of str to ndarray or tensor
-            Such as ``model.state_dict()`` of PyTorch. Names are those of `params`; the ``_l0`` of a
-            layer alone may be left out, as in PyTorch's cells.
-        prefix : str
-            Only names that begin with it count, and the rest of each is the parameter's name.
-        strict : bool
-            Whether all parameters must be there, and no others. If not, those that are missing stay
-            as they are.
-        cast : bool
-            Whether to round arrays of another floating-point type, such as float16, bfloat16 and
-            float64, to the layer's. They are refused otherwise.
-
-        Returns
-        -------
-        missing, extra : list of str
-            Names that were not there, and those that are no parameter; without the prefix.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an array has another dtype or shape, or names are missing or extra: the message lists
-            them. Nothing has been written then.
-
-        Examples
-        --------
-        >>> import numpy as np, rnnkern as rk
-        >>> model = {"rnn.weight_ih_l0": np.ones((12, 3)), "rnn.weight_hh_l0": np.ones((12, 4)),
-        ...          "rnn.bias_ih_l0": np.ones(12), "rnn.bias_hh_l0": np.ones(12)}
-        >>> gru = rk.GRU(3, 4)
-        >>> gru.load_state_dict(model, prefix="rnn.", cast=True)
-        ([], [])
-        >>> del model["rnn.bias_hh_l0"]
-        >>> gru.load_state_dict(model, prefix="rnn.", cast=True)
-        Traceback (most recent call last):
-        ...
-        ValueError: mapping: expected the arrays of GRU(3, 4), got missing rnn.bias_hh_l0
-        """
-        from ..weights import matched  # here: most layers do without
-
-        own = dict(self._checked_params())
-        for name, values in own.items():
-            if not values.flags.writeable:
-                raise ValueError(
-                    f"params[{name!r}]: expected a writable array, got a read-only one"
-                )
-        found, missing, extra = matched(
-            *("mapping", mapping, self._shapes, self._dtype, repr(self)),
-            prefix=prefix,
-            strict=strict,
-            cast=cast,
-            hint="pass cast=True to convert it",
-        )
-        for name, values in found.items():  # a parameter's own memory may come under another name
-            if any(np.may_share_memory(values, target) for target in own.values()):
-                found[name] = values.copy()
-        for name, values in found.items():
-            own[name][...] = values
-        return missing, extra
-
-    def copy(self) -> Self:
-        """A layer of its own with the same parameters, options and dropout state.
-
-        Returns
-        -------
-        recurrent layer
-            Shares no memory with this one. Its tapes are its own, too.
-
-        Examples
-        --------
-        >>> import rnnkern as rk
-        >>> gru = rk.GRU(3, 5, seed=0)
-        >>> best = gru.copy()
-        >>> gru.params["bias_hh_l0"][...] = 7.0
-        >>> bool((best.params["bias_hh_l0"] == 7.0).any())
-        False
-        """
-        return copy.deepcopy(self)
 
     def member(self, index: int) -> Self:
         """One member of an ensemble, as a layer alone.
