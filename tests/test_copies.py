@@ -109,6 +109,40 @@ class Labelled(rk.GRU):
     pass
 
 
+MODULES = [lambda: rk.Linear(I, H, seed=0), lambda: rk.Embedding(I, H, padding_idx=1, seed=0)]
+
+
+@pytest.mark.parametrize("make", MODULES, ids=["Linear", "Embedding"])
+def test_a_copy_of_a_module_is_the_module_and_independent(make):
+    module = make()
+    x = np.arange(I) if isinstance(module, rk.Embedding) else np.ones((2, I), np.float32)
+    want, tape = module.forward(x)
+    for how in (lambda one: one.copy(), *(COPIES[name] for name in COPIES if name != "copy")):
+        other = how(module)
+        assert type(other) is type(module)
+        assert repr(other) == repr(module)
+        assert same_params(other.params, module.params)
+        assert not shares_memory(other, module)
+        y, own = other.forward(x)
+        assert np.array_equal(y, want)
+        grads = module.backward(tape, want), other.backward(own, want)
+        assert same_params(grads[0].params, grads[1].params)
+        with pytest.raises(ValueError, match="tape: expected a tape of this module's forward"):
+            other.backward(tape, want)
+        for values in other.params.values():
+            values[...] = 7.0
+        assert np.array_equal(module(x), want)
+    assert COPIES["copy"](module).params is module.params  # as a layer's
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_of_a_clip_is_the_clip(how):
+    clip = rk.Clip(step_value=1.0, max_norm=5)
+    other = COPIES[how](clip)
+    assert other == clip
+    assert other.bounds() == clip.bounds()
+
+
 @every_kind
 def test_a_copy_of_a_stream_goes_on_from_its_state(kind):
     layer = make_layer(kind, I, H, num_layers=2)
@@ -188,7 +222,15 @@ def test_layers_and_streams_go_to_other_processes():
 
 
 @pytest.mark.parametrize(
-    "make", [rk.GRU, lambda *sizes: rk.GRU(*sizes).freeze(), lambda *sizes: rk.GRU(*sizes).stream()]
+    "make",
+    [
+        rk.GRU,
+        lambda *sizes: rk.GRU(*sizes).freeze(),
+        lambda *sizes: rk.GRU(*sizes).stream(),
+        rk.Linear,
+        rk.Embedding,
+        lambda *sizes: rk.Clip(*sizes),
+    ],
 )
 def test_a_pickle_of_another_version_says_so(make, monkeypatch):
     with monkeypatch.context() as patched:

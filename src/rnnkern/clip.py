@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from .checks import number
+from .pickles import reduced
 
 __all__ = ["Clip"]
 
@@ -68,6 +70,9 @@ class Clip:
         each = (self.step_value, self.step_norm, self.value, self.max_norm)
         bounds = tuple(math.inf if bound is None else bound for bound in each)
         object.__setattr__(self, "_bounds", bounds)  # here: each backward reads them
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self, vars(self).copy())
 
     def bounds(self) -> tuple[float, float, float, float]:
         """The four bounds in order, infinity standing for none.
