@@ -87,12 +87,14 @@ class Inference(Generic[S]):
             is `output_size`, H but for an LSTM with a projection. A fresh state if not given:
             zeros, but m of an sLSTM -inf.
         lengths : ndarray of integers, shape (B,), optional
-            Each row's number of steps, 0 to T, in any order; what lies behind is never read.
-        mask : ndarray of bool, shape (T, B), laid out as `x`, optional
-            True at real steps; not with `lengths`. At the others, which may be anywhere in a row,
-            the state stays as it is, x is not read, and y and every gradient are zero. A row's
-            results are those of its real steps alone, to the bit, wherever the others are.
-        resets : ndarray of bool, shape (T, B), laid out as `x`, optional
+            Each row's number of steps, 0 to T, in any order; what lies behind is never read. All
+            members of an ensemble share `lengths`, `mask` and `resets`, which have no axis E.
+        mask : ndarray of bool, shape (T, B), optional
+            (B, T) with ``batch_first``, (T,) for one row. True at real steps; not with `lengths`.
+            At the others, which may be anywhere in a row, the state stays as it is, x is not read,
+            and y and every gradient are zero. A row's results are those of its real steps alone, to
+            the bit, wherever the others are.
+        resets : ndarray of bool, shaped like `mask`, optional
             Where another sequence begins in a row. Its steps and those before them do not see each
             other: a fresh state starts there, in both directions. Several short sequences
             can share a row, and episodes need no loop. A reset at a masked step acts too, with
@@ -105,7 +107,8 @@ class Inference(Generic[S]):
 
         Returns
         -------
-        y : ndarray, shape (T, B, D*P), laid out as `x`; (T, E, B, D*P) for an ensemble
+        y : ndarray, shape (T, B, D*P)
+            (B, T, D*P) with ``batch_first``, (T, D*P) for one row, (T, E, B, D*P) for an ensemble.
             The last layer's output of every step, directions side by side (h; with ``residual``,
             plus the layer's input); zero behind a row's end and at masked steps. With
             ``outputs="last"`` (B, D*P) at the row's own last real step, the reverse direction at

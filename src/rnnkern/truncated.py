@@ -26,8 +26,9 @@ class Window:
         The k1 new steps, of the sequence's T.
     reach : slice
         The steps that gradients reach: up to k2, the new ones at their end.
-    y : ndarray, shape (k1, B, P), laid out as `x`
-        The outputs of the new steps; leave them as they are until backward is done.
+    y : ndarray, shape (k1, B, P)
+        (B, k1, P) with ``batch_first``, (k1, P) for one row, (k1, E, B, P) for an ensemble. The
+        outputs of the new steps; leave them as they are until backward is done.
     state : ndarray or tuple of ndarray
         The state after the window's last step, read-only.
 

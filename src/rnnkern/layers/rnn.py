@@ -58,9 +58,9 @@ class RNN(_Layer[Array]):
     ensemble : int, optional
         E: that many layers of the same sizes, side by side in each call, on as many threads as
         there are. Parameters are (E, ...); each member is trained on its own, on its part of x
-        (T, E, B, I) or on one x (T, B, I) for all, with lengths and resets for all. Member e has
-        the bits, of dropout too, of a layer alone whose seed is
-        ``np.random.SeedSequence(seed, spawn_key=(e,))``. Not with ``batch_first``.
+        (T, E, B, I) or on one x (T, B, I) for all. All members share the lengths (B,), the mask
+        and the resets (T, B). Member e has the bits, of dropout too, of a layer alone whose seed
+        is ``np.random.SeedSequence(seed, spawn_key=(e,))``. Not with ``batch_first``.
     dtype : {float32, float64}
         Of parameters, inputs and outputs. Nothing is cast.
     seed : int or numpy.random.SeedSequence, optional

@@ -282,8 +282,9 @@ class _DropIn(_Calls, torch.nn.RNNBase):
         lengths : Tensor of integers, shape (B,), optional
             Each row's number of steps, 0 to T, in any order: what a PackedSequence says, without
             packing. Outputs behind a row's end are zero.
-        resets : Tensor of bool, shape (T, B), laid out as `input`, optional
-            Where another sequence begins in a row; see `rnnkern.GRU`.
+        resets : Tensor of bool, shape (T, B), optional
+            (B, T) with ``batch_first``, (T,) for one row. Where another sequence begins in a row;
+            see `rnnkern.GRU`.
 
         Returns
         -------
