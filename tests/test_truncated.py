@@ -562,3 +562,10 @@ def test_chunks_that_are_refused(change, error, message):
     if message.startswith("expected an array") or "or" in message:
         with pytest.raises(error, match=f"^{re.escape('x[0]: ' + message)}"):
             rk.truncated_bptt(layer, [change(p.x)], 2)
+
+
+def test_what_a_window_shows():
+    gru = rk.GRU(3, 5, seed=0)
+    first, second = (repr(w) for w in rk.truncated_bptt(gru, np.ones((7, 2, 3), np.float32), 4, 6))
+    assert first == "<Window of GRU(3, 5, seed=0), steps=0:4, reach=0:4>"
+    assert second == "<Window of GRU(3, 5, seed=0), steps=4:7, reach=2:7>"

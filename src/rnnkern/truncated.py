@@ -65,6 +65,11 @@ class Window:
         self._y = _cut(y, self._axis, slice(steps.start - reach.start, None))
         self._over: str | None = None  # why there is no backward any more
 
+    def __repr__(self) -> str:
+        """The layer, the new steps and those that gradients reach; no array."""
+        steps, reach = (f"{part.start}:{part.stop}" for part in (self._steps, self._reach))
+        return f"<Window of {self._layer!r}, steps={steps}, reach={reach}>"
+
     def backward(
         self,
         dy: Array | None = None,
