@@ -478,6 +478,8 @@ constexpr char run_doc[] = R"(run($self, /, x, out=None, *, mask=None)
 
 Take a block of steps.
 
+Time is always the first axis, also if the layer has batch_first=True.
+
 Parameters
 ----------
 x : ndarray, shape (T, B, I)

@@ -29,6 +29,9 @@ class Stream(_core.Stream, Generic[S]):
     not seen. Results are those of calling the layer on the whole sequence, to the bit. A call that
     fails, or that Ctrl-C ends, leaves the state as it was.
 
+    The layer's ``batch_first`` does not apply to streams: `run` always takes x (T, B, I), and
+    returns y (T, B, P).
+
     A stream belongs to one thread at a time. Another one gets a `RuntimeError`, and so does a
     process that was forked while a thread used the stream; a new stream works there.
 

@@ -555,7 +555,8 @@ class _Layer(Parametrized, Inference[S]):
         -------
         Stream
             With this layer's parameters as they are now, and a fresh state. Several streams share
-            the packed weights if they are made by one `freeze`.
+            the packed weights if they are made by one `freeze`. `Stream.run` takes (T, B, I), also
+            from a layer with ``batch_first``.
 
         Raises
         ------
