@@ -239,7 +239,7 @@ REFUSED = {
 
 
 def write(path, about, dropout='{"seeds": [1], "step": 0}'):
-    files.save(path, rk.GRU(3, 5), {"rnnkern": about, "dropout_state": dropout})
+    files.save(path, rk.GRU(3, 5).params, {"rnnkern": about, "dropout_state": dropout})
 
 
 @pytest.mark.parametrize("name", REFUSED)
