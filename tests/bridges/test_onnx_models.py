@@ -446,6 +446,105 @@ def test_save_of_computed_weights_leaves_out_what_computed_them(tmp_path):
     assert np.array_equal(rk.onnx.load(saved).run(feeds)["Y"], loaded.run(feeds)["Y"])
 
 
+def train(loaded):
+    """Change all parameters, each in its own way."""
+    rng = np.random.default_rng(7)
+    for layer in loaded.values():
+        for values in layer.params.values():
+            values += rng.normal(scale=0.3, size=values.shape).astype(values.dtype)
+
+
+def assert_saves(loaded, feeds, path):
+    """Save, and load and save once more: ONNX Runtime and the checker agree with `run`.
+
+    The checker wants shapes of all outputs, which `infer_shapes` adds to the tests' models.
+    """
+    want = loaded.run(feeds)
+    names = []
+    for again in (loaded, None):
+        (again or rk.onnx.load(path)).save(path)
+        saved = onnx.load(path)
+        onnx.checker.check_model(saved, full_check=True)
+        assert_close(runtime(saved, feeds), want)
+        assert_close(rk.onnx.load(path).run(feeds), want, tolerance=0)
+        names.append([t.name for t in saved.graph.initializer])
+    assert names[0] == names[1]
+    return saved
+
+
+@each_op
+def test_save_replaces_weights_of_the_names_that_export_gives(op, tmp_path):
+    pytest.importorskip("onnxruntime", reason="what is compared with")
+    layer = getattr(rk, op)(I, H, 2, seed=0)
+    loaded = rk.onnx.load(rk.onnx.export(layer))
+    feeds = {"x": feeds_of(op)["X"]}
+    before = loaded.run(feeds)["y"]
+    train(loaded)
+    assert np.abs(loaded.run(feeds)["y"] - before).max() > 0.1
+    loaded.save(tmp_path / "saved.onnx")
+    saved = assert_saves(loaded, feeds, tmp_path / "saved.onnx")
+    own = {f"layer_{k}.{weight}" for k in range(2) for weight in "WRB"}
+    assert {t.name for t in saved.graph.initializer} == own | {"width"}
+    train(loaded)
+    assert_saves(loaded, feeds, tmp_path / "saved.onnx")
+
+
+def test_save_of_weights_that_nodes_share(tmp_path):
+    """Two nodes read the same weights; each has its own afterwards."""
+    pytest.importorskip("onnxruntime", reason="what is compared with")
+    weights, feeds = weights_of("GRU"), feeds_of("GRU")
+    nodes = [
+        helper.make_node("GRU", ["X", *weights], [name], name, hidden_size=H)
+        for name in ("one", "other")
+    ]
+    model = model_of(nodes, feeds, ["one", "other"], weights)
+    loaded = rk.onnx.load(onnx.shape_inference.infer_shapes(model))
+    train(loaded)
+    assert np.abs(np.subtract(*loaded.run(feeds).values())).max() > 0.1
+    saved = assert_saves(loaded, feeds, tmp_path / "saved.onnx")
+    own = {f"{node}.{weight}" for node in ("one", "other") for weight in "WRB"}
+    assert {t.name for t in saved.graph.initializer} == own
+
+
+def test_save_keeps_weights_that_are_used_elsewhere(tmp_path):
+    """As an output and by another node, under the names that the new weights would have."""
+    pytest.importorskip("onnxruntime", reason="what is compared with")
+    weights, feeds = weights_of("GRU"), feeds_of("GRU")
+    names = {n: f"cell.{n}" for n in weights}
+    nodes = [
+        helper.make_node("GRU", ["X", *names.values()], ["Y"], "cell", hidden_size=H),
+        helper.make_node("Neg", ["cell.R"], ["negative"]),
+        helper.make_node("Relu", ["Y"], ["cell.W_1"]),
+    ]
+    constants = {names[n]: a for n, a in weights.items()}
+    model = model_of(nodes, feeds, ["Y", "negative", "cell.W", "cell.W_1"], constants)
+    model.graph.output[2].CopyFrom(value("cell.W", shape=weights["W"].shape))
+    loaded = rk.onnx.load(onnx.shape_inference.infer_shapes(model))
+    train(loaded)
+    saved = assert_saves(loaded, feeds, tmp_path / "saved.onnx")
+    found = runtime(saved, feeds)
+    assert np.array_equal(found["negative"], -weights["R"])
+    assert np.array_equal(found["cell.W"], weights["W"])
+    assert list(saved.graph.node[0].input) == ["X", "cell.W_2", "cell.R_1", "cell.B"]
+
+
+def test_nodes_of_one_name_in_one_graph(tmp_path):
+    """The checker accepts them, ONNX Runtime does not. Layers have the names of the outputs."""
+    weights, feeds = weights_of("GRU"), feeds_of("GRU")
+    other = {f"{n}_other": a for n, a in weights_of("GRU", seed=3).items()}
+    nodes = [
+        helper.make_node("GRU", ["X", *weights], ["one"], "cell", hidden_size=H),
+        helper.make_node("GRU", ["X", *other], ["two"], "cell", hidden_size=H),
+    ]
+    loaded = rk.onnx.load(model_of(nodes, feeds, ["one", "two"], {**weights, **other}))
+    assert list(loaded) == ["one", "two"]
+    train(loaded)
+    loaded.save(tmp_path / "saved.onnx")
+    again, want = rk.onnx.load(tmp_path / "saved.onnx").run(feeds), loaded.run(feeds)
+    assert_close(again, want, tolerance=0)
+    assert np.abs(want["one"] - want["two"]).max() > 0.1
+
+
 # ---- errors ------------------------------------------------------------------------------------
 
 

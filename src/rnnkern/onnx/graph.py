@@ -61,8 +61,22 @@ class Region:
 
     def name(self, i: int) -> str:
         """The name of a node; without one, that of its first output."""
+        return str(self.nodes[i].name) or self.output(i)
+
+    def output(self, i: int) -> str:
+        """The name of a node's first output; without one, that of its operator."""
         node = self.nodes[i]
-        return str(node.name or next((o for o in node.output if o), node.op_type))
+        return str(next((o for o in node.output if o), node.op_type))
+
+    def names(self) -> set[str]:
+        """The names of all values of this region and of those inside it, and those they read."""
+        found: set[str] = set()
+        for region in self.regions():
+            found |= {one.name for one in region.graph.input} | set(region.outputs)
+            found |= region.initializers.keys()
+            found.update(*(node.input for node in region.nodes))
+            found.update(*(node.output for node in region.nodes))
+        return found
 
     def regions(self) -> Iterator[Region]:
         """This region and those inside it."""

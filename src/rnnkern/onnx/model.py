@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from typing import Any
 
 import onnx
@@ -89,7 +90,8 @@ class Model(Mapping[str, _Layer[Any]]):
     A node whose directions have different activations has two layers, whose names end in
     ``.forward`` and ``.reverse``. A node without a name has that of its first output; where several
     have the same, the nodes and bodies around it stand before it, as in
-    ``If_7.then_branch/LSTM_3``.
+    ``If_7.then_branch/LSTM_3``. Nodes of one graph that have the same name have those of their
+    first outputs.
 
     Parameters
     ----------
@@ -234,7 +236,8 @@ class Model(Mapping[str, _Layer[Any]]):
         Parameters
         ----------
         path : path
-            Weights become initializers beside their nodes; what computed them is left out.
+            Weights become initializers beside their nodes, named as in ``layer_0.W``, with a number
+            behind where another value has that name. What computed them is left out.
 
         Examples
         --------
@@ -249,14 +252,36 @@ class Model(Mapping[str, _Layer[Any]]):
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
-        places = named(Region(proto.graph))
-        for (region, i, name), recurrent in zip(places, self._recurrents.values(), strict=True):
+        root = Region(proto.graph)
+        # The nodes read new names first, so that `prune` leaves out their old weights: these may
+        # have the names that the new weights get.
+        taken, weights = root.names(), {}
+        for (region, i, name), recurrent in zip(
+            named(root), self._recurrents.values(), strict=True
+        ):
             for weight, values in recurrent.weights().items():
-                own = f"{name}.{weight}"
-                region.nodes[i].input[recurrent.kind.inputs.index(weight)] = own
-                region.graph.initializer.append(onnx.numpy_helper.from_array(values, own))
+                place = unused("weights", taken)
+                region.nodes[i].input[recurrent.kind.inputs.index(weight)] = place
+                weights[place] = f"{name}.{weight}", values
         prune(proto.graph)
+        root = Region(proto.graph)
+        taken = root.names()
+        for region in root.regions():
+            for node in region.nodes:
+                for k, place in enumerate(node.input):
+                    if place in weights:
+                        own, values = weights[place]
+                        node.input[k] = unused(own, taken)
+                        tensor = onnx.numpy_helper.from_array(values, node.input[k])
+                        region.graph.initializer.append(tensor)
         onnx.save(proto, path)
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """The name, or one made of it by a number, that is not taken; it is then."""
+    found = next(n for n in chain([name], (f"{name}_{k}" for k in count(1))) if n not in taken)
+    taken.add(found)
+    return found
 
 
 def named(region: Region) -> list[tuple[Region, int, str]]:
@@ -267,8 +292,14 @@ def named(region: Region) -> list[tuple[Region, int, str]]:
         for i, node in enumerate(of.nodes)
         if kind_of(node) is not None
     ]
-    counts = Counter(of.name(i) for of, i in found)
-    return [(of, i, of.path * (counts[of.name(i)] > 1) + of.name(i)) for of, i in found]
+    names = [of.name(i) for of, i in found]
+    counts = Counter(names)
+    names = [of.path * (counts[n] > 1) + n for (of, _), n in zip(found, names, strict=True)]
+    counts = Counter(names)  # nodes of one graph may have the same name; their outputs do not
+    return [
+        (of, i, of.path + of.output(i) if counts[n] > 1 else n)
+        for (of, i), n in zip(found, names, strict=True)
+    ]
 
 
 class Declared:
@@ -316,6 +347,7 @@ def prune(graph: onnx.GraphProto) -> None:
     kept.initializer.extend(one for one in graph.initializer if one.name in read)
     gone = region.initializers.keys() - read
     kept.input.extend(one for one in graph.input if one.name not in gone)
-    for field in ("initializer", "input"):
+    kept.value_info.extend(one for one in graph.value_info if one.name in region.producers)
+    for field in ("initializer", "input", "value_info"):
         graph.ClearField(field)
         getattr(graph, field).extend(getattr(kept, field))
