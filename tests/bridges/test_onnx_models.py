@@ -209,6 +209,76 @@ def test_weights_of_a_branch_are_not_computed_in_each_run():
     assert (before.outputs, after.inputs) == (["twice"], ["chosen"])
 
 
+def with_dead_nodes(recurrent):
+    """A model whose If has nodes on which no output depends, and the inputs.
+
+    They are the only ones that read the value "extra". With `recurrent`, there is a GRU in each
+    branch; otherwise the GRU is outside, and the If has no recurrent nodes.
+    """
+    weights, feeds = weights_of("GRU"), feeds_of("GRU")
+
+    def branch(name):
+        dead = [
+            helper.make_node("Neg", ["extra"], [f"{name}_unused"]),
+            helper.make_node("Not", ["flag"], [f"{name}_inner_flag"]),
+            helper.make_node(
+                "If", [f"{name}_inner_flag"], [f"{name}_also_unused"],
+                **{
+                    f"{inner}_branch": graph_of(
+                        [helper.make_node("Exp", ["extra"], [f"{name}_{inner}"])],
+                        *(inner, [], [value(f"{name}_{inner}")]),
+                    )
+                    for inner in ("then", "else")
+                },
+            ),
+        ]  # fmt: skip
+        if recurrent:
+            live = helper.make_node("GRU", ["X", *weights], [name], hidden_size=H)
+        else:
+            live = helper.make_node("Identity", ["Y"], [name])
+        return graph_of([*dead, live], name, [], [value(name)])
+
+    nodes = [
+        helper.make_node("GRU", ["X", *weights], ["Y"], hidden_size=H),
+        helper.make_node("Relu", ["X"], ["extra"]),
+        helper.make_node(
+            *("If", ["flag"], ["chosen"]), then_branch=branch("one"), else_branch=branch("other")
+        ),
+        helper.make_node("Add", ["chosen", "Y"], ["sum"]),
+    ]
+    model = model_of(nodes, {**feeds, "flag": np.array(True)}, ["sum"], weights)
+    return model, feeds
+
+
+@each_engine
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_dead_nodes_of_a_branch_that_alone_read_a_value(recurrent, engine):
+    model, feeds = with_dead_nodes(recurrent)
+    for flag in (True, False):
+        assert_as_runtime(model, {**feeds, "flag": np.array(flag)}, engine)
+
+
+def test_a_weight_of_a_branch_whose_dead_nodes_read_an_input():
+    weights, feeds = weights_of("RNN"), feeds_of("RNN")
+    branches = {}
+    for name, op in (("then_branch", "Neg"), ("else_branch", "Identity")):
+        nodes = [helper.make_node("Exp", ["X"], [f"{name}_unused"])]
+        nodes.append(helper.make_node(op, ["kernel"], [name]))
+        branches[name] = graph_of(nodes, name, [], [value(name)])
+    nodes = [helper.make_node("If", ["yes"], ["W"], **branches)]
+    nodes.append(node_of("RNN", {*weights, *feeds}, hidden_size=H))
+    constants = {"yes": np.array(True), "kernel": weights.pop("W"), **weights}
+    assert_as_runtime(model_of(nodes, feeds, ["Y"], constants), feeds)
+
+
+def test_recurrent_nodes_on_which_no_output_depends_are_left_out():
+    weights, feeds = weights_of("GRU"), feeds_of("GRU")
+    nodes = [
+        helper.make_node("GRU", ["X", *weights], [name], hidden_size=H) for name in ("Y", "unused")
+    ]
+    assert list(assert_as_runtime(model_of(nodes, feeds, ["Y"], weights), feeds)) == ["Y"]
+
+
 def looping(op):
     """A Loop that carries a state through a node of this operator and stacks its outputs."""
     weights = weights_of(op)
@@ -706,7 +776,7 @@ def test_layout_came_with_opset_14():
 def test_a_model_without_recurrent_nodes():
     feeds = feeds_of("RNN")
     model = model_of([helper.make_node("Relu", ["X"], ["Y"])], feeds, ["Y"], {})
-    expected = "model: expected at least one node of RNN, GRU, LSTM, got none"
+    expected = "model: expected outputs that depend on a node of RNN, GRU, LSTM, got none"
     assert message_of(ValueError, model) == expected
     # Another domain's operator of the same name is none of ONNX's.
     other = helper.make_node("LSTM", ["X"], ["Y"], domain="com.example")

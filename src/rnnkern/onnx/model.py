@@ -33,7 +33,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, *, engine: Engine | No
     model : path or onnx.ModelProto
         Of opset 7 or newer. It is copied. Nodes are found in the main graph, in functions and in
         bodies, such as those of If and Loop. Their weights may be initializers or whatever is
-        computed of constants.
+        computed of constants. Nodes on which no output depends are left out.
     engine : {"onnxruntime", "reference"}, optional
         What runs the other nodes: ONNX Runtime, or the evaluator of the onnx package. If not given,
         ONNX Runtime where it is installed.
@@ -76,6 +76,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, *, engine: Engine | No
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     constants_as_initializers(proto.graph)
+    prune(proto.graph)
     proto.ir_version = max(proto.ir_version, 4)  # from which initializers need not be inputs
     return Model(proto, engine)
 
@@ -96,7 +97,8 @@ class Model(Mapping[str, _Layer[Any]]):
     Parameters
     ----------
     proto : onnx.ModelProto
-        Without functions and Constant nodes. The caller leaves it as it is.
+        Without functions, Constant nodes and nodes on which no output depends. The caller leaves it
+        as it is.
     engine : str, optional
         As in `load`.
 
@@ -128,7 +130,8 @@ class Model(Mapping[str, _Layer[Any]]):
             for region, i, name in named(self._region)
         }
         if not self._recurrents:
-            expected = f"expected at least one node of {', '.join(KINDS)}"
+            operators = ", ".join(KINDS)
+            expected = f"expected outputs that depend on a node of {operators}"
             raise ValueError(f"model: {expected}, got none")
         self._layers = {
             recurrent.name + suffix: (layer, recurrent)
