@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -503,10 +504,11 @@ def test_save_of_computed_weights_leaves_out_what_computed_them(tmp_path):
     constants, nodes = sources("GRU")[0]()
     weights, feeds = weights_of("GRU"), feeds_of("GRU")
     node = node_of("GRU", {*weights, *feeds}, hidden_size=H)
-    model = model_of([*nodes, node], feeds, ["Y"], {**weights, **constants})
+    rest = {n: a for n, a in weights.items() if n != "W"}
+    model = model_of([*nodes, node], feeds, ["Y"], {**rest, **constants})
     # As models were before initializers could do without being inputs.
     model.ir_version = 3
-    model.graph.input.extend(value(n, shape=a.shape) for n, a in weights.items() if n != "W")
+    model.graph.input.extend(value(n, shape=a.shape) for n, a in rest.items())
     loaded = rk.onnx.load(model)
     loaded.save(tmp_path / "saved.onnx")
     saved = onnx.load(tmp_path / "saved.onnx")
@@ -640,10 +642,11 @@ def test_missing_weight(op, weight):
     model, _ = problem(op)
     place = list(model.graph.node[0].input).index(weight)
     model.graph.node[0].input[place] = ""
-    assert message_of(ValueError, model) == f"Y: {weight}: expected a constant, got none"
+    assert message_of(ValueError, model) == f"Y: {weight}: expected a value, got none"
     model.graph.node[0].input[place] = "nowhere"
     assert message_of(ValueError, model) == (
-        f"Y: {weight}: expected a constant, got 'nowhere', which nothing computes"
+        f"Y: {weight}: expected a value computed before the node, "
+        "got 'nowhere', which nothing computes"
     )
 
 
@@ -793,6 +796,181 @@ def test_a_recurrent_node_in_a_body_of_scan():
     feeds = {"xs": np.zeros((2, T, B, I), np.float32)}
     assert message_of(ValueError, model_of([scan], feeds, ["Y"], weights)) == (
         "scan: expected recurrent nodes in bodies of If and Loop alone, got one in a body of Scan"
+    )
+
+
+def test_a_long_chain_that_computes_a_weight():
+    """Longer than Python's limit of recursion."""
+    weights, feeds = weights_of("RNN"), feeds_of("RNN")
+    names = ["W", *(f"step_{k}" for k in range(3000))]
+    nodes = [helper.make_node("Neg", [a], [b]) for a, b in pairwise(names)]
+    node = helper.make_node("RNN", ["X", names[-1], "R", "B"], ["Y"], hidden_size=H)
+    got = rk.onnx.load(model_of([*nodes, node], feeds, ["Y"], weights)).run(feeds)
+    want = rk.onnx.load(problem("RNN", outputs=["Y"])[0]).run(feeds)
+    assert np.array_equal(got["Y"], want["Y"])
+
+
+def changed(change, op="GRU", **options):
+    """A model in whose graph something is changed."""
+    model, _ = problem(op, **options)
+    change(model.graph)
+    return model
+
+
+def add(*given, first=False, **attributes):
+    """The change that adds a node."""
+    node = helper.make_node(*given, **attributes)
+    return lambda graph: graph.node.insert(0 if first else len(graph.node), node)
+
+
+def reading(k, name):
+    return lambda graph: graph.node[0].input.__setitem__(k, name)
+
+
+def cyclic(graph):
+    add("Neg", ["one"], ["other"], first=True)(graph)
+    add("Neg", ["other"], ["one"], first=True)(graph)
+    graph.node[2].input[1] = "one"
+
+
+def sparse(graph):
+    values = numpy_helper.from_array(np.ones(1, np.float32), "thin")
+    indices = numpy_helper.from_array(np.array([2]))
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+    add("Neg", ["thin"], ["out"])(graph)
+
+
+def twice(graph):
+    graph.initializer.add().CopyFrom(graph.initializer[0])
+
+
+early = "expected a value computed before the node, got"
+GRAPHS = {
+    "undefined input": (
+        add("Neg", ["nowhere"], ["out"]), f"out: X: {early} 'nowhere', which nothing computes"
+    ),
+    "undefined X": (reading(0, "nowhere"), f"Y: X: {early} 'nowhere', which nothing computes"),
+    "undefined state": (
+        lambda graph: graph.node[0].input.extend(["", "nowhere"]),
+        f"Y: initial_h: {early} 'nowhere', which nothing computes",
+    ),
+    "no X": (reading(0, ""), "Y: X: expected a value, got none"),
+    "no input": (add("Add", ["X", ""], ["out"]), "out: B: expected a value, got none"),
+    "no value in a list": (
+        add("Concat", ["X", ""], ["out"], axis=0), "out: inputs: expected a value, got none"
+    ),
+    "missing output": (
+        lambda graph: graph.output.append(value("out")),
+        "model: outputs: expected values of the graph, got 'out', which nothing computes",
+    ),
+    "unsorted": (
+        add("Neg", ["Y"], ["out"], first=True), f"out: X: {early} 'Y', which is computed later"
+    ),
+    "cyclic weight": (cyclic, f"one: X: {early} 'other', which is computed later"),
+    "reads itself": (
+        add("Add", ["X", "out"], ["out"]), f"out: B: {early} 'out', which is computed later"
+    ),
+    "sparse initializer": (
+        sparse, "model: initializers: expected dense ones, got the sparse 'thin'"
+    ),
+    "two initializers": (twice, "model: expected a unique name for each value, got 'W' twice"),
+    "two outputs": (
+        add("Neg", ["X"], ["Y"]), "Y: expected a unique name for each value, got 'Y' twice"
+    ),
+    "surplus inputs": (
+        lambda graph: graph.node[0].input.extend(["", "", "X", "X"]),
+        "Y: inputs: expected 3 to 6, got 8",
+    ),
+    "surplus outputs": (
+        lambda graph: graph.node[0].output.append("Y_c"), "Y: outputs: expected 0 to 2, got 3"
+    ),
+    "too many inputs of another node": (
+        add("Neg", ["X", "X"], ["out"]), "out: inputs: expected 1, got 2"
+    ),
+    "no attribute": (add("Concat", ["X"], ["out"]), "out: axis: expected INT, got none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_wrong_graph(case):
+    change, said = GRAPHS[case]
+    assert message_of(ValueError, changed(change)) == said
+
+
+def test_a_constant_without_a_value():
+    model = changed(add("Constant", [], ["out"], first=True))
+    model.graph.node[1].input[1] = "out"
+    assert message_of(ValueError, model).startswith(
+        "Y: W: expected a constant that the onnx package can compute, got 'out' of Constant ("
+    )
+
+
+TYPES = [
+    ("activations", [1, 2], "expected STRINGS, got INTS"),
+    ("activation_alpha", 0.5, "expected FLOATS, got FLOAT"),
+    ("layout", 0.5, "expected INT, got FLOAT"),
+    ("clip", "one", "expected FLOAT, got STRING"),
+    ("direction", 1, "expected STRING, got INT"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "said"), TYPES)
+def test_wrong_type_of_an_attribute(name, given, said):
+    model, _ = problem("GRU", **{name: given})
+    assert message_of(TypeError, model) == f"Y: {name}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [("GRU", "linear_before_reset"), ("LSTM", "input_forget"), ("RNN", "layout")]
+)
+def test_flags_are_0_or_1(op, name):
+    model, _ = problem(op, **{name: 7})
+    assert message_of(ValueError, model) == f"Y: {name}: expected 0 or 1, got 7"
+
+
+def test_an_attribute_given_twice():
+    model, _ = problem("GRU", clip=1.0)
+    model.graph.node[0].attribute.append(helper.make_attribute("clip", 2.0))
+    assert message_of(ValueError, model) == "Y: clip: expected one attribute, got two"
+
+
+def test_wrong_bodies_of_an_if():
+    def found(change):
+        model, _ = branching("GRU")
+        change(model.graph.node[1])
+        return message_of(ValueError, model)
+
+    assert found(lambda node: node.attribute.pop(0)) == (
+        "choice: else_branch: expected GRAPH, got none"
+    )
+    assert found(lambda node: node.output.append("more")) == (
+        "choice: else_branch: expected 2 outputs, got 1"
+    )
+    assert found(lambda node: node.attribute[1].g.input.append(value("more"))) == (
+        "choice: then_branch: expected 0 inputs, got 1"
+    )
+    assert found(lambda node: node.attribute[1].g.node[0].input.__setitem__(0, "nowhere")) == (
+        f"choice.then_branch/cell: X: {early} 'nowhere', which nothing computes"
+    )
+    assert found(lambda node: node.input.__setitem__(0, "")) == (
+        "choice: cond: expected a value, got none"
+    )
+
+
+def test_wrong_bodies_of_a_loop():
+    def found(change):
+        model, _ = looping("GRU")
+        change(model.graph.node[0])
+        return message_of(ValueError, model)
+
+    assert found(lambda node: node.attribute.pop()) == "loop: body: expected GRAPH, got none"
+    assert found(lambda node: node.input.pop()) == "loop: body: expected 2 inputs, got 3"
+    assert found(lambda node: node.input.__setitem__(2, "")) == (
+        "loop: v_initial: expected a value, got none"
+    )
+    assert found(lambda node: node.output.pop()) == "loop: body: expected 2 outputs, got 3"
+    assert found(lambda node: node.input.extend(["X", "X"])) == (
+        "loop: outputs: expected 3 or more, as many as are carried, got 2"
     )
 
 

@@ -42,6 +42,7 @@ class Region:
         self, graph: onnx.GraphProto, around: Region | None = None, path: str = ""
     ) -> None:
         self.graph, self.around, self.path = graph, around, path
+        self.depth: int = 0 if around is None else around.depth + 1
         self.nodes = list(graph.node)
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [i.name for i in graph.input if i.name not in self.initializers]
@@ -121,41 +122,43 @@ class Region:
             If it depends on an input or on chance, is not there, or is computed by an operator
             that the onnx package does not evaluate.
         """
-        nodes: dict[tuple[int, int], onnx.NodeProto] = {}  # of a region and place, in order
+        found: dict[tuple[int, int], onnx.NodeProto] = {}  # by the region's depth, and the place
         initializers: dict[str, onnx.TensorProto] = {}
-
-        def need(region: Region, name: str) -> None:
-            owner = region.owner(name)
+        left = [(self, name)]
+        while left:
+            region, needed = left.pop()
+            owner = region.owner(needed)
             if owner is None:
-                raise ValueError(f"expected a constant, got {name!r}, which nothing computes")
-            if name in owner.initializers:
-                initializers[name] = owner.initializers[name]
-                return
-            if name in owner.inputs:
-                raise ValueError(f"expected a constant, got one that depends on the input {name!r}")
-            i = owner.producers[name]
-            if (id(owner), i) in nodes:
-                return
+                raise ValueError(f"expected a constant, got {needed!r}, which nothing computes")
+            if needed in owner.initializers:
+                initializers[needed] = owner.initializers[needed]
+                continue
+            if needed in owner.inputs:
+                got = f"got one that depends on the input {needed!r}"
+                raise ValueError(f"expected a constant, {got}")
+            i = owner.producers[needed]
+            if (owner.depth, i) in found:
+                continue
             if owner.nodes[i].op_type in RANDOM:
                 got = f"got one that depends on {owner.nodes[i].op_type}"
                 raise ValueError(f"expected a constant, {got}")
-            for read in sorted(owner.reads(i)):
-                need(owner, read)
-            nodes[id(owner), i] = owner.nodes[i]
+            found[owner.depth, i] = owner.nodes[i]
+            left += [(owner, read) for read in sorted(owner.reads(i))]
 
-        need(self, name)
-        if not nodes:
+        if not found:
             return np.asarray(onnx.numpy_helper.to_array(initializers[name]))
-        part = part_of(model, list(nodes.values()), [], [name], list(initializers.values()))
+        # All regions are around this one: what an outer one computes, it computes before the inner.
+        nodes = [found[place] for place in sorted(found)]
+        part = part_of(model, nodes, [], [name], list(initializers.values()))
         try:
-            (found,) = ReferenceEvaluator(part).run(None, {})
+            (value,) = ReferenceEvaluator(part).run(None, {})
         except Exception as error:  # whatever an operator's own code raises
-            operators = ", ".join(sorted({node.op_type for node in nodes.values()}))
+            operators = ", ".join(sorted({node.op_type for node in nodes}))
             raise ValueError(
                 f"expected a constant that the onnx package can compute, got {name!r} of "
                 f"{operators} ({type(error).__name__}: {error})"
             ) from error
-        return np.asarray(found)
+        return np.asarray(value)
 
 
 def constants_as_initializers(graph: onnx.GraphProto) -> None:
@@ -168,7 +171,8 @@ def constants_as_initializers(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 constants_as_initializers(attribute.g)
-        kind = node.attribute[0].name if node.op_type == "Constant" and not node.domain else ""
+        constant = node.op_type == "Constant" and not node.domain and node.attribute
+        kind = node.attribute[0].name if constant else ""
         if kind in DTYPES:
             value = onnx.helper.get_attribute_value(node.attribute[0])
             tensor = graph.initializer.add()

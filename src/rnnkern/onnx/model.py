@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..checks import as_array
 from ..layers import _Layer
+from .check import check
 from .engines import Engine, engine_of
 from .graph import Region, constants_as_initializers
 from .nodes import KINDS, WEIGHTS, Recurrent, kind_of
@@ -45,9 +46,9 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, *, engine: Engine | No
     Raises
     ------
     TypeError, ValueError
-        If the model has no recurrent node, or one that is not what ONNX says of it: the message
-        names the node, the input or attribute, what was expected and what it is. If the file is
-        none of ONNX's.
+        If the model has no recurrent node, or a node or graph is not what ONNX says of it: the
+        message names the node, the input or attribute, what was expected and what it is. If the
+        file is none of ONNX's.
     ImportError
         If the engine is not installed.
 
@@ -75,6 +76,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, *, engine: Engine | No
         raise TypeError(f"model: expected a path or an onnx.ModelProto, got {got}")
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    check(Region(proto.graph), opsets_of(proto))
     constants_as_initializers(proto.graph)
     prune(proto.graph)
     proto.ir_version = max(proto.ir_version, 4)  # from which initializers need not be inputs
@@ -124,7 +126,7 @@ class Model(Mapping[str, _Layer[Any]]):
 
     def __init__(self, proto: onnx.ModelProto, engine: Engine | None = None) -> None:
         self._proto, self._region = proto, Region(proto.graph)
-        opsets = {one.domain or "ai.onnx": one.version for one in proto.opset_import}
+        opsets = opsets_of(proto)
         self._recurrents = {
             (region, i): self._recurrent(region, i, name, opsets.get("ai.onnx", 0))
             for region, i, name in named(self._region)
@@ -159,8 +161,6 @@ class Model(Mapping[str, _Layer[Any]]):
                     weights[weight] = region.constant(given[weight], self._proto)
                 except ValueError as error:
                     raise ValueError(f"{name}: {weight}: {error}") from error
-            elif weight in ("W", "R"):
-                raise ValueError(f"{name}: {weight}: expected a constant, got none")
         return Recurrent(name, node, opset, weights)
 
     def __getitem__(self, name: str) -> _Layer[Any]:
@@ -278,6 +278,11 @@ class Model(Mapping[str, _Layer[Any]]):
                         tensor = onnx.numpy_helper.from_array(values, node.input[k])
                         region.graph.initializer.append(tensor)
         onnx.save(proto, path)
+
+
+def opsets_of(proto: onnx.ModelProto) -> dict[str, int]:
+    """The version of each domain's operators; that of ONNX itself is "ai.onnx"."""
+    return {one.domain or "ai.onnx": one.version for one in proto.opset_import}
 
 
 def unused(name: str, taken: set[str]) -> str:

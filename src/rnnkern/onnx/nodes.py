@@ -78,7 +78,7 @@ def attributes_of(name: str, node: onnx.NodeProto, opset: int) -> dict[str, Any]
             raise ValueError(f"{name}: {expected}, got {attribute.name!r}")
         value = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, bytes):
-            value = value.decode()
+            value = value.decode(errors="replace")
         found[attribute.name] = value
     return found
 
@@ -89,7 +89,7 @@ def activations_of(
     """Those of each direction, as layers take them; constants go to those that have them."""
     count = len(kind.activations)
     names = [
-        one.decode() if isinstance(one, bytes) else one
+        one.decode(errors="replace") if isinstance(one, bytes) else one
         for one in attributes.get("activations", kind.activations * directions)
     ]
     if len(names) != count * directions:
@@ -163,9 +163,10 @@ class Recurrent:
             expected = f"expected one of {', '.join(DIRECTIONS)}"
             raise ValueError(f"{name}: direction: {expected}, got {direction!r}")
         self.reverse = DIRECTIONS[direction]
+        for flag in ("layout", "linear_before_reset", "input_forget"):
+            if attributes.get(flag, 0) not in (0, 1):
+                raise ValueError(f"{name}: {flag}: expected 0 or 1, got {attributes[flag]}")
         self.layout = int(attributes.get("layout", 0))
-        if self.layout not in (0, 1):
-            raise ValueError(f"{name}: layout: expected 0 or 1, got {self.layout}")
         self.dtype = weights["W"].dtype  # of the inputs and outputs
         #: What it reads when it runs, by ONNX's names of the inputs.
         self.reads = {
