@@ -309,6 +309,32 @@ def test_loops(op, engine, count):
     assert len(loaded) == 1
 
 
+def test_a_loop_of_no_steps_whose_body_declares_less():
+    """Open dimensions are 0; without a shape, there is the dimension of steps alone."""
+    model, feeds = looping("GRU")
+    declared = model.graph.node[0].attribute[0].g.output[-1]
+    for shape, want in ((["T", 1, None, H], (0, 0, 1, 0, H)), (None, (0,))):
+        declared.CopyFrom(value("scan", shape=shape))
+        found = rk.onnx.load(model).run({**feeds, "count": np.array(0)})
+        assert found["scans"].shape == want
+
+
+@each_engine
+def test_sequences_between_parts_are_refused(engine):
+    weights, feeds = weights_of("GRU"), feeds_of("GRU", state=True)
+    nodes = [
+        helper.make_node("SequenceConstruct", ["X", "X"], ["pair"]),
+        helper.make_node("GRU", ["X", *weights, "", "initial_h"], ["Y"], hidden_size=H),
+        helper.make_node("ReduceMax", ["Y"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["place"], to=TensorProto.INT64),
+        helper.make_node("SequenceAt", ["pair", "place"], ["one"]),
+    ]
+    loaded = rk.onnx.load(model_of(nodes, feeds, ["one"], weights), engine=engine)
+    with pytest.raises(TypeError) as caught:
+        loaded.run(feeds)
+    assert str(caught.value) == "pair: expected a tensor between parts of the model, got list"
+
+
 def test_a_loop_that_ends_itself():
     """By its condition, which the node's output decides."""
     weights, feeds = weights_of("RNN"), feeds_of("RNN", state=True)

@@ -40,6 +40,10 @@ def export(
     steps, in all of our tests. It has no LSTM, GRU or RNN in float64; `load` and the evaluator of
     the onnx package have.
 
+    ONNX stores attributes in float32. So `forward_clip` and the constants of activations are
+    rounded to float32, and a float64 layer's values differ from its model's by the effect of that
+    rounding.
+
     Parameters
     ----------
     layer : RNN, LSTM or GRU
