@@ -14,7 +14,7 @@ from rnnkern.diagnose.common import cell_of
 from rnnkern.reference import CELLS
 
 # What needs another framework. Its tests are in tests/bridges.
-BRIDGES = ("rnnkern.keras", "rnnkern.onnx", "rnnkern.sklearn", "rnnkern.torch")
+BRIDGES = ("rnnkern.jax", "rnnkern.keras", "rnnkern.onnx", "rnnkern.sklearn", "rnnkern.torch")
 
 # The reference's table: a cell that is added there is tested, or fails for want of a maker here.
 KINDS = tuple(CELLS)

@@ -3,7 +3,7 @@
 import os
 from importlib.util import find_spec
 
-FRAMEWORKS = ("keras", "onnx", "sklearn", "torch")
+FRAMEWORKS = ("jax", "keras", "onnx", "sklearn", "torch")
 
 collect_ignore_glob = [f"test_{name}*.py" for name in FRAMEWORKS if find_spec(name) is None]
 

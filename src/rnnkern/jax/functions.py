@@ -38,8 +38,9 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 @lru_cache(256)
 def made(cell: CellName, *sizes: int, **options: Any) -> _Layer[Any]:
     """A layer that says what a call is; its own parameters are not used."""
-    made: _Layer[Any] = CELLS[cell](*sizes, init="zeros", **options)
-    return made
+    layer: _Layer[Any] = CELLS[cell](*sizes, init="zeros", **options)  # the quickest to make
+    layer._init = "uniform"  # which a repr need not say
+    return layer
 
 
 @lru_cache(1024)

@@ -136,14 +136,18 @@ def _transpose(
     cotangents: Sequence[Any], *operands: Any, setup: Setup, wanted: Wanted
 ) -> list[Any]:
     """Of the derivative: the backward."""
-    linear = [ad.is_undefined_primal(one) for one in operands]
-    first = linear.index(True)
+    first = len(operand_kinds(setup)) + 1  # of the tangents, behind the tape
     gradients = tuple(type(c) is not ad.Zero for c in cotangents)
     own = [c for c in cotangents if type(c) is not ad.Zero]
     found = backward_p.bind(
         *operands[:first], *own, setup=setup, gradients=gradients, wanted=wanted
     )
-    return [*[None] * first, *found]
+    # Zeros of other tangents of their kind are no variables.
+    is_linear = map(ad.is_undefined_primal, operands[first:])
+    return [
+        *[None] * first,
+        *(g if is_one else None for g, is_one in zip(found, is_linear, strict=True)),
+    ]
 
 
 def _refuse_second(*_: Any, **__: Any) -> Any:
