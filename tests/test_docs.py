@@ -204,7 +204,8 @@ SNIPPETS = [
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippets_run_each_on_its_own(code, tmp_path):
     """As a reader would paste it: in a fresh interpreter, in an empty folder."""
-    names = re.findall(r"^import (keras|torch|onnx|onnxruntime)$", code, re.MULTILINE)
+    frameworks = r"^(?:import|from) (keras|torch|onnx|onnxruntime|jax|flax)\b"
+    names = re.findall(frameworks, code, re.MULTILINE)
     env = {"KERAS_BACKEND": "torch", **os.environ}
     for name in [*names, env["KERAS_BACKEND"]] if "keras" in names else names:
         if find_spec(name) is None:

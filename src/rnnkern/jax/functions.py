@@ -473,7 +473,8 @@ def min_gru(
     >>> import jax, jax.numpy as jnp
     >>> import rnnkern.jax as rkj
     >>> params = rkj.init(jax.random.key(0), "min_gru", 3, 5)
-    >>> y, h = rkj.min_gru(params, jnp.ones((7, 2, 3)), resets=jnp.arange(7)[:, None] % 3 == [1, 2])
+    >>> resets = jnp.zeros((7, 2), bool).at[3].set(True)  # another sequence at the fourth step
+    >>> y, h = rkj.min_gru(params, jnp.ones((7, 2, 3)), resets=resets)
     >>> y.shape
     (7, 2, 5)
     """
