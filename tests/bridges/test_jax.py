@@ -898,6 +898,22 @@ for name in want:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_a_process_ends_while_programs_run():
+    """Nobody waits for their results. JAX then holds the lock that a call of Python needs."""
+    code = """
+import jax, jax.numpy as jnp, rnnkern.jax as rkj
+params, x = rkj.init(jax.random.key(0), "lstm", 64, 128, 2), jnp.ones((100, 32, 64))
+f = jax.jit(jax.grad(lambda p, x: rkj.lstm(p, x)[0].sum()))
+jax.block_until_ready(f(params, x))
+for _ in range(3):
+    f(params, x * 2)
+print("at the end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "at the end\n"
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_without_jax_the_error_names_the_extra():
     code = "import sys; sys.modules['jax'] = None\nimport rnnkern.jax"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -6,8 +6,13 @@ only append fields, and that a change of what is there increments the major vers
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax.ffi
@@ -188,7 +193,39 @@ def register(name: str, function: Function) -> None:
             return _failure(frame.api.contents, code, str(error) or type(error).__name__)
         return None
 
+    if not _handlers:
+        atexit.register(wait_for_programs)  # after JAX, so before what JAX does at exit
     handler = _Handler(handle)
     _handlers.append(handler)
     pointer = ctypes.cast(handler, _Pointer).value
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(pointer), platform="cpu")
+
+
+# ---- the end of the process --------------------------------------------------------------------
+
+QUIET = 5  # looks in a row at which no thread computes
+INTERVAL = 0.002  # seconds between looks
+LONGEST = 60.0  # seconds; threads of other libraries may never rest
+
+
+def _computing() -> Iterator[str]:
+    """The threads that run, but for those of Python's `threading`."""
+    own = {str(thread.native_id) for thread in threading.enumerate()}
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            if state in "RD" and task.name not in own:
+                yield task.name
+
+
+def wait_for_programs() -> None:
+    """Wait until XLA's threads are at rest.
+
+    JAX runs programs without waiting for them. At exit it holds the interpreter's lock while it
+    waits for those that still run, and these wait for the lock in order to call a function here.
+    Nothing says which programs run whose results a program has dropped, so look at the threads.
+    """
+    end, quiet = time.monotonic() + LONGEST, 0
+    while quiet < QUIET and time.monotonic() < end:
+        time.sleep(INTERVAL)  # without the lock
+        quiet = 0 if any(_computing()) else quiet + 1
