@@ -36,7 +36,6 @@ def _no_tape_is_left():
     calls.tapes.limit(0)
     calls.tapes.limit(2**30)
     yield
-    jax.effects_barrier()
     assert not calls.tapes._tapes
 
 
@@ -350,7 +349,7 @@ def test_backward_has_the_forwards_tape(count):
 def test_a_second_backward_runs_the_forward_again(count):
     params, x = drawn("gru"), normal(T, B, I)
     y, back = jax.vjp(rkj.gru, params, x)
-    first = back(y)
+    first = jax.block_until_ready(back(y))
     assert count == {"forward": 1, "backward": 1}
     equal(back(y), first)
     assert count == {"forward": 2, "backward": 2}
@@ -358,7 +357,7 @@ def test_a_second_backward_runs_the_forward_again(count):
 
 def test_without_memory_for_tapes_backward_runs_the_forward_again(count):
     params, x = drawn("gru"), normal(T, B, I)
-    want = jax.grad(scalar(rkj.gru))(params, x)
+    want = jax.block_until_ready(jax.grad(scalar(rkj.gru))(params, x))
     rkj.set_tape_memory(0)
     equal(jax.grad(scalar(rkj.gru))(params, x), want)
     assert count == {"forward": 3, "backward": 2}
@@ -405,7 +404,7 @@ def test_a_tape_of_other_parameters_is_not_used():
 def test_checkpoint(policy, count):
     """Where nothing is saved the first forward keeps no tape; the autouse fixture looks."""
     params, x = drawn("lstm", 2), normal(T, B, I)
-    want = jax.jit(jax.grad(scalar(rkj.lstm), (0, 1)))(params, x)
+    want = jax.block_until_ready(jax.jit(jax.grad(scalar(rkj.lstm), (0, 1)))(params, x))
     f = jax.checkpoint(rkj.lstm, policy=policy)
     count.update(forward=0, backward=0)
     equal(jax.jit(jax.grad(scalar(f), (0, 1)))(params, x), want)
@@ -428,7 +427,7 @@ def test_scan(count):
 
     whole = x.reshape(-1, B, I)
     close(jax.jit(scanned)(params, x, state), rkj.lstm(params, whole, state))
-    want = jax.grad(scalar(rkj.lstm), (0, 1, 2))(params, whole, state)
+    want = jax.block_until_ready(jax.grad(scalar(rkj.lstm), (0, 1, 2))(params, whole, state))
     for transform in (lambda f: f, jax.checkpoint):
         count.update(forward=0, backward=0)
         gradient = jax.jit(jax.grad(scalar(transform(scanned)), (0, 1, 2)))
@@ -469,7 +468,7 @@ def test_training_with_donated_parameters():
 
 def test_jacobian(count):
     params, x = drawn("rnn"), normal(T, I)
-    got = jax.jacrev(lambda x: rkj.rnn(params, x)[1])(x)
+    got = jax.block_until_ready(jax.jacrev(lambda x: rkj.rnn(params, x)[1])(x))
     assert count == {"forward": 2, "backward": 1}  # all rows of the Jacobian in one call
     real, zeros = jnp.ones((T, 1), bool), jnp.zeros((1, 1, H))
     want = jax.jacfwd(lambda x: plain("rnn", params, x[:, None], (zeros,), real)[1][0][:, 0])(x)
@@ -576,6 +575,7 @@ def test_vmap(case, batch_first, count):
         return lambda *args: scalar(lambda *a: mapped(f, axes, a))(*args)
 
     want = jax.grad(whole(looped), with_gradients)(*args)
+    jax.block_until_ready(want)
     count.update(forward=0, backward=0)
     got = jax.grad(whole(lambda f, axes, a: jax.vmap(f, axes)(*a)), with_gradients)(*args)
     close(got, want)
@@ -590,7 +590,7 @@ def test_mapped_gradients_of_shared_parameters_are_one_call(count):
     """As of per-example gradients: the examples become members of an ensemble."""
     params, x = drawn("lstm"), normal(N, T, B, I)
     each = jax.vmap(jax.grad(scalar(rkj.lstm)), (None, 0))
-    got = each(params, x)
+    got = jax.block_until_ready(each(params, x))
     assert count["backward"] == 1
     close(got, looped(jax.grad(scalar(rkj.lstm)), (None, 0), (params, x)))
     jax.tree.map(lambda g, p: assert_shape(g, (N, *p.shape)), got, params)
@@ -604,7 +604,7 @@ def assert_shape(a, shape):
 def test_nested_maps(count):
     params, x = drawn("lstm"), normal(2, N, T, I)
     f = jax.vmap(jax.vmap(rkj.lstm, (None, 0)), (None, 0))
-    y, (h, c) = f(params, x)
+    y, (h, c) = jax.block_until_ready(f(params, x))
     assert count["forward"] == 1
     want = rkj.lstm(params, x.reshape(2 * N, T, I), batch_first=True)
     equal(y, want[0].reshape(2, N, T, H))
@@ -620,7 +620,7 @@ def test_nested_maps(count):
 def test_maps_of_an_ensemble(count):
     layer = rk.GRU(I, H, ensemble=2, seed=0)
     params, x = rkj.from_layer(layer), normal(N, T, B, I)
-    got = jax.vmap(rkj.gru, (None, 0))(params, x)
+    got = jax.block_until_ready(jax.vmap(rkj.gru, (None, 0))(params, x))
     assert count["forward"] == 1
     close(got, looped(rkj.gru, (None, 0), (params, x)))
     own = normal(N, T, 2, B, I)
@@ -648,7 +648,7 @@ def test_mapped_cotangents(count):
     (y, h), back = jax.vjp(lambda x: rkj.gru(params, x), x)
     many = normal(N, *y.shape), normal(N, *h.shape)
     count.update(forward=0, backward=0)
-    (got,) = jax.vmap(back)(many)
+    (got,) = jax.block_until_ready(jax.vmap(back)(many))
     assert count["backward"] == 1
     close(got, jnp.stack([back((many[0][n], many[1][n]))[0] for n in range(N)]))
 
