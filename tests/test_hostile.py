@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -999,6 +1000,7 @@ def change_in_a_linears_backward():
 
 
 def change_in_a_step():
+    warnings.filterwarnings("ignore", "10 steps in a row", RuntimeWarning)
     memory, parameter = framed((100, 40), np.float32)
     start, gradient = memory.copy(), np.full((100, 40), 0.5, np.float32)[...]
     opt = rk.SGD({"w": parameter}, lr=1.0)

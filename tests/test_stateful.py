@@ -1282,7 +1282,7 @@ def a_refused_state_is_half_loaded(monkeypatch):
 
 
 def an_error_names_nothing(monkeypatch):
-    right = rk.optim._check_array
+    right = rk.optim.checked
 
     def wrong(*args):
         try:
@@ -1290,7 +1290,7 @@ def an_error_names_nothing(monkeypatch):
         except (TypeError, ValueError):
             raise ValueError("bad shape") from None
 
-    monkeypatch.setattr(rk.optim, "_check_array", wrong)
+    monkeypatch.setattr(rk.optim, "checked", wrong)
 
 
 def an_error_of_another_type(monkeypatch):
