@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import make_layer
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkern as rk
@@ -298,6 +298,56 @@ def test_functional_transforms():
         torch.func.grad(lambda x: torch.func.grad(lambda x: loss(params, x))(x).sum())(x)
     with pytest.raises(RuntimeError, match="vmap"):
         torch.func.vmap(lambda x: rnn(x)[0])(torch.randn(2, T, B, I))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_is_refused(frozen):
+    """Whether or not something requires a gradient, of inputs, states and parameters."""
+    rnn, x, h = rkt.GRU(I, H).requires_grad_(not frozen), torch.randn(T, B, I), torch.zeros(1, B, H)
+    parameters = dict(rnn.named_parameters())
+    refused = pytest.raises(NotImplementedError, match="forward-mode differentiation is not")
+
+    def of_parameter(p):
+        return torch.func.functional_call(rnn, parameters | {"bias_hh_l0": p}, (x,))[0]
+
+    functions = (
+        (lambda x: rnn(x)[0], x),
+        (lambda h: rnn(x, h)[0], h),
+        (of_parameter, h[0, 0].repeat(3)),
+    )
+    for function, at in functions:
+        for context in (torch.enable_grad, torch.no_grad):
+            with context(), forward_ad.dual_level(), refused:
+                function(forward_ad.make_dual(at, torch.ones_like(at)))
+            with context(), refused:
+                torch.func.jvp(function, (at,), (at,))
+        with refused:
+            torch.func.jacfwd(function)(at)
+    with refused:
+        torch.func.linearize(functions[0][0], x)
+    with forward_ad.dual_level():
+        assert torch.equal(rnn(x)[0], rnn(x)[0])  # no tangent: no error
+
+
+def test_forward_mode_is_refused_by_operators():
+    rnn, x = rkt.GRU(I, H), torch.randn(T, B, I)
+    refused = pytest.raises(NotImplementedError, match="forward-mode differentiation is not")
+    for backend in ("eager", "aot_eager"):
+        torch._dynamo.reset()
+        compiled = torch.compile(rnn, backend=backend)
+        compiled(x)
+        with forward_ad.dual_level():
+            assert torch.equal(compiled(x)[0], rnn(x)[0])
+            with refused:
+                compiled(forward_ad.make_dual(x, x))
+        with refused:
+            torch.compile(
+                lambda x: torch.func.jvp(lambda x: rnn(x)[0], (x,), (x,)), backend=backend
+            )(x)
+    rnn.requires_grad_(False)
+    exported = torch.export.export(rnn, (x,)).module()
+    with forward_ad.dual_level(), refused:
+        exported(forward_ad.make_dual(x, x))
 
 
 def test_tensors_without_memory():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import layers
@@ -24,7 +25,7 @@ from .calls import (
     run_forward,
     view,
 )
-from .operators import Call, TransformedRecurrence, apply, forward, infer
+from .operators import Call, TransformedRecurrence, apply, forward, infer, refuse_tangents
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
 
@@ -133,6 +134,8 @@ class _Calls(torch.nn.Module):
         keep = torch.is_grad_enabled() and (
             weight.requires_grad or any(t.requires_grad for t in tensors)
         )
+        if forward_ad._current_level >= 0:
+            refuse_tangents(tensors)
         if _is_traced() or not PLAIN.issuperset(map(type, tensors)):
             return self._trace(setup, integers, input, states, weights, keep)
         try:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .calls import Arrays, Integers, Setup, layer_of, run_backward, run_forward
 
-__all__ = ["Call", "TransformedRecurrence", "apply", "forward", "infer"]
+__all__ = ["Call", "TransformedRecurrence", "apply", "forward", "infer", "refuse_tangents"]
 
 
 # ---- eager -------------------------------------------------------------------------------------
@@ -105,6 +106,19 @@ def no_second() -> RuntimeError:
     )
 
 
+def refuse_tangents(tensors: Any) -> None:
+    """Raise if a tensor carries a forward-mode tangent, which the core would drop."""
+    # torch.compile hides tangents. Without fullgraph=True it runs a call that raises in eager mode.
+    if torch.compiler.is_compiling() or any(
+        forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError(
+            "rnnkern.torch: expected tensors without tangents, got one with a tangent (forward-mode "
+            "differentiation is not supported; rnnkern.torch.restore puts PyTorch's own modules "
+            "back)"
+        )
+
+
 # ---- traced: operators -------------------------------------------------------------------------
 
 # The fields of Setup and of Integers, and the tensors that are differentiated.
@@ -126,6 +140,11 @@ def called(arguments: tuple[Any, ...], keep: bool) -> list[Tensor]:
     setup, integers, x, states, weights = split(arguments)
     layer = layer_of(setup.layer)
     layer.check(weights)
+    # Below this key, as in a compiled graph, tensors have no tangents, and asking for them fails.
+    if forward_ad._current_level >= 0 and not torch._C._dispatch_tls_is_dispatch_key_excluded(
+        torch._C.DispatchKey.ADInplaceOrView
+    ):
+        refuse_tangents((x, *states, *weights))
     params = Arrays().of(layer.names, weights)
     outputs, tape = run_forward(setup, integers, params, x, states, keep)
     return outputs if tape is None else [*outputs, tape]
