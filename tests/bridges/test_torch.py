@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -327,6 +328,49 @@ def test_no_copies():
     big = np.zeros((100, 100, 100), np.float32)
     big.flags.writeable = False
     assert calls.as_tensor(big).data_ptr() == big.ctypes.data
+
+
+def test_memory_of_arguments_can_be_resized():
+    """After a call, inputs and parameters can grow, and lose their memory and get other."""
+    for keep in (False, True):
+        _, ours = twins("GRU", I, H)
+        ours.requires_grad_(keep)
+        x = torch.randn(T, B, I)
+        want = ours(x)[0]
+        half, later = x[:2].clone(), x.clone()
+        ours(half)
+        half.resize_(x.shape).copy_(x)
+        assert torch.equal(ours(half)[0], want)
+        storage, values = ours.weight_hh_l0.untyped_storage(), ours.weight_hh_l0.detach().clone()
+        size = storage.nbytes()
+        storage.resize_(0)
+        with pytest.raises(RuntimeError, match="weight_hh_l0: expected a tensor with memory"):
+            ours(x)
+        storage.resize_(size)
+        with torch.no_grad():
+            ours.weight_hh_l0.copy_(values)
+        assert torch.equal(ours(x)[0], want)
+        ours(later)
+        later.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match="input: expected a tensor with memory"):
+            ours(later)
+
+
+@pytest.mark.parametrize("move", [torch.nn.Module.double, lambda module: module.to("meta")])
+def test_moved_parameters_free_their_memory(move):
+    module = torch.nn.Sequential(rkt.LSTM(I, H))
+    module[0](torch.randn(T, B, I))
+    parameters = {name: p.detach().clone() for name, p in module[0].named_parameters()}
+    freed = []
+    for name, values in parameters.items():
+        memory = values.numpy()
+        weakref.finalize(memory, freed.append, name)
+        getattr(module[0], name).data = torch.from_numpy(memory)
+    del memory, values, parameters
+    module[0](torch.randn(T, B, I))
+    move(module)
+    gc.collect()
+    assert sorted(freed) == sorted(name for name, _ in module[0].named_parameters())
 
 
 def test_frozen_parameters():

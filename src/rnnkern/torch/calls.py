@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 
 from .. import _core
 from ..inference import OUTPUTS, TAPE
@@ -107,20 +108,55 @@ def layer_of(description: str) -> Layer:
 # ---- tensors and arrays ------------------------------------------------------------------------
 
 
-def view(name: str, tensor: Tensor) -> Array:
-    """The memory of a tensor as an array."""
+class _Lent:
+    """A tensor as NumPy takes it, without the checks of `Tensor.__dlpack__`, which take longer."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return to_dlpack(self.tensor)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # the CPU
+
+
+def view(name: str, tensor: Tensor, writable: bool = False) -> Array:
+    """The memory of a tensor as an array.
+
+    A read-only one lets the storage change its size later; PyTorch forbids that after
+    `Tensor.numpy`, which a writable one needs.
+    """
     try:
-        if tensor.requires_grad:
-            tensor = tensor.detach()
-        return tensor.numpy()  # type: ignore[no-any-return]
-    except (RuntimeError, TypeError):
-        if tensor.device.type == "cpu" and tensor.is_neg():
-            return view(name, tensor.resolve_neg())
-        kind = f"{tensor.dtype} ({tensor.layout}, {tensor.device})"
-        raise RuntimeError(
-            f"{name}: expected a dense tensor of torch.float32 or torch.float64 on the CPU, "
-            f"got one of {kind}"
-        ) from None
+        if tensor.is_neg():
+            tensor = tensor.resolve_neg()
+        if writable:
+            return tensor.detach().numpy()  # type: ignore[no-any-return]
+        if tensor.data_ptr() or not tensor.numel():
+            return np.from_dlpack(_Lent(tensor))
+    except (RuntimeError, TypeError, BufferError):
+        raise _no_view(name, tensor) from None
+    size = tensor.untyped_storage().nbytes()
+    raise RuntimeError(
+        f"{name}: expected a tensor with memory, got one whose storage has {size} bytes"
+    )
+
+
+def _no_view(name: str, tensor: Tensor) -> RuntimeError:
+    expected = "expected a dense tensor of torch.float32 or torch.float64 on the CPU"
+    if tensor.is_nested:
+        return RuntimeError(f"{name}: {expected}, got a nested tensor")
+    if torch._C._functorch.is_batchedtensor(tensor):
+        return RuntimeError(
+            f"{name}: expected a tensor outside of vmap, got a batched one (vmap, is_grads_batched "
+            "and vectorize=True are not supported; rnnkern.torch.restore puts PyTorch's own "
+            "modules back)"
+        )
+    return RuntimeError(
+        f"{name}: {expected}, got one of {tensor.dtype} ({tensor.layout}, {tensor.device})"
+    )
 
 
 def as_tensor(array: Array) -> Tensor:
@@ -137,7 +173,8 @@ def as_tensor(array: Array) -> Tensor:
 class Arrays:
     """The parameters as arrays, kept from call to call while their tensors' memory stays in place.
 
-    An array keeps its memory, so another tensor can't be at the same address.
+    An array of the address and the layout of a tensor shows the memory of that tensor, whichever
+    tensor it was made of. The arrays keep the memory until a call finds it moved, or `forget`.
     """
 
     __slots__ = ("_kept",)
@@ -147,6 +184,9 @@ class Arrays:
 
     def __reduce__(self) -> Any:
         return Arrays, ()  # a copy of a module has other parameters
+
+    def forget(self) -> None:
+        self._kept = [], {}
 
     def of(self, names: tuple[str, ...], tensors: list[Tensor] | tuple[Tensor, ...]) -> Any:
         """A dict from names to arrays."""

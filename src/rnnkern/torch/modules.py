@@ -57,6 +57,10 @@ class _Calls(torch.nn.Module):
         super().__setstate__(state)
         self._prepare()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._arrays.forget()  # they would keep the memory that the parameters leave
+        return super()._apply(fn, recurse)
+
     def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
         """Raise what PyTorch's own module raises for these arguments, if it does."""
 
@@ -90,7 +94,7 @@ class _Calls(torch.nn.Module):
         weights = self._weights()
         self._refuse_dtype(weights[0])
         names = layer_of(self._descriptions[weights[0].dtype]).names
-        params = {name: view(name, weight) for name, weight in zip(names, weights, strict=True)}
+        params = {name: view(name, w, True) for name, w in zip(names, weights, strict=True)}
         layer = self._made(DTYPES[weights[0].dtype], params)
         layer.params = params
         return layer
