@@ -217,6 +217,22 @@ def test_compiled_packed_sequences():
     assert torch.equal(h, last)
 
 
+def test_compiled_packed_sequences_with_states():
+    torch._dynamo.reset()
+    lstm, x = rkt.LSTM(I, H), torch.randn(T, B, I)
+    compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
+    hx = torch.randn(1, B, H), torch.randn(1, B, H)
+    for lengths in ([4, 2, 1], [3, 3, 2]):
+        given = pack_padded_sequence(x, torch.tensor(lengths))
+        (got, state), (want, last) = compiled(given, hx), lstm(given, hx)
+        assert torch.equal(got.data, want.data)
+        assert all(map(torch.equal, state, last))
+    with pytest.raises(RuntimeError, match="hx"):
+        compiled(given, (hx[0].repeat(1, 2, 1), hx[1].repeat(1, 2, 1)))
+    with pytest.raises(Exception, match=r"Expected hidden\[1\] size"):
+        compiled(given, (hx[0], hx[1][:, :2]))
+
+
 def test_compiled_cells_and_layers():
     torch._dynamo.reset()
     cell, layer = rkt.LSTMCell(I, H), rkt.Recurrent(rk.MinGRU(H, H, seed=0))

@@ -329,7 +329,12 @@ class _DropIn(_Calls, torch.nn.RNNBase):
         self.check_input(input, batch_sizes)
         if not states:
             return
-        layers, rows, width = self.get_expected_hidden_size(input, batch_sizes)
+        if batch_sizes is not None and torch.compiler.is_compiling():
+            # Reading a number out of batch_sizes would end the graph; the operator checks it.
+            rows, width = states[0].shape[1], self.proj_size or self.hidden_size
+            layers = self.num_layers * (2 if self.bidirectional else 1)
+        else:
+            layers, rows, width = self.get_expected_hidden_size(input, batch_sizes)
         if self.mode != "LSTM":
             self.check_hidden_size(states[0], (layers, rows, width))
             return
