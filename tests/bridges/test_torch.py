@@ -356,8 +356,7 @@ def test_memory_of_arguments_can_be_resized():
             ours(later)
 
 
-@pytest.mark.parametrize("move", [torch.nn.Module.double, lambda module: module.to("meta")])
-def test_moved_parameters_free_their_memory(move):
+def test_moved_parameters_free_their_memory():
     module = torch.nn.Sequential(rkt.LSTM(I, H))
     module[0](torch.randn(T, B, I))
     parameters = {name: p.detach().clone() for name, p in module[0].named_parameters()}
@@ -368,7 +367,7 @@ def test_moved_parameters_free_their_memory(move):
         getattr(module[0], name).data = torch.from_numpy(memory)
     del memory, values, parameters
     module[0](torch.randn(T, B, I))
-    move(module)
+    module.to("meta")
     gc.collect()
     assert sorted(freed) == sorted(name for name, _ in module[0].named_parameters())
 
@@ -866,6 +865,19 @@ def test_errors_name_the_argument():
     frozen.params["weight_ih_l0"].flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
         rkt.Recurrent(frozen)
+
+
+def test_changed_lengths_are_seen_in_backward():
+    gru, x = rkt.GRU(I, H), torch.randn(T, B, I, requires_grad=True)
+    lengths = torch.tensor([6, 2, 0, 4])
+    (want,) = torch.autograd.grad(gru(x, lengths=lengths.clone())[0].sum(), x)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t):
+        y = gru(x, lengths=lengths)[0]
+    kept = gru(x, lengths=lengths)[0]
+    lengths.zero_()
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], want)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.sum().backward()
 
 
 def test_gpu_parameters_are_refused():

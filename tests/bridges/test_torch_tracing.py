@@ -305,6 +305,11 @@ def test_functional_transforms():
     rnn(x)[0].square().sum().backward()
     for name, g in torch.func.grad(loss)(params, x).items():
         assert torch.equal(g, rnn.get_parameter(name).grad)
+    lengths = torch.tensor([4, 0, 2])
+    ragged = x.clone().requires_grad_()
+    rnn(ragged, lengths=lengths)[0].sum().backward()
+    found = torch.func.grad(lambda x: rnn(x, lengths=lengths)[0].sum())(x)
+    assert torch.equal(found, ragged.grad)
     value, pull = torch.func.vjp(lambda x: loss(params, x), x)
     assert torch.equal(value, loss(params, x))
     leaf = x.clone().requires_grad_()

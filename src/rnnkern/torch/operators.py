@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .calls import Arrays, Integers, Setup, layer_of, run_backward, run_forward
+from .calls import NO_INTEGERS, Arrays, Integers, Setup, layer_of, run_backward, run_forward
 
 __all__ = ["Call", "TransformedRecurrence", "apply", "forward", "infer", "refuse_tangents"]
 
@@ -41,13 +41,22 @@ class TransformedRecurrence(torch.autograd.Function):
         tape = output[-1]
         ctx.mark_non_differentiable(tape)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(tape, read_again(call.setup, call.integers, output), *inputs[1:])
+        y = read_again(call.setup, call.integers, output)
+        if call.integers is NO_INTEGERS:
+            ctx.save_for_backward(tape, y, *inputs[1:])
+        else:  # saved, too, so that autograd sees if they change
+            ctx.save_for_backward(tape, y, *inputs[1:], *call.integers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        call, saved = ctx.call, ctx.saved_tensors
+        if call.integers is not NO_INTEGERS:
+            count = len(Integers._fields)
+            call = call._replace(integers=Integers(*saved[-count:]))
+            saved = saved[:-count]
         if torch.is_grad_enabled():  # create_graph=True, as in each transform
-            return None, *Gradient.apply(ctx.call, *ctx.saved_tensors, *gradients[:-1])
-        return None, *Gradient.forward(ctx.call, *ctx.saved_tensors, *gradients[:-1])
+            return None, *Gradient.apply(call, *saved, *gradients[:-1])
+        return None, *Gradient.forward(call, *saved, *gradients[:-1])
 
 
 class Recurrence(TransformedRecurrence):
@@ -113,9 +122,9 @@ def refuse_tangents(tensors: Any) -> None:
         forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
         raise NotImplementedError(
-            "rnnkern.torch: expected tensors without tangents, got one with a tangent (forward-mode "
-            "differentiation is not supported; rnnkern.torch.restore puts PyTorch's own modules "
-            "back)"
+            "rnnkern.torch: expected tensors without tangents, got one with a tangent "
+            "(forward-mode differentiation is not supported; rnnkern.torch.restore puts PyTorch's "
+            "own modules back)"
         )
 
 
