@@ -867,6 +867,61 @@ def test_errors_name_the_argument():
         rkt.Recurrent(frozen)
 
 
+def test_arguments_of_another_type_are_named():
+    lstm, gru, cell, x = rkt.LSTM(I, H), rkt.GRU(I, H), rkt.LSTMCell(I, H), torch.zeros(T, B, I)
+    h = torch.zeros(1, B, H)
+    for argument, got, call in (
+        ("lengths", "list", lambda: gru(x, lengths=[4, 2])),
+        ("resets", "list", lambda: gru(x, resets=[[False]])),
+        ("input", "list", lambda: gru([1.0])),
+        ("input", "ndarray", lambda: cell(x[0].numpy())),
+        ("hx", "tuple", lambda: gru(x, (h, h))),
+        (r"hx\[1\]", "NoneType", lambda: lstm(x, (h, None))),
+    ):
+        with pytest.raises(TypeError, match=f"^{argument}: expected a Tensor, got {got}$"):
+            call()
+    for call in (lambda: lstm(x, (h,) * 3), lambda: cell(x[0], (h[0],) * 3)):
+        with pytest.raises(RuntimeError, match=r"hx: expected a pair of tensors .*, got 3"):
+            call()
+    for module, name in ((lstm, "bias_ih_l0"), (cell, "bias_hh")):
+        setattr(module, name, None)
+        with pytest.raises(TypeError, match=f"^{name}: expected a Tensor, got NoneType$"):
+            module(x if module is lstm else x[0])
+
+
+def test_batched_gradients_and_nested_tensors_are_named():
+    gru, x = rkt.GRU(I, H), torch.randn(T, B, I, requires_grad=True)
+    y = gru(x)[0]
+    with pytest.raises(RuntimeError, match="is_grads_batched and vectorize=True are not supported"):
+        torch.autograd.grad(y, x, torch.ones(2, *y.shape), is_grads_batched=True)
+    with pytest.raises(RuntimeError, match="got a batched one"):
+        torch.autograd.functional.jacobian(lambda x: gru(x)[0], x, vectorize=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nested tensors are a prototype
+        nested = torch.nested.nested_tensor([torch.zeros(2, I), torch.zeros(3, I)])
+    with pytest.raises(RuntimeError, match=r"input: .*got a nested tensor"):
+        gru(nested)
+
+
+def test_autocast_casts_each_state():
+    lstm, x, h = rkt.LSTM(I, H), torch.randn(T, B, I), torch.zeros(1, B, H)
+    want = lstm(x)
+    with torch.autocast("cpu"):
+        for hx in ((h, h.bfloat16()), (h.bfloat16(), h)):
+            assert all(map(torch.equal, flat(lstm(x, hx)), flat(want)))
+
+
+def test_nonlinearity_of_a_cell_can_change():
+    theirs, ours = twins("RNNCell", I, H)
+    x = torch.randn(B, I)
+    for nonlinearity in ("relu", "tanh"):
+        theirs.nonlinearity = ours.nonlinearity = nonlinearity
+        compare([ours(x)], [theirs(x)])
+    with pytest.raises(ValueError, match="nonlinearity: expected 'tanh' or 'relu', got 'elu'"):
+        ours.nonlinearity = "elu"
+    assert ours.nonlinearity == "tanh"
+
+
 def test_changed_lengths_are_seen_in_backward():
     gru, x = rkt.GRU(I, H), torch.randn(T, B, I, requires_grad=True)
     lengths = torch.tensor([6, 2, 0, 4])

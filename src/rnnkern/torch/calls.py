@@ -136,7 +136,7 @@ def view(name: str, tensor: Tensor, writable: bool = False) -> Array:
             return tensor.detach().numpy()  # type: ignore[no-any-return]
         if tensor.data_ptr() or not tensor.numel():
             return np.from_dlpack(_Lent(tensor))
-    except (RuntimeError, TypeError, BufferError):
+    except (AttributeError, BufferError, RuntimeError, TypeError):
         raise _no_view(name, tensor) from None
     size = tensor.untyped_storage().nbytes()
     raise RuntimeError(
@@ -144,11 +144,15 @@ def view(name: str, tensor: Tensor, writable: bool = False) -> Array:
     )
 
 
-def _no_view(name: str, tensor: Tensor) -> RuntimeError:
+def _no_view(name: str, tensor: Any) -> Exception:
+    if not isinstance(tensor, Tensor):
+        return TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
     expected = "expected a dense tensor of torch.float32 or torch.float64 on the CPU"
     if tensor.is_nested:
         return RuntimeError(f"{name}: {expected}, got a nested tensor")
-    if torch._C._functorch.is_batchedtensor(tensor):
+    if torch._C._functorch.is_batchedtensor(tensor) or (
+        torch._C._functorch.is_legacy_batchedtensor(tensor)
+    ):
         return RuntimeError(
             f"{name}: expected a tensor outside of vmap, got a batched one (vmap, is_grads_batched "
             "and vectorize=True are not supported; rnnkern.torch.restore puts PyTorch's own "
@@ -174,7 +178,8 @@ class Arrays:
     """The parameters as arrays, kept from call to call while their tensors' memory stays in place.
 
     An array of the address and the layout of a tensor shows the memory of that tensor, whichever
-    tensor it was made of. The arrays keep the memory until a call finds it moved, or `forget`.
+    tensor it was made of, and is used only then: its own tensor may have got other memory since.
+    The arrays keep their tensors until a call finds that they have moved, or until `forget`.
     """
 
     __slots__ = ("_kept",)

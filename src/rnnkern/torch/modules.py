@@ -124,10 +124,12 @@ class _Calls(torch.nn.Module):
         dtype = weight.dtype
         if dtype not in DTYPES:
             self._refuse_dtype(weight)
-        if input.dtype is not dtype and torch.is_autocast_enabled("cpu"):
-            input = input.to(dtype)
-        if states and states[0].dtype is not dtype and torch.is_autocast_enabled("cpu"):
-            states = tuple(state.to(dtype) for state in states)
+        is_traced = _is_traced()
+        is_plain = is_traced or PLAIN.issuperset(map(type, (input, *states, *weights)))
+        if not is_plain:
+            self._refuse_kinds(input, states, weights)
+        if torch.is_autocast_enabled("cpu"):
+            input, states = input.to(dtype), tuple(state.to(dtype) for state in states)
         if dropout or draws:
             if not 0 <= dropout < 1:
                 raise ValueError(f"dropout: expected a number from 0 to below 1, got {dropout}")
@@ -140,7 +142,7 @@ class _Calls(torch.nn.Module):
         )
         if forward_ad._current_level >= 0:
             refuse_tangents(tensors)
-        if _is_traced() or not PLAIN.issuperset(map(type, tensors)):
+        if is_traced or not is_plain:
             return self._trace(setup, integers, input, states, weights, keep)
         try:
             if not keep:
@@ -187,6 +189,7 @@ class _Calls(torch.nn.Module):
         keep: bool,
     ) -> Any:
         """Call an operator, or a function that transforms can take apart."""
+        self._refuse_kinds(input, states, weights)
         if torch._C._get_tracing_state() is None:  # else sizes are tensors
             self._refuse(input, states, integers)
             self._refuse_others(input, states, weights[0])
@@ -196,6 +199,16 @@ class _Calls(torch.nn.Module):
         operator = forward if keep else infer
         outputs = operator(*setup, *integers, input, list(states), weights)
         return outputs[:-1] if keep else outputs
+
+    def _refuse_kinds(
+        self, input: Any, states: tuple[Any, ...], weights: list[Any] | tuple[Any, ...]
+    ) -> None:
+        """Raise if something is no tensor."""
+        named = [("input", input), *zip(self._names, weights, strict=True)]
+        named += [("hx" if len(states) == 1 else f"hx[{k}]", s) for k, s in enumerate(states)]
+        for name, given in named:
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{name}: expected a Tensor, got {type(given).__name__}")
 
     def _refuse_others(self, input: Tensor, states: tuple[Tensor, ...], weight: Tensor) -> None:
         """Raise if tensors are of another dtype than the parameters, or on another device."""
@@ -216,6 +229,10 @@ def _is_traced() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
     )
+
+
+def _no_pair(states: tuple[Any, ...]) -> RuntimeError:
+    return RuntimeError(f"hx: expected a pair of tensors (h, c), got {len(states)}")
 
 
 def _checked(clip: Any) -> Clip | None:
@@ -312,8 +329,8 @@ class _DropIn(_Calls, torch.nn.RNNBase):
 
     def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
         batch_sizes, name = integers.batch_sizes, self.mode.split("_")[0]
-        if self.mode == "LSTM" and len(states) == 1:
-            raise RuntimeError("hx: expected a pair of tensors (h, c), got one")
+        if self.mode == "LSTM" and len(states) not in (0, 2):
+            raise _no_pair(states)
         if batch_sizes is None and input.dim() not in (2, 3):
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         rank = 2 if batch_sizes is None and input.dim() == 2 else 3
@@ -542,8 +559,8 @@ class _DropInCell(_Calls, torch.nn.modules.rnn.RNNCellBase):
 
     def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
         carries = self._mode() == "LSTM"
-        if carries and len(states) == 1:
-            raise RuntimeError("hx: expected a pair of tensors (h, c), got one")
+        if carries and len(states) not in (0, 2):
+            raise _no_pair(states)
         named = [(f"hx[{k}]" if carries else "hidden", state) for k, state in enumerate(states)]
         for what, tensor in (("input", input), *named):
             if tensor.dim() not in (1, 2):
@@ -597,11 +614,16 @@ class RNNCell(_DropInCell):
         *,
         clip: Clip | None = None,
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
         super().__init__(input_size, hidden_size, bias, device, dtype, clip)
         self.nonlinearity = nonlinearity
         self._prepare()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "nonlinearity" and value not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {value!r}")
+        super().__setattr__(name, value)
+        if name == "nonlinearity" and "_descriptions" in self.__dict__:
+            self._prepare()  # PyTorch's module, too, obeys a change
 
     def _mode(self) -> str:
         return f"RNN_{self.nonlinearity.upper()}"
