@@ -772,15 +772,50 @@ def test_accelerate_a_module_itself():
     assert not hasattr(theirs, "clip")
 
 
+def test_restore_of_modules_parametrized_since():
+    theirs, _ = twins("LSTM", I, H)
+    model, x = torch.nn.Sequential(copy.deepcopy(theirs)), torch.randn(T, B, I)
+    rkt.accelerate(model)
+    for module in (theirs, model[0]):
+        torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    copied = copy.deepcopy(model)
+    compare(run(model[0], x, None), run(theirs, x, None))
+    assert rkt.accelerate(model) == rkt.Accelerated([], {})
+    assert rkt.restore(model) == ["0"]
+    assert not isinstance(model[0], rkt.LSTM)
+    assert isinstance(model[0], torch.nn.LSTM)
+    for got, want in zip(run(model[0], x, None), run(theirs, x, None), strict=True):
+        assert torch.equal(got, want)
+    assert isinstance(copied[0], rkt.LSTM)  # though it shared the class
+    compare(run(copied[0], x, None), run(theirs, x, None))
+    parametrize.remove_parametrizations(model[0], "weight_hh_l0")
+    assert type(model[0]) is torch.nn.LSTM
+
+
+def test_accelerate_again_with_a_clip():
+    model, clip = torch.nn.Sequential(torch.nn.GRU(I, H), rkt.GRUCell(I, H)), rk.Clip(value=1e-3)
+    rkt.accelerate(model, clip=rk.Clip(value=1.0))
+    assert rkt.accelerate(model, clip=clip) == rkt.Accelerated([], {})
+    assert [module.clip for module in model] == [clip, clip]
+    rkt.accelerate(model)
+    assert model[0].clip == clip
+    model[0](torch.ones(T, B, I))[0].sum().backward()
+    assert model[0].weight_hh_l0.grad.abs().max() <= 1e-3
+
+
 def test_accelerate_names_what_it_leaves():
     class Own(torch.nn.GRU):
         def forward(self, x):
             return super().forward(2 * x)
 
+    class Base(torch.nn.RNNBase):
+        pass
+
     class Same(torch.nn.Module):
         pass
 
     model = torch.nn.ModuleDict({"own": Own(I, H), "ours": torch.nn.LSTM(I, H), "none": Same()})
+    model["base"] = Base("GRU", I, H)
     model["low"] = torch.nn.LSTM(I, H, dtype=torch.bfloat16)
     model["meta"] = torch.nn.RNN(I, H, device="meta")
     with warnings.catch_warnings():
@@ -795,13 +830,14 @@ def test_accelerate_names_what_it_leaves():
     done = rkt.accelerate(model)
     assert done.replaced == ["ours"]
     reasons = {
-        "own": "Own, which has a forward of its own",
+        "own": "Own, which is not exactly one of torch.nn's classes",
+        "base": "Base, which is not exactly one of torch.nn's classes",
         "low": "weight_ih_l0 is of torch.bfloat16",
         "meta": "weight_ih_l0 is on meta",
         "all": "dropout is 1.0",
-        "script": "forward of its own",
+        "script": "RecursiveScriptModule, which is not exactly one of torch.nn's classes",
         "quantized": "torch.ao.nn.quantized.dynamic.modules.rnn.GRU",
-        "bound": "ParametrizedGRU",
+        "bound": "ParametrizedGRU, which has parametrizations",
     }
     assert done.left.keys() == reasons.keys()
     for name, reason in reasons.items():

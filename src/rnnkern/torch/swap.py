@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils import parametrize
 
 from ..clip import Clip
 from . import modules
@@ -18,7 +19,8 @@ PAIRS: dict[type, type] = {
     for name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 }
 THEIRS = {ours: theirs for theirs, ours in PAIRS.items()}
-NAMES = {theirs.__name__ for theirs in PAIRS}
+NAMES = {theirs.__name__ for theirs in PAIRS} | {"RNNBase", "RNNCellBase"}
+_OF_A_CLASS = ("__dict__", "__weakref__")  # what each class gets anew
 
 
 class Accelerated(NamedTuple):
@@ -48,7 +50,7 @@ def accelerate(module: torch.nn.Module, *, clip: Clip | None = None) -> Accelera
     module : torch.nn.Module
         The model, or a recurrent module itself.
     clip : rnnkern.Clip, optional
-        The gradient clips of all modules that are replaced.
+        The gradient clips of all modules that the core runs then, earlier replaced ones included.
 
     Returns
     -------
@@ -74,7 +76,11 @@ def accelerate(module: torch.nn.Module, *, clip: Clip | None = None) -> Accelera
     clip = modules._checked(clip)
     replaced, left = [], {}
     for name, one in module.named_modules():
-        if type(one) in THEIRS or not _is_recurrent(one):
+        if isinstance(one, modules._Calls):
+            if clip is not None:
+                one.clip = clip
+            continue
+        if not _is_recurrent(one):
             continue
         if reason := _reason(one):
             left[name] = reason
@@ -116,11 +122,19 @@ def restore(module: torch.nn.Module) -> list[str]:
     _check(module)
     restored = []
     for name, one in module.named_modules():
-        if type(one) in THEIRS:
-            one.__class__ = THEIRS[type(one)]
-            for own in ("_descriptions", "_names", "_arrays", "clip"):
-                vars(one).pop(own, None)
-            restored.append(name)
+        made = type(one)
+        if parametrize.is_parametrized(one):  # then its class is one that PyTorch has derived
+            made = made.__mro__[1]
+        if made not in THEIRS:
+            continue
+        if made is type(one):
+            one.__class__ = THEIRS[made]
+        else:
+            own = {key: value for key, value in vars(type(one)).items() if key not in _OF_A_CLASS}
+            one.__class__ = type(f"Parametrized{THEIRS[made].__name__}", (THEIRS[made],), own)
+        for key in ("_descriptions", "_names", "_arrays", "clip"):
+            vars(one).pop(key, None)
+        restored.append(name)
     return restored
 
 
@@ -138,7 +152,9 @@ def _reason(module: torch.nn.Module) -> str | None:
     """Why a recurrent module can't be replaced."""
     if type(module) not in PAIRS:
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        return f"a {kind}, which has a forward of its own"
+        if parametrize.is_parametrized(module):
+            return f"a {kind}, which has parametrizations"
+        return f"a {kind}, which is not exactly one of torch.nn's classes"
     for name, parameter in module.named_parameters():
         if parameter.device.type != "cpu":
             return f"{name} is on {parameter.device}"
