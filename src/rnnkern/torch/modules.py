@@ -125,18 +125,19 @@ class _Calls(torch.nn.Module):
         if dtype not in DTYPES:
             self._refuse_dtype(weight)
         is_traced = _is_traced()
-        is_plain = is_traced or PLAIN.issuperset(map(type, (input, *states, *weights)))
+        tensors = (input, *states, *weights)
+        is_plain = is_traced or PLAIN.issuperset(map(type, tensors))
         if not is_plain:
             self._refuse_kinds(input, states, weights)
         if torch.is_autocast_enabled("cpu"):
             input, states = input.to(dtype), tuple(state.to(dtype) for state in states)
+            tensors = (input, *states, *weights)
         if dropout or draws:
             if not 0 <= dropout < 1:
                 raise ValueError(f"dropout: expected a number from 0 to below 1, got {dropout}")
             integers = integers._replace(seed=torch.randint(2**63 - 1, (), device="cpu"))
         clip = NO_BOUNDS if self.clip is None else self.clip.bounds()
         setup = Setup(self._descriptions[dtype], batch_first, is_step, dropout, draws, clip)
-        tensors = (input, *states, *weights)
         keep = torch.is_grad_enabled() and (
             weight.requires_grad or any(t.requires_grad for t in tensors)
         )
