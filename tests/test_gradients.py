@@ -103,7 +103,8 @@ NAMES = "params: expected names of groups without '.' and '/', got "
         (
             {"a": {"w": W}, "b": {"w": np.arange(3)}},
             TypeError,
-            "params['b']['w']: expected an array of dtype float32 or float64, got int64",
+            "params['b']['w']: expected an array of dtype float32 or float64, got int64 "
+            "(write np.asarray(params['b']['w'], np.float32))",
         ),
         ([W], TypeError, "params[0]: expected a layer or a dict of arrays, got ndarray"),
     ],
@@ -564,7 +565,11 @@ def test_files_take_layers_and_optimizers(tmp_path):
     [
         (3, TypeError, "tensors: expected a dict of arrays, a layer or an optimizer, got int"),
         ([W], TypeError, "tensors: expected a dict of arrays, a layer or an optimizer, got list"),
-        ({"a": [1.0]}, TypeError, "tensors['a']: expected an array, got list"),
+        (
+            {"a": [1.0]},
+            TypeError,
+            "tensors['a']: expected an array, got list (write np.asarray(tensors['a']))",
+        ),
     ],
 )
 def test_files_refuse(tmp_path, tensors, error, message):
