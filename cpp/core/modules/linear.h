@@ -12,13 +12,13 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// What a thread packs before it multiplies: at most about so much, but always a tile's panels and
-// this part of a chain.
+// A thread packs at most about so many bytes before it multiplies, but always the panels of one
+// tile, and of a chain that is cut at least this part.
 inline constexpr Index kPackedBytes = 1 << 18;
 inline constexpr Index kShortestChain = 64;
 inline constexpr Index kRowsAtOnce = 128;    // of the operand that is not packed
 inline constexpr Index kPanelsAtOnce = 16;   // that share a part of their chains
-inline constexpr Index kRowsOfAThread = 32;  // that are worth packing what others pack, too
+inline constexpr Index kRowsOfAThread = 32;  // for fewer, threads share columns instead of rows
 
 // Workspace of one thread.
 template <class T>
@@ -29,7 +29,7 @@ struct LinearWorkspace {
   const T** from;  // [kRowsAtOnce]
   T** to;          // [kRowsAtOnce]
 
-  // Room for `panels` vectors in panels.
+  // `vectors`: of all panels together; `lines_of_dy`: cache lines.
   LinearWorkspace(Arena& arena, Index vectors, Index lines_of_dy, Index O)
       : panels(arena.allocate<T>(vectors * kLanes<T>)),
         lines(arena.allocate<T>(lines_of_dy * kLine<T>)),
@@ -146,7 +146,7 @@ class LinearBackward {
     });
   }
 
-  // Of the rows of W in `outputs`, in lines of them, and some blocks of its columns.
+  // dL/dW of the rows in some lines of outputs, and of some blocks of columns.
   void weights(CancelToken& token, const LinearWorkspace<T>& own, Range lines,
                Range blocks_of_mine) const {
     const Index I = call_.I, O = call_.O;

@@ -20,12 +20,12 @@ inline Range share(Index n, Index index, Index count) {
   return {n * index / count, n * (index + 1) / count};
 }
 
-// How many of some threads are worth their start, where `most` would be.
+// At most `most` of the threads, rounded down, and at least one.
 inline int capped(int threads, double most) {
   return most < static_cast<double>(threads) ? (most < 1 ? 1 : static_cast<int>(most)) : threads;
 }
 inline double as_double(Index n) { return static_cast<double>(n); }
-inline constexpr double kFlopsOfAThread = 1e6;  // of products, that are worth a thread
+inline constexpr double kFlopsOfAThread = 1e6;  // fewer take less time than a thread's start
 
 // Whether to go on, after so many vector operations since the last time.
 RNNKERN_INLINE bool go_on(CancelToken& token, Index work) {
