@@ -66,6 +66,7 @@ def test_a_set_shares_no_code(name, flags, tmp_path):
     symbols = []
     for source, definitions in (
         ("kernels.cpp", ()),
+        ("module_kernels.cpp", ()),
         ("cell_kernels.cpp", ("-DRNNKERN_CELL=lstm_projected",)),  # has most of what cells have
     ):
         target = tmp_path / f"{source}.o"

@@ -13,8 +13,19 @@ struct Probe {
   double work, sum;
 };
 
-// What one instruction set offers for one element type. A workspace is memory of the caller's,
-// aligned to a cache line, of as many bytes as the function next to it says.
+// What one instruction set offers for the modules around a layer. A workspace is memory of the
+// caller's, aligned to a cache line, of as many bytes as the function next to it says.
+template <class T>
+struct ModuleKernels {
+  Index (*linear_workspace)(const LinearCall<T>&);
+  void (*linear)(const LinearCall<T>&, void* workspace);
+  Index (*linear_gradient_workspace)(const LinearGradientCall<T>&);
+  void (*linear_gradient)(const LinearGradientCall<T>&, void* workspace);
+  double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss
+  void (*add_rows)(const AddRowsCall<T>&);
+};
+
+// What one instruction set offers for one element type, with workspaces likewise.
 template <class T>
 struct TypedKernels {
   Index (*forward_workspace)(const ForwardCall<T>&);
@@ -37,12 +48,7 @@ struct TypedKernels {
                int threads, const Interrupt&, void* out);
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
-  Index (*linear_workspace)(const LinearCall<T>&);
-  void (*linear)(const LinearCall<T>&, void* workspace);
-  Index (*linear_gradient_workspace)(const LinearGradientCall<T>&);
-  void (*linear_gradient)(const LinearGradientCall<T>&, void* workspace);
-  double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss
-  void (*add_rows)(const AddRowsCall<T>&);
+  const ModuleKernels<T>* modules;
   void (*sigmoid)(const T* x, T* y, Index n);
   void (*tanh)(const T* x, T* y, Index n);
   Probe (*probe_fma)(Index rounds, int threads, const Interrupt&);

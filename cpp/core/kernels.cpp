@@ -1,11 +1,8 @@
 // What is compiled once for each instruction set, with its flags and RNNKERN_ISA naming it, and the
-// set's table; cell_kernels.cpp has the cells' maths. No C++ standard library in here: a function
-// of it that the linker merges with another file's copy could carry instructions that the machine
-// lacks.
+// set's table; cell_kernels.cpp has the cells' maths, module_kernels.cpp the modules around a
+// layer. No C++ standard library in here: a function of it that the linker merges with another
+// file's copy could carry instructions that the machine lacks.
 #include "dispatch.h"
-#include "modules/cross_entropy.h"
-#include "modules/embedding.h"
-#include "modules/linear.h"
 #include "stack/stack.h"
 #include "threads/probe.h"
 #include "training/optim.h"
@@ -32,6 +29,8 @@ bool runs_here() {
   extern const CellFunctions<double> kind##_f64;
 RNNKERN_KINDS(RNNKERN_EXTERN)
 #undef RNNKERN_EXTERN
+extern const ModuleKernels<float> modules_f32;
+extern const ModuleKernels<double> modules_f64;
 
 namespace {
 
@@ -160,7 +159,7 @@ struct Functions {
 }  // namespace
 
 template <class T>
-constexpr TypedKernels<T> typed_table() {
+constexpr TypedKernels<T> typed_table(const ModuleKernels<T>& modules) {
   using F = Functions<T>;
   return {F::forward_workspace,
           F::forward,
@@ -174,12 +173,7 @@ constexpr TypedKernels<T> typed_table() {
           F::pack,
           sum_of_squares<T>,
           optimizer_steps<T>,
-          linear_workspace<T>,
-          linear<T>,
-          linear_gradient_workspace<T>,
-          linear_gradient<T>,
-          cross_entropy<T>,
-          add_rows<T>,
+          &modules,
           F::sigmoid,
           F::tanh,
           probe_fma<T>,
@@ -187,7 +181,7 @@ constexpr TypedKernels<T> typed_table() {
 }
 
 extern const Kernels table;
-constexpr Kernels table = {RNNKERN_TEXT(RNNKERN_ISA), runs_here, typed_table<float>(),
-                           typed_table<double>()};
+constexpr Kernels table = {RNNKERN_TEXT(RNNKERN_ISA), runs_here, typed_table<float>(modules_f32),
+                           typed_table<double>(modules_f64)};
 
 }  // namespace rnnkern::RNNKERN_ISA

@@ -181,16 +181,16 @@ void losses(const Kernels& kernels) {
     std::vector<double> weights, each(rows);
     for (Index r = 0; r < rows; ++r)
       targets.push_back(r * 31 % V), weights.push_back(static_cast<double>(r) / 3);
-    each.push_back(kernels.of<T>().cross_entropy({rows,
-                                                  V,
-                                                  logits.data(),
-                                                  targets.data(),
-                                                  weights.data(),
-                                                  true,
-                                                  logits.data(),
-                                                  each.data(),
-                                                  1,
-                                                  {}}));
+    each.push_back(kernels.of<T>().modules->cross_entropy({rows,
+                                                           V,
+                                                           logits.data(),
+                                                           targets.data(),
+                                                           weights.data(),
+                                                           true,
+                                                           logits.data(),
+                                                           each.data(),
+                                                           1,
+                                                           {}}));
     hash.add(logits), hash.add(each);
   }
   std::printf("losses f%d %016llx\n", static_cast<int>(sizeof(T) * 8),

@@ -185,17 +185,17 @@ void modules(const Kernels& set) {
     for (std::size_t i = 0; i < values.size(); ++i)
       values[i] = static_cast<T>(i % 97) / T(9) - T(4);
     std::vector<double> losses(rows);
-    losses.push_back(set.of<T>().cross_entropy({rows,
-                                                V,
-                                                values.data(),
-                                                ids.data(),
-                                                weights.data(),
-                                                true,
-                                                values.data(),
-                                                losses.data(),
-                                                threads,
-                                                {}}));
-    set.of<T>().add_rows({rows, V, ids.data(), values.data(), table.data(), threads});
+    losses.push_back(set.of<T>().modules->cross_entropy({rows,
+                                                         V,
+                                                         values.data(),
+                                                         ids.data(),
+                                                         weights.data(),
+                                                         true,
+                                                         values.data(),
+                                                         losses.data(),
+                                                         threads,
+                                                         {}}));
+    set.of<T>().modules->add_rows({rows, V, ids.data(), values.data(), table.data(), threads});
     losses.insert(losses.end(), values.begin(), values.end());
     losses.insert(losses.end(), table.begin(), table.end());
     if (threads == 1) expected = losses;

@@ -1,0 +1,21 @@
+// The modules around a layer for one instruction set: the build compiles this file once for each
+// set (RNNKERN_ISA). As in kernels.cpp, no C++ standard library in here.
+#include "dispatch.h"
+#include "modules/cross_entropy.h"
+#include "modules/embedding.h"
+#include "modules/linear.h"
+
+namespace rnnkern::RNNKERN_ISA {
+
+template <class T>
+constexpr ModuleKernels<T> modules_table() {
+  return {linear_workspace<T>, linear<T>,        linear_gradient_workspace<T>,
+          linear_gradient<T>,  cross_entropy<T>, add_rows<T>};
+}
+
+extern const ModuleKernels<float> modules_f32;
+extern const ModuleKernels<double> modules_f64;
+constexpr ModuleKernels<float> modules_f32 = modules_table<float>();
+constexpr ModuleKernels<double> modules_f64 = modules_table<double>();
+
+}  // namespace rnnkern::RNNKERN_ISA
