@@ -200,10 +200,9 @@ def test_shallow_copies_share_the_packed_weights():
 
 
 def test_what_a_stream_shows():
-    stream = rk.LSTM(3, 5, 2, dtype="float64").stream(4)
+    stream = rk.LSTM(3, 5, 2, cell_clip=3.0, dtype="float64").stream(4)
     assert repr(stream) == (
-        "<Stream of LayerStack(kind='lstm', input_size=3, hidden_size=5, num_layers=2, "
-        "dtype='float64'), batch_size=4>"
+        "<Stream of LSTM(3, 5, num_layers=2, cell_clip=3.0, dtype='float64'), batch_size=4>"
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -304,6 +305,6 @@ def test_a_second_construction_is_refused_and_changes_nothing():
 
 
 def test_what_is_shown():
-    frozen = rk.LSTM(3, 5, 2, dtype="float64").freeze()
-    of = "LayerStack(kind='lstm', input_size=3, hidden_size=5, num_layers=2, dtype='float64')"
-    assert repr(frozen) == f"<Frozen of {of}>"
+    frozen = rk.LSTM(3, 5, 2, dropout=0.5, seed=7).freeze()
+    of = "LSTM(3, 5, num_layers=2, dropout=0.5, seed=7)"
+    assert repr(frozen) == repr(pickle.loads(pickle.dumps(frozen))) == f"<Frozen of {of}>"

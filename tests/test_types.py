@@ -19,6 +19,7 @@ x = np.zeros((5, 2, 3), np.float32)
 
 y, h = rk.GRU(3, 4)(x)
 shape: tuple[int, ...] = h.shape
+gru, ensemble = rk.GRU(3, 4), rk.GRU(3, 4, ensemble=2)
 y, (h, c) = rk.LSTM(3, 4, init="orthogonal")(x, (h, h))
 shape = c.shape
 y, h, tape = rk.RNN(3, 4, nonlinearity="relu").forward(x, checkpoint="sqrt")
@@ -41,6 +42,12 @@ count: int = layer.num_parameters
 layers = rk.from_state_dict({"weight_ih_l0": x}, nonlinearity="tanh")
 count = layers[""].num_parameters
 rk.files.save("a", rk.GRU(3, 4).state_dict())
+grads = gru.backward(gru.forward(x)[2], y)
+norm: float = (grads + 0.5 * grads).norm
+several = ensemble.backward(ensemble.forward(x)[2], y)
+assert isinstance(several, rk.EnsembleGradients)
+norms: Array = (several + several / 2).norm
+rk.SGD([gru, ensemble], lr=0.1).step([grads + grads, several])
 """
 BAD = {
     'rk.GRU(3, 4, init="unifrom")': "init",

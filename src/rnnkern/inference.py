@@ -232,13 +232,14 @@ class Frozen(Inference[S]):
         self._bidirectional, self._ensemble = layer._bidirectional, layer._ensemble
         self._dropout_seeds = [0] * (layer._ensemble or 1)
         self._layer: Any = weakref.ref(layer)
+        self._text = _Layer.__repr__(layer)
         self._params = self._stack.pack(self._copies)
 
     def __repr__(self) -> str:
         """What it was made from; parameters are not shown."""
         if "_params" not in vars(self):  # its constructor has not run
             return super().__repr__()
-        return f"<Frozen of {self._stack!r}>"
+        return f"<Frozen of {self._text}>"
 
     def __copy__(self) -> Frozen[S]:
         other = type(self).__new__(type(self))

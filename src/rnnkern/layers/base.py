@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 import os
@@ -291,7 +292,7 @@ class _Layer(Parametrized, Inference[S]):
         The last item says whether it is needed. With `params` they make the same layer.
         """
         owner = next(cls for cls in type(self).__mro__ if _Layer in cls.__bases__)
-        for name, parameter in inspect.signature(owner).parameters.items():
+        for name, parameter in _parameters_of(owner).items():
             if name != "params":
                 value = getattr(self, f"_{name}")
                 needed = parameter.default is parameter.empty
@@ -655,6 +656,12 @@ class _Layer(Parametrized, Inference[S]):
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one
+
+
+@functools.cache
+def _parameters_of(owner: type) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a class; reading a signature takes longer than a frozen layer."""
+    return inspect.signature(owner).parameters
 
 
 def _as_code(value: Any) -> str:

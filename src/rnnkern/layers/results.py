@@ -313,6 +313,9 @@ class Gradients(ParameterGradients):
 class EnsembleGradients(Gradients):
     """What an ensemble's backward pass returns: `Gradients` whose numbers are arrays (E,).
 
+    A layer has the same class with and without `ensemble`, so type checkers see `Gradients`;
+    ``assert isinstance(grads, rk.EnsembleGradients)`` tells them.
+
     Attributes
     ----------
     norm, scale : ndarray of float64, shape (E,)
