@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
 import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -282,18 +286,24 @@ def test_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
 
 def start(tmp_path: Path, text: Path, stdout: int) -> subprocess.Popen[bytes]:
     args = ["train", str(text), "--out", str(tmp_path / "run"), *options(TINY), "--seconds", "60"]
-    return subprocess.Popen([sys.executable, "-m", "rnnkern.cli", *args], stdout=stdout)
+    command = [sys.executable, "-m", "rnnkern", *args]
+    # GNU readline, which pytest imports, sets the two variables, which hide a terminal's own size.
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, env=env)
 
 
-def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, text: Path, train: Train) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_saves_and_ends_the_run(
+    tmp_path: Path, text: Path, train: Train, number: signal.Signals
+) -> None:
     process = start(tmp_path, text, subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(b"step 1:"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     path = tmp_path / "run" / "model.safetensors"
     done = len(load(path)["history"])
     assert out.decode().splitlines()[-1] == f"interrupted at step {done}; --resume goes on"
@@ -302,12 +312,43 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, text: Path, train: Trai
     assert path.read_bytes() == train("whole", "--steps", str(done + 5)).read_bytes()
 
 
-def test_terminal_gets_a_progress_bar(tmp_path: Path, text: Path) -> None:
+def test_a_reader_that_closes_the_pipe_ends_a_sample_quietly(saved: Path) -> None:
+    command = [sys.executable, "-m", "rnnkern", "sample", str(saved), "--length=200000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_run_which_is_saved(
+    tmp_path: Path, text: Path, train: Train
+) -> None:
+    script = "import sys, rnnkern.cli; from rnnkern.cli import train; train.PRINT_EVERY = 0.0;"
+    args = ["train", str(text), "--out", str(tmp_path / "run"), *options(TINY), "--seconds", "60"]
+    command = [sys.executable, "-c", f"{script} sys.exit(rnnkern.cli.main({args!r}))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith(b"step 3:"):
+            pass
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+    done = len(load(tmp_path / "run" / "model.safetensors")["history"])
+    assert done >= 3
+    train("run", "--resume", "--steps", str(done + 2))
+
+
+def lines_of_a_terminal(tmp_path: Path, text: Path, columns: int) -> list[str]:
+    """What a terminal of so many columns gets in the first steps of a run, which Ctrl-C ends."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = start(tmp_path, text, theirs)
     os.close(theirs)
     seen = b""
-    while "━".encode() not in seen or b"char/s" not in seen:
+    while seen.count(b"char/s") < 20:
         seen += os.read(ours, 4096)
     process.send_signal(signal.SIGINT)
     try:
@@ -318,6 +359,22 @@ def test_terminal_gets_a_progress_bar(tmp_path: Path, text: Path) -> None:
     finally:
         os.close(ours)
     assert process.returncode == 130
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
+    return re.split(r"[\r\n]+", shown)
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path: Path, text: Path) -> None:
+    lines = lines_of_a_terminal(tmp_path, text, 80)
+    assert any("\u2501" in line and line.startswith("step ") for line in lines), lines
+    assert max(len(line) for line in lines if "char/s" in line or "step " in line) <= 80
+
+
+def test_a_narrow_terminal_gets_lines_that_fit(tmp_path: Path, text: Path) -> None:
+    lines = lines_of_a_terminal(tmp_path, text, 40)
+    assert any(re.match(r"step \d+: \d+\.\d\d bits/char +\d+%", line) for line in lines), lines
+    assert any(re.match(r"held-out \S+; [\d,]+ char/s", line) for line in lines), lines
+    steps = [line for line in lines if line.startswith(("step ", "held-out"))]
+    assert max(map(len, steps)) <= 40
 
 
 # ------------------------------------------------------------------------------------- model

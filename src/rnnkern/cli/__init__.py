@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     -------
     int
         0; 1 after an error in the input, in a file, in standard output or of memory, reported
-        in one line; 130 after Ctrl-C. Errors in the arguments themselves raise
-        ``SystemExit(2)``, as argparse does.
+        in one line; 130 after Ctrl-C and 143 after SIGTERM (``train`` saves the run before); 141
+        if standard output is a pipe that its reader has closed, as in ``rnnkern sample | head``.
+        Errors in the arguments themselves raise ``SystemExit(2)``, as argparse does.
 
     Examples
     --------
@@ -50,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
                 return int(args.run(args))
         finally:
             _flush()
+    except BrokenPipeError:
+        return train.exit_status(signal.SIGPIPE)
     except (CharLMError, files.FileError, MemoryError, OSError) as error:
         unnamed = isinstance(error, OSError) and error.filename is None  # files are named
         text = f"standard output: {error}" if unnamed else error
@@ -57,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"rnnkern {args.command}: interrupted", file=sys.stderr)
-        return train.INTERRUPTED
+        return train.exit_status(signal.SIGINT)
 
 
 def _flush() -> None:

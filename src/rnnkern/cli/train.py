@@ -25,7 +25,8 @@ from .text import CharLMError, Corpus, read_texts, stdlib_texts
 STEPS = 800  # without --steps and --seconds
 PRINT_EVERY = 3.0  # seconds, where there is no terminal for a progress bar
 RUNNING = 50  # steps in running means
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that end a run, which is saved first
+NARROW = 80  # columns; a terminal with fewer gets two short lines without a bar
 
 
 def train(args: argparse.Namespace) -> int:
@@ -104,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
         flush=True,
     )
     try:
-        interrupted = _loop(trainer, steps, args.seconds, args.save_every, path)
+        ended_by = _loop(trainer, steps, args.seconds, args.save_every, path)
     except OSError:  # standard output is a closed pipe or on a full disk
         trainer.save(path)
         raise
@@ -118,9 +119,9 @@ def _run(args: argparse.Namespace) -> int:
         + (f"; {skipped} steps skipped, not finite" if skipped else "")
         + f"; {path} and {picture} written"
     )
-    if interrupted:
+    if ended_by:
         print(f"interrupted at step {done}; --resume goes on", flush=True)
-        return INTERRUPTED
+        return exit_status(ended_by)
     seed = trainer.settings.seed
     print("\nA sample:\n")
     _write_sample(trainer.model, path, "def ", 400, 0.8, seed)
@@ -129,26 +130,31 @@ def _run(args: argparse.Namespace) -> int:
 
 def _loop(
     trainer: Trainer, steps: int | None, seconds: float | None, save_every: int, path: Path
-) -> bool:
-    """Train until `steps` or `seconds` are up; True where Ctrl-C came first."""
+) -> int:
+    """Train until `steps` or `seconds` are up; the signal that came first, if one did, or 0."""
     progress = _extra("rich.progress")
     terminal = sys.stdout.isatty()
-    interrupted = False
+    narrow = terminal and _extra("rich.console").Console().width < NARROW
+    ended_by = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        signal.signal(signal.SIGINT, before)  # a second Ctrl-C does not wait
+        nonlocal ended_by
+        ended_by = number
+        restore()  # a second signal does not wait
 
-    before = signal.signal(signal.SIGINT, stop)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     begin, first = time.perf_counter(), len(trainer.history)
     shown = begin
     try:
         with progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=12),
+            *(() if narrow else (progress.BarColumn(bar_width=12),)),
             progress.TaskProgressColumn(),
-            progress.TimeRemainingColumn(),
+            *(() if narrow else (progress.TimeRemainingColumn(),)),
             disable=not terminal,
         ) as bar:
             task = bar.add_task("", total=1.0)
@@ -160,13 +166,13 @@ def _loop(
                     (now - begin) / seconds if seconds else 0.0,
                 )
                 if terminal or now - shown >= PRINT_EVERY or done == first + 1 or share >= 1:
-                    lines = _status(trainer, (done - first) / (now - begin))
+                    lines = _status(trainer, (done - first) / (now - begin), narrow)
                     shown = now
                     bar.update(task, completed=min(share, 1.0), description="\n".join(lines))
                     if not terminal:
                         print("; ".join(lines), flush=True)
-                if share >= 1 or interrupted:
-                    return interrupted
+                if share >= 1 or ended_by:
+                    return ended_by
                 if done % save_every == 0:
                     try:
                         trainer.save(path)
@@ -175,14 +181,27 @@ def _loop(
                         with suppress(OSError):  # standard error may be on the same full disk
                             print(text, file=sys.stderr, flush=True)
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
-def _status(trainer: Trainer, steps_a_second: float) -> tuple[str, str]:
-    """Say where the run is, in two lines that leave room for a bar in 80 columns."""
+def exit_status(number: int) -> int:
+    """What shells report of a process that this signal ended."""
+    return 128 + number
+
+
+def _status(trainer: Trainer, steps_a_second: float, narrow: bool) -> tuple[str, str]:
+    """Say where the run is, in two lines that leave room for a bar in 80 columns.
+
+    In 40 columns (`narrow`) they leave room for a percentage.
+    """
     bits, norm, scale, _ = np.array(trainer.history[-RUNNING:]).T
     held_out = f"{trainer.held_out[-1][1]:.2f}" if trainer.held_out else "-"
     speed = steps_a_second * trainer.settings.batch * trainer.settings.length
+    if narrow:
+        return (
+            f"step {len(trainer.history)}: {bits.mean():.2f} bits/char",
+            f"held-out {held_out}; {speed:,.0f} char/s",
+        )
     loss = f"{bits[-1]:.2f} bits/char, mean {bits.mean():.2f}, held-out {held_out}"
     return (
         f"step {len(trainer.history)}: {loss}",

@@ -1,0 +1,8 @@
+"""``python -m rnnkern``: the command ``rnnkern``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
