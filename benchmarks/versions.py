@@ -1,27 +1,33 @@
-"""Two versions of rnnkern on the grids of `peers.py`: what a change costs or gains.
+"""Two versions of rnnkern on the grids of `peers.py`: what a change costs or gains, and its bits.
 
-Each version runs in a process of its own, in the interpreter where it is installed; the processes
-take turns, so that both see the machine at the same speed. No library but NumPy is needed::
+A version is a commit, which is built and installed in a virtual environment of its own, or an
+interpreter where it is installed. Each version runs in a process of its own; the processes take
+turns, so that both see the machine at the same speed. The report also says in which cases the
+results of the two differ by a bit::
 
-    python benchmarks/versions.py --old old/venv/bin/python
+    python benchmarks/versions.py --old main --new HEAD
     python benchmarks/versions.py --old old/venv/bin/python --grid step --rounds 20
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from cases import GRIDS, Case, all_cases, quick_cases, selected
-from contenders import Call, Rnnkern, problem_of
-from machine import commit, environment, facts, pin
+from contenders import Arrays, Call, Rnnkern, problem_of
+from machine import ROOT, commit, environment, facts, pin
 from report import duration, facts_lines, table
 from timing import batch_size, turn
 
@@ -38,16 +44,52 @@ def serve(threads: int) -> None:
     cases = {case.name: case for case in [*all_cases(), *quick_cases()]}
     call: Call | None = None
     batch = 0
-    source = commit(Path(rk.__file__).parent)
+    folder = Path(rk.__file__).parent
+    source = None if "site-packages" in folder.parts else commit(folder)
     print(json.dumps(f"{rk.__version__}" + (f" ({source})" if source else "")), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if name := request.get("case"):
             call = contender.prepare(problem_of(cases[name]))
+            found = call.read(call.run())
             batch = batch_size(call)
-            print(json.dumps(batch), flush=True)
+            print(json.dumps(digest(found)), flush=True)
         elif call:
             print(json.dumps(turn(call, batch, request["seconds"])), flush=True)
+
+
+def digest(arrays: Arrays) -> str:
+    """What two versions are compared by: a hash of the results of a case."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(name.encode() + arrays[name].tobytes())
+    return found.hexdigest()
+
+
+def interpreter_of(version: str, builds: Path) -> str:
+    """The interpreter that has a version: `version` itself, or the one made for a commit."""
+    if found := shutil.which(version):
+        return found
+    git = ["git", "-C", str(ROOT)]
+    command = [*git, "rev-parse", "--verify", "--quiet", version + "^{commit}"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode:
+        sys.exit(f"versions: expected an interpreter or a commit, got {version!r}")
+    name = asked.stdout.strip()[:12]
+    home = builds / name
+    python = home / "bin" / "python"
+    if not (home / "built").exists():
+        print(f"building {name} in {home}: some minutes", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+        with tempfile.TemporaryDirectory() as source:
+            archive = Path(source) / "source.tar"
+            subprocess.run([*git, "archive", "--output", archive, name], check=True)
+            with tarfile.open(archive) as packed:
+                packed.extractall(source)
+            archive.unlink()
+            subprocess.run([python, "-m", "pip", "install", "--quiet", source], check=True)
+        (home / "built").touch()  # last: a build that was interrupted is made anew
+    return str(python)
 
 
 class Version:
@@ -82,25 +124,27 @@ class Version:
         self._process.wait()
 
 
-def medians(case: Case, versions: list[Version], rounds: int, seconds: float) -> list[float]:
-    for version in versions:
-        version.ask(case=case.name)
+def medians(
+    case: Case, versions: list[Version], rounds: int, seconds: float
+) -> tuple[list[float], bool]:
+    """Each version's median seconds, and whether both have the same bits."""
+    digests = {version.ask(case=case.name) for version in versions}
     times: list[list[float]] = [[] for _ in versions]
     for _ in range(rounds):
         for own, version in zip(times, versions, strict=True):
             own += version.ask(seconds=seconds)
-    return [statistics.median(own) for own in times]
+    return [statistics.median(own) for own in times], len(digests) == 1
 
 
 def measure(case: Case, versions: list[Version], options: argparse.Namespace) -> dict[str, Any]:
     """Old and new seconds; measured again where the new version seems slower."""
     rounds = options.rounds
-    old, new = medians(case, versions, rounds, options.turn)
+    (old, new), same = medians(case, versions, rounds, options.turn)
     if old / new < FLOOR and rounds < REPEATS:
         rounds = REPEATS
-        old, new = medians(case, versions, rounds, options.turn)
-    print(f"{case.name}: {old / new:.3f}", file=sys.stderr)
-    return {"case": case, "old": old, "new": new, "rounds": rounds}
+        (old, new), same = medians(case, versions, rounds, options.turn)
+    print(f"{case.name}: {old / new:.3f}" + ("" if same else ", other bits"), file=sys.stderr)
+    return {"case": case, "old": old, "new": new, "rounds": rounds, "same": same}
 
 
 def lines_of(found: list[dict[str, Any]], threads: int) -> list[str]:
@@ -108,7 +152,8 @@ def lines_of(found: list[dict[str, Any]], threads: int) -> list[str]:
     for row in found:
         ratio = f"{row['old'] / row['new']:.3f}"
         times = [duration(row["old"]), duration(row["new"])]
-        rows.append([row["case"].name, *times, ratio, str(row["rounds"])])
+        bits = "the same" if row["same"] else "others"
+        rows.append([row["case"].name, *times, ratio, str(row["rounds"]), bits])
     logs: dict[str, list[float]] = {}
     for row in found:
         logs.setdefault(row["case"].grid, []).append(math.log(row["old"] / row["new"]))
@@ -122,7 +167,9 @@ def lines_of(found: list[dict[str, Any]], threads: int) -> list[str]:
         "",
         *table(["grid", "cases", "geometric mean of old / new"], means),
         "",
-        *table(["case", "old", "new", "old / new", "rounds"], rows),
+        f"The same bits in {sum(row['same'] for row in found)} of {len(found)} cases.",
+        "",
+        *table(["case", "old", "new", "old / new", "rounds", "bits"], rows),
         "",
     ]
 
@@ -130,8 +177,9 @@ def lines_of(found: list[dict[str, Any]], threads: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     add = parser.add_argument
-    add("--old", help="the interpreter where the old version is installed")
+    add("--old", help="a commit, or the interpreter where the old version is installed")
     add("--new", default=sys.executable, help="the same of the new one (this interpreter)")
+    add("--builds", type=Path, help="folder for commits' environments (builds in that of --out)")
     add("--quick", action="store_true", help="one tiny case a grid, two rounds")
     add("--grid", action="append", default=[], choices=GRIDS, help="only this one; repeatable")
     add("--only", nargs="+", default=[], metavar="TEXT", help="only cases of such names")
@@ -145,14 +193,17 @@ def main() -> None:
         serve(options.serve)
         return
     if not options.old:
-        parser.error("--old: expected an interpreter, got none")
+        parser.error("--old: expected a commit or an interpreter, got none")
+    builds = (options.builds or options.out / "builds").absolute()
+    interpreters = [interpreter_of(version, builds) for version in (options.old, options.new)]
     options.rounds = options.rounds or (2 if options.quick else 5)
     chosen = selected(quick_cases() if options.quick else all_cases(), options.grid, options.only)
     lines: list[str] = []
     names: dict[str, str] = {}
     for threads in options.threads or [1]:
-        versions = [Version(python, threads) for python in (options.old, options.new)]
-        names = {what: v.name for what, v in zip(("old", "new"), versions, strict=True)}
+        versions = [Version(python, threads) for python in interpreters]
+        given = zip(("old", "new"), (options.old, options.new), versions, strict=True)
+        names = {what: f"{version}: {process.name}" for what, version, process in given}
         found = [measure(case, versions, options) for case in chosen]
         for version in versions:
             version.close()
