@@ -1,6 +1,7 @@
 // Threads, instruction sets, what was built, and the activations for tests.
 #include <pybind11/stl.h>
 
+#include "../core/threads/cores.h"
 #include "../core/threads/runtime.h"
 #include "layer.h"
 #include "unlocked.h"
@@ -62,6 +63,7 @@ void bind_runtime(py::module_& m) {
   m.def("chosen_num_threads", &chosen_threads);
   m.def("is_forked_child", [] { return forks() > 0; });
   m.def("set_num_threads", &set_threads, py::arg("n"));
+  m.def("set_usable_cores", &set_usable_cores, py::arg("n"));
   m.def("release_memory", &release_cached);
   m.def(
       "activation",

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from . import _core
 from .checks import integer
+from .machine import usable_cores
 
 __all__ = [
     "Info",
@@ -72,7 +73,11 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Return how many threads a call may use: what was set, else what OpenMP says.
+    """Return how many threads a call may use: what was set, else what the machine has room for.
+
+    Without `set_num_threads` this is OpenMP's number if ``OMP_NUM_THREADS``, the program or
+    threadpoolctl has set it. Otherwise it is the number of physical cores in the affinity mask of
+    the process, or less if the container's CPU quota (cgroup v1 or v2) grants less time.
 
     Returns
     -------
@@ -228,7 +233,9 @@ def _use(name: str) -> None:
 
 
 def _from_environment() -> None:
-    """Apply RNNKERN_ISA; called once, on import."""
+    """Apply RNNKERN_ISA, and find the number of threads; called once, on import."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        _core.set_usable_cores(usable_cores() or 0)
     name = os.environ.get("RNNKERN_ISA")
     if name:
         try:

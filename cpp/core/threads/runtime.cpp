@@ -1,5 +1,7 @@
 #include "threads/runtime.h"
 
+#include "threads/cores.h"
+
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -23,7 +25,9 @@ namespace rnnkern {
 namespace {
 
 std::atomic<int> chosen{0};
-std::atomic<int> choices{0};  // how often the program chose
+std::atomic<int> usable_cores{0};  // 0: not known
+std::atomic<int> logical_cpus{0};  // what OpenMP said then
+std::atomic<int> choices{0};       // how often the program chose
 
 // GNU OpenMP's pool does not survive fork: a child that asked for it would wait for ever.
 std::atomic<int> fork_count{0};
@@ -102,8 +106,15 @@ int startable_threads(int n) {
 
 int threads() {
   if (forks() > 0) return 1;
-  const int n = chosen_threads();
-  return std::min(n > 0 ? n : omp_get_max_threads(), kMostThreads);
+  if (const int n = chosen_threads(); n > 0) return std::min(n, kMostThreads);
+  const int most = omp_get_max_threads(), cores = usable_cores.load(std::memory_order_relaxed);
+  const bool told = cores == 0 || most != logical_cpus.load(std::memory_order_relaxed);
+  return std::min(told ? most : std::min(cores, most), kMostThreads);
+}
+
+void set_usable_cores(int n) {
+  logical_cpus.store(omp_get_max_threads(), std::memory_order_relaxed);
+  usable_cores.store(n, std::memory_order_relaxed);
 }
 
 int forks() { return fork_count.load(std::memory_order_relaxed); }

@@ -1,0 +1,97 @@
+"""How many threads the machine has room for: physical cores, affinity, a container's quota."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+__all__ = ["physical_cores", "quota", "usable_cores"]
+
+
+def usable_cores(root: Path = Path("/")) -> int | None:
+    """Return how many threads can compute at the same time at full speed.
+
+    The physical cores that the process may use, or fewer where a control group limits its time. Two
+    threads of one core share its arithmetic units, which one thread of the kernels keeps busy.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that has ``proc`` and ``sys``.
+
+    Returns
+    -------
+    int or None
+        At least 1; None where the system does not say.
+    """
+    try:
+        allowed = os.sched_getaffinity(0)
+    except (AttributeError, OSError):  # not on this system
+        return None
+    cores = physical_cores(allowed, root)
+    most = quota(root)
+    # Rounded down: threads that meet at barriers all wait for one whose time is used up.
+    return cores if most is None else max(1, min(cores, int(most)))
+
+
+def physical_cores(allowed: set[int], root: Path = Path("/")) -> int:
+    """Count the physical cores that these logical CPUs belong to.
+
+    A CPU whose siblings the system does not name counts as a core of its own.
+    """
+    cores = set()
+    for cpu in allowed:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        siblings = _read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list")
+        cores.add(siblings or str(cpu))
+    return max(1, len(cores))
+
+
+def quota(root: Path = Path("/")) -> float | None:
+    """Return how many CPUs' time the process's control groups grant it; None for no limit.
+
+    Each group and all those above it limit the process, so the smallest limit counts. A limit of
+    zero, and one that cannot be read, counts as none.
+    """
+    limits = [limit for text in _limits(root) if (limit := _ratio(*text)) is not None]
+    return min(limits, default=None)
+
+
+def _limits(root: Path) -> Iterator[tuple[str, str]]:
+    """The texts of quota and period of all groups of this process, cgroup v2 and v1."""
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0" and not controllers:
+            for folder in _upward(root / "sys/fs/cgroup", group):
+                limit, _, period = (_read(folder / "cpu.max") or "").partition(" ")
+                yield limit, period
+        elif "cpu" in controllers.split(","):
+            # One of the two names is a link to the other, or is there alone.
+            for name in dict.fromkeys((controllers, "cpu")):
+                for folder in _upward(root / "sys/fs/cgroup" / name, group):
+                    limit = _read(folder / "cpu.cfs_quota_us") or ""
+                    yield limit, _read(folder / "cpu.cfs_period_us") or ""
+
+
+def _upward(mount: Path, group: str) -> Iterator[Path]:
+    """The folder of a group and those above it, up to the mount, which a container sees alone."""
+    parts = [part for part in PurePosixPath(group).parts if part not in ("/", "..")]
+    for count in range(len(parts), -1, -1):
+        yield mount.joinpath(*parts[:count])
+
+
+def _ratio(limit: str, period: str) -> float | None:
+    try:
+        ratio = int(limit) / int(period)
+    except (ValueError, ZeroDivisionError, OverflowError):  # "max", or nothing
+        return None
+    return ratio if ratio > 0 else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return None
