@@ -187,6 +187,7 @@ LATER = {
     "modules": ["Embedding", "Linear", "ModuleGradients", "cross_entropy"],
     "optim": ["SGD", "Adam", "AdamW", "RMSprop", "Step"],
     "reference": [],
+    "schedules": [],
     "truncated": ["Window", "truncated_bptt"],
     "weights": ["from_state_dict"],
 }

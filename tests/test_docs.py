@@ -19,7 +19,7 @@ import pytest
 from helpers import BRIDGES
 
 import rnnkern as rk
-from rnnkern import diagnose, files, reference
+from rnnkern import diagnose, files, reference, schedules
 from rnnkern.layers import LAYERS, _Layer
 
 MODULES = [
@@ -32,7 +32,8 @@ MODULES = [
 def public():
     """The public functions and classes, with their methods and properties, by name."""
     exported = [getattr(rk, name) for name in rk.__all__ if name != "__version__"]
-    exported += [getattr(m, name) for m in (diagnose, files, reference) for name in m.__all__]
+    modules = (diagnose, files, reference, schedules)
+    exported += [getattr(module, name) for module in modules for name in module.__all__]
     found = {}
     for thing in exported:
         if not (inspect.isfunction(thing) or inspect.isclass(thing)):

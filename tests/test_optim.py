@@ -1027,8 +1027,16 @@ CONSTRUCTION = [
     (lambda: rk.SGD({"w": W}, -0.1), ValueError, r"lr: expected a finite number >= 0, got -0.1"),
     (lambda: rk.Adam({"w": W}, math.nan), ValueError, "lr: .* got nan"),
     (lambda: rk.Adam({"w": W}, math.inf), ValueError, "lr: .* got inf"),
-    (lambda: rk.Adam({"w": W}, "fast"), TypeError, "lr: expected a number, got str"),
-    (lambda: rk.Adam({"w": W}, True), TypeError, "lr: expected a number, got bool"),
+    (
+        lambda: rk.Adam({"w": W}, "fast"),
+        TypeError,
+        "lr: expected a number or a function of the step, got str",
+    ),
+    (
+        lambda: rk.Adam({"w": W}, True),
+        TypeError,
+        "lr: expected a number or a function of the step, got bool",
+    ),
     (lambda: rk.SGD({"w": W}, 0.1, momentum=1.0), ValueError, "momentum: .* >= 0 and < 1, got 1.0"),
     (lambda: rk.SGD({"w": W}, 0.1, nesterov=True), ValueError, "nesterov: .* without momentum"),
     (lambda: rk.SGD({"w": W}, 0.1, nesterov=1), TypeError, "nesterov: expected True or False, got"),

@@ -85,6 +85,7 @@ _LATER = {
     "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
     "reference": (),
     "saved": ("load",),
+    "schedules": (),
     "truncated": ("Window", "truncated_bptt"),
     "weights": ("from_state_dict",),
 }
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from . import diagnose as diagnose
     from . import files as files
     from . import reference as reference
+    from . import schedules as schedules
     from .modules import Embedding, Linear, ModuleGradients, cross_entropy
     from .optim import SGD, Adam, AdamW, RMSprop, Step
     from .saved import load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from .checks import array as checked
 from .checks import group_name, integer, number, received, viewed
 from .layers import ParameterGradients
 from .pickles import reduced
+from .schedules import _Schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,6 +29,7 @@ __all__ = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
 
 Array = NDArray[Any]
 Params: TypeAlias = Mapping[str, Array]
+Rate: TypeAlias = float | Callable[[int], float]
 Penalty: TypeAlias = float | Mapping[str, float]  # of all parameters, or by glob pattern
 
 
@@ -142,7 +145,7 @@ class _Optimizer:
     def __init__(
         self,
         params: Groups,
-        lr: float,
+        lr: Rate,
         l1: Penalty,
         l2: Penalty,
         ensemble: int | None,
@@ -226,17 +229,37 @@ class _Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate, at least 0; may be set between steps."""
-        return self._lr
+        """The learning rate of the next step, at least 0.
+
+        May be set between steps, to a number or to a schedule.
+        """
+        lr = self._lr
+        return _number("lr", lr(self._calls()), most=self._most) if callable(lr) else lr
 
     @lr.setter
-    def lr(self, lr: float) -> None:
-        self._lr = _number("lr", lr, most=self._most)
+    def lr(self, lr: Rate) -> None:
+        if callable(lr) and not isinstance(lr, type):
+            _number("lr", lr(self._calls()), most=self._most)
+            self._lr: Rate = lr
+        else:
+            kind = "a number or a function of the step"
+            self._lr = _number("lr", lr, most=self._most, kind=kind)
+
+    @property
+    def schedule(self) -> Callable[[int], float] | None:
+        """The schedule that the learning rate comes from, if any."""
+        return self._lr if callable(self._lr) else None
 
     @property
     def skipped(self) -> Any:
         """How many steps were skipped, for the reasons that `Step.applied` lists."""
         return int(self._skipped) if self.ensemble is None else self._skipped.copy()
+
+    def _calls(self) -> int:
+        """How many steps have been, applied or skipped: as many for each member."""
+        counters = (self._step, self._skipped)
+        steps, skipped = (counter.reshape(-1).tolist() for counter in counters)
+        return int(max(map(add, steps, skipped)))
 
     def _params(self) -> list[Params]:
         """The groups' dicts as they are now."""
@@ -302,6 +325,7 @@ class _Optimizer:
         """
         if max_norm is not None:
             max_norm = _number("max_norm", max_norm, above=True)
+        lr = self.lr
         given = self._of_groups(grads)
         measured = [isinstance(g, MAPPINGS) for g in given]  # anew
         gradients = self._arrays(
@@ -353,7 +377,6 @@ class _Optimizer:
             (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2, slot.weight_decay)
             for slot, parameter, gradient in zip(self._slots, parameters, gradients, strict=True)
         ]
-        lr = self._lr
         update: Callable[..., list[bool]] = partial(
             _core.optimizer_step, self._kind, arrays, self._step, lr=lr, **self._rule()
         )
@@ -455,7 +478,10 @@ class _Optimizer:
             of an ensemble (E,)), and the moments, under names such as ``enc.weight_ih_l0.first``:
             the group's name, the parameter's, and ``first`` (velocity or first moment) or
             ``second`` (second moment). The groups of a list are ``0``, ``1`` and so on, a single
-            one is ``0``. A tied parameter's moments are under its first name. No hyper-parameters.
+            one is ``0``. A tied parameter's moments are under its first name. The settings of a
+            schedule are under its name, such as ``adam.lr.cosine``, and what a `Plateau` has been
+            told under ``adam.lr.plateau.reports``; a plain function has nothing here, and there
+            are no other hyper-parameters.
 
         Examples
         --------
@@ -482,14 +508,15 @@ class _Optimizer:
         ----------
         state : dict of str to ndarray
             From `state_dict`, of an optimizer of the same rule over groups and parameters of the
-            same names, shapes and dtypes.
+            same names, shapes and dtypes, with the same schedule if any. To go on with another
+            schedule, set `lr` afterwards.
 
         Raises
         ------
         TypeError, ValueError
-            If the rule, a name, a dtype or a shape is not this optimizer's, a moment is not finite,
-            or a second moment or a counter is negative; the message names it. Nothing has been
-            written then.
+            If the rule, a schedule's setting, a name, a dtype or a shape is not this optimizer's, a
+            moment is not finite, or a second moment or a counter is negative; the message names it.
+            Nothing has been written then.
 
         Examples
         --------
@@ -509,12 +536,15 @@ class _Optimizer:
                     f"state: expected one of {type(self).__name__}, got one of {rules[0]}"
                 )
         _check_names("state", state, own)
-        new = {}
+        new, schedule = {}, self._lr if isinstance(self._lr, _Schedule) else None
         for name, kept in own.items():
             text, given = f"state[{name!r}]", state[name]
             if (found := viewed(text, given)) is not None:
                 given = found.view(np.ndarray)  # whose shape and dtype no one else can change
             new[name] = array = np.array(checked(text, given, kept.dtype, kept.shape), order="C")
+            if schedule is not None and name.startswith(self._of_schedule):
+                schedule._check(name.removeprefix(self._of_schedule), text, array)
+                continue
             if name in self._counters:
                 expected, fits = "counters from 0 to 2**62", (array >= 0) & (array <= MOST_STEPS)
             elif name.endswith(".second"):
@@ -530,6 +560,8 @@ class _Optimizer:
         # Signals are not served between plain assignments: all of it changes, or nothing.
         step, skipped = self._counters
         self._slots, self._step, self._skipped = slots, new[step], new[skipped]
+        if schedule is not None:
+            schedule._resume({n.removeprefix(self._of_schedule): a for n, a in new.items()})
 
     def __repr__(self) -> str:
         counts = [f"{len(names)} arrays" for names in self._names]
@@ -549,10 +581,11 @@ class _Optimizer:
         return reduced(self, vars(self).copy())
 
     def __copy__(self) -> Self:
-        """An optimizer of the same parameters with moments and counters of its own."""
+        """An optimizer of the same parameters with moments, counters and schedule of its own."""
         one = object.__new__(type(self))
         vars(one).update(vars(self))
         one._step, one._skipped = self._step.copy(), self._skipped.copy()
+        one._lr = copy.copy(self._lr)  # it may count
         one._slots = [
             replace(
                 slot,
@@ -578,11 +611,20 @@ class _Optimizer:
     def _state(self) -> dict[str, Array]:
         """The counters, and the moments themselves."""
         state = dict(zip(self._counters, (self._step, self._skipped), strict=True))
+        state |= self._schedule_state()
         for slot in self._slots:
             for moment, array in (("first", slot.first), ("second", slot.second)):
                 if array is not None:
                     state[slot.key(moment)] = array
         return state
+
+    def _schedule_state(self) -> dict[str, Array]:
+        own = self._lr._state() if isinstance(self._lr, _Schedule) else {}
+        return {self._of_schedule + name: array for name, array in own.items()}
+
+    @property
+    def _of_schedule(self) -> str:
+        return f"{self._kind}.lr."
 
     @property
     def _counters(self) -> tuple[str, str]:
@@ -626,8 +668,11 @@ class SGD(_Optimizer):
         groups, and `step` takes a dict with the same names; a list makes groups "0", "1" and so on.
         The same array may be at several places (see Notes); arrays that overlap in any other way
         are refused.
-    lr : float
-        Learning rate, at least 0; see also the attribute.
+    lr : float or callable
+        Learning rate, at least 0; see also the attribute. Or a schedule, such as
+        ``rk.schedules.Cosine(1e-3, steps=1000)``, or any function of the step, from 0: the number
+        of calls of `step` before this one, skipped ones included (of an ensemble, the same for each
+        member).
     momentum : float
         From 0 to below 1.
     nesterov : bool
@@ -692,7 +737,7 @@ class SGD(_Optimizer):
     def __init__(
         self,
         params: Groups,
-        lr: float,
+        lr: Rate,
         momentum: float = 0.0,
         nesterov: bool = False,
         *,
@@ -754,7 +799,7 @@ class RMSprop(_Optimizer):
     def __init__(
         self,
         params: Groups,
-        lr: float = 1e-2,
+        lr: Rate = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
         momentum: float = 0.0,
@@ -817,7 +862,7 @@ class Adam(_Optimizer):
     def __init__(
         self,
         params: Groups,
-        lr: float = 1e-3,
+        lr: Rate = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         *,
@@ -885,7 +930,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: Groups,
-        lr: float = 1e-3,
+        lr: Rate = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: Penalty = 1e-2,
@@ -958,6 +1003,7 @@ def _number(
     above: bool = False,
     below: float = math.inf,
     most: float = math.inf,
+    kind: str = "a number",
 ) -> float:
     """A finite number of at least `least`, or `above` it, below `below` and of at most `most`."""
 
@@ -969,7 +1015,7 @@ def _number(
     bounds = f"a finite number {'>' if above else '>='} {least:.3g}"
     bounds += f" and < {below:.3g}" if below < math.inf else ""
     bounds += f" and <= {most:.3g}" if most < math.inf else ""
-    return number(name, value, bounds, fits)
+    return number(name, value, bounds, fits, kind)
 
 
 def _strengths(name: str, penalty: Penalty, places: list[_Place], most: float) -> list[float]:
