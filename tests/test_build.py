@@ -182,12 +182,16 @@ def test_layers_do_without_the_reference():
 
 
 LATER = {
+    "batches": ["Batch", "Batches"],
     "diagnose": [],
     "files": [],
     "modules": ["Embedding", "Linear", "ModuleGradients", "cross_entropy"],
+    "model": ["num_parameters"],
     "optim": ["SGD", "Adam", "AdamW", "RMSprop", "Step"],
     "reference": [],
+    "saved": ["load", "restore", "save"],
     "schedules": [],
+    "stopping": ["EarlyStopping"],
     "truncated": ["Window", "truncated_bptt"],
     "weights": ["from_state_dict"],
 }

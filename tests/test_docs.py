@@ -80,7 +80,7 @@ def is_record(thing):
 # Classes whose objects the caller is handed; the others' the caller constructs. The reference
 # describes its own in comments.
 HANDED = {
-    *("EnsembleGradients", "Gradients", "ModuleGradients", "ParameterGradients"),
+    *("Batch", "EnsembleGradients", "Gradients", "ModuleGradients", "ParameterGradients"),
     *("ModuleTape", "Step", "Stream", "Tape", "Trace", "Window"),
     *("Block", "Flow", "Report", "Saturation", "Spec"),
 }

@@ -44,7 +44,10 @@ __all__ = [
     "SLSTM",
     "Adam",
     "AdamW",
+    "Batch",
+    "Batches",
     "Clip",
+    "EarlyStopping",
     "Embedding",
     "EnsembleGradients",
     "Frozen",
@@ -70,8 +73,11 @@ __all__ = [
     "get_num_threads",
     "info",
     "load",
+    "num_parameters",
     "num_threads",
     "release_memory",
+    "restore",
+    "save",
     "set_num_threads",
     "truncated_bptt",
 ]
@@ -79,13 +85,16 @@ __all__ = [
 # What inference does without is imported when first asked for: a program that only infers starts
 # sooner.
 _LATER = {
+    "batches": ("Batch", "Batches"),
     "diagnose": (),
     "files": (),
     "modules": ("Embedding", "Linear", "ModuleGradients", "cross_entropy"),
+    "model": ("num_parameters",),
     "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
     "reference": (),
-    "saved": ("load",),
+    "saved": ("load", "restore", "save"),
     "schedules": (),
+    "stopping": ("EarlyStopping",),
     "truncated": ("Window", "truncated_bptt"),
     "weights": ("from_state_dict",),
 }
@@ -94,9 +103,12 @@ if TYPE_CHECKING:
     from . import files as files
     from . import reference as reference
     from . import schedules as schedules
+    from .batches import Batch, Batches
+    from .model import num_parameters
     from .modules import Embedding, Linear, ModuleGradients, cross_entropy
     from .optim import SGD, Adam, AdamW, RMSprop, Step
-    from .saved import load
+    from .saved import load, restore, save
+    from .stopping import EarlyStopping
     from .truncated import Window, truncated_bptt
     from .weights import from_state_dict
 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -208,3 +209,40 @@ class Parametrized:
         False
         """
         return copy.deepcopy(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer or module to a safetensors file, all or nothing, for `rnnkern.load`.
+
+        The arrays have the names of `params`, so PyTorch loads those of an RNN, LSTM or GRU by
+        `load_state_dict`. The metadata holds the class, the sizes, the options and `dropout_state`.
+        `rnnkern.save` makes a file for several layers, modules and optimizers.
+
+        Parameters
+        ----------
+        path : str or path
+            As in `files.save`.
+
+        Raises
+        ------
+        FileError
+            As in `files.save`.
+        OSError
+            The operating system can't write it.
+        TypeError, ValueError
+            If a parameter or the path is not what it must be.
+
+        Examples
+        --------
+        >>> import tempfile, rnnkern as rk
+        >>> gru = rk.GRU(3, 5, 2, dropout=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     gru.save(f"{folder}/gru.safetensors")
+        ...     again = rk.load(f"{folder}/gru.safetensors")
+        >>> again
+        GRU(3, 5, num_layers=2, dropout=0.5)
+        >>> bool((again.params["weight_hh_l1"] == gru.params["weight_hh_l1"]).all())
+        True
+        """
+        from . import files, saved  # here: most programs do without
+
+        files.save(path, self, {saved.KEY: saved.configuration(self)})

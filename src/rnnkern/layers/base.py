@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -578,43 +577,6 @@ class _Layer(Parametrized, Inference[S]):
         check_streamable(self)
         batch_size = size("batch_size", batch_size)
         return self.freeze().stream(batch_size)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the layer to a safetensors file, all or nothing, for `rnnkern.load`.
-
-        The arrays have the names of `params`, so PyTorch loads those of an RNN, LSTM or GRU by
-        `load_state_dict`. The metadata holds the class, the sizes, the options and `dropout_state`.
-        A file for several layers, modules or optimizers is made by `files.save`.
-
-        Parameters
-        ----------
-        path : str or path
-            As in `files.save`.
-
-        Raises
-        ------
-        FileError
-            As in `files.save`.
-        OSError
-            The operating system can't write it.
-        TypeError, ValueError
-            If a parameter or the path is not what it must be.
-
-        Examples
-        --------
-        >>> import tempfile, rnnkern as rk
-        >>> gru = rk.GRU(3, 5, 2, dropout=0.5)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     gru.save(f"{folder}/gru.safetensors")
-        ...     again = rk.load(f"{folder}/gru.safetensors")
-        >>> again
-        GRU(3, 5, num_layers=2, dropout=0.5)
-        >>> bool((again.params["weight_hh_l1"] == gru.params["weight_hh_l1"]).all())
-        True
-        """
-        from .. import files, saved  # here: most programs do without
-
-        files.save(path, self, {saved.KEY: saved.configuration(self)})
 
     def member(self, index: int) -> Self:
         """One member of an ensemble, as a layer alone.
