@@ -299,6 +299,7 @@ def save(
     They go into a new file in the same folder, which takes the old one's place once all of it is
     on the disk: through a crash, a kill or a full disk, `path` holds the old or the new, whole.
     Only a process that is killed on the way leaves its new file there, as ``.rnnkern-*.tmp``.
+    `rnnkern.save` also writes what makes the layers again.
 
     Parameters
     ----------

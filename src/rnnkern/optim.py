@@ -246,7 +246,7 @@ class _Optimizer:
             self._lr = _number("lr", lr, most=self._most, kind=kind)
 
     @property
-    def schedule(self) -> Callable[[int], float] | None:
+    def schedule(self) -> Any:
         """The schedule that the learning rate comes from, if any."""
         return self._lr if callable(self._lr) else None
 
