@@ -129,5 +129,6 @@ void bind_cross_entropy(py::module_& m);
 void bind_embedding(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_runtime(py::module_& m);
+void bind_xla(py::module_& m);
 
 }  // namespace rnnkern

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   rnnkern::bind_cross_entropy(m);
   rnnkern::bind_embedding(m);
   rnnkern::bind_linear(m);
+  rnnkern::bind_xla(m);
 }
