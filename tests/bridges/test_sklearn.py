@@ -476,6 +476,10 @@ def test_targets_and_features_of_any_size_are_learned():
     said = moved.predict([1e6 + 1e3 * x for x in X])
     # The inputs lose 1e-13 of their size in 1e6, the targets in 1e9.
     np.testing.assert_allclose((said - 1e9) / 1e5, plain.predict(X), rtol=1e-6, atol=1e-6)
+    for scale in (1e-300, 1e-200, 1e200, 1e300):  # whose squares float64 can't hold
+        scaled = [scale * x for x in X]
+        said = RNNRegressor(**SMALL, dtype="float64").fit(scaled, scale * y).predict(scaled)
+        np.testing.assert_allclose(said / scale, plain.predict(X), rtol=1e-6, atol=1e-6)
     constant = [np.column_stack([x, np.full(len(x), 0.1)]) for x in X]
     assert np.isfinite(RNNRegressor(**SMALL).fit(constant, y).predict(constant)).all()
 
@@ -672,7 +676,13 @@ REFUSED = {
         "Input X contains NaN",
     ),
     "one dimension": ({}, {"X": np.zeros(4)}, "Expected 2D array, got 1D array"),
-    "four dimensions": ({}, {"X": np.zeros((4, 5, 2, 2))}, "Found array with dim 4"),
+    "four dimensions": (
+        {},
+        {"X": np.zeros((4, 5, 2, 2))},
+        r"X: expected shape \(n, T, I\) or \(n, T\), got \(4, 5, 2, 2\)",
+    ),
+    "a class of one": ({"early_stopping": True}, {"y": [0, 0, 0, 1]}, "only 1 member"),
+    "large numbers": ({"standardize": False}, {"X": X3 + 1e39}, "X: expected values that float32"),
     "no steps": ({}, {"X": np.zeros((4, 0, 2))}, "X: expected at least 1 step of a feature, got"),
     "an empty row": (
         {},
@@ -732,6 +742,41 @@ def test_wrong_arguments_and_parameters_are_named(name):
     options, arguments, message = REFUSED[name]
     with pytest.raises((TypeError, ValueError), match=f"^.*{message}"):
         RNNClassifier(**options).fit(**{"X": X3, "y": Y4} | arguments)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_fit_leaves_the_model_as_it_was(name):
+    """Also where it is refused after features and classes have been read."""
+    options, arguments, message = REFUSED[name]
+    labels = np.array(["odd", "even"] * 4)
+    X = np.random.default_rng(1).normal(size=(8, 3, 7))  # of other features
+    model = RNNClassifier(**SMALL).fit(X, labels)
+    before, said = dict(vars(model)), model.predict(X)
+    given = model.get_params()
+    with pytest.raises((TypeError, ValueError), match=f"^.*{message}"):
+        model.set_params(**options).fit(**{"X": X3, "y": Y4} | arguments)
+    model.set_params(**given)
+    assert vars(model).keys() == before.keys()
+    assert all(vars(model)[name] is before[name] for name in before.keys() - given.keys())
+    assert same(model.predict(X), said)
+    with pytest.raises(NotFittedError):
+        refused = RNNClassifier(**options)
+        with pytest.raises((TypeError, ValueError)):
+            refused.fit(**{"X": X3, "y": Y4} | arguments)
+        refused.predict(X3)
+
+
+def test_an_interrupted_fit_keeps_what_it_has_trained(monkeypatch):
+    model = RNNRegressor(**SMALL, verbose=True)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.print", interrupted)  # after the first epoch
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*problem(RNNRegressor))
+    assert model.n_iter_ == 1
+    assert np.isfinite(model.predict(ROWS)).all()
 
 
 @pytest.mark.parametrize(

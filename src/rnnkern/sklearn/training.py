@@ -172,6 +172,8 @@ class Recurrent(BaseEstimator):
             if lengths is not None:
                 raise ValueError("lengths: expected None with a list of sequences, got an array")
             data = joined("X", items)
+        elif ndim > 3:
+            raise ValueError(f"X: expected shape (n, T, I) or (n, T), got {X.shape}")
         elif not has_columns:
             array = check_array(
                 X, dtype=FLOATS, allow_nd=True, ensure_all_finite=finite, input_name="X"
@@ -235,13 +237,19 @@ class Recurrent(BaseEstimator):
         fresh = not (hasattr(self, "_run") and (part or options["warm_start"]))
         if not fresh:
             self._check_unchanged()
-        data = self._read(X, lengths, reset=fresh)
-        weights = self._weights(sample_weight, len(data.lengths))
-        data, task = self._task(y, data, weights, fresh=fresh, classes=classes, part=part)
-        if fresh:
-            self._begin(data, task, options)
-        epochs = 1 if part else options["max_epochs"]
-        self._train(data, task, epochs, options, stop=options["early_stopping"] and not part)
+        before = dict(vars(self))
+        try:
+            data = self._read(X, lengths, reset=fresh)
+            weights = self._weights(sample_weight, len(data.lengths))
+            data, task = self._task(y, data, weights, fresh=fresh, classes=classes, part=part)
+            if fresh:
+                self._begin(data, task, options)
+            epochs = 1 if part else options["max_epochs"]
+            self._train(data, task, epochs, options, stop=options["early_stopping"] and not part)
+        except Exception:  # what was fitted before goes on to predict; Ctrl-C keeps what is trained
+            vars(self).clear()
+            vars(self).update(before)
+            raise
         return self
 
     def _checked(self) -> dict[str, Any]:
@@ -465,11 +473,14 @@ class Recurrent(BaseEstimator):
 
 def _moments(values: Array, weights: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of columns, 1 where a column is constant."""
-    mean = np.average(values, axis=0, weights=weights)
-    deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
+    # Of powers of two, which round nothing, so that no square overflows or vanishes.
+    unit = np.ldexp(1.0, np.frexp(np.abs(values).max(axis=0))[1] - 1)
+    scaled = values / unit
+    mean = np.average(scaled, axis=0, weights=weights)
+    deviation = np.sqrt(np.average((scaled - mean) ** 2, axis=0, weights=weights))
     # That of a constant is the rounding of its mean.
     constant = deviation <= 10 * np.finfo(np.float64).eps * np.abs(mean)
-    return mean, np.where(constant, 1.0, deviation)
+    return mean * unit, np.where(constant, 1.0, deviation * unit)
 
 
 def _kept(value: Any) -> Any:
