@@ -225,7 +225,9 @@ def _converted(name: str, spec: Spec, wanted: DType | None) -> Spec:
     """What an array is read as."""
     halves = spec.dtype in HALVES.values()
     fits = spec.dtype in CODES or (halves and wanted is not None)
-    hint = "dtype= converts it" if halves else "prefix= leaves others out"
+    hint = (
+        "dtype= of files.load converts it" if halves else "prefix= of files.load leaves others out"
+    )
     got = f"{_shown(spec.dtype)} ({hint})"
     _check(fits, f"{name!r} as float32, float64 or int64", got)
     return spec if wanted is None or spec.dtype.kind == "i" else Spec(wanted, spec.shape)

@@ -736,6 +736,19 @@ def test_other_platforms_are_refused():
             ValueError,
             "lengths: expected None with unbatched x, got an array",
         ),
+        ({"lengths": [1.0] * B}, TypeError, "lengths: expected an array of integers, got one of f"),
+        ({"lengths": [2**70] * B}, TypeError, "lengths: expected an array of integers, got one of"),
+        ({"lengths": [1] * (B + 1)}, ValueError, r"lengths: expected shape \(4,\), got \(5,\)"),
+        (
+            {"params": {"weight_ih_l0": "many"}},
+            TypeError,
+            r"params\['weight_ih_l0'\]: expected an array of float32 or float64, got str",
+        ),
+        (
+            {"params": {"weight_ih_l0": None}},
+            TypeError,
+            r"params\['weight_ih_l0'\]: expected an array of float32 or float64, got NoneType",
+        ),
         ({"mask": np.ones((T, B))}, TypeError, "mask: expected an array of booleans, got one of"),
         (
             {"mask": np.ones((B, T), bool)},
@@ -800,6 +813,42 @@ def test_values_that_a_program_meets_are_its_error():
     ):
         jax.block_until_ready(jax.jit(rkj.gru)(params, x, lengths=jnp.array([9, 1, 2, 3])))
     equal(jax.jit(rkj.gru)(params, x), rkj.gru(params, x))  # and the next call is none the worse
+
+
+@pytest.mark.parametrize("kind", ["list", "int64", "uint64", "array"])
+@pytest.mark.parametrize("beyond", [2**31, 2**32 + 3, 2**63 - 1])
+def test_lengths_beyond_32_bits_are_not_others(kind, beyond):
+    lengths = [beyond, 1, 2, 3]
+    with jax.enable_x64(kind == "array"):
+        if kind == "array":
+            lengths = jnp.array(lengths)
+        elif kind != "list":
+            lengths = np.array(lengths, kind)
+        # The call itself runs this program or another thread does: JAX has an error for each.
+        with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="from 0 to T = 6, got"):
+            jax.block_until_ready(rkj.gru(drawn("gru"), normal(T, B, I), lengths=lengths))
+
+
+def test_calls_run_without_jit():
+    """Under `jax.disable_jit`, which helps to find errors."""
+    params, x = drawn("gru"), normal(T, B, I)
+    loss = scalar(rkj.gru)
+    each = jax.vmap(jax.grad(loss), (0, None))  # an ensemble, whose lengths are its rows' own
+    several = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    want = rkj.gru(params, x), jax.grad(loss)(params, x), each(several, x)
+    with jax.disable_jit():
+        equal((rkj.gru(params, x), jax.grad(loss)(params, x), each(several, x)), want)
+
+
+def test_axes_of_no_elements_are_mapped():
+    params = jax.tree.map(lambda p: jnp.zeros((0, *p.shape)), drawn("gru"))
+    x = jnp.zeros((0, T, B, I))
+    for own in ((params, 0, normal(T, B, I), None), (drawn("gru"), None, x, 0), (params, 0, x, 0)):
+        p, axis, x, other = own
+        y, h = jax.vmap(rkj.gru, (axis, other))(p, x)
+        assert (y.shape, h.shape) == ((0, T, B, H), (0, 1, B, H))
+        each = jax.vmap(jax.grad(scalar(rkj.gru), (0, 1)), (axis, other))(p, x)
+        assert all(g.shape[0] == 0 for g in jax.tree.leaves(each))
 
 
 # ---- parameters --------------------------------------------------------------------------------
@@ -898,20 +947,80 @@ for name in want:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_process_ends_while_programs_run():
-    """Nobody waits for their results. JAX then holds the lock that a call of Python needs."""
-    code = """
+def ended(code, **options):
+    """What a process printed that runs this code and ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+MANY = """
 import jax, jax.numpy as jnp, rnnkern.jax as rkj
 params, x = rkj.init(jax.random.key(0), "lstm", 64, 128, 2), jnp.ones((100, 32, 64))
 f = jax.jit(jax.grad(lambda p, x: rkj.lstm(p, x)[0].sum()))
 jax.block_until_ready(f(params, x))
-for _ in range(3):
-    f(params, x * 2)
-print("at the end")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "at the end\n"
-    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_process_ends_while_programs_run():
+    """Nobody waits for their results. JAX then holds the lock that a call of Python needs."""
+    code = MANY + "for _ in range(3): f(params, x * 2)\nprint('at the end')"
+    assert ended(code) == "at the end\n"
+
+
+def test_a_process_ends_while_threads_call():
+    """Threads that go on to call, and meet the refusal."""
+    code = (
+        MANY
+        + """
+import threading, time
+def calls():
+    while True:
+        try:
+            jax.block_until_ready(f(params, x))
+        except Exception as error:
+            assert "rnnkern.jax: calls are refused: Python ends" in str(error)
+            return
+for _ in range(2):
+    threading.Thread(target=calls, daemon=True).start()
+time.sleep(0.2)
+print("at the end", flush=True)
+"""
+    )
+    assert ended(code) == "at the end\n"
+
+
+def test_programs_with_effects_end_before_the_process():
+    code = (
+        MANY
+        + """
+from jax.experimental import io_callback
+@jax.jit
+def g(params, x):
+    y, _ = rkj.lstm(params, x)
+    y, _ = rkj.lstm(params, x + y.mean())
+    io_callback(lambda y: print("written", y.shape, flush=True), None, y)
+g(params, x)
+"""
+    )
+    assert ended(code) == "written (100, 32, 128)\n"
+
+
+def test_calls_at_the_end_of_the_process_are_refused():
+    code = """
+import atexit, jax, jax.numpy as jnp
+def late():
+    try:
+        jax.block_until_ready(rkj.gru(params, jnp.ones((7, 2, 3))))
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        print(error)
+atexit.register(late)  # before the package registers, so it runs later
+import rnnkern.jax as rkj
+params = rkj.init(jax.random.key(0), "gru", 3, 5)
+"""
+    assert ended(code) == "CANCELLED: rnnkern.jax: calls are refused: Python ends\n"
 
 
 def test_without_jax_the_error_names_the_extra():

@@ -759,11 +759,11 @@ def test_a_refused_fit_leaves_the_model_as_it_was(name):
     assert vars(model).keys() == before.keys()
     assert all(vars(model)[name] is before[name] for name in before.keys() - given.keys())
     assert same(model.predict(X), said)
+    unfitted = RNNClassifier(**options)
+    with pytest.raises((TypeError, ValueError)):
+        unfitted.fit(**{"X": X3, "y": Y4} | arguments)
     with pytest.raises(NotFittedError):
-        refused = RNNClassifier(**options)
-        with pytest.raises((TypeError, ValueError)):
-            refused.fit(**{"X": X3, "y": Y4} | arguments)
-        refused.predict(X3)
+        unfitted.predict(X3)
 
 
 def test_an_interrupted_fit_keeps_what_it_has_trained(monkeypatch):

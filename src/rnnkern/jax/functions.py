@@ -53,7 +53,15 @@ def _arrays(params: Any) -> dict[str, Any]:
     if not isinstance(params, Mapping):
         got = type(params).__name__
         raise TypeError(f"params: expected a mapping of names to arrays, got {got}")
-    return {name: a if isinstance(a, jax.Array) else jnp.asarray(a) for name, a in params.items()}
+    found = {}
+    for name, a in params.items():
+        try:
+            found[name] = a if isinstance(a, jax.Array) else jnp.asarray(a)
+        except (TypeError, ValueError) as error:
+            expected = "expected an array of float32 or float64"
+            got = f"got {type(a).__name__} ({error})"
+            raise TypeError(f"params[{name!r}]: {expected}, {got}") from error
+    return found
 
 
 def _layer(cell: CellName, params: dict[str, Any], **options: Any) -> _Layer[Any]:
@@ -165,11 +173,8 @@ def _called(
     if lengths is not None:
         if not rows:
             raise ValueError("lengths: expected None with unbatched x, got an array")
-        given["lengths"] = lengths = jnp.asarray(lengths)
-        if not jnp.issubdtype(lengths.dtype, jnp.integer):
-            raise TypeError(f"lengths: expected an array of integers, got one of {lengths.dtype}")
+        given["lengths"] = lengths = _int32(lengths)
         _check_shape("lengths", lengths, rows)
-        given["lengths"] = lengths.astype(jnp.int32)
         if mask is not None:
             raise ValueError("mask: expected None with lengths, got an array")
     for name, flags in (("mask", mask), ("resets", resets)):
@@ -195,6 +200,18 @@ def _called(
     )
     y, *last = forward_p.bind(x, *states, *given.values(), *own, setup=setup, keep=False)
     return y, last[0] if len(last) == 1 else tuple(last)
+
+
+def _int32(lengths: Any) -> Any:
+    """Lengths as int32; those beyond its ends are its ends, which no T allows."""
+    array = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"lengths: expected an array of integers, got one of {array.dtype}")
+    own, int32 = jnp.iinfo(array.dtype), jnp.iinfo(np.int32)
+    if own.min < int32.min or own.max > int32.max:
+        least, most = max(own.min, int32.min), min(own.max, int32.max)
+        array = (jnp if isinstance(array, jax.Array) else np).clip(array, least, most)
+    return jnp.asarray(array).astype(np.int32)
 
 
 def _states(of: Layer, state: Any, rows: tuple[int, ...]) -> list[Any]:
@@ -299,8 +316,9 @@ def rnn(
     ------
     TypeError, ValueError
         If an argument has another type, dtype or shape than it must; the message names it.
-    jax.errors.JaxRuntimeError
-        If lengths are not from 0 to T, which a compiled program sees when it runs.
+    jax.errors.JaxRuntimeError, ValueError
+        If lengths are not from 0 to T, which a compiled program sees when it runs: JAX raises the
+        first where it waits for results, the second where the call itself runs the program.
     NotImplementedError
         If the call is differentiated twice or in forward mode, or compiled for another platform
         than the CPU.

@@ -47,7 +47,7 @@ def mapped(
     kinds_mapped = {kind for kind, _, is_mapped in front if is_mapped}
     as_members = "parameter" in kinds_mapped or "parameter" in out_kinds
     form: Rows | Members
-    if "seed" in kinds:  # the mask of a row depends on its place
+    if "seed" in kinds or not size:  # the mask of a row depends on its place
         return _one_by_one(bound(setup), front, out_kinds)
     if not as_members:
         form = Rows(setup, unbatched, size)

@@ -88,7 +88,13 @@ def _compiled(primitive: Primitive) -> Callable[..., Any]:
     def program(**params: Any) -> Any:
         return jax.jit(lambda *operands: primitive.bind(*operands, **params))
 
-    return lambda *operands, **params: program(**params)(*operands)
+    def evaluate(*operands: Any, **params: Any) -> Any:
+        if jax.config.jax_disable_jit:  # whose programs call this again
+            with jax.disable_jit(False):
+                return program(**params)(*operands)
+        return program(**params)(*operands)
+
+    return evaluate
 
 
 forward_p.def_impl(_compiled(forward_p))

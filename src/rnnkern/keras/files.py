@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -241,11 +242,18 @@ class ModelFile:
             raise ValueError(f"{entry.name}: expected a group among {known}, got none")
         group = self._at(entry.top, self._root, self._h5py.Group)
         inside, _, own = entry.name.rpartition("/")
+        names = names_of(group.attrs, "weight_names") or []
+        if inside:  # others are weights of other layers in the same model
+            names = [name for name in names if own in name.split("/")]
+            # Keras 3 writes the model around a layer, too; then layers of others may have its name.
+            around = (inside.rpartition("/")[2], own)
+            closer = [name for name in names if around in pairwise(name.split("/"))]
+            names = closer or names
         cells: list[dict[str, Any]] = []
-        for name in names_of(group.attrs, "weight_names") or []:
+        for name in names:
             match = WEIGHT.fullmatch(name)
-            if match is None or (inside and own not in name.split("/")):
-                continue  # a state, or the weight of another layer in the same model
+            if match is None:
+                continue  # a state
             if match[1] == "kernel":
                 cells.append({})
             if not cells or match[1] in cells[-1]:
