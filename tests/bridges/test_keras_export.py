@@ -129,6 +129,11 @@ def test_into_other_layers(into, said):
 def test_into_other_sizes():
     with pytest.raises(ValueError, match=r"into: input_size: expected 4 of the layer, got 3"):
         rk.keras.to_keras(rk.GRU(4, H), into=built(L.GRU(H)))
+    for into in (L.Dense(H), keras.Sequential([L.GRU(H)]), "gru"):
+        with pytest.raises(
+            TypeError, match=r"^into: expected a layer of Keras of SimpleRNN, .*, got "
+        ):
+            rk.keras.to_keras(rk.GRU(I, H), into=into)
     with pytest.raises(ValueError, match=r"name: expected None with into, got 'other'"):
         rk.keras.to_keras(rk.GRU(I, H), into=built(L.GRU(H)), name="other")
 

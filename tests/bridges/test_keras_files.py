@@ -95,6 +95,29 @@ def test_states_in_files_are_no_weights(name, tmp_path):
     assert_close(found(inputs()), called(theirs, inputs()))
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_layers_of_one_name_in_models_inside(suffix, tmp_path):
+    """Which a file of Keras 3 tells apart by the model around each."""
+
+    def around(name, *layers):
+        return keras.Sequential([keras.Input((T, 4)), *layers], name=name)
+
+    every = {"return_sequences": True, "name": "r"}
+    inner = around("inner", L.GRU(4, **every), L.SimpleRNN(4, **every | {"name": "inner"}))
+    beside = around("beside", L.LSTM(4, **every))
+    model = around("all", around("outer", inner, L.LSTM(4, **every), beside), L.GRU(4, name="r"))
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape).astype(np.float32))
+    model.save(tmp_path / f"m{suffix}")
+    found = rk.keras.Recurrent.from_keras(tmp_path / f"m{suffix}")
+    wanted = rk.keras.Recurrent.from_keras(model)
+    assert list(found) == list(wanted)
+    assert {"outer/inner/r", "outer/inner/inner", "outer/r", "outer/beside/r", "r"} == set(found)
+    for name, one in wanted.items():
+        same(found[name], one)
+
+
 def test_configurations_of_all_forms(model, tmp_path):
     model.save_weights(tmp_path / "m.weights.h5")
     read = rk.keras.from_keras
@@ -344,6 +367,29 @@ def test_other_versions(old, version):
     said = rf"keras_version: expected a version of Keras 2 or 3, got {version!r}"
     with pytest.raises(ValueError, match=said):
         rk.keras.from_keras(old[0](version=version))
+
+
+def test_models_of_a_class_of_their_own_are_named(tmp_path):
+    """Whose files do not say what layers they have; weights alone and the layers' own do."""
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.rnn = L.GRU(4)
+
+        def call(self, x):
+            return self.rnn(x)
+
+    model = Own()
+    model(inputs())
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match=r"^config: .* a list of layers, got that .* own, Own$"):
+        rk.keras.from_keras(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    config = [{"class_name": "GRU", "config": model.rnn.get_config()}]
+    options = {"config": config, "keras_version": 3}
+    found = rk.keras.from_keras(tmp_path / "m.weights.h5", model.rnn.name, **options)
+    assert_close(found(inputs(), outputs="last")[0], called(model, inputs()))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 from ..layers import LSTM, _Layer
 from ..layers.activations import Chosen
 from ..layers.activations import chosen as chosen_of
-from .objects import cells_of_object
-from .plans import ACTIVATIONS, HARD_SIGMOID, Cell
+from .objects import cells_of_object, is_recurrent
+from .plans import ACTIVATIONS, HARD_SIGMOID, RECURRENT, Cell
 from .recurrent import Recurrent
 from .weights import CLASSES, cells_of_layer, parts_of
 
@@ -198,6 +198,9 @@ def canonical(kind: str, *constants: float) -> Chosen:
 
 def check_same(halves: list[Half], layer: _Layer[Any], into: Any) -> None:
     """Raise if a Keras layer computes something else than these cells do."""
+    if not is_recurrent(into):
+        got = f"{type(into).__module__}.{type(into).__qualname__}"
+        raise TypeError(f"into: expected a layer of Keras of {', '.join(RECURRENT)}, got {got}")
     theirs = Recurrent.from_keras(into)
     wanted = halves_of(theirs.layers, theirs.backward)
     for argument, one, other in (

@@ -55,14 +55,16 @@ def nodes_of(config: Any) -> list[Any]:
         config = parsed("config", config)
     if isinstance(config, Mapping) and config.get("class_name") in RECURRENT:
         return [config]  # one layer's
-    if isinstance(config, Mapping):
-        config = config.get("config", config)  # of to_json(), of get_config()
-    if isinstance(config, Mapping):
-        config = config.get("layers")
-    if not isinstance(config, list):
+    inner = config.get("config", config) if isinstance(config, Mapping) else config
+    if isinstance(inner, Mapping):  # of to_json(), of get_config()
+        inner = inner.get("layers")
+    if not isinstance(inner, list):
         expected = "a model's configuration with a list of layers"
-        raise ValueError(f"config: expected {expected}, got {type(config).__name__}")
-    return config
+        got = type(inner).__name__
+        if inner is None and isinstance(config, Mapping) and "class_name" in config:
+            got = f"that of a class of its own, {config['class_name']}"  # not its layers'
+        raise ValueError(f"config: expected {expected}, got {got}")
+    return inner
 
 
 def parsed(place: str, text: str | bytes) -> Any:
