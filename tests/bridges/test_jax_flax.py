@@ -250,6 +250,20 @@ def test_what_is_refused():
     rnn = rkx.RNN(made(nnx.GRUCell))
     with pytest.raises(ValueError, match=r"^inputs: .* with I = 3, got \(4, 7, 2\)"):
         rnn(normal(B, T, 2))
+    x, lstm = normal(2, 3, T, I), rkx.RNN(made(nnx.LSTMCell))
+    for own, carry, said in (  # of as many values as the right ones, in another order
+        (rnn, normal(3, 2, H), r"expected shape \(2, 3, 5\), got \(3, 2, 5\)"),
+        (lstm, (normal(2, 3, H), normal(3, 2, H)), r"expected shape \(2, 3, 5\), got \(3, 2, 5\)"),
+        (lstm, normal(2, 3, H), r"expected a pair \(c, h\) of arrays, got ArrayImpl"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^initial_carry: {said}"):
+            own(x, initial_carry=carry)
+    for lengths in (jnp.ones((3, 2), int), np.ones((3, 2), int), np.ones(6, int)):
+        with pytest.raises(ValueError, match=r"^seq_lengths: expected shape \(2, 3\), got \("):
+            rnn(x, seq_lengths=lengths)
+    for name in ("time_major", "reverse", "keep_order", "return_carry"):
+        with pytest.raises(TypeError, match=f"^{name}: expected True or False, got str"):
+            rnn(x, **{name: "no"})
     with pytest.raises(TypeError, match=r"^params: expected a mapping of names to arrays, got int"):
         rkx.to_flax(1, rnn.cell)
     with pytest.raises(ValueError, match=r"^params: expected arrays of shapes .*, got {'weight_ih"):

@@ -301,10 +301,10 @@ class RNN(nnx.RNN):
         """
         cell = self.cell
         layout = _layout(cell)
-        time_major = self.time_major if time_major is None else time_major
-        reverse = self.reverse if reverse is None else reverse
-        keep_order = self.keep_order if keep_order is None else keep_order
-        return_carry = self.return_carry if return_carry is None else return_carry
+        time_major = self._flag("time_major", time_major)
+        reverse = self._flag("reverse", reverse)
+        keep_order = self._flag("keep_order", keep_order)
+        return_carry = self._flag("return_carry", return_carry)
         x = jnp.asarray(inputs)
         if x.ndim < 2 or x.shape[-1] != cell.in_features:
             shape = "(T, ..., I)" if time_major else "(..., T, I)"
@@ -330,12 +330,21 @@ class RNN(nnx.RNN):
             x = x.reshape(*((steps, count) if time_major else (count, steps)), x.shape[-1])
         state = None
         if initial_carry is not None:
-            state = jax.tree.map(
-                lambda s: jnp.asarray(s, dtype).reshape(1, count, s.shape[-1]), initial_carry
-            )
-        if layout.cell == "lstm" and state is not None:
-            state = tuple(reversed(state))  # (c, h)
-        lengths = None if seq_lengths is None else jnp.asarray(seq_lengths).reshape(count)
+            H, several = cell.hidden_features, layout.cell == "lstm"
+            parts = initial_carry if several else (initial_carry,)
+            if not isinstance(parts, (tuple, list)) or len(parts) != 1 + several:
+                expected = "expected a pair (c, h) of arrays"
+                raise TypeError(f"initial_carry: {expected}, got {type(parts).__name__}")
+            arrays = [jnp.asarray(part, dtype) for part in parts]
+            carries = [
+                _of_shape("initial_carry", array, (*rows, H)).reshape(1, count, H)
+                for array in arrays
+            ]
+            state = tuple(reversed(carries)) if several else carries[0]  # (c, h)
+        lengths = None
+        if seq_lengths is not None:
+            own = seq_lengths if isinstance(seq_lengths, jax.Array) else np.asarray(seq_lengths)
+            lengths = _of_shape("seq_lengths", own, rows).reshape(count)
         y, last = recurrent(
             _layer(cell, layout, x.shape[-1], dtype, not time_major, reverse),
             params,
@@ -352,6 +361,16 @@ class RNN(nnx.RNN):
             return y
         carry = jax.tree.map(lambda s: s.reshape(*rows, H), last)
         return (tuple(reversed(carry)) if layout.cell == "lstm" else carry), y
+
+    def _flag(self, name: str, given: Any) -> bool:
+        """An option of the constructor, or of this call."""
+        return bool(getattr(self, name)) if given is None else flag(name, given)
+
+
+def _of_shape(name: str, array: Any, shape: tuple[int, ...]) -> Any:
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    return array
 
 
 def _layer(
