@@ -86,8 +86,8 @@ struct Frame {
 using Handler = XlaError*(Frame*);
 
 // XLA's threads call while JAX holds the interpreter's lock at the end of the process and waits for
-// them, so a call must not ask for the lock then. The order of these two makes it sure: a call first
-// counts itself, then looks whether calls are refused.
+// them, so a call must not ask for the lock then. The order of these two makes it sure: a call
+// first counts itself, then looks whether calls are refused.
 std::atomic<Index> calls{0};  // that have the lock, wait for it, or are about to be refused
 std::atomic<bool> refused{false};
 

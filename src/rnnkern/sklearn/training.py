@@ -247,8 +247,8 @@ class Recurrent(BaseEstimator):
             epochs = 1 if part else options["max_epochs"]
             self._train(data, task, epochs, options, stop=options["early_stopping"] and not part)
         except Exception:  # what was fitted before goes on to predict; Ctrl-C keeps what is trained
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
         return self
 
