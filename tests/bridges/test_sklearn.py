@@ -683,6 +683,7 @@ REFUSED = {
     ),
     "a class of one": ({"early_stopping": True}, {"y": [0, 0, 0, 1]}, "only 1 member"),
     "large numbers": ({"standardize": False}, {"X": X3 + 1e39}, "X: expected values that float32"),
+    "no rows": ({}, {"X": [], "y": []}, "X: expected at least 1 sequence, got an empty list"),
     "no steps": ({}, {"X": np.zeros((4, 0, 2))}, "X: expected at least 1 step of a feature, got"),
     "an empty row": (
         {},

@@ -172,6 +172,8 @@ class Recurrent(BaseEstimator):
             if lengths is not None:
                 raise ValueError("lengths: expected None with a list of sequences, got an array")
             data = joined("X", items)
+        elif isinstance(X, (list, tuple)) and not X:
+            raise ValueError("X: expected at least 1 sequence, got an empty list")
         elif ndim > 3:
             raise ValueError(f"X: expected shape (n, T, I) or (n, T), got {X.shape}")
         elif not has_columns:
