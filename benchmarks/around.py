@@ -445,12 +445,12 @@ def memory_lines(found: list[dict[str, Any]]) -> list[str]:
 
 
 def import_lines(found: dict[str, Any]) -> list[str]:
-    line = f"Beyond NumPy: {duration(found['median'])} (least {duration(found['min'])};"
-    return [line + f" {found['processes']} fresh processes). To reach: 15 ms.", ""]
+    line = f"Beyond NumPy: {duration(found['median'])} (minimum {duration(found['min'])};"
+    return [line + f" {found['processes']} fresh processes). Target: 15 ms.", ""]
 
 
 def wheel_lines(found: dict[str, Any]) -> list[str]:
-    return [f"{found['name']}: {mebibytes(found['bytes'])}. To reach: 2 MiB.", ""]
+    return [f"{found['name']}: {mebibytes(found['bytes'])}. Target: 2 MiB.", ""]
 
 
 def threads_lines(found: list[dict[str, Any]]) -> list[str]:
@@ -471,8 +471,8 @@ def neighbour_lines(found: list[dict[str, Any]]) -> list[str]:
         for row in found
         for quiet, busy in [(row["quiet"], row["busy"])]
     ]
-    head = ["two threads, two cores", "alone", "one core busy", "slower by"]
-    return [*table(head, rows), "To reach: at most 1.8 x.", ""]
+    head = ["two threads, two cores", "idle machine", "one core busy", "ratio"]
+    return [*table(head, rows), "Target: at most 1.8 x.", ""]
 
 
 def clips_lines(found: list[dict[str, Any]]) -> list[str]:
@@ -488,8 +488,9 @@ def growth_lines(found: list[dict[str, Any]]) -> list[str]:
     lines = []
     for row in found:
         per_unit = [[str(n), duration(s), duration(s / n)] for n, s in _pairs(row)]
-        lines += table([row["axis"], "time", f"a unit of {row['axis']}"], per_unit)
-        lines += [f"Exponent: {row['exponent']:.3f}; over the last two: {row['last']:.3f}.", ""]
+        lines += table([row["axis"], "time", f"per unit of {row['axis']}"], per_unit)
+        last = f"over the last two sizes: {row['last']:.3f}"
+        lines += [f"Exponent: {row['exponent']:.3f}; {last}.", ""]
     return lines
 
 
@@ -525,7 +526,7 @@ def cells_lines(found: list[dict[str, Any]]) -> list[str]:
         names = [f"{row['name']}, {row['case']}", row["base"]]
         both = [duration(row["seconds"]), duration(row["base_seconds"])]
         rows.append([*names, *both, f"{ratio:.2f}", *goal])
-    return table(["cell", "against", "its time", "the other's", "ratio", "target", "met"], rows)
+    return table(["cell", "relative to", "time", "its time", "ratio", "target", "met"], rows)
 
 
 def slstm_lines(found: list[dict[str, Any]]) -> list[str]:
@@ -545,12 +546,12 @@ LINES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "memory": ("Memory of one training step", memory_lines),
     "import": ("Import", import_lines),
     "wheel": ("The wheel", wheel_lines),
-    "threads": ("One and two threads: times as fast on two", threads_lines),
-    "neighbour": ("Beside another process", neighbour_lines),
-    "clips": ("Clips: a training step's time against none", clips_lines),
+    "threads": ("Speedup of two threads over one", threads_lines),
+    "neighbour": ("With another process on one core", neighbour_lines),
+    "clips": ("Clips: time of a training step relative to no clip", clips_lines),
     "growth": ("Growth of a training step, LSTM, H = 64", growth_lines),
     "lengths": ("Variable lengths, uniform from 1 to T, training", lengths_lines),
-    "cells": ("Further cells against the LSTM or GRU of their size, one thread", cells_lines),
+    "cells": ("Further cells relative to an LSTM or GRU of their size, one thread", cells_lines),
     "slstm": ("The sLSTM at TiRex-2's sizes, one thread", slstm_lines),
 }
 

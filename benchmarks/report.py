@@ -18,26 +18,29 @@ from machine import LEVELS
 
 TITLES = {
     "step": "One step: B = 1, T = 1",
-    "block": f"A block of {BLOCK_STEPS} steps, B = 1: times a step",
+    "block": f"A block of {BLOCK_STEPS} steps, B = 1: time per step",
     "inference": "Inference over a sequence",
     "training": "Training: forward and full BPTT, dx and all parameter gradients",
     "deepbench": "DeepBench's sizes",
-    "tails": "Sizes that fill no vector, and I other than H",
+    "tails": "Sizes that are not a multiple of a vector, and I other than H",
 }
 MODEL = """\
-A ratio is a peer's median over rnnkern's: above 1, rnnkern is faster. Times are medians over all
-timed calls of all rounds, with the minimum in parentheses; calls of less than 0.1 ms are timed in
-batches. Sizes are B,T,H, with I = H, or B,T,I>H.
+A ratio is a peer's median divided by rnnkern's: above 1, rnnkern is faster. Times are medians over
+all timed calls of all rounds, with the minimum in parentheses. Calls of less than 0.1 ms are timed
+in batches. Sizes are B,T,H, with I = H, or B,T,I>H.
 
-**Limit.** A case takes at least flops / peak seconds. It also takes at least as long as the weights
-that its steps must read take to come from where they can be: as much as fits in the cores' L1, then
-L2, then L3, and the rest from memory, each at the bandwidth measured. A step reads W_hh once
-forward and once backward; in the step grid, where a call is one step, W_ih too. FLOPs are
-2 * B * T * G * H * (I + H) forward, three times that for training: products only. The share of the
-limit is the longer of these two times over rnnkern's median; activations, and the cells' own maths,
-are not in it.
+**Limit.** The limit of a case is the longer of two times:
 
-Targets hold for one thread: a ratio to the best peer, or a share of the multiply-add peak."""
+- FLOPs / peak. FLOPs are 2 * B * T * G * H * (I + H) forward, and three times that for training.
+  They count products only: activations and the cells' own maths are not included.
+- The time to read the weights that the steps need. As many weights as fit come from the cores' L1,
+  then from L2, then from L3, and the rest from memory, each at the measured bandwidth. A step reads
+  W_hh once forward and once backward. In the step grid, where a call is one step, it reads W_ih,
+  too.
+
+The share of the limit is the limit divided by rnnkern's median.
+
+Targets apply to one thread: a ratio to the best peer, or a share of the multiply-add peak."""
 
 
 def mean(values: Iterable[float]) -> float:
@@ -115,7 +118,7 @@ def grid_section(grid: str, cases: list[dict[str, Any]], names: list[str]) -> li
         lines[-1] += f" Worst case: {min(best):.2f} x the best peer."
         if grid == "training":
             lines[-1] += (
-                f" To reach: {TRAINING_MEAN_BEST:g} x, {TRAINING_MEAN_TORCH:g} x PyTorch, no case"
+                f" Target: {TRAINING_MEAN_BEST:g} x, {TRAINING_MEAN_TORCH:g} x PyTorch, no case"
                 f" below {TRAINING_WORST:g} x."
             )
         lines.append("")
@@ -144,8 +147,8 @@ def facts_lines(results: dict[str, Any]) -> list[str]:
         f"{results['date']}, {results['cpu']}, {results['cores']} cores, caches {caches};"
         f" instruction set {info['isa']}, {info['compiler']}, commit {info['commit']};"
         f" Python {results['python']}, NumPy {results['numpy']}.",
-        f"{versions}." + (f" Missing, hence not compared: {missing}." if missing else ""),
-        f"{settings['rounds']} rounds of {settings['turn']:g} s a turn, the contenders in turns.",
+        f"{versions}." + (f" Not available, so not compared: {missing}." if missing else ""),
+        f"{settings['rounds']} rounds of {settings['turn']:g} s a turn; the contenders take turns.",
         "",
     ]
 
