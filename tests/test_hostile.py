@@ -1250,6 +1250,7 @@ CLASSES = {
     "ModuleTape": rk.ModuleTape,
     "Gradients": rk.Gradients,
     "ModuleGradients": rk.ModuleGradients,
+    "SparseRows": rk.SparseRows,
     "LayerStack": _core.LayerStack,
     "core Stream": _core.Stream,
     "Packed": _core.Packed,
@@ -1386,6 +1387,10 @@ def objects():
         "embedding": (lambda: modules[1], lambda one: [one.params, repr(one)]),
         "clip": (lambda: rk.Clip(max_norm=0.1), repr),
         "gradients": (gradients, lambda one: one),
+        "rows": (
+            lambda: rk.SparseRows([1], np.ones((1, 2), np.float32), (3, 2)),
+            lambda one: [one.ids, one.values, one.to_dense(), repr(one)],
+        ),
         **{name: (lambda make=make: optimizer(make), step) for name, make in OPTIMIZERS.items()},
     }
 

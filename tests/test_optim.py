@@ -171,6 +171,126 @@ def test_lr_may_be_set_between_steps():
     assert opt.lr == 0.25
 
 
+@every_kind
+def test_each_parameter_has_the_lr_of_its_first_pattern(kind):
+    names = ("weight_ih", "weight_hh", "bias")
+    dicts = {
+        group: {name: drawn(17, seed=i) for i, name in enumerate(names)} for group in ("enc", "dec")
+    }
+    grads = {
+        group: {name: drawn(17, seed=9 + i) for i, name in enumerate(names)} for group in dicts
+    }
+    lrs = {"enc/bias": 0.5, "bias": 0.25, "enc/*": 0.125, "*": 0.0625}
+    want = {}
+    for lr in lrs.values():  # of a step with one rate for all
+        params = {group: {n: a.copy() for n, a in d.items()} for group, d in dicts.items()}
+        opt = OPTIMIZERS[kind](params, **(DEFAULTS[kind] | {"lr": lr}))
+        opt.step(grads, max_norm=1.0)
+        opt.step(grads, max_norm=1.0)
+        want[lr] = params
+    opt = OPTIMIZERS[kind](dicts, **(DEFAULTS[kind] | {"lr": lrs}))
+    assert opt.lr == lrs
+    opt.step(grads, max_norm=1.0)
+    opt.step(grads, max_norm=1.0)
+    for group, d in dicts.items():
+        for name, array in d.items():
+            lr = 0.25 if name == "bias" else 0.0625
+            lr = {"enc": 0.5 if name == "bias" else 0.125, "dec": lr}[group]
+            assert same_bits(array, want[lr][group][name])
+
+
+def test_lr_by_name_may_be_set_between_steps():
+    params = {"w": np.zeros(2), "b": np.zeros(2)}
+    opt = rk.SGD(params, lr={"w": 1.0, "*": 0.5})
+    ones = {"w": np.ones(2), "b": np.ones(2)}
+    opt.step(ones)
+    opt.lr["w"] = 9.0  # of a copy
+    opt.lr = {name: lr / 2 for name, lr in opt.lr.items()}
+    opt.step(ones)
+    opt.lr = 0.125
+    opt.step(ones)
+    assert (params["w"].tolist(), params["b"].tolist()) == ([-1.625] * 2, [-0.875] * 2)
+    assert opt.lr == 0.125
+    for lr, message in (
+        (
+            {"w": 1.0},
+            "lr: expected a pattern for each parameter ('*' at the end matches all others)",
+        ),
+        ({"w": 1.0, "*": -1}, "lr['*']: expected a finite number >= 0, got -1"),
+        ({"w": 1.0, "v": 1.0, "*": 1.0}, "lr: expected patterns of the names ['w', 'b'], got 'v'"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            opt.lr = lr
+    assert opt.lr == 0.125
+    assert rk.SGD(params, lr={"w": 1.0, "b": 0}).lr == {"w": 1.0, "b": 0}
+    assert repr(rk.SGD(params, lr={"*": 1.0})).startswith("SGD(2 arrays, lr={'*': 1.0}, momentum")
+
+
+def test_lr_by_name_may_be_functions_of_the_step():
+    params = {"w": np.zeros(2), "b": np.zeros(2)}
+    opt = rk.SGD(params, lr={"w": lambda step: 2.0**-step, "*": rk.schedules.Constant(0.5)})
+    for step in range(3):
+        assert opt.lr == {"w": 2.0**-step, "*": 0.5}
+        opt.step({"w": np.ones(2), "b": np.ones(2)})
+    assert (params["w"].tolist(), params["b"].tolist()) == ([-1.75] * 2, [-1.5] * 2)
+    assert opt.schedule is None
+    assert list(opt.state_dict()) == ["sgd.step", "sgd.skipped"]
+    before = dict(opt.lr)
+    for lr, error, message in (
+        (rk.schedules.Plateau(0.5), ValueError, "function of the step alone, got a Plateau"),
+        (lambda step: -1.0, ValueError, "a finite number >= 0, got -1.0"),
+        ("1", TypeError, "a number or a function of the step, got str"),
+    ):
+        with pytest.raises(error, match=r"^lr\['w'\]: expected .*" + re.escape(message)):
+            opt.lr = {"w": lr, "*": 1.0}
+    assert opt.lr == before
+
+
+def test_lr_of_a_tied_parameter_is_one():
+    w = np.zeros(2)
+    with pytest.raises(ValueError, match=r"^lr: expected one strength for the tied params\['a'\]"):
+        rk.SGD({"a": {"w": w}, "b": {"w": w}}, lr={"a/*": 1.0, "*": 0.5})
+
+
+def test_the_largest_lr_says_whether_a_step_is_tried():
+    """A step of a rate so large may overflow, and writes nothing then."""
+    params = {"w": np.full(2, -3e38, np.float32), "b": np.zeros(2, np.float32)}
+    opt = rk.SGD(params, lr={"w": 3e38, "b": 0.1})
+    ones = {name: np.ones(2, np.float32) for name in params}
+    assert not opt.step(ones).applied
+    assert not params["b"].any()
+
+
+class Dropout:
+    """A module without parameters."""
+
+    def forward(self, x):
+        return x, None
+
+    def backward(self, tape, dy):
+        return dy
+
+
+def test_a_module_without_parameters_may_be_among_the_groups():
+    groups = {"out": rk.Linear(3, 2, seed=0), "drop": Dropout(), "none": {}}
+    opt = rk.Adam(groups)
+    grads = {name: np.ones_like(array) for name, array in groups["out"].params.items()}
+    for one in ({"out": grads}, {"drop": {}, "out": grads}):
+        assert opt.step(one).applied
+    assert list(opt.state_dict())[2:4] == ["out.weight.first", "out.weight.second"]
+    assert opt.step({"out": grads, "drop": {}, "none": {}}).applied
+    for wrong, message in (
+        ({"drop": {}}, "grads: expected the groups ['out'], got ['drop']"),
+        ({"out": grads, "other": {}}, "grads: expected the groups ['out'], got ['out', 'other']"),
+        ({"out": grads, "drop": {"w": np.ones(1)}}, "grads['drop']: expected the names [], got"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            opt.step(wrong)
+    assert rk.SGD([groups["out"], Dropout()], 0.1).step([grads, {}]).applied
+    with pytest.raises(ValueError, match=r"^params: expected at least one array, got none$"):
+        rk.SGD({"drop": Dropout()}, 0.1)
+
+
 def test_momentum_and_second_moment_are_the_references():
     params = {"w": drawn(5)}
     opt = rk.RMSprop(params, momentum=0.5)

@@ -58,11 +58,9 @@ bool aligned(const py::array& a) {
 bool contiguous(const py::array& a) { return (a.flags() & py::array::c_style) != 0 && aligned(a); }
 
 void make_read_only(const py::dict& arrays) {
-  for (const auto& [name, array] : arrays) {
-    if (!py::isinstance<py::array>(array))
-      bad_type("arrays", "arrays", py::str(py::type::of(array).attr("__name__")));
-    py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-  }
+  for (const auto& [name, array] : arrays)
+    if (py::isinstance<py::array>(array))
+      py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 }
 
 void refuse_overlap(const char* name, const py::array& out, const char* with, const py::array& in) {

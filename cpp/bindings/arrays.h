@@ -203,7 +203,8 @@ void refuse_pickling(Type& type) {
   type.def("__reduce_ex__", refuse);
 }
 
-// Clears the flag of every array of the dict: NumPy's property takes longer than a small gradient.
+// Clears the flag of every array of the dict, and skips what else there is: NumPy's property takes
+// longer than a small gradient.
 void make_read_only(const py::dict& arrays);
 
 void refuse_overlap(const char* name, const py::array& out, const char* with, const py::array& in);

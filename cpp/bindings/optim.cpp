@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <iterator>
 #include <optional>
 
@@ -42,34 +43,89 @@ std::vector<double> sums_of_squares(const py::array& values, Index parts) {
   return is_double(values) ? sums_of<double>(values, parts) : sums_of<float>(values, parts);
 }
 
-// Parameter, gradient, first and second moment, l1, l2, weight decay.
+// Parameter, gradient, the rows that it is of if not of all, first and second moment, learning
+// rate, l1, l2, weight decay.
 using Arrays = std::tuple<py::array, py::array, std::optional<py::array>, std::optional<py::array>,
-                          double, double, double>;
+                          std::optional<py::array>, double, double, double, double>;
 
 // Which of the members that the arrays hold side by side is stepped, and what is its own of the
 // rule: scale, correction1, correction2.
 using Member = std::tuple<Index, double, double, double>;
 
+// What steps read until the end: gradients, and copies of the ids of rows.
+struct Kept {
+  std::vector<py::array> gradients;
+  std::deque<std::vector<std::int64_t>> ids;
+};
+
+// A copy of ids of rows, each once and from 0 to below n: the core writes to these.
+const std::int64_t* checked_ids(const py::array& given, Index n, Kept& kept) {
+  const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> ids(given);
+  check_shape("ids", ids, {"n"});
+  const auto& copy = kept.ids.emplace_back(ids.data(), ids.data() + ids.size());
+  std::int64_t least = 0;
+  for (const std::int64_t id : copy) {
+    if (id < least || id >= n)
+      bad_value("ids", "rising ones from 0 to " + std::to_string(n - 1), std::to_string(id));
+    least = id + 1;
+  }
+  return copy.data();
+}
+
 template <class T>
-OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays,
-                         std::vector<py::array>& kept) {
-  const auto& [parameter, gradient, first, second, l1, l2, weight_decay] = arrays;
+OptimizerStep<T> checked(const OptimizerRule& rule, const Arrays& arrays, Kept& kept) {
+  const auto& [parameter, gradient, ids, first, second, lr, l1, l2, weight_decay] = arrays;
   const Shape shape = shape_like(parameter);
+  Shape read = shape;
+  const std::int64_t* own_ids = nullptr;
+  Index rows = 0, columns = 0;
+  if (ids) {
+    if (parameter.ndim() < 2) bad_value("parameter", "at least two axes", shape_of(parameter));
+    columns = parameter.shape(parameter.ndim() - 1), rows = 1;
+    for (py::ssize_t axis = 0; axis + 1 < parameter.ndim(); ++axis) rows *= parameter.shape(axis);
+    own_ids = checked_ids(*ids, rows, kept);
+    read = {static_cast<Index>(kept.ids.back().size()), columns};
+  }
   const auto written = [&](const char* name, const std::optional<py::array>& a) {
     return a ? writable<T>(name, typed<T>(name, *a), shape) : nullptr;
   };
-  const auto g = as_contiguous<T>("gradient", gradient, shape);
-  kept.push_back(g);
+  const auto g = as_contiguous<T>("gradient", gradient, read);
+  kept.gradients.push_back(g);
   return {rule,
-          parameter.size(),
+          g.size(),
           written("parameter", parameter),
           g.data(),
           written("first", first),
           written("second", second),
+          lr,
           l1,
           l2,
           weight_decay,
+          own_ids,
+          rows,
+          columns,
           nullptr};
+}
+
+// One of `count` members' part of a step on the arrays of all.
+template <class T>
+void select_member(OptimizerStep<T>& part, Index index, Index count) {
+  part.n /= count;
+  const Index from = index * part.n;
+  part.parameter += from, part.gradient += from;
+  if (part.first) part.first += from;
+  if (part.second) part.second += from;
+}
+// The same of rows, which stay numbered as in the arrays of all.
+template <class T>
+void select_rows(OptimizerStep<T>& part, Index index, Index count) {
+  const Index rows = part.rows / count;
+  const std::int64_t* const end = part.ids + (part.columns ? part.n / part.columns : 0);
+  const std::int64_t* const first = std::lower_bound(part.ids, end, index * rows);
+  const std::int64_t* const last = std::lower_bound(first, end, (index + 1) * rows);
+  part.gradient += (first - part.ids) * part.columns;
+  part.n = (last - first) * part.columns;
+  part.ids = first;
 }
 
 // Each member's part of the arrays of all.
@@ -80,12 +136,11 @@ std::vector<OptimizerStep<T>> parts_of(const std::vector<OptimizerStep<T>>& arra
   std::vector<OptimizerStep<T>> parts;
   for (const auto& [index, scale, correction1, correction2] : members)
     for (OptimizerStep<T> part : arrays) {
-      part.n /= count;
-      const Index from = index * part.n;
+      if (part.ids)
+        select_rows(part, index, count);
+      else
+        select_member(part, index, count);
       part.scale = scale, part.correction1 = correction1, part.correction2 = correction2;
-      part.parameter += from, part.gradient += from;
-      if (part.first) part.first += from;
-      if (part.second) part.second += from;
       part.finite = finite + index;
       parts.push_back(part);
     }
@@ -97,13 +152,13 @@ std::vector<OptimizerStep<T>> parts_of(const std::vector<OptimizerStep<T>>& arra
 // moments are finite. A dry step computes them, and writes and counts nothing.
 py::list optimizer_step(const std::string& kind, const std::vector<Arrays>& all,
                         py::array_t<std::int64_t>& steps, const std::vector<Member>& members,
-                        bool dry, double lr, double momentum, bool nesterov, double beta1,
-                        double beta2, double eps) {
-  const OptimizerRule rule{optimizer(kind), 1,   lr, momentum, nesterov, beta1,
-                           beta2,           eps, 1,  1,        dry,      threads()};
+                        bool dry, double momentum, bool nesterov, double beta1, double beta2,
+                        double eps) {
+  const OptimizerRule rule{optimizer(kind), 1, momentum, nesterov, beta1, beta2, eps, 1, 1, dry,
+                           threads()};
   std::vector<OptimizerStep<float>> f32;
   std::vector<OptimizerStep<double>> f64;
-  std::vector<py::array> kept;  // the gradients that are read, until the end
+  Kept kept;
   for (const Arrays& arrays : all) {
     if (is_double(std::get<0>(arrays)))
       f64.push_back(checked<double>(rule, arrays, kept));
@@ -182,8 +237,8 @@ void bind_optim(py::module_& m) {
   m.def("sums_of_squares", &sums_of_squares, py::arg("values"), py::arg("parts"));
   m.def("optimizer_step", &optimizer_step, py::arg("kind"), py::arg("arrays"),
         py::arg("steps").noconvert(), py::arg("members"), py::arg("dry"), py::kw_only(),
-        py::arg("lr"), py::arg("momentum") = 0.0, py::arg("nesterov") = false,
-        py::arg("beta1") = 0.0, py::arg("beta2") = 0.0, py::arg("eps") = 0.0);
+        py::arg("momentum") = 0.0, py::arg("nesterov") = false, py::arg("beta1") = 0.0,
+        py::arg("beta2") = 0.0, py::arg("eps") = 0.0);
   m.def("overlap", &overlap, py::arg("parameters"), py::arg("firsts"), py::arg("gradients"));
 }
 

@@ -22,7 +22,7 @@ struct ModuleKernels {
   Index (*linear_gradient_workspace)(const LinearGradientCall<T>&);
   void (*linear_gradient)(const LinearGradientCall<T>&, void* workspace);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss
-  void (*add_rows)(const AddRowsCall<T>&);
+  void (*sum_rows)(const SumRowsCall<T>&);
 };
 
 // What one instruction set offers for one element type, with workspaces likewise.

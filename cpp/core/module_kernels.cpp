@@ -10,7 +10,7 @@ namespace rnnkern::RNNKERN_ISA {
 template <class T>
 constexpr ModuleKernels<T> modules_table() {
   return {linear_workspace<T>, linear<T>,        linear_gradient_workspace<T>,
-          linear_gradient<T>,  cross_entropy<T>, add_rows<T>};
+          linear_gradient<T>,  cross_entropy<T>, sum_rows<T>};
 }
 
 extern const ModuleKernels<float> modules_f32;

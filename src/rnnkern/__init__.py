@@ -20,6 +20,7 @@ from .layers import (
     ParameterGradients,
     Trace,
 )
+from .rows import SparseRows
 from .runtime import (
     debug,
     force_isa,
@@ -60,6 +61,7 @@ __all__ = [
     "ModuleTape",
     "ParameterGradients",
     "RMSprop",
+    "SparseRows",
     "Step",
     "Stream",
     "Tape",

@@ -20,7 +20,8 @@ from .checks import array as checked
 from .checks import group_name, integer, number, received, viewed
 from .layers import ParameterGradients
 from .pickles import reduced
-from .schedules import _Schedule
+from .rows import SparseRows, combined, stored, sums_of_squares
+from .schedules import Plateau, _Schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,8 +30,9 @@ __all__ = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
 
 Array = NDArray[Any]
 Params: TypeAlias = Mapping[str, Array]
-Rate: TypeAlias = float | Callable[[int], float]
 Penalty: TypeAlias = float | Mapping[str, float]  # of all parameters, or by glob pattern
+OneRate: TypeAlias = float | Callable[[int], float]
+Rate: TypeAlias = OneRate | Mapping[str, OneRate]  # likewise
 
 
 class HasParams(Protocol):
@@ -185,7 +187,6 @@ class _Optimizer:
         narrow = any(place.dtype == np.float32 for place in self._places)
         most = LARGEST if narrow else math.inf
         self._most = most  # that the parameters' dtypes hold
-        self.lr = lr
         _number("eps", self._eps, most=most)
         self._penalties = {
             name: dict(given) if isinstance(given, Mapping) else given
@@ -216,6 +217,7 @@ class _Optimizer:
             )
             for places in groups.values()
         ]
+        self.lr = lr
         tied = [places for places in groups.values() if len(places) > 1]
         self._tied_groups = {place.index for places in tied for place in places}
         first_of = {place.number: places[0].number for places in tied for place in places}
@@ -228,26 +230,47 @@ class _Optimizer:
         return self._ensemble
 
     @property
-    def lr(self) -> float:
-        """The learning rate of the next step, at least 0.
+    def lr(self) -> Any:
+        """The learning rate of the next step, at least 0; a dict of numbers if it goes by name.
 
-        May be set between steps, to a number or to a schedule.
+        May be set between steps, to a number, a schedule, or a dict of these.
         """
-        lr = self._lr
-        return _number("lr", lr(self._calls()), most=self._most) if callable(lr) else lr
+        if isinstance(self._lr, dict):
+            return {pattern: self._rate(_of("lr", pattern), lr) for pattern, lr in self._lr.items()}
+        return self._rate("lr", self._lr)
 
     @lr.setter
     def lr(self, lr: Rate) -> None:
+        if not isinstance(lr, Mapping):
+            self._rate("lr", lr)
+            self._lr: Any = lr if callable(lr) else float(lr)
+            return
+        lr = dict(lr)
+        for pattern, one in lr.items():
+            self._rate(_of("lr", pattern), one)
+            if isinstance(one, Plateau):  # its reports are in a state under one name
+                expected = "a number or a function of the step alone"
+                raise ValueError(f"{_of('lr', pattern)}: expected {expected}, got a Plateau")
+        patterns = _patterns("lr", lr, self._places)
+        for place, found in zip(self._places, patterns, strict=True):
+            if found is None:
+                expected = "a pattern for each parameter ('*' at the end matches all others)"
+                raise ValueError(f"lr: expected {expected}, got none for {place.names[0]!r}")
+        of_places = [lr[pattern or ""] for pattern in patterns]
+        for slot in self._slots:
+            _strength_of("lr", of_places, slot.places)
+        first = [patterns[slot.places[0].number] for slot in self._slots]
+        self._lr, self._patterns = lr, first
+
+    def _rate(self, name: str, lr: Any) -> float:
+        """A learning rate, a number or a function of the step, as it is at the next step."""
         if callable(lr) and not isinstance(lr, type):
-            _number("lr", lr(self._calls()), most=self._most)
-            self._lr: Rate = lr
-        else:
-            kind = "a number or a function of the step"
-            self._lr = _number("lr", lr, most=self._most, kind=kind)
+            return _number(name, lr(self._calls()), most=self._most)
+        return _number(name, lr, most=self._most, kind="a number or a function of the step")
 
     @property
     def schedule(self) -> Any:
-        """The schedule that the learning rate comes from, if any."""
+        """The schedule that the learning rate of all parameters comes from, if any."""
         return self._lr if callable(self._lr) else None
 
     @property
@@ -263,11 +286,7 @@ class _Optimizer:
 
     def _params(self) -> list[Params]:
         """The groups' dicts as they are now."""
-        groups = self._groups.values()
-        return [
-            group if isinstance(group, MAPPINGS) else getattr(group, "params", group)
-            for group in groups
-        ]
+        return list(map(_params_of, self._groups.values()))
 
     def step(self, grads: GradsOfGroups, max_norm: float | None = None) -> Step:
         """Clip by the joint norm, add the penalties and update the parameters, in one pass.
@@ -275,12 +294,13 @@ class _Optimizer:
         Parameters
         ----------
         grads : Gradients or dict of str to ndarray; a list, or a dict by group, of these
-            dL/dp for each parameter, under its name, of its shape and dtype, CPU tensors (DLPack)
-            and buffers included: a list in the order of the list of parameters, a dict with the
-            names of the groups. Masked arrays are refused. `Gradients` bring their
-            norm along, as their own clip left it, and must come from a backward with the group's
-            own parameters. The arrays of a dict are measured in a pass of their own, and so are
-            those of `Gradients` that have a writable or a tied parameter's array among them.
+            dL/dp for each parameter, under its name, of its shape and dtype, CPU tensors (DLPack),
+            buffers and `SparseRows` included: a list in the order of the list of parameters, a dict
+            with the names of the groups, of which those without parameters may be left out. Masked
+            arrays are refused. `Gradients` bring their norm along, as their own clip left it, and
+            must come from a backward with the group's own parameters. The arrays of a dict are
+            measured in a pass of their own, and so are those of `Gradients` that have a writable or
+            a tied parameter's array among them.
         max_norm : float, optional
             All gradients are scaled by ``min(1, max_norm / (norm + 1e-6))``, where norm is the L2
             norm of all of them together [1]_. The penalties are not scaled.
@@ -322,10 +342,23 @@ class _Optimizer:
         (5.0, 0.5, True)
         >>> params["w"].round(3)
         array([-1.5, -2. ])
+
+        Of a large table, the rows that were used:
+
+        >>> layers = {"emb": rk.Embedding(200_000, 8, sparse=True), "out": rk.Linear(8, 2)}
+        >>> opt = rk.Adam(layers, lr={"emb/*": 1e-2, "*": 1e-3})
+        >>> e, emb_tape = layers["emb"].forward(np.array([[3, 7, 3]]))
+        >>> y, out_tape = layers["out"].forward(e)
+        >>> out = layers["out"].backward(out_tape, np.ones_like(y))
+        >>> emb = layers["emb"].backward(emb_tape, out.x)
+        >>> emb.params["weight"].ids.tolist(), opt.step({"emb": emb, "out": out}).applied
+        ([3, 7], True)
         """
         if max_norm is not None:
             max_norm = _number("max_norm", max_norm, above=True)
         lr = self.lr
+        rates = [lr[pattern] for pattern in self._patterns] if isinstance(lr, dict) else []
+        rates = rates or [lr] * len(self._slots)
         given = self._of_groups(grads)
         measured = [isinstance(g, MAPPINGS) for g in given]  # anew
         gradients = self._arrays(
@@ -336,10 +369,10 @@ class _Optimizer:
         for index in told:
             self._check_source(index, given[index], dicts)
         for place, gradient in zip(self._places, gradients, strict=True):
-            if gradient.flags.writeable or place.index in self._tied_groups:
+            if stored(gradient).flags.writeable or place.index in self._tied_groups:
                 measured[place.index] = True
         parameters = self._arrays("params", dicts)
-        self._check_memory(parameters, gradients)
+        self._check_memory(parameters, list(map(stored, gradients)))
         if self._tied_groups:
             parameters = [parameters[slot.places[0].number] for slot in self._slots]
             gradients = [_sum([gradients[p.number] for p in slot.places]) for slot in self._slots]
@@ -355,7 +388,7 @@ class _Optimizer:
                 parts += norm
         for slot, gradient in zip(self._slots, gradients, strict=True):
             if measured[slot.places[0].index]:
-                parts.append(list(map(math.sqrt, _core.sums_of_squares(gradient, count))))
+                parts.append(list(map(math.sqrt, sums_of_squares(gradient, count))))
         norms = list(map(math.hypot, *parts))
         finite.append([math.isfinite(norm) for norm in norms])
         applied = [all(own) for own in zip(*finite, strict=True)]
@@ -374,13 +407,18 @@ class _Optimizer:
             if applied[member]
         ]
         arrays = [
-            (parameter, gradient, slot.first, slot.second, slot.l1, slot.l2, slot.weight_decay)
-            for slot, parameter, gradient in zip(self._slots, parameters, gradients, strict=True)
+            (
+                *(parameter, stored(g), g.ids if isinstance(g, SparseRows) else None),
+                *(slot.first, slot.second, rate, slot.l1, slot.l2, slot.weight_decay),
+            )
+            for slot, rate, parameter, g in zip(
+                self._slots, rates, parameters, gradients, strict=True
+            )
         ]
         update: Callable[..., list[bool]] = partial(
-            _core.optimizer_step, self._kind, arrays, self._step, lr=lr, **self._rule()
+            _core.optimizer_step, self._kind, arrays, self._step, **self._rule()
         )
-        large = self._large_norm if lr <= self._large_lr else -1.0
+        large = self._large_norm if max(rates) <= self._large_lr else -1.0
         if not max(map(mul, norms, scales)) <= large:  # there may be a nan
             doubtful = [member for member in members if norms[member[0]] * member[1] > large]
             fits = update(doubtful, dry=True)
@@ -414,10 +452,10 @@ class _Optimizer:
             if not isinstance(grads, MAPPINGS):
                 expected = f"a dict with the groups {list(self._groups)}"
                 raise TypeError(f"grads: expected {expected}, got {type(grads).__name__}")
-            if grads.keys() != self._groups.keys():
-                expected = f"the groups {list(self._groups)}"
-                raise ValueError(f"grads: expected {expected}, got {list(grads)}")
-            return [grads[group] for group in self._groups]
+            wanted = [g for g, names in zip(self._groups, self._names, strict=True) if names]
+            if not set(wanted) <= grads.keys() <= self._groups.keys():
+                raise ValueError(f"grads: expected the groups {wanted}, got {list(grads)}")
+            return [grads.get(group, {}) for group in self._groups]
         given = list(grads) if isinstance(grads, (list, tuple)) else [grads]
         if len(given) != len(self._groups):
             expected = f"{len(self._groups)}, as many as groups of params"
@@ -571,7 +609,7 @@ class _Optimizer:
             params = "{" + ", ".join(f"{group!r}: {count}" for group, count in of) + "}"
         elif self._dicts[0]:
             params = f"[{', '.join(counts)}]"
-        options = {"lr": self._lr} | self._options()
+        options: dict[str, Any] = {"lr": self._lr} | self._options()
         options |= {name: given for name, given in self._penalties.items() if given}
         options |= {"ensemble": self._ensemble} if self._ensemble else {}
         shown = "".join(f", {name}={value!r}" for name, value in options.items())
@@ -630,8 +668,11 @@ class _Optimizer:
     def _counters(self) -> tuple[str, str]:
         return f"{self._kind}.step", f"{self._kind}.skipped"
 
-    def _arrays(self, what: str, dicts: Sequence[Params]) -> list[Array]:
-        """The arrays of `dicts`, which are "params" or "grads": checked, place by place."""
+    def _arrays(self, what: str, dicts: Sequence[Params]) -> list[Any]:
+        """The arrays of `dicts`, which are "params" or "grads": checked, place by place.
+
+        Of gradients also `SparseRows`.
+        """
         for text, arrays, names in zip(self._dicts, dicts, self._names, strict=True):
             if not (isinstance(arrays, MAPPINGS) and arrays.keys() == names.keys()):
                 _check_names(what + text, arrays, names)  # raises
@@ -639,7 +680,8 @@ class _Optimizer:
         for place, array in zip(self._places, found, strict=True):
             plain = type(array) is np.ndarray
             if not (plain and array.dtype == place.dtype and array.shape == place.shape):
-                found[place.number] = checked(what + place.text, array, place.dtype, place.shape)
+                check = _checked_rows if isinstance(array, SparseRows) else checked
+                found[place.number] = check(what + place.text, array, place.dtype, place.shape)
             if what == "grads":
                 continue
             if not isinstance(array, np.ndarray):  # a view of a tensor may be read-only
@@ -666,13 +708,14 @@ class SGD(_Optimizer):
         float32 or float64. They are looked up by name at each step, so an array may be replaced by
         one of its shape and dtype. Of several layers, ``{"enc": enc, "dec": dec}`` makes named
         groups, and `step` takes a dict with the same names; a list makes groups "0", "1" and so on.
-        The same array may be at several places (see Notes); arrays that overlap in any other way
-        are refused.
-    lr : float or callable
+        A module without parameters may be among them. The same array may be at several places (see
+        Notes); arrays that overlap in any other way are refused.
+    lr : float, callable, or dict of str to these
         Learning rate, at least 0; see also the attribute. Or a schedule, such as
         ``rk.schedules.Cosine(1e-3, steps=1000)``, or any function of the step, from 0: the number
         of calls of `step` before this one, skipped ones included (of an ensemble, the same for each
-        member).
+        member). For all parameters, or by name, as `l1` and `l2`, where each parameter needs a
+        pattern: ``{"emb/*": 1e-2, "*": 1e-3}``. In a dict no schedule is a `Plateau`.
     momentum : float
         From 0 to below 1.
     nesterov : bool
@@ -695,8 +738,15 @@ class SGD(_Optimizer):
     -----
     An array that is at several places when the optimizer is made is a tied parameter. Each step
     adds up its gradients, in the order of the places, before it computes the norm, and updates it
-    once. It must stay one array, and needs the same `l1` and `l2` (and `AdamW.weight_decay`) at
-    each place. Its moments are kept once.
+    once. It must stay one array, and needs the same `lr`, `l1` and `l2` (and `AdamW.weight_decay`)
+    at each place. Its moments are kept once.
+
+    Of a gradient that is `SparseRows`, as ``Embedding(..., sparse=True)`` returns it, a step
+    updates the rows that it has. All other rows of the parameter and of its moments stay as they
+    are: they are not decayed, not penalized, and velocities do not move them. So rows are penalized
+    as often as they are used. Adam divides by ``1 - beta^t`` with the t of all steps. Norm, clip
+    and skipped steps are as with zeros at all other rows. PyTorch's SparseAdam does the same; its
+    other optimizers refuse such gradients, or decay the moments of all rows.
 
     An optimizer copies and pickles. ``copy.copy`` shares the parameters and has its own moments;
     ``copy.deepcopy((layer, optimizer))`` copies both and keeps them together.
@@ -952,12 +1002,12 @@ def _memory(array: Array) -> tuple[Any, ...]:
     return array.__array_interface__["data"][0], array.shape, array.dtype
 
 
-def _sum(gradients: list[Array]) -> Array:
+def _sum(gradients: list[Any]) -> Any:
     """The gradient of a parameter from those of its places, one after the other."""
     total, *others = gradients
     for gradient in others:
         with np.errstate(over="ignore", invalid="ignore"):  # the step finds what is not finite
-            total = np.add(total, gradient, out=np.empty(total.shape, total.dtype))
+            total = combined(np.add, total, gradient)
     return total
 
 
@@ -992,7 +1042,29 @@ def _groups_of(params: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _is_group(value: Any) -> bool:
-    return isinstance(value, MAPPINGS) or hasattr(value, "params")
+    return isinstance(value, MAPPINGS) or hasattr(value, "params") or _is_module(value)
+
+
+def _is_module(value: Any) -> bool:
+    return hasattr(value, "forward") and hasattr(value, "backward")
+
+
+def _params_of(group: Any) -> Any:
+    """Parameters by name; of a module without any, such as dropout, an empty dict."""
+    if isinstance(group, MAPPINGS):
+        return group
+    return getattr(group, "params", {} if _is_module(group) else group)
+
+
+def _checked_rows(
+    name: str, rows: SparseRows, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> SparseRows:
+    """`rows`, if they are of a table of this dtype and shape."""
+    if rows.dtype != dtype:
+        raise TypeError(f"{name}: expected an array of dtype {dtype}, got rows of {rows.dtype}")
+    if rows.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {rows.shape}")
+    return rows
 
 
 def _number(
@@ -1023,9 +1095,20 @@ def _strengths(name: str, penalty: Penalty, places: list[_Place], most: float) -
     if not isinstance(penalty, Mapping):
         return [_number(name, penalty, most=most)] * len(places)
     by_pattern = {
-        pattern: _number(f"{name}[{pattern!r}]", strength, most=most)
+        pattern: _number(_of(name, pattern), strength, most=most)
         for pattern, strength in penalty.items()
     }
+    patterns = _patterns(name, by_pattern, places)
+    return [0.0 if pattern is None else by_pattern[pattern] for pattern in patterns]
+
+
+def _of(name: str, pattern: Any) -> str:
+    """What messages call the value of a pattern."""
+    return f"{name}[{pattern!r}]"
+
+
+def _patterns(name: str, by_pattern: Mapping[str, Any], places: list[_Place]) -> list[str | None]:
+    """The pattern that decides at each place, the first that matches; None: there is none."""
     for pattern in by_pattern:
         expected = f"patterns of the names {[place.names[0] for place in places]}"
         if not isinstance(pattern, str):
@@ -1033,19 +1116,19 @@ def _strengths(name: str, penalty: Penalty, places: list[_Place], most: float) -
         if not any(fnmatchcase(n, pattern) for place in places for n in place.names):
             raise ValueError(f"{name}: expected {expected}, got {pattern!r}")
 
-    strengths, unused = [], dict.fromkeys(by_pattern)
+    found, unused = [], dict.fromkeys(by_pattern)
     for place in places:
         first = next((p for p in by_pattern if any(fnmatchcase(n, p) for n in place.names)), None)
         if first is not None:
             unused.pop(first, None)
-        strengths.append(0.0 if first is None else by_pattern[first])
+        found.append(first)
     for pattern in unused:
         expected = "patterns that decide for a parameter, the first that fits"
         raise ValueError(f"{name}: expected {expected}, got {pattern!r} behind wider ones")
-    return strengths
+    return found
 
 
-def _strength_of(name: str, strengths: list[float], places: list[_Place]) -> float:
+def _strength_of(name: str, strengths: list[Any], places: list[_Place]) -> Any:
     """The strength of a penalty for a parameter, which is the same at all of its places."""
     first, *others = places
     for place in others:

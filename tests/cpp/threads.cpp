@@ -146,9 +146,13 @@ void packed_weights(const Kernels& set, Kind kind) {
   }
 }
 
+// Steps on an array, and on every third row of it, of 7 elements each.
 template <class T>
-void optimizers(const Kernels& set) {
-  const Index n = (Index{1} << 14) * kThreads + 3;
+void optimizers(const Kernels& set, bool rows) {
+  constexpr Index width = 7;
+  const Index n = (Index{1} << 14) * kThreads * 3 / width * width;
+  std::vector<std::int64_t> ids;
+  for (Index row = 1; row < n / width; row += 3) ids.push_back(row);
   for (const Optimizer kind :
        {Optimizer::sgd, Optimizer::rmsprop, Optimizer::adam, Optimizer::adamw}) {
     std::vector<T> expected;
@@ -160,6 +164,10 @@ void optimizers(const Kernels& set) {
       step.kind = kind, step.scale = 0.5, step.lr = 0.01, step.momentum = 0.9, step.nesterov = true;
       step.beta1 = 0.9, step.beta2 = 0.99, step.eps = 1e-8, step.weight_decay = 0.1;
       step.correction1 = 0.1, step.correction2 = 0.1, step.threads = threads, step.n = n;
+      if (rows) {
+        step.ids = ids.data(), step.rows = n / width, step.columns = width;
+        step.n = static_cast<Index>(ids.size()) * width;
+      }
       step.l1 = 0.01, step.l2 = 0.02;
       step.parameter = p.data(), step.gradient = g.data();
       step.first = m.data(), step.second = kind == Optimizer::sgd ? nullptr : v.data();
@@ -195,7 +203,7 @@ void modules(const Kernels& set) {
                                                          losses.data(),
                                                          threads,
                                                          {}}));
-    set.of<T>().modules->add_rows({rows, V, ids.data(), values.data(), table.data(), threads});
+    set.of<T>().modules->sum_rows({rows, 11, V, ids.data(), values.data(), table.data(), threads});
     losses.insert(losses.end(), values.begin(), values.end());
     losses.insert(losses.end(), table.begin(), table.end());
     if (threads == 1) expected = losses;
@@ -344,7 +352,8 @@ int main() {
         }
     packed_weights<float>(*set, Kind::lstm), packed_weights<double>(*set, Kind::gru);
     packed_weights<float>(*set, Kind::slstm);
-    optimizers<float>(*set), optimizers<double>(*set);
+    for (const bool rows : {false, true})
+      optimizers<float>(*set, rows), optimizers<double>(*set, rows);
     modules<float>(*set), modules<double>(*set);
     for (const bool units_shared : {false, true})
       early_end<float>(*set, units_shared), early_end<double>(*set, units_shared);

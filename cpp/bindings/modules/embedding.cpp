@@ -5,29 +5,31 @@ namespace rnnkern {
 namespace {
 
 template <class T>
-void add_rows_of(const Ids& ids, const py::object& dy_given, const py::array& table) {
+py::array sum_rows_of(const Ids& ids, const py::object& dy_given, Index n, Index columns) {
   Shape shape = shape_like(ids);
-  shape.emplace_back(table.shape(1));
+  shape.emplace_back(columns);
   const auto dy = as_contiguous<T>("dy", dy_given, shape);
-  T* const sums = writable<T>("table", table, shape_like(table));
+  py::array_t<T> table = result<T>({n, columns});
+  T* const sums = table.mutable_data();
   unlocked([&](const Interrupt&) {
-    kernels().of<T>().modules->add_rows(
-        {ids.size(), table.shape(1), ids.data(), dy.data(), sums, threads()});
+    kernels().of<T>().modules->sum_rows(
+        {ids.size(), n, columns, ids.data(), dy.data(), sums, threads()});
   });
+  return std::move(table);
 }
 
-// Adds the rows of dy to those of `table` that x names.
-void add_rows(const py::object& x, const py::object& dy, const py::array& table) {
-  const Ids ids = checked_input(x, table.shape(0));
-  return py::isinstance<py::array_t<double>>(table) ? add_rows_of<double>(ids, dy, table)
-                                                    : add_rows_of<float>(ids, dy, table);
+// A new table [n, columns]: for each row the sum of the rows of dy where x names it.
+py::array sum_rows(const py::object& x, const py::object& dy, Index n, Index columns) {
+  const Ids ids = checked_input(x, n);
+  return py::isinstance<py::array_t<double>>(dy) ? sum_rows_of<double>(ids, dy, n, columns)
+                                                 : sum_rows_of<float>(ids, dy, n, columns);
 }
 
 }  // namespace
 
 void bind_embedding(py::module_& m) {
   m.def("checked_input", &checked_input, py::arg("x"), py::arg("n"));
-  m.def("add_rows", &add_rows, py::arg("x"), py::arg("dy"), py::arg("table"));
+  m.def("sum_rows", &sum_rows, py::arg("x"), py::arg("dy"), py::arg("n"), py::arg("columns"));
 }
 
 }  // namespace rnnkern

@@ -47,11 +47,11 @@ struct CrossEntropyCall {
 };
 
 template <class T>
-struct AddRowsCall {
-  Index rows, C;
-  const std::int64_t* ids;  // [rows] of `table`
+struct SumRowsCall {
+  Index rows, N, C;
+  const std::int64_t* ids;  // [rows] 0 to N - 1
   const T* values;          // [rows, C]
-  T* table;                 // [any, C] to which they are added
+  T* table;                 // [N, C] each row the sum of those with its id
   int threads;              // at most this many
 };
 

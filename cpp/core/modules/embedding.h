@@ -6,9 +6,23 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Adds each row of `values` to its row of `table`, by rising row; threads share the columns.
 template <class T>
-static void add_rows(const AddRowsCall<T>& call) {
+static void set_zero(T* values, Index n, int threads) {
+  constexpr Index fewest_of_a_thread = 1 << 18;
+  const Index worthwhile = most(1, least(threads, n / fewest_of_a_thread));
+  parallel(static_cast<int>(worthwhile), Interrupt{}, [&](CancelToken&, int thread, int count) {
+    const Range mine = share(ceil_div(n, kLine<T>), thread, count);
+    const Index first = mine.first * kLine<T>, last = least(mine.last * kLine<T>, n);
+    if (first < last)
+      __builtin_memset(values + first, 0, static_cast<std::size_t>(last - first) * sizeof(T));
+  });
+}
+
+// Adds each row of `values` to its row of a table of zeros, by rising row; threads share the
+// columns.
+template <class T>
+static void sum_rows(const SumRowsCall<T>& call) {
+  set_zero(call.table, call.N * call.C, call.threads);
   constexpr Index fewest_of_a_thread = 1 << 14;
   const Index lines = ceil_div(call.C, kLine<T>);
   const Index worthwhile = least(lines, call.rows * call.C / fewest_of_a_thread);

@@ -146,12 +146,38 @@ static bool update(const OptimizerStep<T>& s, Range range) {
   return false;
 }
 
+// Lines of a step, or of each of its rows.
+template <class T>
+static Index lines_of(const OptimizerStep<T>& s) {
+  return ceil_div(s.ids ? s.columns : s.n, kLine<T>);
+}
+template <class T>
+static Index rows_of(const OptimizerStep<T>& s) {
+  return s.ids ? (s.columns ? s.n / s.columns : 0) : 1;
+}
+
+// The rows of a step that begin on these of its lines.
+template <class T>
+static bool update_rows(const OptimizerStep<T>& s, Range lines) {
+  const Index of_row = lines_of(s), last = ceil_div(lines.last, of_row);
+  bool finite = true;
+  for (Index r = ceil_div(lines.first, of_row); r < last; ++r) {
+    OptimizerStep<T> row = s;
+    const Index at = s.ids[r] * s.columns;
+    row.parameter += at, row.gradient += r * s.columns;
+    if (row.first) row.first += at;
+    if (row.second) row.second += at;
+    finite = update(row, {0, s.columns}) && finite;
+  }
+  return finite;
+}
+
 // `count` steps, one array's or one member's part of it each. Threads share the lines of all.
 template <class T>
 static void optimizer_steps(const OptimizerStep<T>* steps, Index count) {
   constexpr Index fewest_of_a_thread = 1 << 14;  // elements that are worth a thread's meeting
   Index lines = 0;
-  for (Index i = 0; i < count; ++i) lines += ceil_div(steps[i].n, kLine<T>);
+  for (Index i = 0; i < count; ++i) lines += rows_of(steps[i]) * lines_of(steps[i]);
   if (lines == 0) return;
   const Index worthwhile = most(1, least(steps->threads, lines * kLine<T> / fewest_of_a_thread));
   // Not to be interrupted: parameters and moments are updated all or not at all.
@@ -159,12 +185,14 @@ static void optimizer_steps(const OptimizerStep<T>* steps, Index count) {
     const Range mine = share(lines, thread, threads);
     Index first = 0;  // line of the step at hand
     for (Index i = 0; i < count; ++i) {
-      const Index own = ceil_div(steps[i].n, kLine<T>);
+      const OptimizerStep<T>& step = steps[i];
+      const Index own = rows_of(step) * lines_of(step);
       const Range part{most(mine.first - first, 0), least(mine.last - first, own)};
-      const Range elements{part.first * kLine<T>, least(part.last * kLine<T>, steps[i].n)};
-      if (part.size() > 0 && !update(steps[i], elements) && steps[i].finite)
-        __atomic_store_n(steps[i].finite, 0, __ATOMIC_RELAXED);
+      const Range elements{part.first * kLine<T>, least(part.last * kLine<T>, step.n)};
       first += own;
+      if (part.size() <= 0) continue;
+      if (!(step.ids ? update_rows(step, part) : update(step, elements)) && step.finite)
+        __atomic_store_n(step.finite, 0, __ATOMIC_RELAXED);
     }
   });
 }

@@ -13,8 +13,7 @@ inline constexpr const char* kOptimizers[] = {"sgd", "rmsprop", "adam", "adamw"}
 // What a step does alike to all arrays.
 struct OptimizerRule {
   Optimizer kind;
-  double scale;  // the clip's factor of the gradient
-  double lr;
+  double scale;     // the clip's factor of the gradient
   double momentum;  // SGD, RMSprop; 0 where `first` is null
   bool nesterov;    // SGD
   double beta1;     // Adam, AdamW: decay of `first`
@@ -28,12 +27,17 @@ struct OptimizerRule {
 template <class T>
 struct OptimizerStep : OptimizerRule {
   Index n;
-  T* parameter;         // [n] read and written
-  const T* gradient;    // [n]
-  T* first;             // [n] velocity (SGD, RMSprop) or first moment (Adam, AdamW); null: not kept
-  T* second;            // [n] second moment (RMSprop, Adam, AdamW); null for SGD
+  T* parameter;       // [n] read and written
+  const T* gradient;  // [n]
+  T* first;           // [n] velocity (SGD, RMSprop) or first moment (Adam, AdamW); null: not kept
+  T* second;          // [n] second moment (RMSprop, Adam, AdamW); null for SGD
+  double lr;
   double l1, l2;        // penalties: gradient + l1 sign(p) + l2 p
   double weight_decay;  // AdamW: decoupled
+  // [n / columns] rising: the gradient is of these rows of [rows, columns] arrays alone, and no
+  // others are read and written. Null: of all n elements.
+  const std::int64_t* ids;
+  Index rows, columns;
   // Becomes 0 if a new parameter or moment is not finite; steps may share it. Null: not wanted.
   unsigned char* finite;
 };

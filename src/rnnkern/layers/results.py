@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..checks import fixed, number
 from ..pickles import reduced
+from ..rows import combined, stored, sums_of_squares
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,7 +66,8 @@ class ParameterGradients:
     """dL/dp of one layer's parameters: what `Gradients` and `ModuleGradients` have in common.
 
     They are read-only, so that `norm` stays true: ``2 * g``, ``g / 4``, ``g + h`` and
-    ``sum([g, h])`` make new ones, with a new norm. For other changes copy ``params`` into a dict;
+    ``sum([g, h])`` make new ones, with a new norm. So a step can take the gradients of several
+    batches: add them up, and divide by their number. For other changes copy ``params`` into a dict;
     optimizers take that, too, and measure it. They copy and pickle.
 
     Attributes
@@ -75,12 +77,35 @@ class ParameterGradients:
     norm, scale, finite : float, float and bool, or ndarray (E,) for an ensemble
         The joint L2 norm of `params` before they were scaled, the scale, and whether all were
         finite.
+
+    Examples
+    --------
+    A step along the mean gradient of four batches, for which there is no memory at once:
+
+    >>> import numpy as np, rnnkern as rk
+    >>> layers = {"rnn": rk.GRU(3, 5, seed=0), "out": rk.Linear(5, 2, seed=1)}
+    >>> opt = rk.Adam(layers)
+    >>> total = {name: 0 for name in layers}
+    >>> for x in np.random.default_rng(0).normal(size=(4, 7, 2, 3)).astype(np.float32):
+    ...     h, _, rnn_tape = layers["rnn"].forward(x)
+    ...     y, out_tape = layers["out"].forward(h)
+    ...     out = layers["out"].backward(out_tape, 2 * y)  # of the loss sum(y**2)
+    ...     total["out"] += out
+    ...     total["rnn"] += layers["rnn"].backward(rnn_tape, out.x)
+    >>> opt.step({name: grads / 4 for name, grads in total.items()}, max_norm=1.0).applied
+    True
     """
 
     __slots__ = ("__weakref__", "_finite", "_norm", "_of", "_params", "_scale")
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 
-    params: Final[Mapping[str, Array]] = fixed("params", "dL/dp by name, read-only.")
+    if TYPE_CHECKING:  # read-only, of a module's gradients other values, too
+
+        @property
+        def params(self) -> Mapping[str, Array]: ...
+
+    else:
+        params = fixed("params", "dL/dp by name, read-only.")
     norm: Any = fixed("norm", "The joint L2 norm before `scale`.")
     scale: Any = fixed("scale", "The factor of the clip.")
     finite: Any = fixed("finite", "Whether all were finite before the clips.")
@@ -121,11 +146,11 @@ class ParameterGradients:
         divisor = number("divisor", divisor, "a finite number other than 0", lambda x: x != 0)
         return self._derived(np.divide, lambda name: divisor)
 
-    def _derived(self, operation: Callable[..., Any], operand: Callable[[str], Any]) -> Self:
+    def _derived(self, operation: np.ufunc, operand: Callable[[str], Any]) -> Self:
         """New gradients, of `params` alone, with their own norm."""
         with np.errstate(all="ignore"):  # what is not finite is found by the norm
             params = {
-                name: operation(array, operand(name), out=np.empty_like(array))
+                name: combined(operation, array, operand(name))
                 for name, array in self._params.items()
             }
         one = object.__new__(type(self))
@@ -156,7 +181,7 @@ class ParameterGradients:
 
     def _is_measured(self) -> bool:
         """Whether no array is writable; another one may have changed after it was measured."""
-        return not any(array.flags.writeable for array in self._params.values())
+        return not any(stored(array).flags.writeable for array in self._params.values())
 
     def _own(self, name: str, attribute: str) -> Any:
         try:
@@ -304,7 +329,7 @@ class Gradients(ParameterGradients):
         """The value of Omega."""
         return self._flow_penalty  # type: ignore[no-any-return]
 
-    def _derived(self, operation: Callable[..., Any], operand: Callable[[str], Any]) -> Self:
+    def _derived(self, operation: np.ufunc, operand: Callable[[str], Any]) -> Self:
         one = super()._derived(operation, operand)
         one._trace, one._flow_penalty = None, 0.0
         return one
@@ -351,7 +376,7 @@ class EnsembleGradients(Gradients):
 
 def norm_of(arrays: Iterable[Array], members: int) -> list[float]:
     """Each member's joint L2 norm of arrays (E, ...); of arrays of any shape for one member."""
-    parts = [_core.sums_of_squares(array, members) for array in arrays]
+    parts = [sums_of_squares(array, members) for array in arrays]
     return [math.sqrt(sum(own)) for own in zip(*parts, strict=True)]
 
 

@@ -24,7 +24,8 @@ class ModuleGradients(ParameterGradients):
     Attributes
     ----------
     params : mapping of str to ndarray
-        dL/dp for each of the module's parameters, under its name. Read-only.
+        dL/dp for each of the module's parameters, under its name. Read-only. Of an `Embedding`
+        with ``sparse=True`` its ``weight`` is `SparseRows`.
     x : ndarray or None
         dL/dx, shaped like x; None of an `Embedding`, whose x are integers. A sum or a multiple has
         none.
@@ -53,6 +54,9 @@ class ModuleGradients(ParameterGradients):
     if TYPE_CHECKING:  # read-only, as in the base class
 
         @property
+        def params(self) -> Mapping[str, Any]: ...
+
+        @property
         def norm(self) -> float: ...
 
         @property
@@ -78,7 +82,7 @@ class ModuleGradients(ParameterGradients):
         return self._own("x", "_x")  # type: ignore[no-any-return]
 
 
-def measured(params: dict[str, Array], x: Array | None, of: dict[str, Array]) -> ModuleGradients:
+def measured(params: dict[str, Any], x: Array | None, of: dict[str, Array]) -> ModuleGradients:
     (norm,) = norm_of(params.values(), 1)
     return ModuleGradients(params, x, norm, math.isfinite(norm), of)
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import _core
-from ..checks import Seed, as_array, float_dtype, integer, seed_sequence, size, unmasked
+from ..checks import Seed, as_array, flag, float_dtype, integer, seed_sequence, size, unmasked
 from ..parameters import Parametrized
+from ..rows import SparseRows
 from ..tape import ModuleTape
 from .common import Array, ModuleGradients, measured, parameters_of
 
@@ -26,6 +27,9 @@ class Embedding(Parametrized):
         N and E, at least 1.
     padding_idx : int, optional
         A row that starts at zero and has no gradient.
+    sparse : bool
+        Whether `backward` returns `SparseRows`, the gradients of the rows that x named, in place of
+        a whole table, most of it zeros; see Notes.
     dtype : {float32, float64}
         Of the table.
     seed : int or numpy.random.SeedSequence, optional
@@ -45,6 +49,14 @@ class Embedding(Parametrized):
     TypeError, ValueError
         If an argument is not what it must be; the message names it.
 
+    Notes
+    -----
+    With ``sparse=True``, optimizers step the rows that have a gradient, and leave all others and
+    their moments as they are ("lazy" moments, as PyTorch's SparseAdam has them; see `SGD`). With
+    large tables this takes a small part of the time. Results differ from those of whole tables,
+    but for `SGD` without momentum and penalties: there, a row also moves, and its moments also
+    decay, in steps in which it has no gradient.
+
     Examples
     --------
     >>> import numpy as np, rnnkern as rk
@@ -54,6 +66,14 @@ class Embedding(Parametrized):
     >>> grads = embedding.backward(tape, np.ones_like(y))
     >>> y.shape, grads.params["weight"][:4, 0].tolist()
     ((2, 2, 4), [0.0, 1.0, 0.0, 2.0])
+
+    >>> embedding = rk.Embedding(200_000, 4, padding_idx=0, sparse=True, seed=0)
+    >>> y, tape = embedding.forward(x)
+    >>> rows = embedding.backward(tape, np.ones_like(y)).params["weight"]
+    >>> rows
+    SparseRows(2 of 200000 rows of 4, float32, norm=4.47214)
+    >>> rows.ids.tolist(), rows.values[:, 0].tolist()
+    ([1, 3], [1.0, 2.0])
     """
 
     def __init__(
@@ -62,6 +82,7 @@ class Embedding(Parametrized):
         embedding_dim: int,
         *,
         padding_idx: int | None = None,
+        sparse: bool = False,
         dtype: DTypeLike = np.float32,
         seed: Seed = None,
         params: Mapping[str, Any] | None = None,
@@ -72,6 +93,7 @@ class Embedding(Parametrized):
             expected = f"an integer from 0 to {n - 1}"
             padding_idx = integer("padding_idx", padding_idx, expected, 0, n - 1)
         self._padding_idx = padding_idx
+        self._sparse = flag("sparse", sparse)
         self._dtype = float_dtype(dtype)
         self._shapes = {"weight": (n, self.embedding_dim)}
         generator = np.random.default_rng(seed_sequence("seed", seed))
@@ -99,6 +121,11 @@ class Embedding(Parametrized):
         return self._padding_idx
 
     @property
+    def sparse(self) -> bool:
+        """Whether gradients are `SparseRows`."""
+        return self._sparse
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the table."""
         return self._dtype
@@ -106,7 +133,8 @@ class Embedding(Parametrized):
     def __repr__(self) -> str:
         return (
             f"Embedding({self.num_embeddings}, {self.embedding_dim}, "
-            f"padding_idx={self.padding_idx}, dtype={self.dtype})"
+            f"padding_idx={self.padding_idx}{', sparse=True' if self.sparse else ''}, "
+            f"dtype={self.dtype})"
         )
 
     def __call__(self, x: Array) -> Array:
@@ -180,7 +208,8 @@ class Embedding(Parametrized):
         Returns
         -------
         ModuleGradients
-            dL/dp, zero for rows that x did not name; no dL/dx.
+            dL/dp, zero for rows that x did not name, or `SparseRows` of those that it did; no
+            dL/dx.
 
         Raises
         ------
@@ -197,8 +226,16 @@ class Embedding(Parametrized):
         """
         x = ModuleTape._x_of(tape, self)
         parameters_of(self._params, self._shapes, self._dtype)
-        table = np.zeros(self._shapes["weight"], self._dtype)
-        _core.add_rows(unmasked("x", x), as_array("dy", dy, self._dtype), table)
-        if self._padding_idx is not None:
-            table[self._padding_idx] = 0
-        return measured({"weight": table}, None, self._params)
+        dy, padding = as_array("dy", dy, self._dtype), self._padding_idx
+        x, shape = unmasked("x", x), self._shapes["weight"]
+        if not self._sparse:
+            table = _core.sum_rows(x, dy, *shape)
+            if padding is not None:
+                table[padding] = 0
+            return measured({"weight": table}, None, self._params)
+        ids, places = np.unique(x, return_inverse=True)
+        values = _core.sum_rows(places.reshape(x.shape), dy, len(ids), shape[1])
+        if padding is not None and padding in ids:
+            real = ids != padding
+            ids, values = ids[real], values[real]
+        return measured({"weight": SparseRows._made(ids, values, shape)}, None, self._params)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from .activations import ACTIVATIONS, Activation
 from .cells import CELLS, Cell
+from .embedding import embedding, embedding_gradient, on_rows
 from .layers import (
     Config,
     Gradients,
@@ -52,10 +53,13 @@ __all__ = [
     "backward",
     "clip_factor",
     "cross_entropy",
+    "embedding",
+    "embedding_gradient",
     "forward",
     "joint_norm",
     "linear",
     "linear_gradient",
+    "on_rows",
     "parameter_shapes",
     "penalized",
     "rmsprop",
