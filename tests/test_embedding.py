@@ -1,4 +1,4 @@
-"""Embeddings: gradients as rows, and steps on rows.
+"""Embeddings: gradients as rows, steps on rows, and layers frozen with an embedding.
 
 What an embedding has in common with other modules, and its whole gradients, are in test_modules.py.
 """
@@ -10,16 +10,18 @@ import itertools
 import math
 import pickle
 import re
+import weakref
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, on_threads
+from helpers import DTYPES, KINDS, fused_sets, make_layer, on_threads, parts, random_problem
 from test_optim import DEFAULTS, MOMENTS, OPTIMIZERS, PENALTIES, REFERENCES, SETTINGS, TOLERANCE
 
 import rnnkern as rk
 from rnnkern import reference
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
+every_kind = pytest.mark.parametrize("kind", KINDS)
 every_rule = pytest.mark.parametrize("rule", OPTIMIZERS)
 SIZES = [(5, 3, 4), (50, 64, 300), (2000, 130, 700)]
 
@@ -401,3 +403,196 @@ def test_values_that_were_changed_by_force_are_measured_again():
     values.flags.writeable = True
     values[...] = 3.0
     assert rk.SGD(embedding, 0.1).step(grads).norm == pytest.approx(math.sqrt(18), rel=1e-15)
+
+
+# ---------------------------------------------------------------------------- frozen with a layer
+
+T, B, H, WORDS = 9, 4, 11, 30
+FOLDED = [kind for kind in KINDS if kind != "rg_lru"]
+OPTIONS = {
+    "plain": {},
+    "two layers, both directions": {"num_layers": 2, "bidirectional": True},
+    "residual": {"num_layers": 3, "residual": True},
+    "batch first, no bias": {"batch_first": True, "bias": False},
+    "backward": {"reverse": True},
+}
+
+
+def folded(kind, **options):
+    """A layer, an embedding of its inputs, and both frozen together."""
+    layer = make_layer(kind, 6, H, **options)
+    embedding = rk.Embedding(WORDS, layer.input_size, dtype=layer.dtype, seed=2)
+    return layer, embedding, layer.freeze(embedding=embedding)
+
+
+def bits(result):
+    each = [tuple(value) if isinstance(value, list) else value for value in result]
+    return [part.tobytes() for value in each for part in parts(value)]
+
+
+def words(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, WORDS, shape)
+
+
+@pytest.mark.parametrize("of", OPTIONS)
+@every_dtype
+@pytest.mark.parametrize("kind", FOLDED)
+def test_a_call_on_integers_has_the_bits_of_a_call_on_vectors(kind, dtype, of):
+    layer, embedding, frozen = folded(kind, dtype=dtype, **OPTIONS[of])
+    p = random_problem(layer, T, B, lengths="random", resets=0.2, mask=0.7)
+    x = words(*p.x.shape[:2])
+    vectors = embedding(x)
+    for rows in ({}, {"lengths": p.lengths}, {"mask": p.mask}, {"resets": p.resets}):
+        want = layer(vectors, p.state, **rows)
+        for threads in (1, 2):
+            assert bits(on_threads(threads, frozen, x, p.state, **rows)) == bits(want)
+    for kind_of_ids in (np.uint8, np.int32):
+        assert bits(frozen(x.astype(kind_of_ids))) == bits(layer(vectors))
+    for how in ({"outputs": "last"}, {"hiddens": True}):
+        assert bits(frozen(x, lengths=p.lengths, **how)) == bits(
+            layer(vectors, lengths=p.lengths, **how)
+        )
+    assert bits(frozen(x[0])) == bits(layer(vectors[0]))  # one row
+    assert bits(frozen(x[::2, ::-1])) == bits(layer(vectors[::2, ::-1]))
+
+
+@pytest.mark.parametrize("shape", [(0, B), (T, 0), (1, 1), (1, 9)])
+@pytest.mark.parametrize("kind", FOLDED)
+def test_few_steps_and_rows_of_integers(kind, shape):
+    layer, embedding, frozen = folded(kind, num_layers=2)
+    x = words(*shape)
+    assert bits(frozen(x)) == bits(layer(embedding(x)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("kind", FOLDED)
+def test_a_stream_of_integers_has_the_bits_of_a_call(kind, batch_size):
+    layer, embedding, frozen = folded(kind, num_layers=2)
+    x = words(200, batch_size)  # more than a stream makes room for
+    y, state = layer(embedding(x))
+    stream = frozen.stream(batch_size)
+    assert stream.run(x[:7].astype(np.int32)).tobytes() == y[:7].tobytes()
+    for t in range(7, 20):
+        assert stream.step(x[t]).tobytes() == y[t].tobytes()
+    out = np.empty_like(y[20:])
+    assert stream.run(x[20:], out=out) is out
+    assert out.tobytes() == y[20:].tobytes()
+    assert bits([stream.state]) == bits([state])
+    mask = np.random.default_rng(1).random((9, batch_size)) < 0.5
+    stream.reset()
+    want = layer(embedding(x[:9]), mask=mask)
+    assert stream.run(x[:9], mask=mask).tobytes() == want[0].tobytes()
+    assert bits([stream.state]) == bits([want[1]])
+    one = pickle.loads(pickle.dumps(stream))
+    assert one.step(x[9]).tobytes() == stream.step(x[9]).tobytes()
+
+
+@pytest.mark.parametrize("isa", fused_sets())
+def test_each_set_folds_to_the_same_bits(isa):
+    want = bits(folded("lstm")[2](words(T, B)))
+    with rk.force_isa(isa):
+        assert bits(folded("lstm")[2](words(T, B))) == want
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 1000])
+def test_tables_of_any_size_fold(rows):
+    layer, embedding = rk.GRU(33, 20, seed=0), rk.Embedding(rows, 33, seed=1)
+    x = np.arange(rows)[:, None]
+    want = bits(layer(embedding(x)))
+    for threads in (1, 2, 5):
+        frozen = on_threads(threads, layer.freeze, embedding=embedding)
+        assert bits(frozen(x)) == want
+
+
+def test_members_share_an_embedding():
+    grus, embedding = rk.GRU(6, H, 2, ensemble=3, seed=0), rk.Embedding(WORDS, 6, seed=1)
+    frozen, x = grus.freeze(embedding=embedding), words(T, 3, B)
+    assert bits(frozen(x)) == bits(grus(embedding(x)))
+    assert bits(frozen(x[:, 0])) == bits(grus(embedding(x[:, 0])))
+
+
+def test_it_is_a_snapshot_of_both():
+    layer, embedding, frozen = folded("gru")
+    x = words(T, B)
+    want = bits(frozen(x))
+    assert not frozen.is_stale()
+    embedding.params["weight"][7] = np.nan
+    assert frozen.is_stale()
+    assert bits(frozen(x)) == want
+    embedding.params["weight"][...] = 1.0
+    layer.params["bias_hh_l0"] += 1.0
+    assert bits(frozen(x)) == want
+    for twin in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        assert bits(twin(frozen)(x)) == want
+    with pytest.raises(RuntimeError, match=r"^is_stale: expected the layer that was frozen"):
+        copy.deepcopy(frozen).is_stale()
+    alive = weakref.ref(embedding)
+    layer, other, frozen = folded("gru")
+    del other, embedding
+    assert alive() is None
+    with pytest.raises(RuntimeError, match=r"^is_stale: expected the embedding that was frozen"):
+        frozen.is_stale()
+    assert f"embedding of {WORDS} rows" in repr(frozen)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "error", "message"),
+    [
+        (rk.Linear(3, 6), TypeError, "embedding: expected an Embedding, got Linear"),
+        (
+            rk.Embedding(9, 6, dtype=np.float64),
+            *(TypeError, "embedding: expected dtype float32, that of the layer, got float64"),
+        ),
+        (
+            rk.Embedding(9, 5),
+            *(ValueError, "embedding: expected embedding_dim 6, the layer's input_size, got 5"),
+        ),
+    ],
+)
+def test_an_embedding_that_does_not_fit_is_refused(embedding, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        rk.GRU(6, 4).freeze(embedding=embedding)
+
+
+def test_an_embedding_whose_table_does_not_fit_is_refused():
+    embedding = rk.Embedding(9, 6)
+    embedding.params["weight"] = np.ones((9, 5), np.float32)
+    message = r"^embedding.params\['weight'\]: expected shape \(9, 6\), got \(9, 5\)$"
+    with pytest.raises(ValueError, match=message):
+        rk.GRU(6, 4).freeze(embedding=embedding)
+    message = "^embedding: expected a cell that does not read x itself, got rg_lru$"
+    with pytest.raises(ValueError, match=message):
+        rk.RGLRU(6, 6).freeze(embedding=rk.Embedding(9, 6))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((T, B, 6), np.float32), TypeError, "x: expected an array of integers, got flo"),
+        (np.zeros((T, B)), TypeError, "x: expected an array of integers, got float64"),
+        (np.full((T, B), WORDS), ValueError, f"x[0, 0]: expected an integer from 0 to {WORDS - 1}"),
+        (np.full((T, B), -1), ValueError, f"x[0, 0]: expected an integer from 0 to {WORDS - 1}"),
+        (np.zeros((T, B, 1), int), ValueError, "x: expected shape (T, "),
+        (np.ma.zeros((T, B), int), TypeError, "x: expected an array without a mask"),
+    ],
+)
+def test_integers_are_checked(x, error, message):
+    frozen = folded("lstm")[2]
+    stream = frozen.stream(B)
+    stream.run(words(3, B))
+    before = bits([stream.state])
+    for use in (frozen, stream.run):
+        with pytest.raises(error, match=f"^{re.escape(message)}"):
+            use(x)
+    assert bits([stream.state]) == before
+
+
+def test_one_step_of_integers_is_checked():
+    stream = folded("lstm")[2].stream(2)
+    for x, error, message in (
+        (np.array([1, WORDS]), ValueError, "x[1]: expected an integer from 0 to 29, got 30"),
+        (np.array([1]), ValueError, "x: expected shape (2,), got (1,)"),
+        (np.ones(2), TypeError, "x: expected an array of integers, got float64"),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(message)}$"):
+            stream.step(x)

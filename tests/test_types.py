@@ -32,6 +32,9 @@ y, h = frozen(x, h, outputs="last")
 y, h, hiddens = frozen(x, hiddens=True)
 shape = frozen.stream().state.shape
 stale: bool = frozen.is_stale()
+stale = rk.GRU(3, 4).freeze(embedding=rk.Embedding(9, 3)).is_stale()
+rows: rk.SparseRows = 2.0 * rk.SparseRows([1], x[0, :1], (9, 3))
+rk.Adam({"emb": rk.Embedding(9, 3, sparse=True)}, lr={"emb/*": 1e-2, "*": lambda step: 1e-3})
 stream = rk.LSTM(3, 4).freeze().stream()
 h, c = stream.state
 stream.state = h, c

@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 
+#include "modules/shared.h"
 #include "tape.h"
 #include "unlocked.h"
 
@@ -279,6 +280,24 @@ std::pair<Axes, PinnedArray<const T>> axes_and_x(const Sizes& s, const py::objec
   return {axes, std::move(x)};
 }
 
+// Numbers of rows as the core reads them: (T, B, 1), and so on, of T.
+template <class T>
+py::array numbers_of(const Sizes& s, const py::object& given, Index n, bool batch_first) {
+  const Ids ids = checked_input(given, n);
+  const Shape shape = s.members && ids.ndim() == 3 ? Shape{"T", s.members, "B"}
+                      : s.members                  ? Shape{"T", "B"}
+                      : ids.ndim() == 1            ? Shape{"T"}
+                      : batch_first                ? Shape{"B", "T"}
+                                                   : Shape{"T", "B"};
+  check_shape("x", ids, shape);
+  std::vector<Index> sizes(ids.shape(), ids.shape() + ids.ndim());
+  sizes.push_back(1);
+  py::array_t<T> numbers = result<T>(sizes);
+  std::transform(ids.data(), ids.data() + ids.size(), numbers.mutable_data(),
+                 [](std::int64_t id) { return static_cast<T>(id); });
+  return std::move(numbers);
+}
+
 }  // namespace
 
 LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
@@ -339,19 +358,33 @@ py::tuple LayerStack::state_names() const {
 }
 
 template <class T>
-std::shared_ptr<const PackedWeights<T>> LayerStack::packed(const py::dict& params) const {
+std::shared_ptr<const PackedWeights<T>> LayerStack::packed(const py::dict& params,
+                                                           const py::object& table) const {
   const PinnedParameters<T> parameters(parameters_, params);
-  auto weights = std::make_shared<PackedWeights<T>>(kernels().of<T>(), sizes_);
+  py::array_t<T> rows;
+  Index folded = 0;
+  if (!table.is_none()) {
+    constexpr Index most = Index{1} << std::numeric_limits<T>::digits;  // numbers that T holds
+    rows = as_contiguous<T>("embedding", table, {"N", sizes_.I});
+    folded = rows.shape(0);
+    if (folded < 1 || folded > most)
+      bad_value("embedding", "from 1 to " + std::to_string(most) + " rows", std::to_string(folded));
+    if (sizes_.info().reads_x)
+      bad_value("embedding", "a cell that does not read x itself", sizes_.info().name);
+    product_of({folded, sizes_.info().gates, padded_row<T>(sizes_.H), sizes_.count(), sizes_.D});
+  }
+  auto weights = std::make_shared<PackedWeights<T>>(kernels().of<T>(), sizes_, folded);
+  const T* const data = folded ? rows.data() : nullptr;
   unlocked([&](const Interrupt& interrupt) {
     ThrottledPoll poll(interrupt);
-    weights->pack(parameters.data(), poll);
+    weights->pack(parameters.data(), poll, data);
   });
   return weights;
 }
 
-Packed LayerStack::pack(const py::dict& params) const {
-  if (is_double_) return {id_, nullptr, packed<double>(params)};
-  return {id_, packed<float>(params), nullptr};
+Packed LayerStack::pack(const py::dict& params, const py::object& table) const {
+  if (is_double_) return {id_, nullptr, packed<double>(params, table)};
+  return {id_, packed<float>(params, table), nullptr};
 }
 
 py::tuple LayerStack::forward(const py::object& weights, const py::object& x,
@@ -402,6 +435,7 @@ class GivenWeights {
     if (parameters_) arguments.parameters = parameters_->data();
     arguments.packed = packed_.get();
   }
+  const PackedWeights<T>* packed() const { return packed_.get(); }
   const PinnedParameters<T>& parameters() const {
     if (!parameters_) bad_value("weights", "a dict of parameters for a tape", "packed ones");
     return *parameters_;
@@ -433,9 +467,12 @@ py::tuple LayerStack::run_forward(const py::object& weights, const py::object& x
                                   const py::object& state, const py::object& lengths,
                                   const py::object& mask, const py::object& resets,
                                   ForwardOptions options) const {
-  const Sizes& s = sizes_;
   const GivenWeights<T> given(parameters_, id_, weights);
-  const auto found = axes_and_x<T>(s, x_given, options.batch_first);
+  const Sizes& s = given.packed() ? given.packed()->sizes() : sizes_;
+  const Index folded = given.packed() ? given.packed()->folded() : 0;
+  const py::object x_read =
+      folded ? numbers_of<T>(s, x_given, folded, options.batch_first) : x_given;
+  const auto found = axes_and_x<T>(s, x_read, options.batch_first);
   const Axes& axes = found.first;
   const PinnedArray<const T>& x = found.second;
   const Index steps = axes.B ? std::max<Index>(axes.T, 1) : 1;
@@ -596,7 +633,7 @@ void bind_layer(py::module_& m) {
            py::arg("activations"), py::arg("noise"), py::arg("heads"), py::arg("exp_forget"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
-      .def("pack", method_of(&LayerStack::pack), py::arg("params"))
+      .def("pack", method_of(&LayerStack::pack), py::arg("params"), py::arg("table") = py::none())
       .def("forward", method_of(&LayerStack::forward), py::arg("weights"), py::arg("x"),
            py::arg("state"), py::arg("lengths"), py::arg("mask"), py::arg("resets"),
            py::arg("batch_first"), py::arg("wanted"), py::arg("samples_all"), py::arg("segment"),

@@ -84,7 +84,8 @@ class LayerStack {
   py::list parameter_shapes() const;
   py::tuple state_names() const;
 
-  Packed pack(const py::dict& params) const;
+  // table: None, or [any, I] the rows that x of calls is numbers of; see PackedWeights.
+  Packed pack(const py::dict& params, const py::object& table) const;
 
   // weights: a dict of parameters, or `pack` of one.
   // wanted: see Wanted.
@@ -103,7 +104,8 @@ class LayerStack {
 
  private:
   template <class T>
-  std::shared_ptr<const PackedWeights<T>> packed(const py::dict& params) const;
+  std::shared_ptr<const PackedWeights<T>> packed(const py::dict& params,
+                                                 const py::object& table) const;
   template <class T>
   py::tuple run_forward(const py::object& weights, const py::object& x, const py::object& state,
                         const py::object& lengths, const py::object& mask, const py::object& resets,

@@ -7,6 +7,7 @@
 #include "../core/stack/mask.h"
 #include "../core/threads/runtime.h"
 #include "layer.h"
+#include "modules/shared.h"
 #include "unlocked.h"
 
 namespace rnnkern {
@@ -59,6 +60,7 @@ class StreamOf final : public Stream {
     constexpr Index rows_at_once = 128;
     call_.layers = layers_[now_].data();
     prepare(std::max<Index>(1, rows_at_once / B), threads());
+    if (packed_->folded()) grow(numbers_, numbers_size_, std::max(rows_at_once, B));
   }
 
   void reset(const py::object& rows) override {
@@ -141,13 +143,13 @@ class StreamOf final : public Stream {
 
   py::object run(py::handle x_given, py::handle out, py::handle mask, bool one_step) override {
     // All that may run the caller's Python comes before.
-    const py::array given = input(x_given, one_step);
+    const py::array given = packed_->folded() ? ids(x_given, one_step) : input(x_given, one_step);
     const Index steps = one_step ? 1 : given.shape(0);
     const auto stride = [&](py::ssize_t axis) {
       return given.strides(axis) / static_cast<py::ssize_t>(sizeof(T));
     };
-    const Sequence<const T> x{static_cast<const T*>(given.data()), one_step ? 0 : stride(0),
-                              stride(one_step ? 0 : 1)};
+    Sequence<const T> x{static_cast<const T*>(given.data()), one_step ? 0 : stride(0),
+                        packed_->folded() ? 1 : stride(one_step ? 0 : 1)};
     py::array y = output(out, one_step, steps);
     T* const to = static_cast<T*>(y.mutable_data());
     if (!out.is_none()) refuse_overlap("out", y, "x", given);
@@ -156,6 +158,7 @@ class StreamOf final : public Stream {
     const Busy busy(in_use_);
     const bool masked =
         real && !all_steps_are_real(py::reinterpret_borrow<py::array>(real), steps * B_);
+    if (packed_->folded()) x = numbers_of(given, steps);
     if (steps == 0) return std::move(y);
 
     // Giving up and taking back the GIL costs more than the smallest calls, and so does a thread.
@@ -314,6 +317,29 @@ class StreamOf final : public Stream {
                             one_step ? Shape{B_, I} : Shape{"T", B_, I});
   }
 
+  // Numbers of rows of the table, C-contiguous.
+  py::array ids(py::handle x, bool one_step) const {
+    constexpr Index any = -1;
+    if (one_step ? is_plain_ndarray(x, id_dtype_, {B_}) : is_plain_ndarray(x, id_dtype_, {any, B_}))
+      return py::reinterpret_borrow<py::array>(x);
+    const Ids own = copied<std::int64_t>(
+        array_of("x", check("unmasked")("x", x).cast<py::object>(), "iu", "an array of integers"));
+    check_shape("x", own, one_step ? Shape{B_} : Shape{"T", B_});
+    return own;
+  }
+  // Those ids as the core reads them.
+  Sequence<const T> numbers_of(const py::array& given, Index steps) {
+    grow(numbers_, numbers_size_, steps * B_);
+    const auto* const id = static_cast<const std::int64_t*>(given.data());
+    for (Index i = 0; i < steps * B_; ++i) {
+      const std::int64_t own = id[i];
+      if (own < 0 || own >= packed_->folded())
+        bad_element("x", given, i, "an integer from 0 to " + std::to_string(packed_->folded() - 1));
+      numbers_[static_cast<std::size_t>(i)] = static_cast<T>(own);
+    }
+    return {numbers_.get(), B_, 1};
+  }
+
   // Where the last layer's outputs go: the caller's array, or a new one.
   py::array output(py::handle out, bool one_step, Index steps) const {
     const Index P = sizes_.P;
@@ -360,7 +386,8 @@ class StreamOf final : public Stream {
   const Sizes& sizes_;
   const TypedKernels<T>& use_;  // those that packed the weights, whatever is in use later
   Index B_;
-  const py::dtype dtype_ = py::dtype::of<T>(), bool_dtype_ = py::dtype::of<bool>();
+  const py::dtype dtype_ = py::dtype::of<T>(), bool_dtype_ = py::dtype::of<bool>(),
+                  id_dtype_ = py::dtype::of<std::int64_t>();
   struct States {
     std::vector<Block<T>> of[kMostStates];  // [L][B, width] each
   };
@@ -379,6 +406,8 @@ class StreamOf final : public Stream {
   RowSchedule rows_;
   Block<T> real_x_;  // [T, B, I] where the mask moves steps
   Index real_x_size_ = 0;
+  Block<T> numbers_;  // [T, B] of folded rows
+  Index numbers_size_ = 0;
   mutable std::atomic<bool> in_use_{false};
 };
 
@@ -444,7 +473,8 @@ Parameters
 ----------
 x : ndarray, shape (B, I)
     The step's input, of the layer's dtype. CPU tensors (DLPack) and buffers of that dtype are
-    read where they are. Masked arrays are refused.
+    read where they are. Masked arrays are refused. Of a layer that was frozen with an embedding
+    integers (B,), the numbers of its rows.
 out : ndarray, shape (B, P), optional
     Where to put the output: C-contiguous, writable, not overlapping `x`. With it, the step
     allocates nothing.
@@ -483,7 +513,7 @@ Time is always the first axis, also if the layer has batch_first=True.
 Parameters
 ----------
 x : ndarray, shape (T, B, I)
-    The inputs, as in `step`; T may be 0.
+    The inputs, as in `step`, integers (T, B) with an embedding; T may be 0.
 out : ndarray, shape (T, B, P), optional
     As in `step`.
 mask : ndarray of bool, shape (T, B), optional

@@ -46,6 +46,10 @@ struct TypedKernels {
   Index (*packed_bytes)(Kind, const CellConstants&, Index I, Index H, Index P);
   void (*pack)(Kind, const CellConstants&, const Direction<T>&, Index I, Index H, Index P,
                int threads, const Interrupt&, void* out);
+  // Computes what x [n, I] makes of packed weights, [n, gates, padded H]: x of calls with these
+  // weights is (T, B, 1) then, numbers of its rows.
+  void (*fold)(void* packed, const T* x, Index n, Index I, int threads, const Interrupt&,
+               T* products);
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
   const ModuleKernels<T>* modules;

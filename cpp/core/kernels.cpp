@@ -139,6 +139,18 @@ struct Functions {
              });
   }
 
+  // Computes the products of n rows of x with the input's weights, which `packed` then looks up.
+  static void fold(void* packed, const T* x, Index n, Index I, int threads,
+                   const Interrupt& interrupt, T* products) {
+    ForwardWeights<T>& weights = *static_cast<ForwardWeights<T>*>(packed);
+    const double flops = 2 * as_double(n) * as_double(I) * as_double(weights.product_size());
+    parallel(capped(threads, flops / kFlopsOfAThread), interrupt,
+             [&](CancelToken& token, int thread, int count) {
+               weights.multiply(token, x, I, share(n, thread, count), products);
+             });
+    weights.products = products;
+  }
+
   template <class Map>
   static void map(const T* x, T* y, Index n, const Map& f) {
     const std::uint64_t saved = enter_float_environment();
@@ -171,6 +183,7 @@ constexpr TypedKernels<T> typed_table(const ModuleKernels<T>& modules) {
           F::backward_members,
           F::packed_bytes,
           F::pack,
+          F::fold,
           sum_of_squares<T>,
           optimizer_steps<T>,
           &modules,

@@ -14,6 +14,7 @@ from .stream import Stream, join_state, split_state
 
 if TYPE_CHECKING:
     from .layers.base import _Layer
+    from .modules import Embedding
 
 __all__ = ["Frozen", "Inference", "check_streamable"]
 
@@ -34,6 +35,10 @@ class Inference(Generic[S]):
     _batch_first: bool
     _state_names: tuple[str, ...]
     _dropout_seeds: list[int]  # one for each member of an ensemble
+
+    def _input(self, x: Any) -> Any:
+        """x of a call, as the core takes it."""
+        return as_array("x", x, self._dtype)
 
     def _explain(self, error: Exception) -> None:
         """Say more of an error of the core's."""
@@ -153,7 +158,7 @@ class Inference(Generic[S]):
         if outputs is not ALL or hiddens is not False:
             wanted = _wanted(outputs, hiddens)
         if type(x) is not np.ndarray or x.dtype is not self._dtype:  # here: a call costs more
-            x = as_array("x", x, self._dtype)
+            x = self._input(x)
         params = self._params
         if isinstance(params, dict):
             unmasked_all("params", params)
@@ -197,10 +202,21 @@ class Frozen(Inference[S]):
     It holds the packed weights and one copy of the parameters, of which a pickle is made; all of
     its streams share both.
 
+    With an `embedding`, calls and streams take integers in place of vectors: ``frozen(ids)`` is
+    ``layer(embedding(ids))``, to the bit, where ids are shaped like x without its last axis. The
+    products of the embedding's rows with the first layer's input matrices are computed here, by the
+    product of a call, each a sum over the inputs in rising order that starts from the biases. A
+    call reads them instead of computing them. All ids are checked, those of padding, too. The
+    products take ``N * D * G * H`` elements, of an ensemble for each member (H rounded up to whole
+    cache lines), beside a copy of the table.
+
     Parameters
     ----------
     layer : recurrent layer
         An ensemble, too.
+    embedding : Embedding, optional
+        Of the layer's dtype, with ``embedding_dim`` equal to its ``input_size``, and for float32 at
+        most 2**24 rows. An ensemble's members share it. Not for an `RGLRU`, which reads x itself.
 
     Examples
     --------
@@ -214,9 +230,18 @@ class Frozen(Inference[S]):
     >>> frozen.is_stale()
     True
     >>> frozen = gru.freeze()
+
+    A decoder step by step, from words:
+
+    >>> lstm, words = rk.LSTM(3, 5, seed=0), rk.Embedding(100, 3, seed=1)
+    >>> frozen, ids = lstm.freeze(embedding=words), np.array([[4], [71], [4]])
+    >>> stream = frozen.stream()
+    >>> steps = np.stack([stream.step(id) for id in ids])
+    >>> bool((steps == lstm(words(ids))[0]).all()), bool((frozen(ids)[0] == steps).all())
+    (True, True)
     """
 
-    def __init__(self, layer: _Layer[S]) -> None:
+    def __init__(self, layer: _Layer[S], embedding: Embedding | None = None) -> None:
         if "_params" in vars(self):
             name = type(self).__name__
             raise TypeError(f"{name}: expected a new object, got one that is constructed already")
@@ -233,13 +258,19 @@ class Frozen(Inference[S]):
         self._dropout_seeds = [0] * (layer._ensemble or 1)
         self._layer: Any = weakref.ref(layer)
         self._text = _Layer.__repr__(layer)
-        self._params = self._stack.pack(self._copies)
+        self._embedding: Any = None if embedding is None else weakref.ref(embedding)
+        self._table = None if embedding is None else _table_of(embedding, layer).copy()
+        self._params = self._stack.pack(self._copies, self._table)
 
     def __repr__(self) -> str:
         """What it was made from; parameters are not shown."""
         if "_params" not in vars(self):  # its constructor has not run
             return super().__repr__()
-        return f"<Frozen of {self._text}>"
+        of = "" if self._table is None else f" and an embedding of {len(self._table)} rows"
+        return f"<Frozen of {self._text}{of}>"
+
+    def _input(self, x: Any) -> Any:
+        return super()._input(x) if self._table is None else unmasked("x", x)
 
     def __copy__(self) -> Frozen[S]:
         other = type(self).__new__(type(self))
@@ -247,15 +278,17 @@ class Frozen(Inference[S]):
         return other
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        state = vars(self).copy()
-        return reduced(self, {n: v for n, v in state.items() if n not in ("_params", "_layer")})
+        skipped = {"_params", "_layer", "_embedding"}
+        return reduced(self, {n: v for n, v in vars(self).copy().items() if n not in skipped})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _layer=lambda: None)
-        self._params = self._stack.pack(self._copies)
+        vars(self).update(state, _layer=lambda: None, _embedding=lambda: None)
+        self._params = self._stack.pack(self._copies, self._table)
 
     def is_stale(self) -> bool:
-        """Whether the layer's parameters have changed since; all of their elements are compared.
+        """Whether the layer's parameters, or the embedding's, have changed since.
+
+        All of their elements are compared.
 
         Returns
         -------
@@ -264,10 +297,10 @@ class Frozen(Inference[S]):
         Raises
         ------
         RuntimeError
-            If the layer is gone: a frozen layer does not keep it alive. If this is a deep copy or
-            from a pickle, which belong to no layer.
+            If the layer or the embedding is gone: a frozen layer does not keep them alive. If this
+            is a deep copy or from a pickle, which belong to no layer.
         TypeError, ValueError
-            If a parameter of the layer is not what it must be.
+            If a parameter is not what it must be.
 
         Examples
         --------
@@ -277,14 +310,14 @@ class Frozen(Inference[S]):
         >>> frozen.is_stale()
         False
         """
-        layer = self._layer()
-        if layer is None:
-            raise RuntimeError(
-                "is_stale: expected the layer that was frozen, got none (it is gone, or this is a "
-                "copy of another frozen layer)"
-            )
         own = self._copies
-        return any(p.tobytes() != own[name].tobytes() for name, p in layer._checked_params())
+        layer = _alive("layer", self._layer)
+        if any(p.tobytes() != own[name].tobytes() for name, p in layer._checked_params()):
+            return True
+        if self._table is None:
+            return False
+        table = _table_of(_alive("embedding", self._embedding), self)
+        return bool(table.tobytes() != self._table.tobytes())
 
     def stream(self, batch_size: int = 1) -> Stream[S]:
         """Make a stream, which shares the packed weights.
@@ -314,6 +347,35 @@ class Frozen(Inference[S]):
         """
         check_streamable(self)
         return Stream(self, size("batch_size", batch_size))
+
+
+def _alive(what: str, reference: Any) -> Any:
+    found = reference()
+    if found is None:
+        raise RuntimeError(
+            f"is_stale: expected the {what} that was frozen, got none (it is gone, or this is a "
+            f"copy of another frozen layer)"
+        )
+    return found
+
+
+def _table_of(embedding: Any, layer: Any) -> Array:
+    """The rows of an embedding whose outputs a layer takes."""
+    from .modules import Embedding  # here: most programs do without it
+
+    if not isinstance(embedding, Embedding):
+        raise TypeError(f"embedding: expected an Embedding, got {type(embedding).__name__}")
+    if embedding.dtype != layer._dtype:
+        expected = f"dtype {layer._dtype}, that of the layer"
+        raise TypeError(f"embedding: expected {expected}, got {embedding.dtype}")
+    if embedding.embedding_dim != (size := layer._stack.input_size):
+        expected = f"embedding_dim {size}, the layer's input_size"
+        raise ValueError(f"embedding: expected {expected}, got {embedding.embedding_dim}")
+    try:
+        table: Array = dict(embedding._checked_params())["weight"]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"embedding.{error}") from None
+    return table
 
 
 def check_streamable(layer: Any) -> None:

@@ -30,6 +30,12 @@ class LayerStack(_core.LayerStack):
         super().__init__(**arguments)
         self._arguments = arguments
 
+    @property
+    def input_size(self) -> int:
+        """I, of the first layer."""
+        size: int = self._arguments["input_size"]
+        return size
+
     def __repr__(self) -> str:
         """Kind and sizes."""
         names = ("input_size", "hidden_size", "num_layers")

@@ -12,11 +12,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "dispatch.h"
 #include "naive.h"
+#include "stack/network.h"
 #include "stack/schedule.h"
 #include "threads/runtime.h"
 
@@ -552,6 +554,31 @@ inline const std::vector<const Kernels*>& comparable_sets() {
   return sets;
 }
 
+// The vectors of x as a table, whose products with packed weights are looked up by number.
+template <class T>
+struct Folded {
+  std::vector<T> table, numbers;
+  Room products;
+
+  // `layer` is the first one. Of every second problem, where the cell takes it.
+  Folded(const TypedKernels<T>& kernels, const Problem& p, Room& packed, Layer<T>& layer) {
+    if (kKinds[static_cast<int>(p.kind)].reads_x || (p.T + p.B) % 2) return;
+    const Index I = layer.inputs, n = p.T * p.B;
+    if (n == 0) return;
+    for (Index t = 0; t < p.T; ++t)
+      for (Index b = 0; b < p.B; ++b) {
+        const T* const row = layer.x.data + t * layer.x.time_stride + b * layer.x.row_stride;
+        table.insert(table.end(), row, row + I);
+        numbers.push_back(static_cast<T>(t * p.B + b));
+      }
+    const Index gates = kKinds[static_cast<int>(p.kind)].gates;
+    products = nan_room_of(n * gates * padded_row<T>(p.H) * static_cast<Index>(sizeof(T)));
+    kernels.fold(packed.get(), table.data(), n, I, p.threads, {},
+                 reinterpret_cast<T*>(products.get()));
+    layer.inputs = 1, layer.x = {numbers.data(), p.B, 1};
+  }
+};
+
 template <class T>
 std::string run(const Problem& p) {
   const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
@@ -577,6 +604,8 @@ std::string run(const Problem& p) {
     for (const T*& parameter : d.parameters) parameter = nullptr;
     d.packed = static_cast<const T*>(packed.back().get());
   }
+  std::optional<Folded<T>> folded;
+  if (p.packed) folded.emplace(kernels, p, packed[0], ours.layers[0]);
   const ForwardCall<T> forward = ours.forward_call();
   kernels.forward(forward, nan_room_of(kernels.forward_workspace(forward)).get());
   if (p.keep) {

@@ -21,6 +21,9 @@ struct ForwardWeights {
   T* vectors;     // [packed_vectors, padded H]
   // [G] where a gate's sums stand in a row of z: the input's, the recurrent ones.
   Index *input_place, *recurrent_place;
+  // [any, G, padded H] inputs' products, bias and all, of which x names one by its number; null: x
+  // is multiplied.
+  const T* products;
 
   void allocate(Arena& arena, const CellLayout& of, const CellConstants& constants, Index I,
                 Index hidden, Index outputs) {
@@ -34,6 +37,29 @@ struct ForwardWeights {
     vectors = arena.allocate<T>(packed_vectors(of) * padded<T>(H));
     input_place = arena.allocate<Index>(kMostGates);
     recurrent_place = arena.allocate<Index>(kMostGates);
+    products = nullptr;
+  }
+  Index product_size() const { return cell->gates * padded<T>(H); }
+  // What the input's products start from; null: zeros, for layer norm comes before the bias.
+  const T* start() const { return cell->normalizes ? nullptr : bias; }
+
+  // The products of some of the rows of x [any, I]: the chains that a call computes.
+  void multiply(CancelToken& token, const T* x, Index I, Range rows, T* out) const {
+    with_gates(cell->gates, [&](auto gates) {
+      constexpr Index at_once = 64;
+      const T* from[at_once];
+      T* to[at_once];
+      for (Index r = rows.first; r < rows.last; r += at_once) {
+        const Index n = least(at_once, rows.last - r);
+        for (Index i = 0; i < n; ++i)
+          from[i] = x + (r + i) * I, to[i] = out + (r + i) * product_size();
+        const Target<T> target{to, start(), cell->normalizes, false, padded<T>(H), input_place};
+        product<decltype(gates)::value>(token, n, from, Depth{1, I, 1, {0}},
+                                        static_cast<const T*>(input), {0, blocks_of<T>(H)}, false,
+                                        target, [](Index, int) {});
+        if (!go_on(token, n)) return;
+      }
+    });
   }
   T* panels(int phase) const {
     return recurrent + blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * heads.length;
@@ -290,6 +316,10 @@ struct Forward {
   template <int G>
   void input_product(Index steps, Range blocks) const {
     const Index first = part.rows.first, size = z_row_size();
+    const auto done = [&](Index n, Index block, int np) {
+      for (int g = 0; cell.has_sums_alone && g < G; ++g)
+        if (cell.stands_alone(g)) start_alone(g, n, block, np);
+    };
     Index n = 0;
     for (Index t = first_step; t < first_step + steps; ++t) {
       const Index count = alive(t);
@@ -301,15 +331,29 @@ struct Forward {
       }
       if (!part.team.worked(count * kRowOperations)) return;
     }
-    const T* const bias = cell.normalizes ? nullptr : weights.bias;  // layer norm comes before it
-    const Target<T> target{row_ptrs.z, bias,         cell.normalizes,
-                           false,      padded<T>(H), weights.input_place};
+    if (weights.products) {
+      if (look_up(n, blocks)) done(n, blocks.first, static_cast<int>(blocks.size()));
+      return;
+    }
+    const Target<T> target{row_ptrs.z, weights.start(), cell.normalizes,
+                           false,      padded<T>(H),    weights.input_place};
     product<G>(*part.team.token, n, row_ptrs.x, Depth{1, I, 1, {0}},
                static_cast<const T*>(weights.input), blocks, false, target,
-               [&](Index block, int np) {
-                 for (int g = 0; cell.has_sums_alone && g < G; ++g)
-                   if (cell.stands_alone(g)) start_alone(g, n, block, np);
-               });
+               [&](Index block, int np) { done(n, block, np); });
+  }
+  // Copies the products that x names, computed before. False: leave.
+  bool look_up(Index n, Range blocks) const {
+    for (Index i = 0; i < n; ++i) {
+      const T* const from =
+          weights.products + static_cast<Index>(*row_ptrs.x[i]) * weights.product_size();
+      for (int g = 0; g < cell.gates; ++g)
+        for (Index b = blocks.first; b < blocks.last; ++b) {
+          const Index j = weights.input_place[g] + b * kLanes<T>;
+          store(row_ptrs.z[i] + j, load(from + j));
+        }
+      if (!part.team.worked(cell.gates * blocks.size())) return false;
+    }
+    return true;
   }
   // What a recurrent sum that stands alone starts from.
   void start_alone(int g, Index n, Index block, int np) const {

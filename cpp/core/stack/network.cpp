@@ -177,23 +177,32 @@ class Weights {
 }  // namespace
 
 template <class T>
-PackedWeights<T>::PackedWeights(const TypedKernels<T>& kernels, const Sizes& s)
-    : kernels_(kernels), sizes_(s) {
+PackedWeights<T>::PackedWeights(const TypedKernels<T>& kernels, const Sizes& s, Index folded)
+    : kernels_(kernels), sizes_(s), call_sizes_(s), folded_(folded) {
   for (Index i = 0; i < s.count() * s.L * s.D; ++i)
     blocks_.push_back(
         block<char>(kernels.packed_bytes(s.kind, s.constants, s.inputs(i / s.D % s.L), s.H, s.P)));
+  if (!folded) return;
+  call_sizes_.I = 1;
+  for (Index i = 0; i < s.count() * s.D; ++i)
+    products_.push_back(block<T>(folded * s.info().gates * padded_row<T>(s.H)));
 }
 
 template <class T>
-void PackedWeights<T>::pack(const ParameterArrays<const T>& parameters, ThrottledPoll& poll) {
+void PackedWeights<T>::pack(const ParameterArrays<const T>& parameters, ThrottledPoll& poll,
+                            const T* table) {
   const Sizes& s = sizes_;
   const Weights<T> weights(s, parameters);
+  std::size_t next = 0;
   for (std::size_t i = 0; i < blocks_.size() && poll.go_on(); ++i) {
     const Index n = static_cast<Index>(i), layer = n / s.D % s.L;
     Direction<T> d{};
     weights.fill(d, layer, n % s.D, n / s.D / s.L);
     kernels_.pack(s.kind, s.constants, d, s.inputs(layer), s.H, s.P, threads(), poll.interrupt(),
                   blocks_[i].get());
+    if (folded_ && layer == 0 && poll.go_on())
+      kernels_.fold(blocks_[i].get(), table, folded_, s.I, threads(), poll.interrupt(),
+                    products_[next++].get());
   }
 }
 

@@ -84,20 +84,28 @@ using ParameterArrays = std::vector<T*>;
 
 // The weights of all layers, directions and members in panels. Once packed, they stay as they are:
 // any number of calls and streams share them, all by the same kernels.
+//
+// With `folded` rows, the first layer's inputs are rows of a table: their products are computed
+// when the weights are packed, and x of a call, (T, B, 1), has the rows' numbers.
 template <class T>
 class PackedWeights {
  public:
-  PackedWeights(const TypedKernels<T>& kernels, const Sizes& sizes);
-  void pack(const ParameterArrays<const T>& parameters, ThrottledPoll& poll);
+  PackedWeights(const TypedKernels<T>& kernels, const Sizes& sizes, Index folded = 0);
+  // table: [folded, I]
+  void pack(const ParameterArrays<const T>& parameters, ThrottledPoll& poll,
+            const T* table = nullptr);
 
-  const Sizes& sizes() const { return sizes_; }
+  const Sizes& sizes() const { return call_sizes_; }  // of calls: with folded rows, I is 1
+  Index folded() const { return folded_; }
   const TypedKernels<T>& kernels() const { return kernels_; }
   const T* of(Index member, Index layer, Index direction) const;
 
  private:
   const TypedKernels<T>& kernels_;
-  Sizes sizes_;
+  Sizes sizes_, call_sizes_;
+  Index folded_;
   std::vector<Block<char>> blocks_;  // [members, L, D]
+  std::vector<Block<T>> products_;   // [members, D] of folded rows: [folded, gates, padded H] each
 };
 
 // Where the layers of a call write, over some steps.

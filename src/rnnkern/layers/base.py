@@ -41,6 +41,8 @@ from .results import Array, EnsembleGradients, Gradients, Trace, omega
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ..modules import Embedding
+
 S = TypeVar("S")
 NO_CLIP = Clip()
 
@@ -514,8 +516,15 @@ class _Layer(Parametrized, Inference[S]):
             defined = f"defined for {', '.join(kinds)}"
             raise ValueError(f"flow_penalty: expected 0 for {self._kind} ({defined}), got {weight}")
 
-    def freeze(self) -> Frozen[S]:
+    def freeze(self, *, embedding: Embedding | None = None) -> Frozen[S]:
         """Pack the weights once, for many calls.
+
+        Parameters
+        ----------
+        embedding : Embedding, optional
+            Whose outputs are the layer's inputs. The frozen layer and its streams then take
+            integers, and look up what the input matrices make of the embedding's rows; see `Frozen`
+            for what this needs and costs.
 
         Returns
         -------
@@ -526,7 +535,7 @@ class _Layer(Parametrized, Inference[S]):
         Raises
         ------
         TypeError, ValueError
-            If a parameter is not what it must be.
+            If a parameter or the embedding is not what it must be.
 
         Examples
         --------
@@ -538,7 +547,7 @@ class _Layer(Parametrized, Inference[S]):
         True
         """
         try:
-            return Frozen(self)
+            return Frozen(self, embedding)
         except (TypeError, ValueError) as error:
             self._explain(error)
             raise
