@@ -257,7 +257,8 @@ class Frozen(Inference[S]):
         self._bidirectional, self._ensemble = layer._bidirectional, layer._ensemble
         self._dropout_seeds = [0] * (layer._ensemble or 1)
         self._layer: Any = weakref.ref(layer)
-        self._text = _Layer.__repr__(layer)
+        # Not yet as text: the host may trap on what floats take for that.
+        self._made_of = type(layer).__name__, list(layer._arguments())
         self._embedding: Any = None if embedding is None else weakref.ref(embedding)
         self._table = None if embedding is None else _table_of(embedding, layer).copy()
         self._params = self._stack.pack(self._copies, self._table)
@@ -267,10 +268,15 @@ class Frozen(Inference[S]):
         if "_params" not in vars(self):  # its constructor has not run
             return super().__repr__()
         of = "" if self._table is None else f" and an embedding of {len(self._table)} rows"
-        return f"<Frozen of {self._text}{of}>"
+        return f"<Frozen of {self._text()}{of}>"
 
     def _input(self, x: Any) -> Any:
         return super()._input(x) if self._table is None else unmasked("x", x)
+
+    def _text(self) -> str:
+        from .layers.base import as_call
+
+        return as_call(*self._made_of)
 
     def __copy__(self) -> Frozen[S]:
         other = type(self).__new__(type(self))

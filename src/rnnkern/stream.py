@@ -96,7 +96,7 @@ class Stream(_core.Stream, Generic[S]):
         if "_made_from" not in vars(self):  # its constructor has not run
             return super().__repr__()
         frozen, batch_size = self._made_from
-        return f"<Stream of {frozen._text}, batch_size={batch_size}>"
+        return f"<Stream of {frozen._text()}, batch_size={batch_size}>"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return reduced(self, vars(self) | {"state": self.state})

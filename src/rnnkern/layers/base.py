@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -302,11 +302,7 @@ class _Layer(Parametrized, Inference[S]):
 
     def __repr__(self) -> str:
         """A constructor call that gives the same layer; where it was seeded, its first values."""
-        shown = [
-            repr(value) if needed else f"{name}={_as_code(value)}"
-            for name, value, needed in self._arguments()
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return as_call(type(self).__name__, self._arguments())
 
     def forward(
         self,
@@ -633,6 +629,14 @@ class _Layer(Parametrized, Inference[S]):
 def _parameters_of(owner: type) -> Mapping[str, inspect.Parameter]:
     """The arguments of a class; reading a signature takes longer than a frozen layer."""
     return inspect.signature(owner).parameters
+
+
+def as_call(name: str, arguments: Iterable[tuple[str, Any, bool]]) -> str:
+    """A constructor call with what `_Layer._arguments` yields."""
+    shown = [
+        repr(value) if needed else f"{key}={_as_code(value)}" for key, value, needed in arguments
+    ]
+    return f"{name}({', '.join(shown)})"
 
 
 def _as_code(value: Any) -> str:
