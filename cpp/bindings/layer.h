@@ -127,6 +127,8 @@ std::string state_name(const std::string& name, const Sizes& sizes, Index k);
 void bind_layer(py::module_& m);
 void bind_stream(py::module_& m);
 void bind_optim(py::module_& m);
+void bind_attention(py::module_& m);
+void bind_crf(py::module_& m);
 void bind_cross_entropy(py::module_& m);
 void bind_embedding(py::module_& m);
 void bind_linear(py::module_& m);

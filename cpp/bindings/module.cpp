@@ -8,6 +8,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   rnnkern::bind_layer(m);
   rnnkern::bind_stream(m);
   rnnkern::bind_optim(m);
+  rnnkern::bind_attention(m);
+  rnnkern::bind_crf(m);
   rnnkern::bind_cross_entropy(m);
   rnnkern::bind_embedding(m);
   rnnkern::bind_linear(m);

@@ -17,6 +17,14 @@ struct Probe {
 // caller's, aligned to a cache line, of as many bytes as the function next to it says.
 template <class T>
 struct ModuleKernels {
+  Index (*attention_workspace)(const AttentionCall<T>&);
+  void (*attention)(const AttentionCall<T>&, void* workspace);
+  Index (*attention_gradient_workspace)(const AttentionGradientCall<T>&);
+  void (*attention_gradient)(const AttentionGradientCall<T>&, void* workspace);
+  Index (*crf_workspace)(const CrfCall<T>&);
+  void (*crf)(const CrfCall<T>&, void* workspace);
+  Index (*crf_decode_workspace)(const CrfDecodeCall<T>&);
+  void (*crf_decode)(const CrfDecodeCall<T>&, void* workspace);
   Index (*linear_workspace)(const LinearCall<T>&);
   void (*linear)(const LinearCall<T>&, void* workspace);
   Index (*linear_gradient_workspace)(const LinearGradientCall<T>&);

@@ -1,6 +1,8 @@
 // The modules around a layer for one instruction set: the build compiles this file once for each
 // set (RNNKERN_ISA). As in kernels.cpp, no C++ standard library in here.
 #include "dispatch.h"
+#include "modules/attention.h"
+#include "modules/crf.h"
 #include "modules/cross_entropy.h"
 #include "modules/embedding.h"
 #include "modules/linear.h"
@@ -9,8 +11,11 @@ namespace rnnkern::RNNKERN_ISA {
 
 template <class T>
 constexpr ModuleKernels<T> modules_table() {
-  return {linear_workspace<T>, linear<T>,        linear_gradient_workspace<T>,
-          linear_gradient<T>,  cross_entropy<T>, sum_rows<T>};
+  return {
+      attention_workspace<T>, attention<T>, attention_gradient_workspace<T>, attention_gradient<T>,
+      crf_workspace<T>,       crf<T>,       crf_decode_workspace<T>,         crf_decode<T>,
+      linear_workspace<T>,    linear<T>,    linear_gradient_workspace<T>,    linear_gradient<T>,
+      cross_entropy<T>,       sum_rows<T>};
 }
 
 extern const ModuleKernels<float> modules_f32;

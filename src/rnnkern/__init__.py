@@ -37,6 +37,7 @@ runtime._from_environment()
 __version__ = info()["version"]
 
 __all__ = [
+    "CRF",
     "GRU",
     "LSTM",
     "RGLRU",
@@ -45,6 +46,9 @@ __all__ = [
     "SLSTM",
     "Adam",
     "AdamW",
+    "Attention",
+    "AttentionGradients",
+    "AttentionMemory",
     "Batch",
     "Batches",
     "Clip",
@@ -90,7 +94,16 @@ _LATER = {
     "batches": ("Batch", "Batches"),
     "diagnose": (),
     "files": (),
-    "modules": ("Embedding", "Linear", "ModuleGradients", "cross_entropy"),
+    "modules": (
+        "CRF",
+        "Attention",
+        "AttentionGradients",
+        "AttentionMemory",
+        "Embedding",
+        "Linear",
+        "ModuleGradients",
+        "cross_entropy",
+    ),
     "model": ("num_parameters",),
     "optim": ("SGD", "Adam", "AdamW", "RMSprop", "Step"),
     "reference": (),
@@ -107,7 +120,16 @@ if TYPE_CHECKING:
     from . import schedules as schedules
     from .batches import Batch, Batches
     from .model import num_parameters
-    from .modules import Embedding, Linear, ModuleGradients, cross_entropy
+    from .modules import (
+        CRF,
+        Attention,
+        AttentionGradients,
+        AttentionMemory,
+        Embedding,
+        Linear,
+        ModuleGradients,
+        cross_entropy,
+    )
     from .optim import SGD, Adam, AdamW, RMSprop, Step
     from .saved import load, restore, save
     from .stopping import EarlyStopping

@@ -129,6 +129,50 @@ def optimizer_step(
 def overlap(
     parameters: list[Array], firsts: list[int], gradients: list[Array]
 ) -> tuple[int, int] | None: ...
+def real_steps(
+    lengths: Array | None, mask: Array | None, T: int, B: int, of: str = ""
+) -> Array: ...
+def attention(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    query_mask: Array | None,
+    mask: Array | None,
+    v: Array | None,
+    scale: float,
+) -> tuple[Array, Array]: ...
+def attention_gradient(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    query_mask: Array | None,
+    mask: Array | None,
+    v: Array | None,
+    scale: float,
+    weights: Array,
+    dcontext: Array,
+    only_queries: bool,
+) -> tuple[Array, Array | None, Array | None, Array | None]: ...
+def crf_marginals(
+    emissions: Array,
+    mask: Array | None,
+    start: Array,
+    end: Array,
+    transitions: Array,
+    wanted: bool,
+) -> tuple[Array, Array | None]: ...
+def crf_loss(
+    emissions: Array,
+    labels: Array,
+    mask: Array | None,
+    start: Array,
+    end: Array,
+    transitions: Array,
+    reduction: str,
+) -> tuple[float, Array, Array, Array, Array, Array]: ...
+def crf_decode(
+    emissions: Array, mask: Array | None, start: Array, end: Array, transitions: Array
+) -> tuple[Array, Array]: ...
 def counted_rows(mask: Array, shape: Sequence[int]) -> Array: ...
 def linear(
     x: Array, weight: Array, bias: Array | None, rows: Array | None, out: Array | None

@@ -58,15 +58,16 @@ def _mark(array: Any, read: Callable[[Array], bytes]) -> Mark | None:
 def check(name: str, array: Any, mark: Mark | None, read: Callable[[Array], bytes]) -> None:
     """Raise RuntimeError if an array holds other values than `mark` says.
 
-    Arrays of another shape or dtype are not compared. Nor is an x whose strides have changed, since
-    the core reads it as forward found it; a parameter may be another array of another layout.
+    Arrays of another shape or dtype are not compared. Nor is an input whose strides have changed,
+    since the core reads it as forward found it; a parameter may be another array of another layout.
     """
     if not (mark and isinstance(array, np.ndarray) and array.shape == mark.shape):
         return
     now = _mark(array, read)
     if not now or now.held == mark.held or now[:2] != mark[:2]:
         return
-    if now.strides == mark.strides or (name != "x" and now.is_dense and mark.is_dense):
+    is_parameter = name.startswith("params[")
+    if now.strides == mark.strides or (is_parameter and now.is_dense and mark.is_dense):
         advice = "change arrays after backward, or call forward again"
         raise RuntimeError(f"{name}: expected the values that forward read, got others ({advice})")
 
@@ -152,12 +153,13 @@ class Tape:
 
 
 class ModuleTape:
-    """What the `forward` of a `Linear` or an `Embedding` keeps for its `backward`; see also `Tape`.
+    """What the `forward` of a module keeps for its `backward`; see also `Tape`.
 
     Attributes
     ----------
     x : ndarray
-        The input, as backward reads it: the caller's memory, or an `Embedding`'s own copy.
+        The input, as backward reads it: the caller's memory, or an `Embedding`'s own copy; the
+        queries of an `Attention`.
 
     Examples
     --------
@@ -170,16 +172,32 @@ class ModuleTape:
     (7, 2, 3)
     """
 
-    __slots__ = ("__weakref__", "_marks", "_module", "_read", "_rows", "_x")
+    __slots__ = ("__weakref__", "_marks", "_module", "_read", "_rows", "_saved", "_x")
 
     def __init__(
-        self, module: Any, x: Array, params: Mapping[str, Array], rows: Array | None = None
+        self,
+        module: Any,
+        x: Array,
+        params: Mapping[str, Array],
+        rows: Array | None = None,
+        *,
+        inputs: Mapping[str, Array] | None = None,
+        saved: Any = None,
     ) -> None:
-        """Remember x, what it and `params` hold (if there are none, x is a copy), and `rows`."""
-        self._module, self._x, self._rows = module, x, rows
+        """Remember x, what it and `params` hold (if there are none, x is a copy), and `rows`.
+
+        `inputs`: arrays of the caller's by name, in place of x where there are several; `saved`:
+        what the module's backward needs besides.
+        """
+        self._module, self._x, self._rows, self._saved = module, x, rows, saved
         self._read = _digest if runtime.debugging else _sampled
-        marks = {f"params[{name!r}]": _mark(array, self._read) for name, array in params.items()}
-        self._marks = {"x": _mark(x, self._read), **marks} if marks else {}
+        if inputs is None:
+            inputs = {"x": x} if params else {}
+        self._marks: dict[str, tuple[Array | None, Mark | None]] = {
+            name: (array, _mark(array, self._read)) for name, array in inputs.items()
+        }
+        for name, array in params.items():
+            self._marks[f"params[{name!r}]"] = None, _mark(array, self._read)
 
     @property
     def x(self) -> Array:
@@ -198,9 +216,9 @@ class ModuleTape:
 
     def _check(self, params: Mapping[str, Array]) -> None:
         """Raise RuntimeError, which names the array, if one that forward read has changed."""
-        arrays = {"x": self._x} | {f"params[{name!r}]": array for name, array in params.items()}
-        for text, mark in self._marks.items():
-            check(text, arrays[text], mark, self._read)
+        arrays = {f"params[{name!r}]": array for name, array in params.items()}
+        for text, (array, mark) in self._marks.items():
+            check(text, arrays[text] if array is None else array, mark, self._read)
 
     def __repr__(self) -> str:
         return f"ModuleTape(x: {self._x.shape})"

@@ -40,4 +40,49 @@ Ids checked_input(const py::object& x, Index n) {
   return ids;
 }
 
+StepLists::StepLists(const py::object& mask, Index T, Index B) : T_(T) {
+  const bool* real = nullptr;
+  py::array held;
+  if (!mask.is_none()) {
+    held = array_of("mask", mask, "b", "an array of booleans");
+    check_shape("mask", held, {T, B});
+    held = copied<bool>(held);
+    real = static_cast<const bool*>(held.data());
+  }
+  count_.assign(static_cast<std::size_t>(B), 0);
+  steps_.resize(static_cast<std::size_t>(product_of({T, B})));
+  for (Index t = 0; t < T; ++t)
+    for (Index b = 0; b < B; ++b) {
+      if (real && !real[t * B + b]) {
+        all_ = false;
+        continue;
+      }
+      Index& count = count_[static_cast<std::size_t>(b)];
+      steps_[static_cast<std::size_t>(b * T + count++)] = t;
+    }
+}
+
+py::array real_steps(const py::object& lengths, const py::object& mask, Index T, Index B,
+                     const std::string& of) {
+  if (!lengths.is_none() && !mask.is_none())
+    bad_value(of + "mask", "None with " + of + "lengths", "an array");
+  if (lengths.is_none()) {
+    const std::string name = of + "mask";
+    const py::array given = array_of(name.c_str(), mask, "b", "an array of booleans");
+    check_shape(name, given, {T, B});
+    return copied<bool>(given);
+  }
+  const std::string name = of + "lengths";
+  const py::array given = array_of(name.c_str(), lengths, "iu", "an array of integers");
+  check_shape(name, given, {B});
+  const Ids of_rows = copied<std::int64_t>(given);
+  for (Index b = 0; b < B; ++b)
+    if (of_rows.data()[b] < 0 || of_rows.data()[b] > T)
+      bad_element(name, given, b, "a length from 0 to T = " + std::to_string(T));
+  py::array_t<bool> real = result<bool>({T, B});
+  for (Index t = 0; t < T; ++t)
+    for (Index b = 0; b < B; ++b) real.mutable_data()[t * B + b] = t < of_rows.data()[b];
+  return real;
+}
+
 }  // namespace rnnkern

@@ -50,4 +50,30 @@ void check_ids(const char* name, const py::array& given, const Ids& ids, Index n
 // A copy of integers from 0 to below n, as int64.
 Ids checked_input(const py::object& x, Index n);
 
+// Booleans (T, B), this package's own, of `lengths` (B,) or `mask` (T, B), one of them given; `of`
+// stands before their names in messages.
+py::array real_steps(const py::object& lengths, const py::object& mask, Index T, Index B,
+                     const std::string& of);
+
+// The real steps of the rows of (T, B, ...), from a mask (T, B) of this package's own; None: all.
+class StepLists {
+ public:
+  StepLists(const py::object& mask, Index T, Index B);
+  StepsOfRows record() const { return {T_, count_.data(), steps_.data()}; }
+  bool are_all() const { return all_; }  // there is no padding
+
+ private:
+  Index T_;
+  bool all_ = true;
+  std::vector<Index> count_, steps_;
+};
+
+// A new array; zeros, where the core does not write to all of it.
+template <class T>
+py::array_t<T> result_or_zeros(const std::vector<Index>& shape, bool zeros) {
+  py::array_t<T> a = result<T>(shape);
+  if (zeros) std::fill_n(a.mutable_data(), a.size(), T(0));
+  return a;
+}
+
 }  // namespace rnnkern

@@ -5,6 +5,85 @@
 
 namespace rnnkern {
 
+// The real steps of each row of a batch of sequences (T, B, ...).
+struct StepsOfRows {
+  Index T;
+  const Index* count;  // [B]
+  const Index* steps;  // [B, T] rising; of row b the first count[b]
+};
+
+// Queries [Tq, B, K] attend to keys [Tk, B, K] and values [Tk, B, V]. Steps that are not real are
+// not read, nor written to.
+template <class T>
+struct AttentionInputs {
+  Index B, K, V;
+  StepsOfRows queries, keys;
+  const T* query;
+  const T* key;
+  const T* value;
+  const T* v;  // [K] of additive attention; null: dot products
+  T scale;     // of dot products
+};
+
+template <class T>
+struct AttentionCall {
+  AttentionInputs<T> in;
+  T* weights;   // [Tq, B, Tk]
+  T* context;   // [Tq, B, V]
+  int threads;  // at most this many
+  Interrupt interrupt;
+};
+
+template <class T>
+struct AttentionGradientCall {
+  AttentionInputs<T> in;
+  const T* weights;   // [Tq, B, Tk]
+  const T* dcontext;  // [Tq, B, V]
+  T* dquery;          // [Tq, B, K]
+  T* dkey;            // [Tk, B, K]; null: only dquery is wanted
+  T* dvalue;          // [Tk, B, V]
+  T* dv_of_rows;      // [B, K] zeros; null where v is
+  T* dv;              // [K] their sum
+  int threads;        // at most this many
+  Interrupt interrupt;
+};
+
+// A linear-chain conditional random field. Steps that are not real are not read, nor written to.
+template <class T>
+struct CrfInputs {
+  Index B, L;
+  StepsOfRows steps;
+  const T* emissions;    // [T, B, L]
+  const T* start;        // [L]
+  const T* end;          // [L]
+  const T* transitions;  // [L, L] from, to
+};
+
+template <class T>
+struct CrfCall {
+  CrfInputs<T> in;
+  const std::int64_t* labels;  // [T, B] 0 to L - 1 at real steps; null: none
+  double factor;               // of the gradients
+  double* log_partition;       // [B]
+  double* losses;              // [B] log partition less the labels' score; null without labels
+  // dL/demissions: the marginals, less 1 at the label, times the factor. Null: not wanted.
+  T* demissions;    // [T, B, L]
+  T* dstart;        // [L]; null: the parameters' gradients are not wanted
+  T* dend;          // [L]
+  T* dtransitions;  // [L, L]
+  int threads;      // at most this many
+  Interrupt interrupt;
+};
+
+template <class T>
+struct CrfDecodeCall {
+  CrfInputs<T> in;
+  std::int64_t* paths;  // [T, B]
+  double* scores;       // [B]
+  int threads;          // at most this many
+  Interrupt interrupt;
+};
+
 // Rows of x and y are one behind the other. `rows` counts those that are read and written: all, or
 // those that `order` lists.
 template <class T>

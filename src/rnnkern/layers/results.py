@@ -377,7 +377,7 @@ class EnsembleGradients(Gradients):
 def norm_of(arrays: Iterable[Array], members: int) -> list[float]:
     """Each member's joint L2 norm of arrays (E, ...); of arrays of any shape for one member."""
     parts = [sums_of_squares(array, members) for array in arrays]
-    return [math.sqrt(sum(own)) for own in zip(*parts, strict=True)]
+    return [math.sqrt(sum(own)) for own in zip([0.0] * members, *parts, strict=True)]
 
 
 def omega(trace: Trace) -> Any:

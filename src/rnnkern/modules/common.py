@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import as_array
+from .. import _core
+from ..checks import as_array, unmasked
 from ..layers import ParameterGradients
 from ..layers.results import norm_of
 
-__all__ = ["Array", "ModuleGradients", "measured", "parameters_of", "pinned"]
+__all__ = ["Array", "ModuleGradients", "measured", "parameters_of", "pinned", "real_steps"]
 
 Array = NDArray[Any]
 
@@ -116,3 +117,14 @@ def pinned(
         name = place.format(name)
         raise ValueError(f"{name}: expected shape {expected}, got {own.shape}")
     return own
+
+
+def real_steps(lengths: Any, mask: Any, T: int, B: int, of: str = "") -> Array | None:
+    """Which of (T, B) steps are real, as an array of this package's own; None: all are.
+
+    `of` stands before both names in messages.
+    """
+    if lengths is None and mask is None:
+        return None
+    lengths, mask = unmasked(f"{of}lengths", lengths), unmasked(f"{of}mask", mask)
+    return _core.real_steps(lengths, mask, T, B, of)

@@ -16,7 +16,9 @@ state one step before, and ``dv`` is the gradient of the loss with respect to ``
 from __future__ import annotations
 
 from .activations import ACTIVATIONS, Activation
+from .attention import attention, attention_gradient
 from .cells import CELLS, Cell
+from .crf import crf, crf_paths
 from .embedding import embedding, embedding_gradient, on_rows
 from .layers import (
     Config,
@@ -50,8 +52,12 @@ __all__ = [
     "Trace",
     "adam",
     "adamw",
+    "attention",
+    "attention_gradient",
     "backward",
     "clip_factor",
+    "crf",
+    "crf_paths",
     "cross_entropy",
     "embedding",
     "embedding_gradient",
