@@ -80,8 +80,9 @@ def is_record(thing):
 # Classes whose objects the caller is handed; the others' the caller constructs. The reference
 # describes its own in comments.
 HANDED = {
-    *("Batch", "EnsembleGradients", "Gradients", "ModuleGradients", "ParameterGradients"),
-    *("ModuleTape", "Step", "Stream", "Tape", "Trace", "Window"),
+    *("AttentionGradients", "AttentionMemory", "Batch", "EnsembleGradients", "Gradients"),
+    *("ModuleGradients", "ModuleTape", "ParameterGradients", "Step", "Stream", "Tape", "Trace"),
+    "Window",
     *("Block", "Flow", "Report", "Saturation", "Spec"),
 }
 CLASSES = {

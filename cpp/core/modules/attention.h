@@ -56,17 +56,17 @@ static void softmax_row_gradient(T* p, T* dp, Index n, T scale) {
   for (Index j = 0; j < n; j += lanes) store(dp + j, scale * (load(p + j) * (load(dp + j) - mean)));
 }
 
-// Blocks of the transpose of rows that lie anywhere: block, then k, then row of the block; zeros
-// behind the last row.
+// Blocks of the transpose of some rows that lie anywhere: block, then k, then row of the block;
+// zeros behind the last row.
 template <class T, class Row>
-void pack_transposed(CancelToken& token, const Row& row, Index rows, Index K, T* out) {
+void pack_transposed(CancelToken& token, const Row& row, Range rows, Index K, T* out) {
   constexpr Index lanes = kLanes<T>;
-  for (Index first = 0; first < rows; first += lanes) {
-    T* const panel = out + first * K;
+  for (Index first = rows.first; first < rows.last; first += lanes) {
+    T* const panel = out + (first - rows.first) * K;
     for (Index k = 0; k < K; k += lanes) {
       Vec<T> v[lanes];
       for (Index i = 0; i < lanes; ++i)
-        v[i] = first + i < rows ? load_n(row(first + i) + k, K - k) : Vec<T>{};
+        v[i] = first + i < rows.last ? load_n(row(first + i) + k, K - k) : Vec<T>{};
       transpose<T>(v);
       for (Index i = 0; i < least(lanes, K - k); ++i) store_panel<T>(panel + (k + i) * lanes, v[i]);
     }
@@ -191,9 +191,8 @@ class Attention {
                  Index K, const Use& use) const {
     in_parts(token, {0, blocks_of<T>(rows)}, blocks_, [&](Index block, Index blocks) {
       const Index first = block * kLanes<T>;
-      pack_transposed(
-          token, [&](Index i) { return row(first + i); }, least(rows - first, blocks * kLanes<T>),
-          K, own.panels);
+      pack_transposed(token, row, Range{first, least(rows, first + blocks * kLanes<T>)}, K,
+                      own.panels);
       use(first, blocks);
     });
   }

@@ -81,6 +81,11 @@ class AttentionMemory:
     A decoder makes one for all of its steps (`Attention.memory`). It belongs to its process: it
     can't be copied or pickled.
 
+    Attributes
+    ----------
+    keys, values : ndarray
+        As they were given; the same where the values are the keys.
+
     Examples
     --------
     >>> import numpy as np, rnnkern as rk
@@ -105,9 +110,18 @@ class AttentionMemory:
         inputs = {"keys": keys} if values is None else {"keys": keys, "values": values}
         self._tape = ModuleTape(module, keys, params, inputs=inputs)
 
+    @property
+    def keys(self) -> Array:
+        """The keys (Tk, B, K)."""
+        return self._keys
+
+    @property
+    def values(self) -> Array:
+        """The values (Tk, B, V)."""
+        return self._keys if self._values is None else self._values
+
     def __repr__(self) -> str:
-        values = self._keys if self._values is None else self._values
-        return f"AttentionMemory(keys: {self._keys.shape}, values: {values.shape})"
+        return f"AttentionMemory(keys: {self.keys.shape}, values: {self.values.shape})"
 
     def __reduce__(self) -> NoReturn:
         expected = "memory: expected to stay in its process, got a copy or a pickle"
@@ -468,8 +482,7 @@ class Attention(Parametrized):
         self, memory: AttentionMemory, steps: Array | None, params: dict[str, Array]
     ) -> tuple[Array, Array, Array | None, Array | None, Array | None]:
         """What the core takes behind the queries."""
-        values = memory._keys if memory._values is None else memory._values
-        return memory._projected, values, steps, memory._steps, params.get("v")
+        return memory._projected, memory.values, steps, memory._steps, params.get("v")
 
     def weights(self, tape: ModuleTape) -> Array:
         """Return the weights of a forward, for a picture of what attends to what.
@@ -630,8 +643,7 @@ class Attention(Parametrized):
                 raise ValueError("tape: expected tapes over one memory, got others")
             tape._check(params)
         memory._tape._check(params)
-        values = memory._keys if memory._values is None else memory._values
-        B, V = values.shape[1:]
+        B, V = memory.values.shape[1:]
         if not several:
             own, saved = tapes[0]._x, tapes[0]._saved
             dcontext = pinned("dcontext", dcontext, self._dtype, *own.shape[:-1], V)

@@ -215,7 +215,7 @@ class CRF(Parametrized):
         >>> for array in crf.params.values():
         ...     array[...] = 0
         >>> loss, grads = crf.loss(np.zeros((3, 1, 2)), np.array([[0], [1], [1]]))
-        >>> round(loss / np.log(2), 12), grads.x[:, 0].tolist()
+        >>> round(loss / float(np.log(2)), 12), grads.x[:, 0].tolist()
         (3.0, [[-0.5, 0.5], [0.5, -0.5], [0.5, -0.5]])
         """
         reduced = choice("reduction", reduction, REDUCTIONS)

@@ -88,7 +88,7 @@ def crf(
     Examples
     --------
     >>> log_partition, marginals, pairs = crf([[0, 0], [0, 0]], [0, 0], [0, 0], [[0, 0], [0, 0]])
-    >>> round(np.exp(log_partition), 12), marginals.round(9).tolist(), pairs.round(9).tolist()
+    >>> round(float(np.exp(log_partition)), 9), marginals.round(9).tolist(), pairs.round(9).tolist()
     (4.0, [[0.5, 0.5], [0.5, 0.5]], [[0.25, 0.25], [0.25, 0.25]])
     """
     e, step = np.asarray(emissions, np.float64), np.asarray(transitions, np.float64)
