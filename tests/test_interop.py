@@ -23,7 +23,8 @@ def child(use, *args, imports=()):
     first = "".join(f"import {name}; " for name in imports)
     code = f"{first}import test_interop; test_interop.{use.__name__}(*{args!r})"
     tests = str(Path(__file__).parent)
-    done = python(code, flags=STRICT, PYTHONPATH=tests, OMP_NUM_THREADS=str(THREADS))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(THREADS))
+    done = python(code, flags=STRICT, PYTHONPATH=tests, **threads)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
