@@ -1002,4 +1002,10 @@ GradientNorm backward(const BackwardCall<T>& call, const Index* lengths) {
                       [&](const auto& cell) { return naive_backward(cell, call, rows); });
 }
 
+// Compiled in naive.cpp, once for all drivers.
+extern template void forward(const ForwardCall<float>&, const Index*);
+extern template void forward(const ForwardCall<double>&, const Index*);
+extern template GradientNorm backward(const BackwardCall<float>&, const Index*);
+extern template GradientNorm backward(const BackwardCall<double>&, const Index*);
+
 }  // namespace rnnkern::RNNKERN_ISA
