@@ -1,7 +1,8 @@
 """The same bits on an instruction set that this machine lacks, under emulation.
 
-Slow (it compiles the core five times and boots Linux in an emulator): ``pytest -m slow
-tests/test_emulated.py``. It needs Debian's packages
+Slow (it compiles the core three times and boots Linux in an emulator): ``pytest -m slow
+tests/test_emulated.py``. RNNKERN_RELEASED names a folder where AVX2's drivers are already built. It
+needs Debian's packages
 
 - for NEON: g++-aarch64-linux-gnu, qemu-user;
 - for AVX-512: bochs, bochs-term, isolinux, syslinux-common, genisoimage, cpio, busybox-static, and
@@ -14,75 +15,69 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from plan import kinds
 
 ROOT = Path(__file__).parents[1]
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-static"]
-SOURCES = ("kernels", "dispatch", "threads/runtime", "stack/schedule")
-CORE = [ROOT / "cpp/core" / f"{name}.cpp" for name in SOURCES]
+# The emulated system has no libraries. FindOpenMP would name the shared one by its path.
+STATIC = ("-DCMAKE_EXE_LINKER_FLAGS=-static", "-DOpenMP_gomp_LIBRARY:STRING=-lgomp")
 
 
-def build(driver: str, compiler: str, instruction_set: str, flags: list[str], out: Path) -> Path:
-    """A driver of tests/cpp for one instruction set."""
-    names = [f"-DRNNKERN_ISA={instruction_set}", f"-DRNNKERN_SETS=RNNKERN_SET({instruction_set})"]
-    command = [compiler, *FLAGS, *flags, *names, f"-I{ROOT / 'cpp/core'}"]
-
-    def cell(kind: str) -> str:  # as the build compiles them: a file for each row of the table
-        target = str(out.with_name(f"{out.name}-{kind}.o"))
-        source = str(ROOT / "cpp/core/cell_kernels.cpp")
-        compiled = [*command, f"-DRNNKERN_CELL={kind}", "-c", source, "-o", target]
-        subprocess.run(compiled, check=True, capture_output=True)
-        return target
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        cells = list(pool.map(cell, kinds()))
-    sources = [str(ROOT / f"tests/cpp/{driver}.cpp"), *map(str, CORE), *cells]
-    subprocess.run([*command, *sources, "-o", str(out)], check=True, capture_output=True)
-    return out
+def build(folder: Path, instruction_set: str, drivers: list[str], *options: str) -> Path:
+    """The folder of drivers of tests/cpp, compiled for one instruction set."""
+    sets = f"-DRNNKERN_INSTRUCTION_SETS={instruction_set}"
+    for arguments in (
+        ("--preset", "drivers", "-B", folder, sets, *options),
+        ("--build", folder, "--parallel", os.cpu_count() or 1, "--target", *drivers),
+    ):
+        command = ["cmake", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "tests" / "cpp"
 
 
 @pytest.fixture(scope="module")
 def avx2_bits(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the driver bits prints here."""
-    out = tmp_path_factory.mktemp("avx2") / "bits"
-    driver = build("bits", "g++", "avx2", ["-mavx2", "-mfma"], out)
-    return subprocess.run([driver], check=True, capture_output=True, text=True).stdout
+    if "RNNKERN_RELEASED" in os.environ:
+        folder = Path(os.environ["RNNKERN_RELEASED"]) / "tests" / "cpp"
+    else:
+        folder = build(tmp_path_factory.mktemp("avx2"), "avx2", ["bits"])
+    command = [folder / "bits", "avx2"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="module")
-def neon(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds a driver for NEON."""
-    tools = ("g++", "aarch64-linux-gnu-g++", "qemu-aarch64")
+def neon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the drivers for NEON."""
+    tools = ("cmake", "g++", "aarch64-linux-gnu-g++", "qemu-aarch64")
     missing = [tool for tool in tools if not shutil.which(tool)]
     if missing or os.uname().machine != "x86_64":
         pytest.skip(f"needs an x86-64 machine and {', '.join(missing) or 'nothing else'}")
-    folder = tmp_path_factory.mktemp("neon")
-    return lambda driver: build(driver, "aarch64-linux-gnu-g++", "neon", [], folder / driver)
+    cross = ("SYSTEM_NAME=Linux", "SYSTEM_PROCESSOR=aarch64", "CXX_COMPILER=aarch64-linux-gnu-g++")
+    options = [*(f"-DCMAKE_{option}" for option in cross), *STATIC]
+    return build(tmp_path_factory.mktemp("neon"), "neon", ["bits", "fuzz"], *options)
 
 
 @pytest.mark.slow
-def test_neon_gives_the_bits_of_avx2(neon: Callable[[str], Path], avx2_bits: str) -> None:
+def test_neon_gives_the_bits_of_avx2(neon: Path, avx2_bits: str) -> None:
     done = subprocess.run(
-        ["qemu-aarch64", neon("bits")], check=True, capture_output=True, text=True
+        ["qemu-aarch64", neon / "bits"], check=True, capture_output=True, text=True
     )
     assert len(avx2_bits.splitlines()) == 4 + 40 * len(kinds())  # activations, losses; problems
     assert done.stdout == avx2_bits
 
 
 @pytest.mark.slow
-def test_neon_gives_the_bits_of_the_twin(neon: Callable[[str], Path]) -> None:
+def test_neon_gives_the_bits_of_the_twin(neon: Path) -> None:
     done = subprocess.run(
-        ["qemu-aarch64", neon("fuzz"), "0", "2000"], capture_output=True, text=True
+        ["qemu-aarch64", neon / "fuzz", "0", "2000"], capture_output=True, text=True
     )
     assert done.stdout == "2000 cases, the same bits: neon\n"
 
 
-AVX512 = "-mavx2 -mfma -mavx512f -mavx512dq -mavx512bw -mavx512vl -mprefer-vector-width=512"
 ISOLINUX = Path("/usr/lib/ISOLINUX/isolinux.bin")
 LDLINUX = Path("/usr/lib/syslinux/modules/bios/ldlinux.c32")
 BUSYBOX = Path("/bin/busybox")
@@ -127,8 +122,10 @@ def avx512(tmp_path_factory: pytest.TempPathFactory) -> str:
     root, iso = folder / "root", folder / "iso"
     (root / "bin").mkdir(parents=True)
     iso.mkdir()
-    for driver in ("bits", "fuzz"):
-        build(driver, "g++", "avx512", AVX512.split(), root / driver)
+    names = ["bits", "fuzz"]
+    drivers = build(folder / "drivers", "avx512", names, *STATIC)
+    for name in names:
+        shutil.copy(drivers / name, root)
     shutil.copy(BUSYBOX, root / "bin")
     (root / "init").write_text(INIT)
     (root / "init").chmod(0o755)
