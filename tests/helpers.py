@@ -399,7 +399,8 @@ def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
         place = np.cumsum(mask, axis=0)[:, :, None] - 1
         noise = [{n: np.take_along_axis(v, place, 0) for n, v in of.items()} for of in noise]
     y, state, tape = forward(masks, noise)
-    inferred_y, inferred_state, _ = forward()
+    drawn = masks is not None or noise is not None
+    inferred_y, inferred_state, _ = forward() if drawn else (y, state, tape)
     dy = None if problem.dy is None else sequence(problem.dy)
     grads = reference.backward(
         config, params, tape, dy, state_in(problem.dstate), clip, flow_penalty
