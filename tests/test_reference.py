@@ -353,7 +353,7 @@ every_shape = pytest.mark.parametrize(
 # ------------------------------------------------------------------------- forward, backward
 
 
-DIRECTIONS = 8
+DIRECTIONS = 4
 
 
 def directions_in(array):
