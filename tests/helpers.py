@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,24 @@ def wide(kind, H):
 def sets():
     """The instruction sets that this build has and this machine runs."""
     return rk.info()["available"]
+
+
+def in_each_set(test):
+    """Run a test in each instruction set, its argument `isa`; what it prints names the last one.
+
+    As tests of their own, thousands of them would take less time than pytest spends on them.
+    """
+
+    @wraps(test)
+    def run(**arguments):
+        for isa in sets():
+            print(f"instruction set: {isa}")
+            test(isa=isa, **arguments)
+
+    of = inspect.signature(test)
+    others = [parameter for name, parameter in of.parameters.items() if name != "isa"]
+    run.__signature__ = of.replace(parameters=others)
+    return run
 
 
 def fused_sets():

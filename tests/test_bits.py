@@ -20,6 +20,7 @@ from helpers import (
     QUIET,
     assert_same,
     fused_sets,
+    in_each_set,
     make_layer,
     on_threads,
     parts,
@@ -36,7 +37,6 @@ from rnnkern.reference import CELLS
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_loop = pytest.mark.parametrize("kind", LOOPS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
-every_set = pytest.mark.parametrize("isa", sets())
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def test_the_clips_act(kind, sizes):
 # ---- threads -----------------------------------------------------------------------------------
 
 
-@every_set
+@in_each_set
 @every_shape
 @every_case
 @every_dtype
@@ -244,7 +244,7 @@ def test_inference_and_training(kind):
 # ---- rows --------------------------------------------------------------------------------------
 
 
-@every_set
+@in_each_set
 @every_case
 @every_dtype
 @every_kind
@@ -408,7 +408,7 @@ def test_full_lengths_and_none(kind, bidirectional):
 # ---- pieces ------------------------------------------------------------------------------------
 
 
-@every_set
+@in_each_set
 @pytest.mark.parametrize("num_layers", [1, 2, 4])
 @every_dtype
 @every_kind

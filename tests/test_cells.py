@@ -18,6 +18,7 @@ from helpers import (
     assert_same,
     both_ways,
     handed_through,
+    in_each_set,
     is_elementwise,
     joined,
     make_layer,
@@ -39,7 +40,6 @@ from rnnkern.reference import CELLS
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_loop = pytest.mark.parametrize("kind", LOOPS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
-each_set = pytest.mark.parametrize("isa", sets())
 
 ODD = (1, 7, 15, 17, 33, 65)
 CLIPS = {"step_value": 0.02, "step_norm": 0.3, "value": 0.2, "max_norm": 0.5}
@@ -80,7 +80,7 @@ def check(layer, problem, want, clip=None, threads=1, chain=10_000):
 # ------------------------------------------------------------------------------------- options
 
 
-@each_set
+@in_each_set
 @each_loop
 @each_dtype
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -93,7 +93,7 @@ def test_every_option_with_every_other(isa, kind, dtype, bidirectional, num_laye
             check(*case(kind, 5, 7, 4, bias=bias, state=state, **layout, **options))
 
 
-@each_set
+@in_each_set
 @each_kind
 @each_dtype
 @pytest.mark.parametrize("H", ODD)
@@ -103,7 +103,7 @@ def test_odd_sizes(isa, kind, dtype, H):
             check(*case(kind, I, H, 3, B, dtype=dtype, num_layers=2, bidirectional=I > 15))
 
 
-@each_set
+@in_each_set
 @each_kind
 @each_dtype
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (2, 0), (0, 0), (0, None)])
@@ -163,7 +163,7 @@ def three_chunks(layer, B, threads=1):
     )
 
 
-@each_set
+@in_each_set
 @each_loop
 @each_dtype
 @pytest.mark.parametrize("lengths", [None, "random"])
@@ -185,7 +185,7 @@ def test_chunks_of_steps(isa, kind, dtype, lengths, H, B, num_layers):
         check(*case(kind, 9, H, T, B, lengths=lengths, **options), chain=10_000 + T * B)
 
 
-@each_set
+@in_each_set
 @each_kind
 @each_dtype
 def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
@@ -204,7 +204,7 @@ def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
     check(layer, *problem, threads=threads)
 
 
-@each_set
+@in_each_set
 @each_loop
 @each_dtype
 @pytest.mark.parametrize("threads", [2, 3, 5])
@@ -230,7 +230,7 @@ def units_to_share(kind, B, threads, bidirectional=False):
     return layer.hidden_size, T
 
 
-@each_set
+@in_each_set
 @each_loop
 @each_dtype
 @pytest.mark.parametrize(("threads", "B"), [(2, 1), (3, 1), (3, 3)])
@@ -249,7 +249,7 @@ def test_threads_that_share_units(isa, kind, dtype, threads, B, bidirectional):
 # ------------------------------------------------------------------------- what a tape holds
 
 
-@each_set
+@in_each_set
 @each_kind
 @each_dtype
 @pytest.mark.parametrize("lengths", [None, "random"])
@@ -450,7 +450,7 @@ def test_a_row_of_length_0_hands_its_state_through(kind):
 every_clip = pytest.mark.parametrize("names", [[n] for n in CLIPS] + [list(CLIPS)], ids="+".join)
 
 
-@each_set
+@in_each_set
 @each_kind
 @each_dtype
 @every_clip
@@ -486,7 +486,7 @@ def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
     assert (clipped.scale < 1.0) == ("max_norm" in names)
 
 
-@each_set
+@in_each_set
 @each_kind
 @each_dtype
 def test_clips_in_chunks_on_threads(isa, kind, dtype):
@@ -501,7 +501,7 @@ def test_clips_in_chunks_on_threads(isa, kind, dtype):
             check(layer, problem, want, clip, threads, chain=10_000 + T * B)
 
 
-@each_set
+@in_each_set
 @each_kind
 @each_dtype
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -555,7 +555,7 @@ def test_value_and_norm_bound_what_they_name(kind):
 # ---------------------------------------------------------------------------- what is not finite
 
 
-@each_set
+@in_each_set
 @each_kind
 @each_dtype
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -585,7 +585,7 @@ def test_what_is_not_finite_is_seen_and_stays_in_its_row(isa, kind, dtype, value
         assert not np.array_equal(y[2, 1], clean[0][2, 1])
 
 
-@each_set
+@in_each_set
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_value_clip_does_not_hide_an_infinity(isa, bidirectional):
     layer = make_layer("rnn_relu", 2, 3, bias=False, bidirectional=bidirectional)
@@ -619,7 +619,7 @@ def test_a_float64_norm_that_overflows_is_not_finite():
     assert not grads.finite
 
 
-@each_set
+@in_each_set
 @each_kind
 def test_a_float32_norm_beyond_float32_is_finite(isa, kind):
     layer, problem, _ = case(kind, 5, 7, 4, 3)
