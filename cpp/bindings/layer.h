@@ -130,8 +130,12 @@ void bind_optim(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_crf(py::module_& m);
 void bind_cross_entropy(py::module_& m);
+void bind_dropout(py::module_& m);
 void bind_embedding(py::module_& m);
+void bind_layer_norm(py::module_& m);
 void bind_linear(py::module_& m);
+void bind_pointwise_loss(py::module_& m);
+void bind_pooling(py::module_& m);
 void bind_runtime(py::module_& m);
 void bind_xla(py::module_& m);
 

@@ -11,7 +11,11 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   rnnkern::bind_attention(m);
   rnnkern::bind_crf(m);
   rnnkern::bind_cross_entropy(m);
+  rnnkern::bind_dropout(m);
   rnnkern::bind_embedding(m);
+  rnnkern::bind_layer_norm(m);
   rnnkern::bind_linear(m);
   rnnkern::bind_xla(m);
+  rnnkern::bind_pointwise_loss(m);
+  rnnkern::bind_pooling(m);
 }

@@ -31,6 +31,12 @@ struct ModuleKernels {
   void (*linear_gradient)(const LinearGradientCall<T>&, void* workspace);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss
   void (*sum_rows)(const SumRowsCall<T>&);
+  void (*dropout)(const DropoutCall<T>&);
+  void (*layer_norm)(const LayerNormCall<T>&);
+  void (*layer_norm_gradient)(const LayerNormGradientCall<T>&);
+  double (*pointwise_loss)(const PointwiseLossCall<T>&);  // the loss
+  void (*pool)(const PoolingCall<T>&);
+  void (*pool_gradient)(const PoolingGradientCall<T>&);
 };
 
 // What one instruction set offers for one element type, with workspaces likewise.

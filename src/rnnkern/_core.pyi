@@ -185,6 +185,8 @@ def cross_entropy(
     targets: Array,
     mask: Array | None,
     ignore_index: int | None,
+    label_smoothing: float,
+    class_weights: Array | None,
     mean: bool,
     out: Array | None,
 ) -> tuple[float, Array, Array]: ...
@@ -192,3 +194,29 @@ def checked_input(x: Array, n: int) -> Array: ...
 def sum_rows(x: Array, dy: Array, n: int, columns: int) -> Array: ...
 def xla_handler(function: Callable[[bytes, list[Array], list[Array]], None]) -> int: ...
 def refuse_xla_calls() -> int: ...
+def dropout(
+    x: Array, places: Array | None, p: float, seed: int, step: int, variational: bool
+) -> Array: ...
+def layer_norm(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    epsilon: float,
+    rows: Array | None,
+    out: Array | None,
+) -> tuple[Array, Array]: ...
+def layer_norm_gradient(
+    x: Array, weight: Array, dy: Array, moments: Array, rows: Array | None, bias: bool
+) -> tuple[Array, Array | None, Array]: ...
+def pointwise_loss(
+    kind: str,
+    outputs: Array,
+    targets: Array,
+    parameters: Array | None,
+    mask: Array | None,
+    mean: bool,
+    each: bool,
+    out: Array | None,
+) -> tuple[float, Array | None, Array]: ...
+def pool(x: Array, real: Array | None, largest: bool) -> tuple[Array, Array | None]: ...
+def pool_gradient(dy: Array, steps: int, real: Array | None, places: Array | None) -> Array: ...

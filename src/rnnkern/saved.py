@@ -255,7 +255,7 @@ def restore(path: str | os.PathLike[str], run: Any) -> dict[str, str]:
         states = {name: file.read(prefix=f"{name}.") for name in parts}
     metadata = dict(file.metadata)
     del metadata[KEY]
-    for name in saved:
+    for name in {*saved, *parts}:
         metadata.pop(_of("dropout_state", name), None)
     arrays, dropouts = {}, {}
     with naming(os.fspath(path)):

@@ -1,5 +1,4 @@
 // Softmax cross-entropy: its arguments checked.
-#include <limits>
 #include <optional>
 
 #include "shared.h"
@@ -7,57 +6,93 @@
 namespace rnnkern {
 namespace {
 
-// The rows' weights: the mask's, and 0 where the target is the one to be ignored. Up to float32's
-// largest, so that no sum of them overflows.
+// The rows' weights: the mask's, and 0 where the target is the one to be ignored.
 py::array_t<double> row_weights(const py::array& targets, const Ids& ids, const py::object& mask,
                                 std::optional<std::int64_t> ignored) {
-  const Index rows = ids.size();
-  py::array_t<double> weights;
-  if (mask.is_none()) {
-    weights = result<double>({targets.shape(), targets.shape() + targets.ndim()});
-    std::fill_n(weights.mutable_data(), rows, 1.0);
-  } else {
-    const py::array given = array_of("mask", mask, "biuf", "an array of booleans or weights");
-    check_shape("mask", given, shape_like(targets));
-    weights = copied<double>(given);
-    for (Index r = 0; r < rows; ++r)
-      if (!(weights.data()[r] >= 0 && weights.data()[r] <= std::numeric_limits<float>::max()))
-        bad_element("mask", given, r, "a weight from 0 to 3.4e38");
-  }
+  py::array_t<double> weights = mask_weights(mask, shape_like(targets));
   // Unsigned targets of 2^63 or more, which are negative in `ids`, match nothing.
   if (ignored && (*ignored >= 0 || targets.dtype().kind() == 'i')) {
     double* const weight = weights.mutable_data();
-    for (Index r = 0; r < rows; ++r)
+    for (Index r = 0; r < ids.size(); ++r)
       if (ids.data()[r] == *ignored) weight[r] = 0;
   }
   return weights;
 }
 
+// What the options make of the targets.
+struct Options {
+  double smoothing;
+  py::object class_weights;
+};
+
+// Memory of SpreadTargets.
+template <class T>
+struct SpreadArrays {
+  std::vector<T> scale, base;
+  // w: [V] or none.
+  SpreadArrays(double smoothing, const py::array_t<double>& w, bool weighted, Index V) {
+    const Index n = weighted ? V : kLineBytes / static_cast<Index>(sizeof(T));
+    for (Index j = 0; j < n; ++j) {
+      const double weight = weighted ? w.data()[j] : 1.0;
+      scale.push_back(static_cast<T>((1.0 - smoothing) * weight));
+      base.push_back(static_cast<T>(smoothing * weight / static_cast<double>(V)));
+    }
+  }
+};
+
 template <class T>
 py::tuple cross_entropy_of(const py::array& logits_given, const py::object& targets_given,
-                           const py::object& mask, std::optional<std::int64_t> ignored, bool mean,
-                           const py::object& out) {
+                           const py::object& mask, std::optional<std::int64_t> ignored,
+                           const Options& options, bool mean, const py::object& out) {
   const py::ssize_t axis = logits_given.ndim() - 1;
   if (axis < 0 || logits_given.shape(axis) == 0)
     bad_value("logits", "shape (..., V) with V at least 1", shape_of(logits_given));
-  const Shape shape = shape_like(logits_given);
-  const py::array targets = array_of("targets", targets_given, "iu", "an array of integers");
-  check_shape("targets", targets, Shape(shape.begin(), shape.end() - 1));
-
+  const Shape shape = shape_like(logits_given), rows(shape.begin(), shape.end() - 1);
   const Index V = shape.back().size;
-  const Ids ids = copied<std::int64_t>(targets);
-  const py::array_t<double> weights = row_weights(targets, ids, mask, ignored);
-  const std::string also = ignored ? " or ignore_index " + std::to_string(*ignored) : "";
-  check_ids("targets", targets, ids, V, weights.data(), also);
+  const py::array targets = array_of("targets", targets_given, "iuf", "an array of integers");
+  const bool soft = targets.dtype().kind() == 'f' && targets.ndim() == axis + 1;
+  Ids ids;
+  py::array_t<T, py::array::c_style> distributions;
+  py::array_t<double> weights;
+  if (soft) {
+    distributions = as_contiguous<T>("targets", targets, shape);
+    if (ignored) bad_value("ignore_index", "None with targets of floats", std::to_string(*ignored));
+    weights = mask_weights(mask, rows);
+  } else {
+    array_of("targets", targets, "iu", "an array of integers");
+    check_shape("targets", targets, rows);
+    ids = copied<std::int64_t>(targets);
+    weights = row_weights(targets, ids, mask, ignored);
+    const std::string also = ignored ? " or ignore_index " + std::to_string(*ignored) : "";
+    check_ids("targets", targets, ids, V, weights.data(), also);
+  }
+  const bool weighted = !options.class_weights.is_none();
+  py::array_t<double> of_classes, shares;
+  if (weighted)
+    of_classes =
+        checked_weights("class_weights", options.class_weights, {V}, "iuf", "an array of weights");
+  const bool spread = soft ? weighted || options.smoothing > 0 : options.smoothing > 0;
+  const SpreadArrays<T> arrays(options.smoothing, of_classes, weighted, V);
+  if (weighted && !soft) {  // a row counts what its class does
+    shares = spread ? copied<double>(weights) : weights;
+    double* const share = shares.mutable_data();
+    for (Index r = 0; r < ids.size(); ++r)
+      if (share[r] > 0) share[r] *= of_classes.data()[ids.data()[r]];
+  }
   const auto logits = as_contiguous<T>("logits", logits_given, shape);
   const py::array gradient = out.is_none() ? empty_like<T>(logits) : typed<T>("out", out);
   T* const written = writable<T>("out", gradient, shape);
   if (written != logits.data()) refuse_overlap("out", gradient, "logits", logits);
   refuse_overlap("out", gradient, "targets", targets);
 
-  py::array_t<double> losses = empty_like<double>(targets);
-  CrossEntropyCall<T> call{ids.size(), V,       logits.data(),         ids.data(), weights.data(),
-                           mean,       written, losses.mutable_data(), threads(),  {}};
+  py::array_t<double> losses = empty_like<double>(weights);
+  CrossEntropyCall<T> call{weights.size(), V,    logits.data(), ids.data(),
+                           weights.data(), mean, written,       losses.mutable_data(),
+                           threads(),      {}};
+  if (spread || soft)
+    call.spread = {soft ? distributions.data() : nullptr, arrays.scale.data(), arrays.base.data(),
+                   weighted ? 1 : 0};
+  if (spread && shares.size() != 0) call.shares = shares.data();
   double loss;
   unlocked([&](const Interrupt& interrupt) {
     call.interrupt = interrupt;
@@ -68,24 +103,21 @@ py::tuple cross_entropy_of(const py::array& logits_given, const py::object& targ
 
 // -> (loss, the rows' losses times their weights, gradient)
 py::tuple cross_entropy(const py::object& logits, const py::object& targets, const py::object& mask,
-                        std::optional<std::int64_t> ignored, bool mean, const py::object& out) {
+                        std::optional<std::int64_t> ignored, double smoothing,
+                        const py::object& class_weights, bool mean, const py::object& out) {
   const auto call = [&](auto of, const py::array& a) {
-    return of(a, targets, mask, ignored, mean, out);
+    return of(a, targets, mask, ignored, Options{smoothing, class_weights}, mean, out);
   };
-  if (py::isinstance<py::array_t<float>>(logits)) return call(cross_entropy_of<float>, logits);
-  if (py::isinstance<py::array_t<double>>(logits)) return call(cross_entropy_of<double>, logits);
-  const bool array = py::isinstance<py::array>(logits), scalar = py::hasattr(logits, "dtype");
-  bad_type("logits", "an array of dtype float32 or float64",
-           array    ? py::str(logits.attr("dtype"))
-           : scalar ? py::str("a scalar")
-                    : py::str(py::type::of(logits).attr("__name__")));
+  return of_floats("logits", logits) ? call(cross_entropy_of<float>, logits)
+                                     : call(cross_entropy_of<double>, logits);
 }
 
 }  // namespace
 
 void bind_cross_entropy(py::module_& m) {
   m.def("cross_entropy", &cross_entropy, py::arg("logits"), py::arg("targets"), py::arg("mask"),
-        py::arg("ignore_index"), py::arg("mean"), py::arg("out"));
+        py::arg("ignore_index"), py::arg("label_smoothing"), py::arg("class_weights"),
+        py::arg("mean"), py::arg("out"));
 }
 
 }  // namespace rnnkern

@@ -17,28 +17,6 @@ Ids counted_rows(const py::object& mask, const std::vector<Index>& shape) {
   return list;
 }
 
-// Which of N rows a linear map reads and writes.
-class CountedRows {
- public:
-  CountedRows(const py::object& rows, Index N) : all_(rows.is_none()), size_(N) {
-    if (all_) return;
-    list_ = checked_input(rows, N);
-    size_ = list_.size();
-  }
-  Index size() const { return size_; }
-  const Index* order() const { return all_ ? nullptr : list_.data(); }
-  // The rows that do not count are zeros.
-  template <class T>
-  void clear(const py::array_t<T>& a, T* values) const {
-    if (!all_) std::fill_n(values, a.size(), T(0));
-  }
-
- private:
-  bool all_;
-  Ids list_;
-  Index size_;
-};
-
 template <class T>
 py::array linear_of(const py::object& x_given, const py::object& weight_given,
                     const py::object& bias_given, const py::object& rows_given,

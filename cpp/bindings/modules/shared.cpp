@@ -1,5 +1,7 @@
 #include "shared.h"
 
+#include <limits>
+
 namespace rnnkern {
 
 py::array array_of(const char* name, const py::object& value, const std::string& kinds,
@@ -31,6 +33,38 @@ void check_ids(const char* name, const py::array& given, const Ids& ids, Index n
   for (Index r = 0; r < ids.size(); ++r)
     if ((id[r] < 0 || id[r] >= n) && (!weights || weights[r] > 0))
       bad_element(name, given, r, "an integer from 0 to " + std::to_string(n - 1) + also);
+}
+
+py::array_t<double> checked_weights(const char* name, const py::object& value, const Shape& shape,
+                                    const std::string& kinds, const char* expected) {
+  const py::array given = array_of(name, value, kinds, expected);
+  check_shape(name, given, shape);
+  py::array_t<double> weights = copied<double>(given);
+  const double* const weight = weights.data();
+  for (Index r = 0; r < weights.size(); ++r)
+    if (!(weight[r] >= 0 && weight[r] <= std::numeric_limits<float>::max()))
+      bad_element(name, given, r, "a weight from 0 to 3.4e38");
+  return weights;
+}
+
+py::array_t<double> mask_weights(const py::object& mask, const Shape& shape) {
+  if (!mask.is_none())
+    return checked_weights("mask", mask, shape, "biuf", "an array of booleans or weights");
+  std::vector<Index> sizes;
+  for (const Axis& axis : shape) sizes.push_back(axis.size);
+  py::array_t<double> weights = result<double>(sizes);
+  std::fill_n(weights.mutable_data(), weights.size(), 1.0);
+  return weights;
+}
+
+bool of_floats(const char* name, const py::object& value) {
+  if (py::isinstance<py::array_t<float>>(value)) return true;
+  if (py::isinstance<py::array_t<double>>(value)) return false;
+  const bool array = py::isinstance<py::array>(value), scalar = py::hasattr(value, "dtype");
+  bad_type(name, "an array of dtype float32 or float64",
+           array    ? py::str(value.attr("dtype"))
+           : scalar ? py::str("a scalar")
+                    : py::str(py::type::of(value).attr("__name__")));
 }
 
 Ids checked_input(const py::object& x, Index n) {

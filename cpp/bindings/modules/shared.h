@@ -47,6 +47,18 @@ py::array array_of(const char* name, const py::object& value, const std::string&
 void check_ids(const char* name, const py::array& given, const Ids& ids, Index n,
                const double* weights = nullptr, const std::string& also = "");
 
+// A copy of numbers of one of `kinds`, each from 0 to float32's largest, so that no sum of them
+// overflows.
+py::array_t<double> checked_weights(const char* name, const py::object& value, const Shape& shape,
+                                    const std::string& kinds, const char* expected);
+
+// What a mask of this shape, of booleans or weights, says that each of its elements counts; 1, if
+// there is none.
+py::array_t<double> mask_weights(const py::object& mask, const Shape& shape);
+
+// Whether an array is one of float32; TypeError if it is none of float64 either.
+bool of_floats(const char* name, const py::object& value);
+
 // A copy of integers from 0 to below n, as int64.
 Ids checked_input(const py::object& x, Index n);
 
@@ -75,5 +87,27 @@ py::array_t<T> result_or_zeros(const std::vector<Index>& shape, bool zeros) {
   if (zeros) std::fill_n(a.mutable_data(), a.size(), T(0));
   return a;
 }
+
+// Which of N rows a map of rows reads and writes.
+class CountedRows {
+ public:
+  CountedRows(const py::object& rows, Index N) : all_(rows.is_none()), size_(N) {
+    if (all_) return;
+    list_ = checked_input(rows, N);
+    size_ = list_.size();
+  }
+  Index size() const { return size_; }
+  const Index* order() const { return all_ ? nullptr : list_.data(); }
+  // The rows that do not count are zeros.
+  template <class T>
+  void clear(const py::array_t<T>& a, T* values) const {
+    if (!all_) std::fill_n(values, a.size(), T(0));
+  }
+
+ private:
+  bool all_;
+  Ids list_;
+  Index size_;
+};
 
 }  // namespace rnnkern

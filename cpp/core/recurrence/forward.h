@@ -456,11 +456,12 @@ struct Forward {
           if (stage % 2 == 1) {
             functions.part[stage / 2].forward(s, i, part.blocks);
           } else if (stage == 2) {
-            moments_of(s.c + i * s.Hp, 1, s.Hp, H, moments + kStateMoments);
+            moments_of(s.c + i * s.Hp, 1, s.Hp, H, kNormEpsilon, moments + kStateMoments);
           } else {
             const T* const z = s.z[i];
-            moments_of(z, cell.gates, s.Hp, H, moments + kInputMoments);
-            moments_of(z + cell.gates * s.Hp, cell.gates, s.Hp, H, moments + kRecurrentMoments);
+            moments_of(z, cell.gates, s.Hp, H, kNormEpsilon, moments + kInputMoments);
+            moments_of(z + cell.gates * s.Hp, cell.gates, s.Hp, H, kNormEpsilon,
+                       moments + kRecurrentMoments);
           }
         });
   }

@@ -84,7 +84,7 @@ class ModuleGradients(ParameterGradients):
 
 
 def measured(params: dict[str, Any], x: Array | None, of: dict[str, Array]) -> ModuleGradients:
-    (norm,) = norm_of(params.values(), 1)
+    norm = norm_of(params.values(), 1)[0] if params else 0.0
     return ModuleGradients(params, x, norm, math.isfinite(norm), of)
 
 

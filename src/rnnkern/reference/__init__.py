@@ -20,6 +20,7 @@ from .attention import attention, attention_gradient
 from .cells import CELLS, Cell
 from .crf import crf, crf_paths
 from .embedding import embedding, embedding_gradient, on_rows
+from .layer_norm import layer_norm, layer_norm_gradient
 from .layers import (
     Config,
     Gradients,
@@ -32,8 +33,16 @@ from .layers import (
     parameter_shapes,
 )
 from .linear import linear, linear_gradient
-from .losses import cross_entropy
+from .losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    gaussian_nll,
+    huber,
+    mean_squared_error,
+    quantile,
+)
 from .optim import adam, adamw, penalized, rmsprop, sgd
+from .pooling import pool
 from .types import ClipLike, Gate, Parameter, StateInfo, Step
 
 __all__ = [
@@ -55,6 +64,7 @@ __all__ = [
     "attention",
     "attention_gradient",
     "backward",
+    "binary_cross_entropy",
     "clip_factor",
     "crf",
     "crf_paths",
@@ -62,12 +72,19 @@ __all__ = [
     "embedding",
     "embedding_gradient",
     "forward",
+    "gaussian_nll",
+    "huber",
     "joint_norm",
+    "layer_norm",
+    "layer_norm_gradient",
     "linear",
     "linear_gradient",
+    "mean_squared_error",
     "on_rows",
     "parameter_shapes",
     "penalized",
+    "pool",
+    "quantile",
     "rmsprop",
     "sgd",
 ]

@@ -1,0 +1,67 @@
+"""What layers and `Dropout` have in common: the state of their random masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .checks import integer
+
+__all__ = ["DrawsMasks"]
+
+
+class DrawsMasks:
+    """An object whose masks are a function of seeds and of how many have been drawn.
+
+    The constructor of a subclass sets both attributes.
+    """
+
+    _dropout_seeds: list[int]  # one for each member of an ensemble
+    _dropout_step: int
+
+    @property
+    def dropout_step(self) -> int:
+        """How many training forwards have been; with the seed, it determines the next mask."""
+        return self._dropout_step
+
+    @dropout_step.setter
+    def dropout_step(self, step: int) -> None:
+        expected = "an integer from 0 to 2**64 - 1"
+        self._dropout_step = integer("dropout_step", step, expected, 0, 2**64 - 1)
+
+    @property
+    def dropout_state(self) -> dict[str, Any]:
+        """What determines the masks to come, of numbers that JSON takes; may be set.
+
+        ``seeds`` has an integer for each member, one of a layer alone, and ``step`` is
+        `dropout_step`. `files.save` puts that of a layer into the metadata:
+
+        >>> import json, tempfile, rnnkern as rk
+        >>> gru = rk.GRU(3, 5, 2, dropout=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rk.files.save(f"{folder}/gru.safetensors", gru)
+        ...     with rk.files.Reader(f"{folder}/gru.safetensors") as file:
+        ...         again = rk.GRU(3, 5, 2, dropout=0.5, params=file.read())
+        ...         again.dropout_state = json.loads(file.metadata["dropout_state"])
+        >>> again.dropout_state == gru.dropout_state
+        True
+        """
+        return {"seeds": list(self._dropout_seeds), "step": self._dropout_step}
+
+    @dropout_state.setter
+    def dropout_state(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"dropout_state: expected a dict of seeds and step, got {type(state).__name__}"
+            )
+        if state.keys() != {"seeds", "step"}:
+            raise ValueError(f"dropout_state: expected the keys seeds and step, got {list(state)}")
+        seeds, count = state["seeds"], len(self._dropout_seeds)
+        if not isinstance(seeds, (list, tuple)) or len(seeds) != count:
+            got = f"{len(seeds)}" if isinstance(seeds, (list, tuple)) else type(seeds).__name__
+            raise ValueError(f"dropout_state['seeds']: expected a list of {count}, got {got}")
+        expected = "integers from 0 to 2**64 - 1"
+        own = [integer("dropout_state['seeds']", s, expected, 0, 2**64 - 1) for s in seeds]
+        expected = "an integer from 0 to 2**64 - 1"
+        self._dropout_step = integer("dropout_state['step']", state["step"], expected, 0, 2**64 - 1)
+        self._dropout_seeds = own
