@@ -162,29 +162,6 @@ def test_a_run_is_saved_and_restored_with_its_masks(tmp_path):
     assert repr(rk.load(path)["norm"]) == repr(run["norm"])
 
 
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        ([], "state: expected a dict of arrays, got list"),
-        ({"seed": 1}, "state: expected the names seed and step, got ['seed']"),
-        (
-            {"seed": np.ones(2, np.int64), "step": np.int64(1)},
-            "state['seed']: expected shape (), got (2,)",
-        ),
-        (
-            {"seed": np.array(1.0), "step": np.array(1)},
-            "state['seed']: expected an array of dtype int64, got float64",
-        ),
-    ],
-)
-def test_states_are_checked(state, message):
-    dropout = rk.Dropout(0.5)
-    before = dropout.dropout_state
-    with pytest.raises((TypeError, ValueError), match=rf"^{re.escape(message)}( \(write .+\))?$"):
-        dropout.load_state_dict(state)
-    assert dropout.dropout_state == before
-
-
 def test_a_failed_forward_draws_nothing():
     dropout = rk.Dropout(0.5)
     with pytest.raises(ValueError, match=r"^x: "):

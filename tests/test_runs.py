@@ -15,8 +15,17 @@ import rnnkern as rk
 from rnnkern import files, saved
 
 MODULES = {  # one of each class, with options that are no defaults
-    "Embedding": lambda **more: rk.Embedding(7, 3, padding_idx=0, dtype=np.float64, **more),
+    "Attention": lambda **more: rk.Attention(
+        5, 7, kind="additive", hidden_size=3, dtype=np.float64, **more
+    ),
+    "CRF": lambda **more: rk.CRF(3, forbidden=[(0, 2), (None, 2)], dtype=np.float64, **more),
+    "Dropout": lambda **more: rk.Dropout(0.25, variational=True, **more),
+    "Embedding": lambda **more: rk.Embedding(
+        7, 3, padding_idx=0, sparse=True, dtype=np.float64, **more
+    ),
+    "LayerNorm": lambda **more: rk.LayerNorm(5, 0.5, bias=False, dtype=np.float64),
     "Linear": lambda **more: rk.Linear(5, 7, bias=False, dtype=np.float64, **more),
+    "Pooling": lambda **more: rk.Pooling("ends"),
 }
 X = [np.random.default_rng(i).integers(0, 7, 3 + i % 5) for i in range(20)]
 
@@ -129,6 +138,20 @@ def test_a_module_comes_back_with_its_options(path, name):
         assert type(again) is type(module)
         assert all(getattr(again, n) == getattr(module, n) for n in arguments)
         assert all(np.array_equal(a, module.params[n]) for n, a in again.params.items())
+        assert getattr(again, "dropout_state", 0) == getattr(module, "dropout_state", 0)
+
+
+def test_parts_without_parameters_are_saved_and_stepped(path):
+    model = {"rnn": rk.GRU(3, 4), "drop": rk.Dropout(0.5, seed=1), "pool": rk.Pooling("max")}
+    opt = rk.Adam(model)
+    model["drop"].forward(np.ones((2, 1, 3), np.float32))
+    y, _, tape = model["rnn"].forward(np.ones((2, 1, 3), np.float32))
+    assert opt.step({"rnn": model["rnn"].backward(tape, y)}).applied
+    rk.save(path, {**model, "opt": opt})
+    again = rk.load(path)
+    assert repr(again) == repr(model)
+    assert again["drop"].dropout_state == model["drop"].dropout_state
+    assert rk.num_parameters(model) == model["rnn"].num_parameters
 
 
 def test_parts_of_a_file_can_be_restored(path):

@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 
 class Parametrized:
-    """An object with parameters by name.
+    """An object with parameters by name, or with none.
 
     The constructor of a subclass sets the three attributes.
     """

@@ -192,12 +192,16 @@ def load(path: str | os.PathLike[str]) -> Any:
             for name, about in parts.items():
                 arrays = [key for key in file.specs if name is None or key.startswith(f"{name}.")]
                 made[name] = _constructor(about, len(arrays))
-        params = {name: file.read(prefix="" if name is None else f"{name}.") for name in parts}
+        params = {name: _arrays(file, name, cls) for name, (cls, _) in made.items()}
     found: dict[Any, Any] = {}
     for name, (cls, arguments) in made.items():
         with naming(os.fspath(path)):
             try:
-                found[name] = part = cls(**arguments, params=params[name])
+                if _has_params(cls):
+                    arguments |= {"params": params[name]}
+                elif params[name]:
+                    raise ValueError(f"expected no arrays, got {list(params[name])}")
+                found[name] = part = cls(**arguments)
                 if hasattr(part, "dropout_state"):
                     part.dropout_state = _json(_of("dropout_state", name), file.metadata)
             except (MemoryError, OverflowError, TypeError, ValueError) as error:
@@ -252,7 +256,10 @@ def restore(path: str | os.PathLike[str], run: Any) -> dict[str, str]:
         with naming(os.fspath(path)):
             saved = _configured(file.metadata)
             _check(None not in saved, "a file of several parts, as rnnkern.save writes it", "one")
-        states = {name: file.read(prefix=f"{name}.") for name in parts}
+        states = {
+            name: _arrays(file, name, type(part)) if name in saved else file.read(prefix=f"{name}.")
+            for name, part in parts.items()
+        }
     metadata = dict(file.metadata)
     del metadata[KEY]
     for name in {*saved, *parts}:
@@ -295,6 +302,17 @@ def _targets(name: str, part: Any, state: Mapping[str, Any]) -> dict[str, Any]:
         _check(fits, f"{key!r} as {array.dtype} {array.shape}", f"{got.dtype} {got.shape}")
         _check(array.flags.writeable, f"{key!r} to be writable in the run", "a read-only array")
     return own
+
+
+def _has_params(cls: Any) -> bool:
+    return "params" in inspect.signature(cls).parameters
+
+
+def _arrays(file: Reader, name: Any, cls: Any) -> dict[str, Any]:
+    """The arrays of a layer or a module; one without parameters has none."""
+    prefix = "" if name is None else f"{name}."
+    there = _has_params(cls) or any(key.startswith(prefix) for key in file.specs)
+    return file.read(prefix=prefix) if there else {}
 
 
 def _of(key: str, name: Any) -> str:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _core
-from ..checks import Seed, array, flag, probability, received, seed_sequence, viewed
+from ..checks import Seed, flag, probability, received, seed_sequence, viewed
 from ..masks import DrawsMasks
+from ..parameters import Parametrized
 from ..tape import ModuleTape
 from .common import Array, ModuleGradients, measured, pinned, real_steps
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 __all__ = ["Dropout"]
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-class Dropout(DrawsMasks):
+class Dropout(DrawsMasks, Parametrized):
     """Dropout of a sequence's elements in training, such as a layer's inputs or outputs [1]_.
 
     Parameters
@@ -40,6 +39,8 @@ class Dropout(DrawsMasks):
         As above; may be set.
     dropout_step : int
         How many forwards have been; with the seed, it determines the next mask. May be set.
+    params : dict
+        Empty: an optimizer and a file take the module as any other.
     dropout_state : dict
         The seed and the step, of numbers that JSON takes, as a layer's: set it and the next masks
         are those of the module it came from.
@@ -75,6 +76,7 @@ class Dropout(DrawsMasks):
     """
 
     def __init__(self, p: float = 0.5, *, variational: bool = False, seed: Seed = None) -> None:
+        self._params, self._shapes, self._dtype = {}, {}, np.dtype(np.float32)
         self.p = p
         self._variational = flag("variational", variational)
         generator = np.random.default_rng(seed_sequence("seed", seed))
@@ -97,66 +99,6 @@ class Dropout(DrawsMasks):
 
     def __repr__(self) -> str:
         return f"Dropout({self.p}, variational={self.variational})"
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return `dropout_state` as arrays, which `rnnkern.save` writes and `restore` reads.
-
-        Returns
-        -------
-        dict of str to ndarray
-            ``seed`` and ``step``, int64 of shape (), whose bits are those of unsigned integers.
-
-        Examples
-        --------
-        >>> import rnnkern as rk
-        >>> {name: int(array) for name, array in rk.Dropout(0.5, seed=0).state_dict().items()}
-        {'seed': 5874934615388537135, 'step': 0}
-        """
-        values = {"seed": self._dropout_seeds[0], "step": self._dropout_step}
-        return {name: np.array(n, np.uint64).view(np.int64) for name, n in values.items()}
-
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Go on from a state.
-
-        Parameters
-        ----------
-        state : dict of str to ndarray
-            From `state_dict`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a name or an array is none of a state's; the message names it. Nothing has changed
-            then.
-
-        Examples
-        --------
-        >>> import rnnkern as rk
-        >>> dropout, other = rk.Dropout(0.5), rk.Dropout(0.5)
-        >>> other.load_state_dict(dropout.state_dict())
-        >>> other.dropout_state == dropout.dropout_state
-        True
-        """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state: expected a dict of arrays, got {type(state).__name__}")
-        if state.keys() != {"seed", "step"}:
-            raise ValueError(f"state: expected the names seed and step, got {list(state)}")
-        kind = np.dtype(np.int64)
-        seed, step = (
-            int(array(f"state[{name!r}]", state[name], kind, ()).astype(np.uint64))
-            for name in ("seed", "step")
-        )
-        self.dropout_state = {"seeds": [seed], "step": step}
-
-    def copy(self) -> Self:
-        """Return an independent copy, which draws the same masks.
-
-        >>> import rnnkern as rk
-        >>> dropout = rk.Dropout(0.5)
-        >>> dropout.copy().dropout_state == dropout.dropout_state
-        True
-        """
-        return copy.deepcopy(self)
 
     def __call__(self, x: Array) -> Array:
         """Return x itself: dropout acts in training only, in `forward`.

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import _core
 from ..checks import choice
+from ..parameters import Parametrized
 from ..tape import ModuleTape
 from .common import Array, ModuleGradients, measured, pinned, real_steps
 from .dropout import floats
@@ -17,7 +18,7 @@ __all__ = ["Pooling"]
 KINDS = ("mean", "max", "last", "ends")
 
 
-class Pooling:
+class Pooling(Parametrized):
     """Pooling over the real steps of sequences: (T, B, C) becomes (B, C).
 
     Parameters
@@ -26,6 +27,11 @@ class Pooling:
         The mean of a row's real steps; the largest value of each channel; the last real step; or,
         of a bidirectional layer's outputs, both directions' last: the first half of the channels at
         the last real step, the other half at the first.
+
+    Attributes
+    ----------
+    params : dict
+        Empty: an optimizer and a file take the module as any other.
 
     Raises
     ------
@@ -50,6 +56,7 @@ class Pooling:
     """
 
     def __init__(self, kind: Literal["mean", "max", "last", "ends"]) -> None:
+        self._params, self._shapes, self._dtype = {}, {}, np.dtype(np.float32)
         self._kind: str = choice("kind", kind, KINDS)
 
     @property

@@ -46,6 +46,20 @@ def layer_norm_gradient(
 ) -> tuple[Array, Array, Array]:
     """Return dL/dx, dL/dw and dL/db, the latter summed over all rows.
 
+    Parameters
+    ----------
+    x, dy : array, (..., C)
+        The input, and the gradient of the output.
+    weight : array, (C,)
+        w.
+    eps : float
+        What is added to the variance.
+
+    Returns
+    -------
+    dx : array, (..., C)
+    dweight, dbias : array, (C,)
+
     Examples
     --------
     >>> dx, dw, db = layer_norm_gradient([[1.0, 3.0]], [1.0, 1.0], [[1.0, 1.0]], eps=0.0)

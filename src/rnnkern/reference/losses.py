@@ -76,6 +76,22 @@ def binary_cross_entropy(
 
     Bishop 2006, Pattern recognition and machine learning, eqs. 4.90 and 4.91.
 
+    Parameters
+    ----------
+    logits : array, (...)
+        z; 1 / (1 + e^-z) is the probability of the label.
+    targets : array, (...)
+        t, 0 to 1.
+    pos_weight : array, broadcast to (...)
+        w, what a label that is there counts.
+
+    Returns
+    -------
+    losses : array, (...)
+        Of each element, in nats.
+    derivatives : array, (...)
+        Of each loss by its outputs.
+
     Examples
     --------
     >>> binary_cross_entropy([0.0], [1.0])[1].tolist()
@@ -93,6 +109,20 @@ def binary_cross_entropy(
 def mean_squared_error(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Array, Array]:
     """Return each element's loss, (y - t)^2, and its derivative.
 
+    Parameters
+    ----------
+    outputs : array, (...)
+        y.
+    targets : array, (...)
+        t.
+
+    Returns
+    -------
+    losses : array, (...)
+        Of each element.
+    derivatives : array, (...)
+        Of each loss by its outputs.
+
     Examples
     --------
     >>> mean_squared_error([3.0], [1.0])
@@ -108,6 +138,22 @@ def huber(
     """Return each element's loss, (y - t)^2 / 2 up to delta and linear beyond; its derivative.
 
     Huber 1964, Robust estimation of a location parameter, Ann. Math. Statist. 35.
+
+    Parameters
+    ----------
+    outputs : array, (...)
+        y.
+    targets : array, (...)
+        t.
+    delta : float
+        Where the loss becomes linear.
+
+    Returns
+    -------
+    losses : array, (...)
+        Of each element.
+    derivatives : array, (...)
+        Of each loss by its outputs.
 
     Examples
     --------
@@ -128,6 +174,22 @@ def quantile(
     Koenker & Bassett 1978, Regression quantiles, Econometrica 46. At the target itself the
     derivative is 0.
 
+    Parameters
+    ----------
+    outputs : array, (..., Q)
+        An estimate of each quantile.
+    targets : array, (...)
+        t.
+    quantiles : array, (Q,)
+        Between 0 and 1.
+
+    Returns
+    -------
+    losses : array, (..., Q)
+        Of each quantile.
+    derivatives : array, (..., Q)
+        Of each loss by its outputs.
+
     Examples
     --------
     >>> quantile([[1.0, 3.0]], [2.0], [0.25, 0.25])
@@ -143,6 +205,20 @@ def gaussian_nll(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Array,
     """Return -ln N(t; m, e^s) of outputs (..., 2 K), m and then s, and the derivatives.
 
     Nix & Weigend 1994, Estimating the mean and variance of the target probability distribution.
+
+    Parameters
+    ----------
+    outputs : array, (..., 2 K)
+        The means m and, behind them, the logarithms s of the variances.
+    targets : array, (..., K)
+        t.
+
+    Returns
+    -------
+    losses : array, (..., K)
+        Of each value, in nats.
+    derivatives : array, (..., 2 K)
+        Of each loss by its outputs.
 
     Examples
     --------
