@@ -151,7 +151,7 @@ def of_torch(make, count=60):
             lambda s, o: s.OneCycleLR(o, 0.5, 61, None, None, 0.45, "cos", True, 0.85, 0.95, 7, 30),
         ),
     ],
-    ids=repr,
+    ids=lambda value: repr(value) if isinstance(value, schedules._Schedule) else "pytorch",
 )
 def test_rates_are_pytorchs(schedule, make):
     # PyTorch computes a cosine from the rate before: near zero, errors of the size of 0.5 remain.
