@@ -6,10 +6,11 @@ namespace {
 
 // The arrays that forward and backward read.
 template <class T>
-class Inputs {
+class AttentionArrays {
  public:
-  Inputs(const py::object& query, const py::object& key, const py::object& value,
-         const py::object& query_mask, const py::object& mask, const py::object& v, double scale)
+  AttentionArrays(const py::object& query, const py::object& key, const py::object& value,
+                  const py::object& query_mask, const py::object& mask, const py::object& v,
+                  double scale)
       : query_(as_contiguous<T>("queries", query, {"T", "B", "K"})),
         key_(as_contiguous<T>("keys", key, {"T", query_.shape(1), query_.shape(2)})),
         value_(as_contiguous<T>("values", value, {key_.shape(0), key_.shape(1), "V"})),
@@ -50,7 +51,7 @@ class Inputs {
 };
 
 template <class T>
-py::tuple attention_of(const Inputs<T>& in) {
+py::tuple attention_of(const AttentionArrays<T>& in) {
   const bool some = in.leaves_some();
   py::array_t<T> context = result_or_zeros<T>({in.Tq(), in.B(), in.V()}, some);
   py::array_t<T> weights = result_or_zeros<T>({in.Tq(), in.B(), in.Tk()}, some);
@@ -69,12 +70,12 @@ py::tuple attention(const py::object& query, const py::object& key, const py::ob
                     const py::object& query_mask, const py::object& mask, const py::object& v,
                     double scale) {
   return py::isinstance<py::array_t<double>>(query)
-             ? attention_of(Inputs<double>(query, key, value, query_mask, mask, v, scale))
-             : attention_of(Inputs<float>(query, key, value, query_mask, mask, v, scale));
+             ? attention_of(AttentionArrays<double>(query, key, value, query_mask, mask, v, scale))
+             : attention_of(AttentionArrays<float>(query, key, value, query_mask, mask, v, scale));
 }
 
 template <class T>
-py::tuple attention_gradient_of(const Inputs<T>& in, const py::object& weights_given,
+py::tuple attention_gradient_of(const AttentionArrays<T>& in, const py::object& weights_given,
                                 const py::object& dcontext_given, bool only_queries) {
   const auto weights = as_contiguous<T>("weights", weights_given, {in.Tq(), in.B(), in.Tk()});
   const auto dcontext = as_contiguous<T>("dcontext", dcontext_given, {in.Tq(), in.B(), in.V()});
@@ -115,8 +116,8 @@ py::tuple attention_gradient(const py::object& query, const py::object& key,
     return attention_gradient_of(in, weights, dcontext, only_queries);
   };
   return py::isinstance<py::array_t<double>>(query)
-             ? of(Inputs<double>(query, key, value, query_mask, mask, v, scale))
-             : of(Inputs<float>(query, key, value, query_mask, mask, v, scale));
+             ? of(AttentionArrays<double>(query, key, value, query_mask, mask, v, scale))
+             : of(AttentionArrays<float>(query, key, value, query_mask, mask, v, scale));
 }
 
 }  // namespace

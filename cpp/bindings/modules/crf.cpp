@@ -8,10 +8,10 @@ namespace {
 
 // The arrays that all calls read.
 template <class T>
-class Inputs {
+class CrfArrays {
  public:
-  Inputs(const py::object& emissions, const py::object& mask, const py::object& start,
-         const py::object& end, const py::object& transitions)
+  CrfArrays(const py::object& emissions, const py::object& mask, const py::object& start,
+            const py::object& end, const py::object& transitions)
       : emissions_(as_contiguous<T>("emissions", emissions, {"T", "B", "L"})),
         start_(as_contiguous<T>("start_transitions", start, {L()})),
         end_(as_contiguous<T>("end_transitions", end, {L()})),
@@ -51,7 +51,7 @@ Ids checked_labels(const py::object& labels, Index steps, Index B, Index L,
 }
 
 template <class T>
-py::tuple crf_of(const Inputs<T>& in, const py::object& labels, const std::string& reduction,
+py::tuple crf_of(const CrfArrays<T>& in, const py::object& labels, const std::string& reduction,
                  bool gradients) {
   const bool some = !in.steps().are_all(), learns = !labels.is_none();
   const Index L = in.L(), B = in.B(), steps = in.Steps();
@@ -100,8 +100,8 @@ template <class Of>
 auto of_dtype(const py::object& emissions, const py::object& mask, const py::object& start,
               const py::object& end, const py::object& transitions, const Of& of) {
   return py::isinstance<py::array_t<double>>(transitions)
-             ? of(Inputs<double>(emissions, mask, start, end, transitions))
-             : of(Inputs<float>(emissions, mask, start, end, transitions));
+             ? of(CrfArrays<double>(emissions, mask, start, end, transitions))
+             : of(CrfArrays<float>(emissions, mask, start, end, transitions));
 }
 
 // -> (log partitions, marginals or None)
@@ -121,7 +121,7 @@ py::tuple crf_loss(const py::object& emissions, const py::object& labels, const 
 }
 
 template <class T>
-py::tuple decode_of(const Inputs<T>& in) {
+py::tuple decode_of(const CrfArrays<T>& in) {
   Ids paths = result<std::int64_t>({in.Steps(), in.B()});
   if (!in.steps().are_all()) std::fill_n(paths.mutable_data(), paths.size(), -1);
   py::array_t<double> scores = result<double>({in.B()});
