@@ -447,8 +447,10 @@ def test_numbers_are_real_scalars(value):
         layer.backward(tape, flow_penalty=value)
     with refused(TypeError, f"clip.max_norm: expected a number or None, {got}"):
         rk.Clip(max_norm=value)
-    with refused(TypeError, f"lr: expected a number, {got}"):
+    with refused(TypeError, f"lr: expected a number or a function of the step, {got}"):
         rk.Adam(layer.params, lr=value)
+    with refused(TypeError, f"eps: expected a number, {got}"):
+        rk.Adam(layer.params, eps=value)
 
 
 @by_type
