@@ -324,7 +324,7 @@ class StreamOf final : public Stream {
       return py::reinterpret_borrow<py::array>(x);
     const Ids own = copied<std::int64_t>(
         array_of("x", check("unmasked")("x", x).cast<py::object>(), "iu", "an array of integers"));
-    check_shape("x", own, one_step ? Shape{B_} : Shape{"T", B_});
+    check_shape("x", own, one_step ? Shape{Axis(B_)} : Shape{Axis("T"), Axis(B_)});
     return own;
   }
   // Those ids as the core reads them.
