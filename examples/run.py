@@ -77,12 +77,15 @@ def main(application: Application, arguments: list[str] | None = None) -> int:
         return 0
     if path.exists() and not args.resume:
         sys.exit(f"{path} exists: --resume goes on with it, --out FOLDER leaves it alone")
+    whole = application.quick_steps if args.quick else application.steps
+    steps = whole if args.steps is None else args.steps
+    if not 1 <= steps <= whole:  # schedules end with the whole run
+        sys.exit(f"--steps: expected an integer from 1 to {whole}, the whole run, got {steps}")
     args.out.mkdir(parents=True, exist_ok=True)
     training = application.prepare(args)
     settings = {"quick": args.quick, "seed": args.seed}
     if args.resume:
         _resume(path, training, settings)
-    steps = args.steps or (application.quick_steps if args.quick else application.steps)
     every = max(1, steps // 4) if args.quick else application.evaluate_every
     number = _train(training, steps, every, lambda: _save(path, training, settings))
     if number:
@@ -111,7 +114,7 @@ def _parser(application: Application, predicts: bool) -> argparse.ArgumentParser
     else:
         add("--quick", action="store_true", help="under a minute: smaller sizes, fewer steps")
         add("--resume", action="store_true", help="go on with the run in the folder")
-        add("--steps", type=int, help=f"training steps ({application.steps})")
+        add("--steps", type=int, help=f"stop at this step of {application.steps}")
     application.options(parser)
     return parser
 

@@ -13,6 +13,7 @@ Translating is a beam search over a stream. The embedding of the target is also 
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Pairs:
         order = split(len(words), seed, 0.9, 0.05, 0.05)
         letters = sorted({letter for word in words for letter in word})
         phonemes = sorted({phoneme for _, found in entries for phoneme in found})
-        self.about = {"task": self.task, "source": letters, "target": phonemes}
+        self._letters, self._phonemes = letters, phonemes
         of_word: dict[str, list[str]] = {}
         for word, found in entries:
             of_word.setdefault(word, []).append(" ".join(found))
@@ -57,8 +58,6 @@ class Pairs:
         self.test = [(word, of_word[word]) for word in sorted(held)]
 
     def _verses(self, quick: bool) -> None:
-        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
         found = verses()
         if quick:
             found = found[::8]
@@ -66,6 +65,14 @@ class Pairs:
         self.test = [(e, [s]) for book, e, s in found if book in HELD_OUT_BOOKS]
         if not self.test:
             self.test = [(e, [s]) for _, e, s in found[-40:]]
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What `Text` reads and writes by; that of verses takes a while to learn."""
+        if self.task == "phonemes":
+            return {"task": self.task, "source": self._letters, "target": self._phonemes}
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
         texts = {}
         for name, column in (("source", 0), ("target", 1)):
             tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
@@ -78,7 +85,7 @@ class Pairs:
             )  # fmt: skip
             tokenizer.train_from_iterator((pair[column] for pair in self.train), trainer)
             texts[name] = tokenizer.to_str()
-        self.about = {"task": self.task, **texts}
+        return {"task": self.task, **texts}
 
 
 class Text:

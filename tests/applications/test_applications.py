@@ -95,6 +95,14 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tmp_path):
     assert "expected a run with {'quick': True, 'seed': 1}, got one with" in other.stderr
 
 
+@pytest.mark.parametrize("steps", [0, -1, 10**6])
+def test_steps_beyond_the_whole_run_are_refused(tmp_path, steps):
+    done = run("reinforcement", tmp_path / "run", "--quick", "--steps", steps, check=False)
+    assert done.returncode == 1
+    assert f"--steps: expected an integer from 1 to 120, the whole run, got {steps}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_predicting_needs_a_trained_model(tmp_path):
     done = run("reinforcement", tmp_path / "none", "predict", check=False)
     assert done.returncode == 1
