@@ -66,7 +66,8 @@ class Application:
 
 def main(application: Application, arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
-    args = _parser(application, predicts=given[:1] == ["predict"]).parse_args(given)
+    # Intermixed: inputs may stand before and after options.
+    args = _parser(application, predicts=given[:1] == ["predict"]).parse_intermixed_args(given)
     path = args.out / f"{application.name}.safetensors"
     if given[:1] == ["predict"]:
         if not path.exists():

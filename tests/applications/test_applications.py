@@ -103,6 +103,14 @@ def test_steps_beyond_the_whole_run_are_refused(tmp_path, steps):
     assert not (tmp_path / "run").exists()
 
 
+def test_inputs_of_predict_stand_before_or_after_options(tmp_path):
+    run("reinforcement", tmp_path / "run", "--quick", "--steps", 1)
+    before = run("reinforcement", tmp_path / "run", "predict", 4, "--seed", 1).stdout
+    after = run("reinforcement", tmp_path / "run", "predict", "--seed", 1, 4).stdout
+    assert before == after
+    assert before.startswith("corridor of 4: ")
+
+
 def test_predicting_needs_a_trained_model(tmp_path):
     done = run("reinforcement", tmp_path / "none", "predict", check=False)
     assert done.returncode == 1
