@@ -61,11 +61,12 @@ struct TypedKernels {
   void (*pack)(Kind, const CellConstants&, const Direction<T>&, Index I, Index H, Index P,
                int threads, const Interrupt&, void* out);
   // Computes what x [n, I] makes of packed weights, [n, gates, padded H]: x of calls with these
-  // weights is (T, B, 1) then, numbers of its rows.
-  void (*fold)(void* packed, const T* x, Index n, Index I, int threads, const Interrupt&,
-               T* products);
+  // weights is (T, B, 1) then, numbers of its rows. x has been rounded where products round it.
+  void (*fold)(const CellConstants&, void* packed, const T* x, Index n, Index I, int threads,
+               const Interrupt&, T* products);
   double (*sum_of_squares)(const T* values, Index n);
   void (*optimizer_steps)(const OptimizerStep<T>* steps, Index count);
+  void (*round_to_bf16)(const T* values, Index n, T* to);  // of floats; of doubles it does nothing
   const ModuleKernels<T>* modules;
   void (*sigmoid)(const T* x, T* y, Index n);
   void (*tanh)(const T* x, T* y, Index n);

@@ -60,45 +60,74 @@ Stack laid_out(const Call& call, Arena& arena) {
   return stack;
 }
 
+// Calls use(W()) for the format that a layer's weights have in panels.
+template <class T, class Use>
+auto with_format(const CellConstants& constants, const Use& use) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (constants.precision != Precision::full) return use(Bf16Pair{});
+  return use(T{});
+}
+
 template <class T>
 struct Functions {
-  using Forwards = ForwardStack<T>;
-  using Backwards = BackwardStack<T>;
+  template <class W>
+  using Forwards = ForwardStack<T, W>;
+  template <class W>
+  using Backwards = BackwardStack<T, W>;
 
   static Index forward_workspace(const ForwardCall<T>& call) {
-    Arena arena{nullptr};
-    arena.allocate<Forwards>(1);
-    laid_out<Forwards>(call, arena);
-    return arena.used;
+    return with_format<T>(call.constants, [&](auto w) {
+      Arena arena{nullptr};
+      arena.allocate<Forwards<decltype(w)>>(1);
+      laid_out<Forwards<decltype(w)>>(call, arena);
+      return arena.used;
+    });
   }
   static void prepare_forward(const ForwardCall<T>& call, void* workspace) {
-    Arena arena{static_cast<char*>(workspace)};
-    Forwards* const place = arena.allocate<Forwards>(1);
-    const Forwards stack = laid_out<Forwards>(call, arena);
-    __builtin_memcpy(static_cast<void*>(place), &stack, sizeof stack);  // it has references
+    with_format<T>(call.constants, [&](auto w) {
+      using Stack = Forwards<decltype(w)>;
+      Arena arena{static_cast<char*>(workspace)};
+      Stack* const place = arena.allocate<Stack>(1);
+      const Stack stack = laid_out<Stack>(call, arena);
+      __builtin_memcpy(static_cast<void*>(place), &stack, sizeof stack);  // it has references
+    });
   }
-  static void run_forward(const void* workspace) { static_cast<const Forwards*>(workspace)->run(); }
+  static void run_forward(const void* workspace) {
+    const auto* stack = static_cast<const Stack<T, ForwardCall<T>>*>(workspace);  // of any format
+    with_format<T>(stack->call.constants,
+                   [&](auto w) { static_cast<const Forwards<decltype(w)>*>(workspace)->run(); });
+  }
   static void forward(const ForwardCall<T>& call, void* workspace) {
     prepare_forward(call, workspace);
     run_forward(workspace);
   }
   static Index backward_workspace(const BackwardCall<T>& call) {
-    Arena arena{nullptr};
-    laid_out<Backwards>(call, arena);
-    return arena.used;
+    return with_format<T>(call.constants, [&](auto w) {
+      Arena arena{nullptr};
+      laid_out<Backwards<decltype(w)>>(call, arena);
+      return arena.used;
+    });
   }
   static GradientNorm backward(const BackwardCall<T>& call, void* workspace) {
-    Arena arena{static_cast<char*>(workspace)};
-    return laid_out<Backwards>(call, arena).run();
+    return with_format<T>(call.constants, [&](auto w) {
+      Arena arena{static_cast<char*>(workspace)};
+      return laid_out<Backwards<decltype(w)>>(call, arena).run();
+    });
   }
   static void forward_members(const ForwardCall<T>* calls, Index n, int threads, void* workspaces) {
-    members<Forwards>(calls, n, threads, workspaces, forward_workspace(*calls),
-                      [](const Forwards&, Index) {});
+    with_format<T>(calls->constants, [&](auto w) {
+      using Stack = Forwards<decltype(w)>;
+      members<Stack>(calls, n, threads, workspaces, forward_workspace(*calls),
+                     [](const Stack&, Index) {});
+    });
   }
   static void backward_members(const BackwardCall<T>* calls, Index n, int threads, void* workspaces,
                                GradientNorm* norms) {
-    members<Backwards>(calls, n, threads, workspaces, backward_workspace(*calls),
-                       [&](const Backwards& stack, Index i) { norms[i] = *stack.result; });
+    with_format<T>(calls->constants, [&](auto w) {
+      using Stack = Backwards<decltype(w)>;
+      members<Stack>(calls, n, threads, workspaces, backward_workspace(*calls),
+                     [&](const Stack& stack, Index i) { norms[i] = *stack.result; });
+    });
   }
   template <class Stack, class Call, class Done>
   static void members(const Call* calls, Index n, int threads, void* workspaces, Index workspace,
@@ -121,36 +150,49 @@ struct Functions {
   }
   // Packed weights begin with the record of where they are.
   static Index packed_bytes(Kind kind, const CellConstants& constants, Index I, Index H, Index P) {
-    Arena arena{nullptr};
-    arena.allocate<ForwardWeights<T>>(1);
-    ForwardWeights<T>{}.allocate(arena, cell_of<T>(kind).layout, constants, I, H, P);
-    return arena.used;
+    return with_format<T>(constants, [&](auto w) {
+      using Weights = ForwardWeights<T, decltype(w)>;
+      Arena arena{nullptr};
+      arena.allocate<Weights>(1);
+      Weights{}.allocate(arena, cell_of<T>(kind).layout, constants, I, H, P);
+      return arena.used;
+    });
   }
   static void pack(Kind kind, const CellConstants& constants, const Direction<T>& direction,
                    Index I, Index H, Index P, int threads, const Interrupt& interrupt, void* out) {
     constexpr double elements_of_a_thread = 1 << 18;  // that take longer than a thread's start
-    Arena arena{static_cast<char*>(out)};
-    ForwardWeights<T>& weights = *arena.allocate<ForwardWeights<T>>(1);
-    weights.allocate(arena, cell_of<T>(kind).layout, constants, I, H, P);
-    const double elements = as_double(arena.used) / sizeof(T);
-    parallel(capped(threads, elements / elements_of_a_thread), interrupt,
-             [&](CancelToken& token, int thread, int count) {
-               weights.pack(cell_of<T>(kind), direction, I, {thread, count, nullptr, &token});
-             });
+    with_format<T>(constants, [&](auto w) {
+      using Weights = ForwardWeights<T, decltype(w)>;
+      Arena arena{static_cast<char*>(out)};
+      Weights& weights = *arena.allocate<Weights>(1);
+      weights.allocate(arena, cell_of<T>(kind).layout, constants, I, H, P);
+      const double elements = as_double(arena.used) / sizeof(T);
+      parallel(capped(threads, elements / elements_of_a_thread), interrupt,
+               [&](CancelToken& token, int thread, int count) {
+                 weights.pack(cell_of<T>(kind), direction, I, {thread, count, nullptr, &token});
+               });
+    });
   }
 
   // Computes the products of n rows of x with the input's weights, which `packed` then looks up.
-  static void fold(void* packed, const T* x, Index n, Index I, int threads,
-                   const Interrupt& interrupt, T* products) {
-    ForwardWeights<T>& weights = *static_cast<ForwardWeights<T>*>(packed);
-    const double flops = 2 * as_double(n) * as_double(I) * as_double(weights.product_size());
-    parallel(capped(threads, flops / kFlopsOfAThread), interrupt,
-             [&](CancelToken& token, int thread, int count) {
-               weights.multiply(token, x, I, share(n, thread, count), products);
-             });
-    weights.products = products;
+  static void fold(const CellConstants& constants, void* packed, const T* x, Index n, Index I,
+                   int threads, const Interrupt& interrupt, T* products) {
+    with_format<T>(constants, [&](auto w) {
+      auto& weights = *static_cast<ForwardWeights<T, decltype(w)>*>(packed);
+      const double flops = 2 * as_double(n) * as_double(I) * as_double(weights.product_size());
+      parallel(capped(threads, flops / kFlopsOfAThread), interrupt,
+               [&](CancelToken& token, int thread, int count) {
+                 weights.multiply(token, x, I, share(n, thread, count), products);
+               });
+      weights.products = products;
+    });
   }
 
+  static void round([[maybe_unused]] const T* values, [[maybe_unused]] Index n,
+                    [[maybe_unused]] T* to) {
+    if constexpr (sizeof(T) == sizeof(float))
+      map(values, to, n, [](Vec<T> v) { return rounded_to_bf16(v); });
+  }
   template <class Map>
   static void map(const T* x, T* y, Index n, const Map& f) {
     const std::uint64_t saved = enter_float_environment();
@@ -186,6 +228,7 @@ constexpr TypedKernels<T> typed_table(const ModuleKernels<T>& modules) {
           F::fold,
           sum_of_squares<T>,
           optimizer_steps<T>,
+          F::round,
           &modules,
           F::sigmoid,
           F::tanh,

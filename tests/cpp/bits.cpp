@@ -46,7 +46,7 @@ void* workspace(Index bytes) {
 
 template <class T>
 void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H, bool ragged,
-         const Clip& clip) {
+         const Clip& clip, Precision precision = Precision::full) {
   const TypedKernels<T>& use = kernels.of<T>();
   const KindInfo& info = kKinds[static_cast<int>(kind)];
   const Index G = info.gates, line = 64 / static_cast<Index>(sizeof(T));
@@ -120,7 +120,8 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
                                              {ActivationKind::softplus, 0, 0}},
                                             {0.25, 0.5, 0.125},
                                             heads,
-                                            ragged};
+                                            ragged,
+                                            precision};
   forward.dropout = {0, 12345, 6, 7, ragged};
   forward.L = 1, forward.D = D, forward.H = H, forward.P = P;
   forward.rows = schedule.view(), forward.layers = &layer, forward.threads = 1;
@@ -144,10 +145,11 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
     for (const auto& parameter : a.d_parameters) hash.add(parameter);
     for (const auto& state : a.d_first) hash.add(state);
   }
-  std::printf("%-17s f%d T%-2d B%-2d I%-2d H%-3d %s %s %016llx\n", info.name,
-              static_cast<int>(sizeof(T) * 8), static_cast<int>(T_), static_cast<int>(B),
-              static_cast<int>(I), static_cast<int>(H), ragged ? "ragged" : "full  ",
-              std::isinf(clip.norm) ? "free   " : "clipped",
+  std::printf("%-17s %s%d T%-2d B%-2d I%-2d H%-3d %s %s %016llx\n", info.name,
+              precision == Precision::full ? "f" : "bf",
+              static_cast<int>(precision == Precision::full ? sizeof(T) * 8 : 16),
+              static_cast<int>(T_), static_cast<int>(B), static_cast<int>(I), static_cast<int>(H),
+              ragged ? "ragged" : "full  ", std::isinf(clip.norm) ? "free   " : "clipped",
               static_cast<unsigned long long>(hash.value));
 }
 
@@ -219,6 +221,9 @@ int main(int count, char** words) {
           const Index I = kKinds[kind].reads_x ? H : H == 17 ? 16 : H / 2 + 2;
           run<float>(*set, static_cast<Kind>(kind), T_, B, I, H, ragged, clip);
           run<double>(*set, static_cast<Kind>(kind), T_, B, I, H, ragged, clip);
+          if (H == 17 || H == 33)
+            run<float>(*set, static_cast<Kind>(kind), T_, B, I, H, ragged, clip,
+                       Precision::bf16_products);
         }
   return 0;
 }

@@ -141,6 +141,9 @@ struct Problem {
     seed = draw.word();
     for (double& of : constants.noise) of = p[draw.below(7)];
     dropout.training = !draw.one_in(4), dropout.first = draw.below(20);
+    const Precision precisions[] = {Precision::full, Precision::bf16_products,
+                                    Precision::bf16_weights};
+    if (!is_double) constants.precision = precisions[draw.below(keep ? 2 : 3)];
   }
 
   const KindInfo& info() const { return kKinds[static_cast<int>(kind)]; }
@@ -231,15 +234,16 @@ struct Problem {
         "%s f%d T=%td B=%td I=%td H=%td P=%td heads=%d exp_forget=%d cell_clip=%g "
         "projection_clip=%g L=%td D=%td "
         "reverse=%d residual=%d bias=%d state=%d dy=%d dstate=%d "
-        "keep=%d in_place=%d packed=%d reuse=%d from_end=%d dropout=%g clip=(%g, %g, %g, %g) "
+        "keep=%d in_place=%d packed=%d precision=%d reuse=%d from_end=%d dropout=%g "
+        "clip=(%g, %g, %g, %g) "
         "trace=%d flow_penalty=%g resets=%zu noise=(%g, %g, %g) training=%d "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
         info().name, is_double ? 64 : 32, T, B, I, H, P, constants.heads, constants.exp_forget,
         constants.cell_clip, constants.projection_clip, L, D, reverse, residual, bias, state, dy,
-        dstate, keep, in_place, packed, reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
-        clip.value, clip.norm, trace, flow_penalty, resets.size(), constants.noise[0],
-        constants.noise[1], constants.noise[2], dropout.training, threads, static_cast<int>(values),
-        layout[0], layout[1], layout[2], layout[3]);
+        dstate, keep, in_place, packed, static_cast<int>(constants.precision), reuse, from_end,
+        dropout.p, clip.step_value, clip.step_norm, clip.value, clip.norm, trace, flow_penalty,
+        resets.size(), constants.noise[0], constants.noise[1], constants.noise[2], dropout.training,
+        threads, static_cast<int>(values), layout[0], layout[1], layout[2], layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";
@@ -573,7 +577,9 @@ struct Folded {
       }
     const Index gates = kKinds[static_cast<int>(p.kind)].gates;
     products = nan_room_of(n * gates * padded_row<T>(p.H) * static_cast<Index>(sizeof(T)));
-    kernels.fold(packed.get(), table.data(), n, I, p.threads, {},
+    if (p.constants.precision == Precision::bf16_products)
+      kernels.round_to_bf16(table.data(), n * I, table.data());
+    kernels.fold(p.constants, packed.get(), table.data(), n, I, p.threads, {},
                  reinterpret_cast<T*>(products.get()));
     layer.inputs = 1, layer.x = {numbers.data(), p.B, 1};
   }

@@ -33,12 +33,34 @@ T multiply_add(T a, T b, T c) {
   return a * b + c;
 }
 
+// The upper half of a float, to nearest even; zero for subnormals.
+inline float as_bf16(float value) {
+  if (!std::isfinite(value)) return value;
+  if (std::fabs(value) < 0x1p-126f) return std::copysign(0.0f, value);
+  const double step = std::ldexp(1.0, std::ilogb(value) - 7);  // eight bits
+  return static_cast<float>(std::nearbyint(static_cast<double>(value) / step) * step);
+}
+inline double as_bf16(double value) { return value; }  // products of doubles are never rounded
+
+// The operands of a product: a weight, and what it is multiplied by.
+template <class T>
+T weight_of(Precision precision, T w) {
+  return precision == Precision::full ? w : as_bf16(w);
+}
+template <class T>
+T operand_of(Precision precision, T a) {
+  return precision == Precision::bf16_products ? as_bf16(a) : a;
+}
+
 // to[j] += sum over k of a[k] w[j, k]: for each j one chain over rising k, from what is in to[j].
 // w[j, k] is at w[j * across + k * along].
 template <class T>
-void add_product(T* to, Index n, const T* a, Index depth, const T* w, Index across, Index along) {
+void add_product(Precision precision, T* to, Index n, const T* a, Index depth, const T* w,
+                 Index across, Index along) {
   for (Index k = 0; k < depth; ++k)
-    for (Index j = 0; j < n; ++j) to[j] = multiply_add(a[k], w[j * across + k * along], to[j]);
+    for (Index j = 0; j < n; ++j)
+      to[j] = multiply_add(operand_of(precision, a[k]),
+                           weight_of(precision, w[j * across + k * along]), to[j]);
 }
 
 // How long each row lives, and the order of rows in sums and on the tape: the longest first, of
@@ -113,13 +135,14 @@ struct HeadSums {
     return std::min(unit / kLine<T> * kLine<T> / size * size, units - length);
   }
   // to[j] += sum over k of a[k] w[j, k]; of another head w[j, k] is zero. by_column: w[k, j].
-  void add_product(T* to, const T* a, const T* w, bool by_column) const {
+  void add_product(Precision precision, T* to, const T* a, const T* w, bool by_column) const {
     const Index n = length();
     for (Index j = 0; j < units; ++j)
       for (Index i = 0; i < n; ++i) {
         const Index k = first(j, n) + i;
         const T w_jk = by_column ? w[k * size + j % size] : w[j * size + k % size];
-        to[j] = multiply_add(a[k], j / size == k / size ? w_jk : T(0), to[j]);
+        to[j] = multiply_add(operand_of(precision, a[k]),
+                             j / size == k / size ? weight_of(precision, w_jk) : T(0), to[j]);
       }
   }
 };
@@ -325,7 +348,8 @@ struct NaiveForward {
     const T *const b_ih = d.parameters[input_bias], *const b_hh = d.parameters[recurrent_bias];
     for (Index i = 0; i < G * H; ++i)
       a[i] = !b_ih ? T(0) : alone(i / H) || !b_hh ? b_ih[i] : b_ih[i] + b_hh[i];
-    add_product(a.data(), G * H, at(x, t, b), I, d.parameters[input_matrix], I, 1);
+    add_product(constants.precision, a.data(), G * H, at(x, t, b), I, d.parameters[input_matrix], I,
+                1);
     for (Index g = 0; g < G; ++g) {
       if (!alone(g)) continue;
       std::copy_n(&a[g * H], H, &saved[g * H]);
@@ -340,8 +364,10 @@ struct NaiveForward {
   void normalized_step(Index t, Index b, Index place) {
     saved.assign(2 * G * H, T(0));
     T *const of_x = saved.data(), *const of_h = &saved[G * H];
-    add_product(of_x, G * H, at(x, t, b), I, d.parameters[input_matrix], I, Index{1});
-    add_product(of_h, G * H, h.data(), P, d.parameters[recurrent_matrix], P, Index{1});
+    add_product(constants.precision, of_x, G * H, at(x, t, b), I, d.parameters[input_matrix], I,
+                Index{1});
+    add_product(constants.precision, of_h, G * H, h.data(), P, d.parameters[recurrent_matrix], P,
+                Index{1});
     T moments[kMoments] = {};
     set_moments(of_x, G, H, moments + kInputMoments);
     set_moments(of_h, G, H, moments + kRecurrentMoments);
@@ -376,7 +402,8 @@ struct NaiveForward {
   // h = W_hr operand, one chain over the units for each output; then the clip.
   void project(Index place) {
     h.assign(P, T(0));
-    add_product(h.data(), P, operand.data(), H, d.parameters[projection_matrix], H, Index{1});
+    add_product(constants.precision, h.data(), P, operand.data(), H,
+                d.parameters[projection_matrix], H, Index{1});
     if (d.projected) std::copy_n(h.data(), P, d.projected + place * padded<T>(P));
     const T clip = static_cast<T>(constants.projection_clip);
     for (T& value : h) value = value < -clip ? -clip : value > clip ? clip : value;
@@ -388,11 +415,12 @@ struct NaiveForward {
     const T* const w = d.parameters[recurrent_matrix];
     if (constants.heads > 1)
       for (int g = ph.first; g < ph.first + ph.count; ++g)
-        HeadSums<T>{H, H / constants.heads}.add_product(&a[g * H], recurrent.data(),
+        HeadSums<T>{H, H / constants.heads}.add_product(constants.precision, &a[g * H],
+                                                        recurrent.data(),
                                                         w + g * H * (H / constants.heads), false);
     else if (!Cell::elementwise)
-      add_product(&a[ph.first * H], ph.count * H, recurrent.data(), P, w + ph.first * H * P, P,
-                  Index{1});
+      add_product(constants.precision, &a[ph.first * H], ph.count * H, recurrent.data(), P,
+                  w + ph.first * H * P, P, Index{1});
     for (Index j = 0; j < H; j += kLanes<T>) {
       const Index n = H - j;
       ForwardUnit<Vec<T>> u;
@@ -626,8 +654,8 @@ struct NaiveBackward {
       d_projected[place * P + j] = outside ? T(0) : whole[j];
     }
     d_operand.assign(H, T(0));
-    add_product(d_operand.data(), H, &d_projected[place * P], P, d.parameters[projection_matrix],
-                Index{1}, H);
+    add_product(constants.precision, d_operand.data(), H, &d_projected[place * P], P,
+                d.parameters[projection_matrix], Index{1}, H);
   }
 
   template <int phase_index>
@@ -769,9 +797,9 @@ struct NaiveBackward {
       const T* const da_g = of_product(t, rank, g, true);
       const T* const w = d.parameters[recurrent_matrix] + g * H * columns;
       if (constants.heads > 1)
-        HeadSums<T>{H, columns}.add_product(to.data(), da_g, w, true);
+        HeadSums<T>{H, columns}.add_product(constants.precision, to.data(), da_g, w, true);
       else
-        add_product(to.data(), P, da_g, H, w, Index{1}, P);
+        add_product(constants.precision, to.data(), P, da_g, H, w, Index{1}, P);
     }
   }
 
@@ -841,13 +869,15 @@ struct NaiveBackward {
                                       load_n(&operand[j], H - j)),
                         H - j);
           }
-          add_product(dx_row.data(), I, da_x, H, d.parameters[input_matrix] + g * H * I, Index{1},
-                      I);
+          add_product(constants.precision, dx_row.data(), I, da_x, H,
+                      d.parameters[input_matrix] + g * H * I, Index{1}, I);
           for (Index j = 0; j < H; ++j) {
-            add_product(dw_ih + (g * H + j) * I, I, da_x + j, 1, at(x, t, b), 1, 0);
+            add_product(constants.precision, dw_ih + (g * H + j) * I, I, da_x + j, 1, at(x, t, b),
+                        1, 0);
             const Index n = P / constants.heads;  // columns of dW_hh: h, or j's head's part
             const T* const seen = operand.data() + (constants.heads > 1 ? j / n * n : 0);
-            if (dw_hh) add_product(dw_hh + (g * H + j) * n, n, da_h + j, 1, seen, 1, 0);
+            if (dw_hh)
+              add_product(constants.precision, dw_hh + (g * H + j) * n, n, da_h + j, 1, seen, 1, 0);
             if (db_ih) db_ih[g * H + j] += own_x[j];
             if (db_hh) db_hh[g * H + j] += own_h[j];
             if constexpr (Cell::normalizes) {
@@ -864,7 +894,8 @@ struct NaiveBackward {
         for (Index v = 0; dv && v < Cell::vectors * H; ++v)
           dv[v] += d_vectors[place * Cell::vectors * H + v];
         for (Index p = 0; dw_hr && p < P; ++p)
-          add_product(dw_hr + p * H, H, &d_projected[place * P + p], 1, &operands[place * H], 1, 0);
+          add_product(constants.precision, dw_hr + p * H, H, &d_projected[place * P + p], 1,
+                      &operands[place * H], 1, 0);
         for (Index k = 0; k < I; ++k) {
           T& to = at(dx, t, b)[k];
           to = adds_dx ? to + dx_row[k] : dx_row[k];

@@ -186,6 +186,10 @@ enum Noise : int {
   kNoises
 };
 
+// What the products of a layer multiply: both operands as they are; weights rounded to bf16; or both
+// operands rounded to bf16. Sums have the arithmetic's type.
+enum class Precision { full, bf16_weights, bf16_products };
+
 // What a cell can be told besides its parameters; infinity: off.
 struct CellConstants {
   double cell_clip;        // bound of the elements of c
@@ -197,6 +201,7 @@ struct CellConstants {
   double noise[kNoises];    // p
   int heads = 1;            // N, of a cell with heads
   bool exp_forget = false;  // of an sLSTM: exp as the forget gate's nonlinearity
+  Precision precision = Precision::full;  // float only, if not full
 };
 
 }  // namespace rnnkern

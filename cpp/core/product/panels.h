@@ -68,27 +68,29 @@ struct Heads {
 template <int G, class T, class W>
 void pack_gates(CancelToken& token, const T* w, int gate, Index H, const Heads<T>& heads,
                 Range blocks, W* out) {
-  constexpr Index lanes = kLanes<T>, NV = kPanel<G>;
+  constexpr Index lanes = kLanes<T>, NV = kPanel<G>, terms = kTerms<W>;
   const Index K = heads.length;
   for (Index block = blocks.first; block < blocks.last; ++block) {
     const Index range = heads.range_of(block);
     for (Index first = 0; first < G; first += NV) {
-      W* panel = out + (block * G + first) * K * lanes;
+      W* panel = out + (block * G + first) * elements_of<W>(K) * lanes;
       for (Index k = 0; k < K; k += lanes)
         for (Index g = 0; g < NV; ++g) {
           const Index row = (gate + first + g) * H, unit = block * lanes;
-          W* const to = panel + (k * NV + g) * lanes;
+          W* const to = panel + (k / terms * NV + g) * lanes;
           Vec<T> v[lanes];
           if (heads.is_one() && unit + lanes <= H && k + lanes <= K) {  // most are whole
             for (Index i = 0; i < lanes; ++i) v[i] = load(w + (row + unit + i) * K + k);
             transpose<T>(v);
-            for (Index i = 0; i < lanes; ++i) store_panel<T>(to + i * NV * lanes, v[i]);
+            for (Index i = 0; i < lanes; i += terms)
+              store_terms<T>(to + i / terms * NV * lanes, v + i);
             continue;
           }
           for (Index i = 0; i < lanes; ++i)
             v[i] = unit + i < H ? heads.row(w, row + unit + i, unit + i, range + k) : Vec<T>{};
           transpose<T>(v);
-          for (Index i = 0; i < least(lanes, K - k); ++i) store_panel<T>(to + i * NV * lanes, v[i]);
+          for (Index i = 0; i < least(lanes, K - k); i += terms)
+            store_terms<T>(to + i / terms * NV * lanes, v + i);
         }
       if (!go_on(token, NV * K)) return;
     }
@@ -96,38 +98,93 @@ void pack_gates(CancelToken& token, const T* w, int gate, Index H, const Heads<T
 }
 
 // Column blocks of a row-major matrix: block, then row, then column in the block.
-// row(k) points at row k of `columns` elements; out: [blocks, rows, lanes].
+// row(k) points at row k of `columns` elements; out: [blocks, rows, lanes]. False: leave.
 template <class T, class W, class Row>
-void pack_columns(CancelToken& token, const Row& row, Index rows, Index columns, Range blocks,
+bool pack_columns(CancelToken& token, const Row& row, Index rows, Index columns, Range blocks,
                   W* out) {
-  constexpr Index lanes = kLanes<T>;
+  constexpr Index lanes = kLanes<T>, terms = kTerms<W>;
   for (Index block = blocks.first; block < blocks.last; ++block) {
     const Index left = columns - block * lanes;
-    W* to = out + block * rows * lanes;
-    for (Index k = 0; k < rows; ++k) {
-      const T* from = row(k);
-      store_panel<T>(to + k * lanes, from ? load_n(from + block * lanes, left) : Vec<T>{});
+    W* to = out + block * elements_of<W>(rows) * lanes;
+    for (Index k = 0; k < rows; k += terms, to += lanes) {
+      Vec<T> v[terms] = {};
+      for (Index i = 0; i < terms && k + i < rows; ++i)
+        if (const T* from = row(k + i)) v[i] = load_n(from + block * lanes, left);
+      store_terms<T>(to, v);
     }
-    if (!go_on(token, rows)) return;
+    if (!go_on(token, rows)) return false;
   }
+  return true;
 }
 
-// The same of `gates` gates' blocks on the diagonal: of each gate the rows in the block's range.
-// w: [gates * units, head size]; out: [blocks, gates, range, lanes].
+// The same of `gates` matrices [units, columns], one behind the other; out: [blocks, gates, units,
+// lanes].
+template <class T, class W>
+void pack_columns(CancelToken& token, const T* w, Index gates, Index units, Index columns,
+                  Range blocks, W* out) {
+  const Index size = elements_of<W>(units) * kLanes<T>;
+  for (Index block = blocks.first; block < blocks.last; ++block)
+    for (Index g = 0; g < gates; ++g) {
+      const auto row = [&](Index k) { return w + (g * units + k) * columns + block * kLanes<T>; };
+      if (!pack_columns<T>(token, row, units, columns - block * kLanes<T>, {0, 1},
+                           out + (block * gates + g) * size))
+        return;
+    }
+}
+
+// The same of blocks on the diagonal: of each gate the rows in the block's range. w: [gates *
+// units, head size]; out: [blocks, gates, range, lanes].
 template <class T, class W>
 void pack_columns(CancelToken& token, const T* w, const Heads<T>& heads, Index gates, Range blocks,
                   W* out) {
-  constexpr Index lanes = kLanes<T>;
+  constexpr Index lanes = kLanes<T>, terms = kTerms<W>;
   for (Index block = blocks.first; block < blocks.last; ++block) {
     const Index range = heads.range_of(block);
-    W* to = out + block * gates * heads.length * lanes;
+    W* to = out + block * gates * elements_of<W>(heads.length) * lanes;
     for (Index g = 0; g < gates; ++g)
-      for (Index i = 0; i < heads.length; ++i, to += lanes) {
-        const Index unit = range + i;
-        store_panel<T>(to, heads.row(w, g * heads.units + unit, unit, block * lanes));
+      for (Index i = 0; i < heads.length; i += terms, to += lanes) {
+        Vec<T> v[terms] = {};
+        for (Index n = 0; n < terms && i + n < heads.length; ++n) {
+          const Index unit = range + i + n;
+          v[n] = heads.row(w, g * heads.units + unit, unit, block * lanes);
+        }
+        store_terms<T>(to, v);
       }
     if (!go_on(token, gates * heads.length)) return;
   }
+}
+
+// ---- operands rounded to bf16 -------------------------------------------------------------------
+
+// The rows of A in bf16, as tiles take them: pairs where the machine sums these, floats elsewhere.
+template <class T>
+struct RoundedRows {
+  T* values;
+  const T** rows;
+  Index row;  // elements from one to the next
+  void allocate(Arena& arena, Index n, Index width) {
+    row = padded<T>(width);
+    values = arena.allocate<T>(n * row);
+    rows = arena.allocate<const T*>(n);
+  }
+};
+
+// Rounds what `depth` takes of n rows of A, segment after segment, from row `first` of `to` on, and
+// makes `depth` that of the rounded rows, which it returns.
+inline const float* const* round_rows(const RoundedRows<float>& to, Index first, Index n,
+                                      const float* const* a, Depth& depth) {
+  const bool pairs = sums_pairs();
+  const Index length = pairs ? elements_of<Bf16Pair>(depth.length) : padded<float>(depth.length);
+  for (Index r = 0; r < n; ++r) {
+    float* const row = to.values + (first + r) * to.row;
+    to.rows[first + r] = row;
+    for (int s = 0; s < depth.count; ++s)
+      (pairs ? pair_bf16 : round_to_bf16)(a[r] + depth.start[s], depth.length, row + s * length);
+  }
+  for (int s = 0; s < depth.count; ++s) depth.start[s] = s * length;
+  depth.pairs = pairs;
+  if (pairs) depth.length = length;
+  return to.rows + first;
 }
 
 // The sum of the gates' two biases, or one of them; [gates, padded H]. null stands for zeros.

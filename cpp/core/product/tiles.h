@@ -6,8 +6,8 @@
 // panels: a block is one vector of hidden units (or columns) of all of G gates; it has one panel or
 // several, each contiguous, with some of the gates' vectors for each k.
 //
-// T is the type of the arithmetic, W the format that B is stored in. A format is load_panel and
-// store_panel (weights.h); everything else here takes it as it is.
+// T is the type of the arithmetic, W the format that B is stored in (weights.h); everything else
+// here takes it as it is.
 #pragma once
 
 #include "product/weights.h"
@@ -16,12 +16,18 @@
 namespace rnnkern::RNNKERN_ISA {
 
 // How the k axis of A is walked: `count` segments of `length` elements, `stride` apart within a
-// segment; segment s starts `start[s]` elements into the row. B is contiguous over all of k.
+// segment; segment s starts `start[s]` elements into the row. B is contiguous over all of k, but
+// for a segment's last pair, which an odd length leaves half empty.
 struct Depth {
   int count;
   Index length, stride;
   Index start[4];
+  bool pairs = false;  // the elements of A are pairs, as those of B: one product each
 };
+template <class W>
+constexpr Index panel_length(const Depth& depth) {
+  return depth.count * (depth.pairs ? depth.length : elements_of<W>(depth.length));
+}
 
 inline constexpr Index kOnePlace[] = {0};
 
@@ -80,77 +86,138 @@ struct Places {
 
 // A tile's sums, in registers.
 template <class T, int G, int MR, int NP, class W>
-RNNKERN_INLINE void multiply(const TileCall<T, W>& c, const Places<T, G, NP>& place,
-                             Vec<T> (&sum)[MR][NP][kPanel<G>]) {
-  using V = Vec<T>;
-  constexpr int NV = kPanel<G>;
+RNNKERN_INLINE void start_sums(const TileCall<T, W>& c, const Places<T, G, NP>& place,
+                               Vec<T> (&sum)[MR][NP][kPanel<G>]) {
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     const T* from = c.shared ? c.shared : c.to[m];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
+    for (int v = 0; v < kPanel<G>; ++v)
 #pragma GCC unroll 8
-      for (int p = 0; p < NP; ++p) sum[m][p][v] = c.from_zero ? V{} : load(from + place(p, v));
+      for (int p = 0; p < NP; ++p) sum[m][p][v] = c.from_zero ? Vec<T>{} : load(from + place(p, v));
   }
+}
 
+// Adds the products of one k, `at` elements into the rows of A: of value `term` of B's elements.
+template <class T, int G, int MR, int NP, class W>
+RNNKERN_INLINE void add_term(const W* panel, Index panel_stride, int term, const T* const (&a)[MR],
+                             Index at, Vec<T> (&sum)[MR][NP][kPanel<G>]) {
+  using V = Vec<T>;
+  constexpr int NV = kPanel<G>;
+  // The shorter side of the tile stays in registers, the longer is taken one by one.
+  if constexpr (NP * NV <= MR) {
+    V b[NP][NV];
+#pragma GCC unroll 8
+    for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        b[p][v] = load_term<T>(panel + p * panel_stride + v * kLanes<T>, term);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const V x = splat(a[m][at]);
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[m][p][v] = fma(x, b[p][v], sum[m][p][v]);
+    }
+  } else {
+    V x[MR];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) x[m] = splat(a[m][at]);
+#pragma GCC unroll 8
+    for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const V b = load_term<T>(panel + p * panel_stride + v * kLanes<T>, term);
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m) sum[m][p][v] = fma(x[m], b, sum[m][p][v]);
+      }
+  }
+}
+
+template <class T, int G, int MR, int NP, class W>
+RNNKERN_INLINE void multiply(const TileCall<T, W>& c, const Places<T, G, NP>& place,
+                             Vec<T> (&sum)[MR][NP][kPanel<G>]) {
+  constexpr int terms = kTerms<W>, width = kPanel<G> * kLanes<T>;
+  start_sums<T, G, MR, NP>(c, place, sum);
   const W* panel = c.panel;
-  const Index panel_stride = c.panel_stride, stride = c.stride, end = c.length * stride;
+  const Index panel_stride = c.panel_stride, stride = c.stride;
+  const Index whole = c.length / terms * terms * stride, end = c.length * stride;
   for (int s = 0; s < c.segments; ++s) {
     const T* a[MR];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) a[m] = c.a[m] + c.start[s];
-    for (Index k = 0; k != end; k += stride) {
-      // The shorter side of the tile stays in registers, the longer is taken one by one.
-      if constexpr (NP * NV <= MR) {
-        V b[NP][NV];
+    for (Index k = 0; k != whole; k += terms * stride, panel += width)
+#pragma GCC unroll 2
+      for (int term = 0; term < terms; ++term)
+        add_term<T, G, MR, NP>(panel, panel_stride, term, a, k + term * stride, sum);
+    if (terms == 1 || whole == end) continue;
+    add_term<T, G, MR, NP>(panel, panel_stride, 0, a, whole, sum);
+    panel += width;
+  }
+}
+
+template <class T, int G, int MR, int NP>
+RNNKERN_INLINE void store_sums(T* const* to, const Places<T, G, NP>& place,
+                               const Vec<T> (&sum)[MR][NP][kPanel<G>]) {
 #pragma GCC unroll 8
-        for (int p = 0; p < NP; ++p)
+  for (int m = 0; m < MR; ++m) {
+    T* const row = to[m];
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v)
-            b[p][v] = load_panel<T>(panel + p * panel_stride + v * kLanes<T>);
+    for (int v = 0; v < kPanel<G>; ++v)
 #pragma GCC unroll 8
-        for (int m = 0; m < MR; ++m) {
-          const V x = splat(a[m][k]);
-#pragma GCC unroll 8
-          for (int p = 0; p < NP; ++p)
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) sum[m][p][v] = fma(x, b[p][v], sum[m][p][v]);
-        }
-      } else {
-        V x[MR];
-#pragma GCC unroll 8
-        for (int m = 0; m < MR; ++m) x[m] = splat(a[m][k]);
-#pragma GCC unroll 8
-        for (int p = 0; p < NP; ++p)
-#pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) {
-            const V b = load_panel<T>(panel + p * panel_stride + v * kLanes<T>);
-#pragma GCC unroll 8
-            for (int m = 0; m < MR; ++m) sum[m][p][v] = fma(x[m], b, sum[m][p][v]);
-          }
-      }
-      panel += NV * kLanes<T>;
-    }
+      for (int p = 0; p < NP; ++p) store(row + place(p, v), sum[m][p][v]);
   }
 }
 
 template <class T, int G, int MR, int NP, class W>
 __attribute__((noinline)) void tile(const TileCall<T, W>& c) {
-  constexpr int NV = kPanel<G>;
   // In locals: what the rows' stores might change, as far as the compiler knows.
   const Places<T, G, NP> place(c);
   T* const* const to = c.to;
-  Vec<T> sum[MR][NP][NV];
+  Vec<T> sum[MR][NP][kPanel<G>];
   multiply(c, place, sum);
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
-    T* const row = to[m];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
-#pragma GCC unroll 8
-      for (int p = 0; p < NP; ++p) store(row + place(p, v), sum[m][p][v]);
-  }
+  store_sums<T, G, MR, NP>(to, place, sum);
 }
+
+#if defined(__AVX512F__)
+// The same where the elements of A, too, are pairs.
+template <int G, int MR, int NP>
+RNNKERN_BF16_TARGET __attribute__((noinline)) void tile_of_pairs(
+    const TileCall<float, Bf16Pair>& c) {
+  constexpr int NV = kPanel<G>;
+  typedef std::int32_t Word __attribute__((may_alias));
+  const Places<float, G, NP> place(c);
+  float* const* const to = c.to;
+  Vec<float> sum[MR][NP][NV];
+  start_sums<float, G, MR, NP>(c, place, sum);
+  const Bf16Pair* panel = c.panel;
+  const Index panel_stride = c.panel_stride, stride = c.stride, end = c.length * stride;
+  for (int s = 0; s < c.segments; ++s) {
+    const Word* a[MR];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) a[m] = reinterpret_cast<const Word*>(c.a[m] + c.start[s]);
+    for (Index k = 0; k != end; k += stride, panel += NV * kLanes<float>) {
+      __m512bh b[NP][NV];
+#pragma GCC unroll 8
+      for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v)
+          b[p][v] =
+              reinterpret_cast<__m512bh>(load_pairs(panel + p * panel_stride + v * kLanes<float>));
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+        const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(a[m][k]));
+#pragma GCC unroll 8
+        for (int p = 0; p < NP; ++p)
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) sum[m][p][v] = _mm512_dpbf16_ps(sum[m][p][v], x, b[p][v]);
+      }
+    }
+  }
+  store_sums<float, G, MR, NP>(to, place, sum);
+}
+#endif
 
 // What the tiles of a product have in common, and what a tile from some panel on has of its own.
 template <int G, class T, class W>
@@ -159,7 +226,7 @@ RNNKERN_INLINE TileCall<T, W> call_of(const Depth& depth, const Target<T>& c) {
   call.shared = c.shared, call.from_zero = c.from_zero;
   call.segments = depth.count, call.length = depth.length, call.stride = depth.stride;
   call.start = depth.start;
-  call.panel_stride = depth.count * depth.length * kPanel<G> * kLanes<T>;
+  call.panel_stride = panel_length<W>(depth) * kPanel<G> * kLanes<T>;
   return call;
 }
 template <int G, class T, class W>
@@ -203,23 +270,37 @@ void through_buffer(TileFunction<T, W> tile, const TileCall<T, W>& call, const T
 template <class T, int G, class W>
 struct Tiles {
   static constexpr int NV = kPanel<G>;
-  template <int MR, int NP>
+  template <bool pairs, int MR, int NP>
   static constexpr TileFunction<T, W> one() {
-    if constexpr (MR * NP * NV <= kAccumulators) return &tile<T, G, MR, NP, W>;
-    return nullptr;
+    if constexpr (MR * NP * NV > kAccumulators) return nullptr;
+#if defined(__AVX512F__)
+    else if constexpr (pairs)
+      return &tile_of_pairs<G, MR, NP>;
+#endif
+    else
+      return &tile<T, G, MR, NP, W>;
   }
-  template <int NP>
+  template <bool pairs, int NP>
   struct Row {
-    TileFunction<T, W> of[8] = {one<1, NP>(), one<2, NP>(), one<3, NP>(), one<4, NP>(),
-                                one<5, NP>(), one<6, NP>(), one<7, NP>(), one<8, NP>()};
+    TileFunction<T, W> of[8] = {one<pairs, 1, NP>(), one<pairs, 2, NP>(), one<pairs, 3, NP>(),
+                                one<pairs, 4, NP>(), one<pairs, 5, NP>(), one<pairs, 6, NP>(),
+                                one<pairs, 7, NP>(), one<pairs, 8, NP>()};
   };
-  static TileFunction<T, W> get(int mr, int np) {
-    static constexpr Row<1> row1;
-    static constexpr Row<2> row2;
-    static constexpr Row<4> row4;
-    static constexpr Row<8> row8;
+  template <bool pairs>
+  static TileFunction<T, W> of_kind(int mr, int np) {
+    static constexpr Row<pairs, 1> row1;
+    static constexpr Row<pairs, 2> row2;
+    static constexpr Row<pairs, 4> row4;
+    static constexpr Row<pairs, 8> row8;
     const auto& of = np == 1 ? row1.of : np == 2 ? row2.of : np == 4 ? row4.of : row8.of;
     return of[mr - 1];
+  }
+  static TileFunction<T, W> get(int mr, int np, [[maybe_unused]] bool pairs) {
+#if defined(__AVX512F__)
+    if constexpr (kTerms<W> == 2)
+      if (pairs) return of_kind<true>(mr, np);
+#endif
+    return of_kind<false>(mr, np);
   }
   static constexpr int most_rows = kAccumulators / NV < kMostRows ? kAccumulators / NV : kMostRows;
 };
@@ -262,13 +343,14 @@ RNNKERN_INLINE void product(CancelToken& token, Index rows, const T* const* a, c
   if (rows <= 0 || blocks.size() <= 0) return;
   const Index groups = ceil_div(rows, Set::most_rows);
   const int tall = static_cast<int>(ceil_div(rows, groups));
-  const int widest = panels_at_once<G>(tall, depth.count * depth.length);
+  const Index length = panel_length<W>(depth);
+  const int widest = panels_at_once<G>(tall, length);
   const Index width = most(widest, S), count = blocks.size() * S;
   TileCall<T, W> call = call_of<G, T, W>(depth, c);
-  const Index work = depth.count * depth.length * NV;  // of a row and panel
+  const Index work = length * NV;  // of a row and panel
   const auto run = [&](int mr, Index panel, int np) __attribute__((always_inline)) {
     select_panel<G>(call, panels, panel, c);
-    const TileFunction<T, W> tile = Set::get(mr, np);
+    const TileFunction<T, W> tile = Set::get(mr, np, depth.pairs);
     if (G == 1 && (c.adds || call.column + np * kLanes<T> > c.columns))
       through_buffer(tile, call, c, mr, np);
     else

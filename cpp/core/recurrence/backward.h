@@ -31,7 +31,7 @@ RNNKERN_INLINE void add_squares(double* lanes, Index column, Vec<T> v) {
   }
 }
 
-template <class T>
+template <class T, class W = T>
 struct BackwardWorkspace {
   // Of a chunk: enough for the gradients that each chunk brings to the cache and back, and few
   // enough for what they are summed from to stay in cache.
@@ -41,9 +41,9 @@ struct BackwardWorkspace {
   Heads<T> heads;
   Index chunk = 0;      // steps
   Index most_rows = 0;  // of a chunk
-  T* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates, range of H, lanes]
-  T* input;             // W_ih in columns: [blocks of I, G * H, lanes]
-  T* projection;        // W_hr in columns: [blocks of H, P, lanes]
+  W* recurrent;         // W_hh in columns, phase by phase: [blocks of P, gates, range of H, lanes]
+  W* input;             // W_ih in columns: [blocks of I, G, H, lanes]
+  W* projection;        // W_hr in columns: [blocks of H, P, lanes]
   T* vectors;           // [packed_vectors, padded H]
   T* dh;                // [B, padded P] dL/dh': what takes no product, then all of it
   T* dc;                // [states but h, B, padded H]
@@ -61,8 +61,13 @@ struct BackwardWorkspace {
   T* projected;         // [chunk rows, padded H] the projection's operand of each row
   T* operand;           // [blocks of H, chunk rows, lanes] of phase 1, or of the projection
   T* flow;              // [chunk rows, padded H] what flow_penalty adds to h' in dW_hh
-  double* squares;      // [square_rows, square lanes], parameter by parameter
-  int* finite;          // 0 once a parameter gradient was not
+  // Of a layer whose products round both operands, these again in bf16: da as rows; da_lines; x, h
+  // and operand.
+  RoundedRows<T> rounded_da;
+  T* rounded_lines;
+  W *rounded_x, *rounded_h, *rounded_operand;
+  double* squares;  // [square_rows, square lanes], parameter by parameter
+  int* finite;      // 0 once a parameter gradient was not
 
   // dL/da of a row at a step, slot by slot; behind them what the gradients of unit vectors are sums
   // of, then dL/d(W_hr operand); behind these what a cell that reads x adds to dL/dx. With layer
@@ -106,9 +111,10 @@ struct BackwardWorkspace {
     const Index head_lanes = heads.count() * blocks_of<T>(head_width()) * lanes;
     chunk = most(1, least(least(s.T, most_steps), rows_at_once / most(1, s.B)));
     most_rows = chunk * s.B;
-    recurrent = arena.allocate<T>(of.elementwise ? 0 : output_lanes * G * heads.length);
-    input = arena.allocate<T>(input_lanes * G * H);
-    projection = arena.allocate<T>(of.projects ? hidden_lanes * P : 0);
+    recurrent =
+        arena.allocate<W>(of.elementwise ? 0 : output_lanes * G * elements_of<W>(heads.length));
+    input = arena.allocate<W>(input_lanes * G * elements_of<W>(H));
+    projection = arena.allocate<W>(of.projects ? hidden_lanes * elements_of<W>(P) : 0);
     vectors = arena.allocate<T>(packed_vectors(of) * Hp);
     dh = arena.allocate<T>(s.B * Pp);
     dc = arena.allocate<T>(of.carried * s.B * Hp);
@@ -128,18 +134,28 @@ struct BackwardWorkspace {
     flow = arena.allocate<T>(penalized ? most_rows * Hp : 0);
     squares = arena.allocate<double>(all_square_rows() * kSquareLanes<T>);
     finite = arena.allocate<int>(1);
+    if constexpr (kTerms<W> > 1) {
+      const Index pairs = elements_of<W>(most_rows);
+      rounded_da.allocate(arena, most_rows, G * Hp);
+      rounded_lines = arena.allocate<T>(most_rows * summed_size());
+      rounded_x = arena.allocate<W>(input_lanes * pairs);
+      rounded_h = arena.allocate<W>(of.elementwise ? 0 : head_lanes * pairs);
+      rounded_operand = arena.allocate<W>(of.has_operand() ? hidden_lanes * pairs : 0);
+    }
   }
   // Gates before the phase's own, in columns of `recurrent`.
-  T* columns(int phase) const {
-    return recurrent + blocks_of<T>(P) * kLanes<T> * cell->phase[phase].first * heads.length;
+  W* columns(int phase) const {
+    return recurrent +
+           blocks_of<T>(P) * kLanes<T> * cell->phase[phase].first * elements_of<W>(heads.length);
   }
 };
 
 template <class T>
 struct BackwardRowPointers {
-  const T** a;  // [max(B, chunk rows, G * H)]
-  T** to;       // the same
-  T** own_dx;   // the same, of which the chunk rows are used
+  const T** a;             // [max(B, chunk rows, G * H)]
+  T** to;                  // the same
+  T** own_dx;              // the same, of which the chunk rows are used
+  RoundedRows<T> rounded;  // [B] where operands are rounded, those of the step
   void allocate(Arena& arena, Index n) {
     a = arena.allocate<const T*>(n);
     to = arena.allocate<T*>(n);
@@ -147,7 +163,8 @@ struct BackwardRowPointers {
   }
 };
 
-template <class T>
+// T: of the arithmetic; W: of weights in panels.
+template <class T, class W = T>
 struct Backward {
   using V = Vec<T>;
   const CellFunctions<T>& functions;
@@ -166,7 +183,7 @@ struct Backward {
   double flow_penalty;
   bool reverse;
   NoiseSource<T> noise;
-  const BackwardWorkspace<T>& workspace;
+  const BackwardWorkspace<T, W>& workspace;
   const BackwardRowPointers<T>& row_ptrs;  // this thread's
   // Whether one thread takes all rows and units. The gradients of layer norm's gains then get what
   // a row adds to them while it is in cache, in the same order.
@@ -229,22 +246,20 @@ struct Backward {
   // ---- before and after time -----------------------------------------------------------------
 
   void pack(const Team& all) const {
-    const auto pack = [&](const T* w, Index count, Index columns, T* out) {
-      pack_columns<T>(
-          *all.token, [&](Index k) { return w + k * columns; }, count, columns,
-          all.share_of(blocks_of<T>(columns)), out);
+    const auto pack = [&](const T* w, Index gates, Index units, Index columns, W* out) {
+      pack_columns(*all.token, w, gates, units, columns, all.share_of(blocks_of<T>(columns)), out);
     };
     for (int p = 0; p < cell.phases && !cell.elementwise; ++p) {
       const Phase ph = cell.phase[p];
       const T* const w = d.parameters[recurrent_matrix] + ph.first * H * workspace.head_width();
       if (workspace.heads.is_one())
-        pack(w, ph.count * H, P, workspace.columns(p));
+        pack(w, ph.count, H, P, workspace.columns(p));
       else
         pack_columns(*all.token, w, workspace.heads, ph.count, all.share_of(blocks_of<T>(P)),
                      workspace.columns(p));
     }
-    pack(d.parameters[input_matrix], cell.gates * H, I, workspace.input);
-    if (cell.projects) pack(d.parameters[projection_matrix], P, H, workspace.projection);
+    pack(d.parameters[input_matrix], cell.gates, H, I, workspace.input);
+    if (cell.projects) pack(d.parameters[projection_matrix], 1, P, H, workspace.projection);
     if (all.index != 0) return;
     pack_vectors(cell, d.parameters, H, workspace.vectors);
     if (functions.prepare) functions.prepare(workspace.vectors, padded<T>(H));
@@ -351,9 +366,16 @@ struct Backward {
       row_ptrs.a[i] = da_row(t, part.rows.first + i) + workspace.slots() * Hp;
       row_ptrs.to[i] = workspace.d_operand + (part.rows.first + i) * Hp;
     }
-    product<1>(*part.team.token, n, row_ptrs.a, Depth{1, P, 1, {0}},
-               static_cast<const T*>(workspace.projection), part.blocks, false,
-               Target<T>{row_ptrs.to, nullptr, true, false, Hp}, [](Index, int) {});
+    Depth depth{1, P, 1, {0}};
+    const T* const* const a = rounded(row_ptrs.rounded, 0, n, depth);
+    product<1>(*part.team.token, n, a, depth, static_cast<const W*>(workspace.projection),
+               part.blocks, false, Target<T>{row_ptrs.to, nullptr, true, false, Hp},
+               [](Index, int) {});
+  }
+  // The rows in row_ptrs.a as they are, or rounded as the layer's precision asks.
+  const T* const* rounded(const RoundedRows<T>& to, Index first, Index n, Depth& depth) const {
+    if constexpr (kTerms<W> > 1) return round_rows(to, first, n, row_ptrs.a, depth);
+    return row_ptrs.a;
   }
 
   // Units that memory is asked for before they are needed.
@@ -488,8 +510,9 @@ struct Backward {
       Depth depth{ph.count, workspace.heads.length, 1, {}};
       for (int g = 0; g < ph.count; ++g)
         depth.start[g] = cell.recurrent_slot[ph.first + g] * Hp + workspace.heads.range_of(first);
-      product<1>(*part.team.token, n, row_ptrs.a, depth,
-                 static_cast<const T*>(workspace.columns(phase)), Range{first, end}, backwards,
+      const T* const* const a = rounded(row_ptrs.rounded, 0, n, depth);
+      product<1>(*part.team.token, n, a, depth, static_cast<const W*>(workspace.columns(phase)),
+                 Range{first, end}, backwards,
                  Target<T>{row_ptrs.to, nullptr, !to_h || cell.projects, false, width},
                  [](Index, int) {});
     }
@@ -576,6 +599,50 @@ struct Backward {
       into_panels(all, hidden, kLanes<T>, H, workspace.operand,
                   [&](Index t, Index r) { return projected_row(t, r); });
     if (cell.phases > 1 || flow_penalty != 0.0) change_h(all, hidden);
+    if constexpr (kTerms<W> > 1) round_gathered(all);
+  }
+
+  // What has been gathered in bf16, each thread what it has gathered itself.
+  void round_gathered(const Team& all) const {
+    const Index n = chunk_rows(), hidden = blocks_of<T>(H), pairs = elements_of<W>(n);
+    const auto panels = [&](Range mine, const T* from, W* to) {
+      for (Index j = mine.first; j < mine.last; ++j) {
+        const auto row = [&](Index k) { return from + (j * n + k) * kLanes<T>; };
+        if (!pack_columns<T>(*all.token, row, n, kLanes<T>, {0, 1}, to + j * pairs * kLanes<T>))
+          return;
+      }
+    };
+    round_lines(all.share_of(workspace.summed_size() / kLine<T>));
+    panels(all.share_of(blocks_of<T>(I)), workspace.x, workspace.rounded_x);
+    if (!cell.elementwise && workspace.heads.is_one()) {
+      panels(all.share_of(blocks_of<T>(P)), workspace.h, workspace.rounded_h);
+    } else if (!cell.elementwise) {
+      const Index of_head = blocks_of<T>(workspace.head_width());
+      const Range mine = all.share_of(workspace.heads.count());
+      panels({mine.first * of_head, mine.last * of_head}, workspace.h, workspace.rounded_h);
+    }
+    if (cell.has_operand())
+      panels(all.share_of(hidden), workspace.operand, workspace.rounded_operand);
+  }
+  // dL/da, one row after the other in each line of units: pairs where the machine sums these. The
+  // second of an odd last pair is -0, as in pair_bf16.
+  void round_lines(Range lines) const {
+    const Index n = chunk_rows();
+    const bool pairs = sums_pairs();
+    for (Index line = lines.first; line < lines.last; ++line) {
+      const T* const from = workspace.da_lines + line * n * kLine<T>;
+      T* to = workspace.rounded_lines + line * (pairs ? elements_of<W>(n) : n) * kLine<T>;
+      if (!pairs) {
+        round_to_bf16(from, n * kLine<T>, to);
+        continue;
+      }
+      for (Index k = 0; k < n; k += 2, to += kLine<T>)
+        for (Index j = 0; j < kLine<T>; j += kLanes<T>) {
+          const T* const at = from + k * kLine<T> + j;
+          store_pairs(reinterpret_cast<Bf16Pair*>(to + j), load(at),
+                      k + 1 < n ? load(at + kLine<T>) : splat(-0.0f));
+        }
+    }
   }
 
   void gather_h(const Team& all) const {
@@ -639,19 +706,26 @@ struct Backward {
   void parameters(const Team& all, bool first, bool last) const {
     const Index G = cell.gates;
     const Range units = all.share_of(G * H);
-    const auto add = [&](Role role, Range mine, MatrixRows rows_of_dw, const T* operand,
+    const auto add = [&](Role role, Range mine, MatrixRows rows_of_dw, const W* operand,
                          Index columns) {
       matrix(all, mine, rows_of_dw, operand, columns, gradient.parameters[role],
              workspace.squares_of(role), first, last);
     };
-    add(input_matrix, units, {cell.input_slot, 0, G, H, H}, workspace.x, I);
+    const W *of_x, *of_h, *operand;
+    if constexpr (kTerms<W> > 1) {
+      of_x = workspace.rounded_x, of_h = workspace.rounded_h;
+      operand = workspace.rounded_operand;
+    } else {
+      of_x = workspace.x, of_h = workspace.h, operand = workspace.operand;
+    }
+    add(input_matrix, units, {cell.input_slot, 0, G, H, H}, of_x, I);
     for (int p = 0; p < cell.phases && !cell.elementwise; ++p)
       add(recurrent_matrix, units,
           {cell.recurrent_slot, cell.phase[p].first, cell.phase[p].count, H, workspace.heads.size},
-          p == 0 ? workspace.h : workspace.operand, workspace.head_width());
+          p == 0 ? of_h : operand, workspace.head_width());
     if (cell.projects) {
       const int behind_all = static_cast<int>(workspace.slots());
-      add(projection_matrix, all.share_of(P), {&behind_all, 0, 1, P, P}, workspace.operand, H);
+      add(projection_matrix, all.share_of(P), {&behind_all, 0, 1, P, P}, operand, H);
     }
     const auto add_column_sums = [&](Role role, int count, const int* slot) {
       column_sums(all, all.share_of(count), slot, gradient.parameters[role],
@@ -674,6 +748,17 @@ struct Backward {
     const Index column = slot * padded<T>(H) + unit, line = kLine<T>;
     return workspace.da_lines + column / line * chunk_rows() * line + column % line;
   }
+  // The same as the products take them.
+  const T* operand_column(Index slot, Index unit) const {
+    if constexpr (kTerms<W> == 1) return da_column(slot, unit);
+    const Index column = slot * padded<T>(H) + unit, line = kLine<T>;
+    return workspace.rounded_lines + column / line * operand_depth().length * line + column % line;
+  }
+  Depth operand_depth() const {
+    const Index n = chunk_rows();
+    const bool pairs = kTerms<W> > 1 && sums_pairs();
+    return {1, pairs ? elements_of<W>(n) : n, kLine<T>, {0}, pairs};
+  }
 
   // Units whose dL/da of a chunk stay in the second-level cache while columns pass by.
   static constexpr Index units_at_once = 128;
@@ -688,26 +773,27 @@ struct Backward {
 
   // dW[unit, column] += sum over the chunk's rows of da[row, unit] operand[row, column], for the
   // rows of dW in `units`.
-  void matrix(const Team& all, Range units, const MatrixRows& of, const T* operand, Index columns,
+  void matrix(const Team& all, Range units, const MatrixRows& of, const W* operand, Index columns,
               T* out, double* squares, bool first, bool last) const {
-    const Index n = chunk_rows();
+    const Index n = elements_of<W>(chunk_rows());
+    const Depth depth = operand_depth();
     const Index end = least(units.last, (of.gate + of.count) * of.width);
     Index size;
     for (Index from = most(units.first, of.gate * of.width); from < end; from += size) {
       size = least(units_at_once, end - from);
-      const T* of_head = operand;
+      const W* of_head = operand;
       if (of.head != of.width) {
         const Index unit = from % of.width;
         size = least(size, of.head - unit % of.head);
         of_head += unit / of.head * blocks_of<T>(columns) * kLanes<T> * n;
       }
       for (Index i = 0; i < size; ++i) {
-        row_ptrs.a[i] = da_column(of.slot[(from + i) / of.width], (from + i) % of.width);
+        row_ptrs.a[i] = operand_column(of.slot[(from + i) / of.width], (from + i) % of.width);
         row_ptrs.to[i] = out + (from + i) * columns;
       }
-      product<1>(*all.token, size, row_ptrs.a, Depth{1, n, kLine<T>, {0}}, of_head,
-                 Range{0, blocks_of<T>(columns)}, false,
-                 Target<T>{row_ptrs.to, nullptr, first, false, columns}, [&](Index block, int np) {
+      product<1>(*all.token, size, row_ptrs.a, depth, of_head, Range{0, blocks_of<T>(columns)},
+                 false, Target<T>{row_ptrs.to, nullptr, first, false, columns},
+                 [&](Index block, int np) {
                    if (!last) return;
                    finalize_gradient(row_ptrs.to, size, squares + from * kSquareLanes<T>,
                                      {block * kLanes<T>, least(columns, (block + np) * kLanes<T>)});
@@ -818,7 +904,8 @@ struct Backward {
     const Target<T> target = cell.reads_x
                                  ? Target<T>{row_ptrs.own_dx, nullptr, false, false, padded<T>(H)}
                                  : Target<T>{row_ptrs.to, nullptr, true, adds_dx, I};
-    product<1>(*all.token, n, row_ptrs.a, depth, static_cast<const T*>(workspace.input),
+    const T* const* const a = rounded(workspace.rounded_da, mine.first, n, depth);
+    product<1>(*all.token, n, a, depth, static_cast<const W*>(workspace.input),
                Range{0, blocks_of<T>(I)}, false, target, [&](Index block, int np) {
                  if (cell.reads_x) move_own_dx(n, block, np);
                });

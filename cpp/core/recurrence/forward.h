@@ -6,16 +6,16 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// Weights of one direction in panels.
-template <class T>
+// Weights of one direction in panels of format W.
+template <class T, class W = T>
 struct ForwardWeights {
   const CellLayout* cell;
   Index H, P;
   Heads<T> heads;
-  T* input;       // [blocks of H, I, G, lanes]
-  T* recurrent;   // phases one behind the other: [blocks of H, range of P, gates of the phase,
+  W* input;       // [blocks of H, I, G, lanes]
+  W* recurrent;   // phases one behind the other: [blocks of H, range of P, gates of the phase,
                   // lanes]
-  T* projection;  // [blocks of P, H, lanes]
+  W* projection;  // [blocks of P, H, lanes]
   T* bias;        // [G, padded H] what the input's product starts from
   T* bias_hh;     // [G, padded H] what a gate whose recurrent part stands alone starts from
   T* vectors;     // [packed_vectors, padded H]
@@ -29,9 +29,10 @@ struct ForwardWeights {
                 Index hidden, Index outputs) {
     cell = &of, H = hidden, P = outputs, heads = Heads<T>::of(P, constants.heads);
     const Index width = blocks_of<T>(H) * kLanes<T> * of.gates;
-    input = arena.allocate<T>(width * I);
-    recurrent = arena.allocate<T>(of.elementwise ? 0 : width * heads.length);
-    projection = arena.allocate<T>(of.projects ? blocks_of<T>(P) * kLanes<T> * H : 0);
+    input = arena.allocate<W>(width * elements_of<W>(I));
+    recurrent = arena.allocate<W>(of.elementwise ? 0 : width * elements_of<W>(heads.length));
+    projection =
+        arena.allocate<W>(of.projects ? blocks_of<T>(P) * kLanes<T> * elements_of<W>(H) : 0);
     bias = arena.allocate<T>(of.gates * padded<T>(H));
     bias_hh = arena.allocate<T>(of.gates * padded<T>(H));
     vectors = arena.allocate<T>(packed_vectors(of) * padded<T>(H));
@@ -55,21 +56,22 @@ struct ForwardWeights {
           from[i] = x + (r + i) * I, to[i] = out + (r + i) * product_size();
         const Target<T> target{to, start(), cell->normalizes, false, padded<T>(H), input_place};
         product<decltype(gates)::value>(token, n, from, Depth{1, I, 1, {0}},
-                                        static_cast<const T*>(input), {0, blocks_of<T>(H)}, false,
+                                        static_cast<const W*>(input), {0, blocks_of<T>(H)}, false,
                                         target, [](Index, int) {});
         if (!go_on(token, n)) return;
       }
     });
   }
-  T* panels(int phase) const {
-    return recurrent + blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * heads.length;
+  W* panels(int phase) const {
+    return recurrent +
+           blocks_of<T>(H) * kLanes<T> * cell->phase[phase].first * elements_of<W>(heads.length);
   }
   void pack(const CellFunctions<T>& functions, const Direction<T>& d, Index I,
             const Team& team) const {
     const Range blocks = team.share_of(blocks_of<T>(H));
     CancelToken& token = *team.token;
     const int G = cell->gates;
-    const auto gates = [&](const T* w, int first, int count, const Heads<T>& of, T* out) {
+    const auto gates = [&](const T* w, int first, int count, const Heads<T>& of, W* out) {
       with_gates(count, [&](auto n) {
         pack_gates<decltype(n)::value>(token, w, first, H, of, blocks, out);
       });
@@ -101,12 +103,12 @@ struct ForwardWeights {
 inline Index row_slots(const CellLayout& cell) { return most(cell.saved, cell.gates); }
 
 // What one direction needs while it runs.
-template <class T>
+template <class T, class W = T>
 struct ForwardWorkspace {
   // The input's products of a chunk stay in cache, and yet are of rows enough for the weights that
   // they bring to the cache.
   static constexpr Index z_bytes = 256 * 1024, z_rows = 128;
-  ForwardWeights<T> weights;
+  ForwardWeights<T, W> weights;
   T* h[2];          // [B, padded P] h, before and after, in turns
   T* c;             // [states but h, B, padded H]
   T* operand;       // [B, padded H] of phase 1, or of the projection
@@ -146,6 +148,8 @@ struct ForwardRowPointers {
   T* fresh;              // [padded P] h before a step that resets the row
   T* kept;               // [B] of the step at hand: 0 where a row's state before was reset, else 1
   ForwardStep<T>* step;  // [1] the step at hand
+  // Where operands are rounded: those of the input's product of the chunk, those of the step.
+  RoundedRows<T> rounded_x, rounded;
   void allocate(Arena& arena, Index chunk, Index B, Index P) {
     x = arena.allocate<const T*>(chunk * B);
     z = arena.allocate<T*>(chunk * B);
@@ -157,9 +161,14 @@ struct ForwardRowPointers {
     kept = arena.allocate<T>(B);
     step = arena.allocate<ForwardStep<T>>(1);
   }
+  void allocate_rounded(Arena& arena, Index chunk, Index B, Index I, Index H) {
+    rounded_x.allocate(arena, chunk * B, I);
+    rounded.allocate(arena, B, H);
+  }
 };
 
-template <class T>
+// T: of the arithmetic; W: of the weights in panels.
+template <class T, class W = T>
 struct Forward {
   using V = Vec<T>;
   const CellFunctions<T>& functions;
@@ -172,8 +181,8 @@ struct Forward {
   const Direction<T>& d;
   bool reverse, from_end, last_outputs;  // as ForwardCall's
   NoiseSource<T> noise;
-  const ForwardWorkspace<T>& workspace;
-  const ForwardWeights<T>& weights;
+  const ForwardWorkspace<T, W>& workspace;
+  const ForwardWeights<T, W>& weights;
   const ForwardRowPointers<T>& row_ptrs;
   WorkShare part;
   Index first_step = 0;  // of the chunk at hand
@@ -215,7 +224,7 @@ struct Forward {
   bool chunk(Index done) {
     const Index steps = least(workspace.chunk, rows.T - done);
     first_step = reverse ? rows.T - done - steps : done;
-    input_product(steps, part.blocks);
+    input_product(input_rows(steps), part.blocks);
     for (Index i = 0; i < steps; ++i)
       if (!step(reverse ? first_step + steps - 1 - i : first_step + i)) return false;
     return true;
@@ -232,11 +241,14 @@ struct Forward {
     reset(0, n);
     draw_noise(0, n);
     const Index count = ceil_div(part.blocks.size(), width);
+    const Operands of_x = input_rows(1);
+    start_step(0, n);
+    const Operands of_h = recurrent_rows(0, n);
     for (Index i = 0; i < count && n > 0; ++i) {
       const Index first = part.blocks.first + (from_end ? count - 1 - i : i) * width;
       const Range blocks{first, least(first + width, part.blocks.last)};
-      input_product<G>(1, blocks);
-      phase<G>(0, 0, n, blocks);
+      input_product<G>(of_x, blocks);
+      phase<G>(0, of_h, blocks);
       if (part.team.stopped()) break;
     }
     if (n == 0 || !part.team.wait()) return;
@@ -308,18 +320,16 @@ struct Forward {
         if (!clear(t, r)) return;
   }
 
-  // The input's part of the gates' arguments for all rows of the chunk.
-  void input_product(Index steps, Range blocks) const {
-    with_gates(cell.gates,
-               [&](auto gates) { input_product<decltype(gates)::value>(steps, blocks); });
-  }
-  template <int G>
-  void input_product(Index steps, Range blocks) const {
+  // Rows that a product takes, and how.
+  struct Operands {
+    Index n;
+    const T* const* rows;
+    Depth depth;
+  };
+
+  // The rows of x of the chunk, and where their products go.
+  Operands input_rows(Index steps) const {
     const Index first = part.rows.first, size = z_row_size();
-    const auto done = [&](Index n, Index block, int np) {
-      for (int g = 0; cell.has_sums_alone && g < G; ++g)
-        if (cell.stands_alone(g)) start_alone(g, n, block, np);
-    };
     Index n = 0;
     for (Index t = first_step; t < first_step + steps; ++t) {
       const Index count = alive(t);
@@ -329,17 +339,37 @@ struct Forward {
         row_ptrs.x[n] = x_t + row_of(rows, first + i) * x.row_stride;
         row_ptrs.z[n] = z + i * size;
       }
-      if (!part.team.worked(count * kRowOperations)) return;
+      if (!part.team.worked(count * kRowOperations)) return {0, row_ptrs.x, {}};
     }
+    if (weights.products) return {n, row_ptrs.x, {}};
+    return rounded(row_ptrs.rounded_x, n, row_ptrs.x, Depth{1, I, 1, {0}});
+  }
+  // Rows as they are, or rounded as the layer's precision asks.
+  Operands rounded(const RoundedRows<T>& to, Index n, const T* const* a, Depth depth) const {
+    if constexpr (kTerms<W> > 1)
+      if (constants.precision == Precision::bf16_products) a = round_rows(to, 0, n, a, depth);
+    return {n, a, depth};
+  }
+
+  // The input's part of the gates' arguments.
+  void input_product(const Operands& of_x, Range blocks) const {
+    with_gates(cell.gates,
+               [&](auto gates) { input_product<decltype(gates)::value>(of_x, blocks); });
+  }
+  template <int G>
+  void input_product(const Operands& of_x, Range blocks) const {
+    const auto done = [&](Index block, int np) {
+      for (int g = 0; cell.has_sums_alone && g < G; ++g)
+        if (cell.stands_alone(g)) start_alone(g, of_x.n, block, np);
+    };
     if (weights.products) {
-      if (look_up(n, blocks)) done(n, blocks.first, static_cast<int>(blocks.size()));
+      if (look_up(of_x.n, blocks)) done(blocks.first, static_cast<int>(blocks.size()));
       return;
     }
     const Target<T> target{row_ptrs.z, weights.start(), cell.normalizes,
                            false,      padded<T>(H),    weights.input_place};
-    product<G>(*part.team.token, n, row_ptrs.x, Depth{1, I, 1, {0}},
-               static_cast<const T*>(weights.input), blocks, false, target,
-               [&](Index block, int np) { done(n, block, np); });
+    product<G>(*part.team.token, of_x.n, of_x.rows, of_x.depth,
+               static_cast<const W*>(weights.input), blocks, false, target, done);
   }
   // Copies the products that x names, computed before. False: leave.
   bool look_up(Index n, Range blocks) const {
@@ -370,8 +400,9 @@ struct Forward {
     if (n == 0) return true;
     reset(t, n);
     draw_noise(t, n);
+    start_step(t, n);
     for (int p = 0; p < cell.phases; ++p) {
-      if (!phase(p, t, n, part.blocks) || !meet()) return false;
+      if (!phase(p, recurrent_rows(p, n), part.blocks) || !meet()) return false;
     }
     if (cell.projects) {
       project(t, n);
@@ -430,9 +461,10 @@ struct Forward {
     const Index first = part.rows.first, Pp = padded<T>(P);
     const V bound = splat(static_cast<T>(constants.projection_clip));
     for (Index i = 0; i < n; ++i) row_ptrs.projected[i] = workspace.h[now ^ 1] + (first + i) * Pp;
-    product<1>(*part.team.token, n, row_ptrs.operand + first, Depth{1, H, 1, {0}},
-               static_cast<const T*>(weights.projection), outputs(), false,
-               Target<T>{row_ptrs.projected, nullptr, true, false, Pp}, [&](Index block, int np) {
+    const Operands of = rounded(row_ptrs.rounded, n, row_ptrs.operand + first, Depth{1, H, 1, {0}});
+    product<1>(*part.team.token, n, of.rows, of.depth, static_cast<const W*>(weights.projection),
+               outputs(), false, Target<T>{row_ptrs.projected, nullptr, true, false, Pp},
+               [&](Index block, int np) {
                  for (Index i = 0; i < n; ++i)
                    for (Index j = block * kLanes<T>; j < (block + np) * kLanes<T>; j += kLanes<T>) {
                      V h = load(row_ptrs.projected[i] + j);
@@ -466,16 +498,8 @@ struct Forward {
         });
   }
 
-  // The recurrent product of one phase's gates, and the cell's maths on what it leaves in cache.
-  // False: leave.
-  bool phase(int index, Index t, Index n, Range blocks) const {
-    return with_gates(cell.phase[index].count, [&](auto gates) {
-      return phase<decltype(gates)::value>(index, t, n, blocks);
-    });
-  }
-  template <int G>
-  bool phase(int index, Index t, Index n, Range blocks) const {
-    const auto& maths = functions.phase[index];
+  // Where the values of step t are, for the cell's maths.
+  void start_step(Index t, Index n) const {
     const Index Hp = padded<T>(H), first = part.rows.first, skipped = first * Hp;
     T* const z = z_row(t, first);
     const Index z_size = z_row_size();
@@ -486,6 +510,28 @@ struct Forward {
     if (d.carried) s.carried = d.carried + (rows_before(rows, t) + first) * cell.carried * Hp;
     if (cell.reads_x) s.x = x.data + t * x.time_stride + (rows.order ? 0 : first * x.row_stride);
     if (cell.normalizes) s.moments = moments_row(t, first);
+  }
+  // What the recurrent product of a phase multiplies: h', or the phase's operand. With heads, the
+  // rows as they are: each range is rounded by itself.
+  Operands recurrent_rows(int index, Index n) const {
+    const T* const* const a = (index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + part.rows.first;
+    const Depth depth{1, weights.heads.length, 1, {0}};
+    if (cell.elementwise || !weights.heads.is_one()) return {n, a, depth};
+    return rounded(row_ptrs.rounded, n, a, depth);
+  }
+
+  // The recurrent product of one phase's gates, and the cell's maths on what it leaves in cache.
+  // False: leave.
+  bool phase(int index, const Operands& of_h, Range blocks) const {
+    return with_gates(cell.phase[index].count, [&](auto gates) {
+      return phase<decltype(gates)::value>(index, of_h, blocks);
+    });
+  }
+  template <int G>
+  bool phase(int index, const Operands& of_h, Range blocks) const {
+    const auto& maths = functions.phase[index];
+    const Index Hp = padded<T>(H), n = of_h.n;
+    const ForwardStep<T>& s = *row_ptrs.step;
     if (cell.elementwise) {
       maths.forward(s, n, blocks.first, static_cast<int>(blocks.size()));
       constexpr Index vector_operations = 32;  // of a cell's maths, about
@@ -495,26 +541,33 @@ struct Forward {
     const Target<T> target{
         row_ptrs.z_now, nullptr, cell.normalizes,
         false,          Hp,      weights.recurrent_place + cell.phase[index].first};
-    const T* const* const a = (index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + first;
-    const T* const panels = weights.panels(index);
+    const W* const panels = weights.panels(index);
     const bool backwards = from_end != (now == 1);
     for (Index first_block = blocks.first, end; first_block < blocks.last; first_block = end) {
       end = weights.heads.next_range(first_block, blocks.last);
       const Range of_range{first_block, end};
-      const Depth depth{1, weights.heads.length, 1, {weights.heads.range_of(first_block)}};
-      if (cell.normalizes)
-        product<G>(*part.team.token, n, a, depth, panels, of_range, backwards, target,
-                   [](Index, int) {});
-      else if (n == 1)
-        one_row_product<G>(*part.team.token, a, depth, panels, of_range, backwards, target,
-                           [&](const TileCall<T>& call, Index block, int np) {
-                             maths.tile[tile_index(np)](s, call, block);
-                           });
-      else
-        product<G>(*part.team.token, n, a, depth, panels, of_range, backwards, target,
-                   [&](Index block, int np) { maths.forward(s, n, block, np); });
+      const Operands of = operands_of_range(of_h, first_block);
+      const auto cell_maths = [&](Index block, int np) {
+        if (!cell.normalizes) maths.forward(s, n, block, np);
+      };
+      if constexpr (kTerms<W> == 1)
+        if (n == 1 && !cell.normalizes) {
+          one_row_product<G>(*part.team.token, of.rows, of.depth, panels, of_range, backwards,
+                             target, [&](const TileCall<T>& call, Index block, int np) {
+                               maths.tile[tile_index(np)](s, call, block);
+                             });
+          continue;
+        }
+      product<G>(*part.team.token, n, of.rows, of.depth, panels, of_range, backwards, target,
+                 cell_maths);
     }
     return cell.normalizes ? normalized(s, n) : true;
+  }
+  Operands operands_of_range(const Operands& of_h, Index block) const {
+    if (weights.heads.is_one()) return of_h;
+    Depth depth = of_h.depth;
+    depth.start[0] = weights.heads.range_of(block);
+    return rounded(row_ptrs.rounded, of_h.n, of_h.rows, depth);
   }
 };
 

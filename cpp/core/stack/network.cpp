@@ -194,6 +194,13 @@ void PackedWeights<T>::pack(const ParameterArrays<const T>& parameters, Throttle
   const Sizes& s = sizes_;
   const Weights<T> weights(s, parameters);
   std::size_t next = 0;
+  Block<T> rounded;
+  const T* rows = table;
+  if (folded_ && s.constants.precision == Precision::bf16_products) {
+    rounded = block<T>(folded_ * s.I);
+    kernels_.round_to_bf16(table, folded_ * s.I, rounded.get());
+    rows = rounded.get();
+  }
   for (std::size_t i = 0; i < blocks_.size() && poll.go_on(); ++i) {
     const Index n = static_cast<Index>(i), layer = n / s.D % s.L;
     Direction<T> d{};
@@ -201,7 +208,7 @@ void PackedWeights<T>::pack(const ParameterArrays<const T>& parameters, Throttle
     kernels_.pack(s.kind, s.constants, d, s.inputs(layer), s.H, s.P, threads(), poll.interrupt(),
                   blocks_[i].get());
     if (folded_ && layer == 0 && poll.go_on())
-      kernels_.fold(blocks_[i].get(), table, folded_, s.I, threads(), poll.interrupt(),
+      kernels_.fold(s.constants, blocks_[i].get(), rows, folded_, s.I, threads(), poll.interrupt(),
                     products_[next++].get());
   }
 }

@@ -157,20 +157,20 @@ struct Stack {
 
 // ---- forward ---------------------------------------------------------------------------------
 
-template <class T>
+template <class T, class W = T>
 struct ForwardStack : Stack<T, ForwardCall<T>> {
   using Base = Stack<T, ForwardCall<T>>;
   using Base::barriers, Base::call, Base::cell, Base::drop_input, Base::functions, Base::pipeline,
       Base::progress, Base::threads;
-  ForwardWorkspace<T>* workspaces;
+  ForwardWorkspace<T, W>* workspaces;
   ForwardRowPointers<T>* row_ptrs;  // of each thread
 
   ForwardStack(const CellFunctions<T>& of, const ForwardCall<T>& c, Arena& arena) : Base(of, c) {
     const Index I = this->most_inputs(), count = this->workspace_count();
     const bool packed = call.layers[0].direction[0].packed != nullptr;
     Base::allocate(arena);
-    workspaces = arena.allocate<ForwardWorkspace<T>>(count);
-    ForwardWorkspace<T> workspace;
+    workspaces = arena.allocate<ForwardWorkspace<T, W>>(count);
+    ForwardWorkspace<T, W> workspace;
     for (Index i = 0; i < count; ++i) {
       workspace.allocate(arena, cell, call.constants, call.rows, I, call.H, call.P, packed,
                          pipeline.chunk);
@@ -180,6 +180,8 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     for (int i = 0; i < threads; ++i) {
       ForwardRowPointers<T> pointers;
       pointers.allocate(arena, workspace.chunk, call.rows.B, call.P);
+      if (call.constants.precision == Precision::bf16_products)
+        pointers.allocate_rounded(arena, workspace.chunk, call.rows.B, I, call.H);
       if (arena.base) row_ptrs[i] = pointers;
     }
   }
@@ -201,7 +203,7 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
                                          blocks_of<T>(call.H), barriers.directions());
     for (Index l = 0; l < call.L; ++l) {
       drop_input(l, 0, call.rows.T, all);
-      const ForwardWeights<T>* weights[2];
+      const ForwardWeights<T, W>* weights[2];
       for (Index d = 0; d < call.D; ++d) weights[d] = &weights_of(l, d, workspaces[d], all);
       if (!all.wait()) return;
       const bool both = call.D == 2 && count == 1;
@@ -220,9 +222,9 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     const Team alone{0, 1, nullptr, &token};
     const WorkShare part{0, false, {0, call.rows.B}, {0, blocks_of<T>(call.H)}, alone};
     for (Index l = thread; l < call.L; l += count) {
-      const ForwardWorkspace<T>& workspace = workspaces[thread];
-      const ForwardWeights<T>& weights = weights_of(l, 0, workspace, alone);
-      Forward<T> forward = loop(l, 0, workspace, weights, row_ptrs[thread], part);
+      const ForwardWorkspace<T, W>& workspace = workspaces[thread];
+      const ForwardWeights<T, W>& weights = weights_of(l, 0, workspace, alone);
+      Forward<T, W> forward = loop(l, 0, workspace, weights, row_ptrs[thread], part);
       forward.load_initial_state();
       if (alone.stopped()) return;  // not all row pointers are set
       int chunks = 0;
@@ -268,17 +270,17 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
     }
   }
   // A layer's weights, packed before, or now into a workspace's.
-  const ForwardWeights<T>& weights_of(Index l, Index d, const ForwardWorkspace<T>& workspace,
-                                      const Team& team) const {
+  const ForwardWeights<T, W>& weights_of(Index l, Index d, const ForwardWorkspace<T, W>& workspace,
+                                         const Team& team) const {
     const Layer<T>& layer = call.layers[l];
     if (const T* packed = layer.direction[d].packed)
-      return *reinterpret_cast<const ForwardWeights<T>*>(packed);
+      return *reinterpret_cast<const ForwardWeights<T, W>*>(packed);
     workspace.weights.pack(functions, layer.direction[d], layer.inputs, team);
     return workspace.weights;
   }
-  Forward<T> loop(Index l, Index d, const ForwardWorkspace<T>& workspace,
-                  const ForwardWeights<T>& weights, const ForwardRowPointers<T>& pointers,
-                  const WorkShare& part) const {
+  Forward<T, W> loop(Index l, Index d, const ForwardWorkspace<T, W>& workspace,
+                     const ForwardWeights<T, W>& weights, const ForwardRowPointers<T>& pointers,
+                     const WorkShare& part) const {
     const Layer<T>& layer = call.layers[l];
     const Sequence<T> y{layer.y.data + d * call.P, layer.y.time_stride, layer.y.row_stride};
     return {functions,
@@ -304,12 +306,12 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
 
 // ---- backward --------------------------------------------------------------------------------
 
-template <class T>
+template <class T, class W = T>
 struct BackwardStack : Stack<T, BackwardCall<T>> {
   using Base = Stack<T, BackwardCall<T>>;
   using Base::barriers, Base::call, Base::cell, Base::drop_input, Base::drops, Base::functions,
       Base::pipeline, Base::progress, Base::threads, Base::workspace_count;
-  BackwardWorkspace<T>* workspaces;
+  BackwardWorkspace<T, W>* workspaces;
   BackwardRowPointers<T>* row_ptrs;  // of each thread
   double* squares;                   // [L, D, roles, square lanes]
   GradientNorm* result;
@@ -317,10 +319,10 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
   BackwardStack(const CellFunctions<T>& of, const BackwardCall<T>& c, Arena& arena) : Base(of, c) {
     const Index I = this->most_inputs();
     Base::allocate(arena);
-    workspaces = arena.allocate<BackwardWorkspace<T>>(workspace_count());
+    workspaces = arena.allocate<BackwardWorkspace<T, W>>(workspace_count());
     result = arena.allocate<GradientNorm>(1);
     squares = arena.allocate<double>(call.L * call.D * kRoles * kSquareLanes<T>);
-    BackwardWorkspace<T> workspace;
+    BackwardWorkspace<T, W> workspace;
     for (Index i = 0; i < workspace_count(); ++i) {
       workspace.allocate(arena, cell, call.constants, call.rows, I, call.H, call.P,
                          call.gradients[0].direction[0].trace.dh != nullptr,
@@ -332,6 +334,9 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
     for (int i = 0; i < threads; ++i) {
       BackwardRowPointers<T> pointers;
       pointers.allocate(arena, n);
+      if (kTerms<W> > 1)
+        pointers.rounded.allocate(arena, call.rows.B,
+                                  most(cell.gates * padded<T>(call.H), padded<T>(call.P)));
       if (arena.base) row_ptrs[i] = pointers;
     }
   }
@@ -374,7 +379,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
     const Index C = call.D * call.P;
-    const BackwardWorkspace<T>* const workspace = workspaces + (in_pipeline ? thread : 0);
+    const BackwardWorkspace<T, W>* const workspace = workspaces + (in_pipeline ? thread : 0);
     // From dx after dropout to dx before it, and past the layer.
     const auto complete_dx = [&](Index from, Index steps) {
       const Schedule part = steps_of(rows, from, steps);
@@ -388,8 +393,8 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
     };
     if (!in_pipeline) drop_input(l, 0, rows.T, all);
     const Index last = call.D - 1;
-    Backward<T> loops[2] = {loop(l, 0, workspace[0], row_ptrs[thread]),
-                            loop(l, last, workspace[last], row_ptrs[thread])};
+    Backward<T, W> loops[2] = {loop(l, 0, workspace[0], row_ptrs[thread]),
+                               loop(l, last, workspace[last], row_ptrs[thread])};
     loops[0].alone = loops[1].alone = count == 1;
     const WorkShare part = work_share_of(*all.token, all.index, count, call.D, rows.B,
                                          blocks_of<T>(call.H), barriers.directions());
@@ -442,8 +447,8 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
   }
 
   // A direction's time loop.
-  Backward<T> loop(Index l, Index d, const BackwardWorkspace<T>& workspace,
-                   const BackwardRowPointers<T>& pointers) const {
+  Backward<T, W> loop(Index l, Index d, const BackwardWorkspace<T, W>& workspace,
+                      const BackwardRowPointers<T>& pointers) const {
     const Layer<T>& layer = call.layers[l];
     const LayerGradient<T>& gradient = call.gradients[l];
     const Index column = d * call.P;
@@ -484,7 +489,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
       }
   }
 
-  void gather_squares(Index l, Index d, const BackwardWorkspace<T>& workspace) const {
+  void gather_squares(Index l, Index d, const BackwardWorkspace<T, W>& workspace) const {
     constexpr Index lanes = kSquareLanes<T>;
     const double* from = workspace.squares;
     for (int r = 0; r < kRoles; ++r) {
