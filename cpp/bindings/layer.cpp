@@ -243,6 +243,11 @@ CellConstants constants_of(const CellOptions& options) {
   if (options.heads < 1 || options.heads > most_heads)
     bad_value("heads", "from 1 to " + std::to_string(most_heads), std::to_string(options.heads));
   constants.heads = static_cast<int>(options.heads), constants.exp_forget = options.exp_forget;
+  const auto precision =
+      std::find(std::begin(kPrecisionNames), std::end(kPrecisionNames), options.precision);
+  if (precision == std::end(kPrecisionNames))
+    bad_value("precision", "a name of kPrecisionNames", "'" + options.precision + "'");
+  constants.precision = static_cast<Precision>(precision - std::begin(kPrecisionNames));
   for (std::size_t i = 0; i < options.noise.size(); ++i) {
     constants.noise[i] = options.noise[i];
     if (!(0 <= options.noise[i] && options.noise[i] < 1))
@@ -313,6 +318,8 @@ LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index
   };
   positive("input_size", I), positive("hidden_size", H), positive("num_layers", L);
   positive("outputs", P);
+  if (is_double && sizes_.constants.precision != Precision::full)
+    bad_value("precision", "'full' for float64", "'" + options.precision + "'");
   if (reverse && bidirectional) bad_value("reverse", "False with bidirectional", "True");
   if (sizes_.has(projection_matrix) ? P >= H : P != H)
     bad_value("outputs", sizes_.has(projection_matrix) ? "less than hidden_size" : "hidden_size",
@@ -620,17 +627,20 @@ void bind_layer(py::module_& m) {
                        Index members, bool peephole, double cell_clip, double projection_clip,
                        double forward_clip,
                        std::vector<std::tuple<std::string, double, double>> activations,
-                       const std::array<double, kNoises>& noise, Index heads, bool exp_forget) {
+                       const std::array<double, kNoises>& noise, Index heads, bool exp_forget,
+                       std::string precision) {
              return std::make_unique<LayerStack>(
                  kind, I, H, P, L, bias, bidirectional, reverse, residual, is_double, members,
                  CellOptions{peephole, cell_clip, projection_clip, forward_clip,
-                             std::move(activations), noise, heads, exp_forget});
+                             std::move(activations), noise, heads, exp_forget,
+                             std::move(precision)});
            }),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("outputs"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional"), py::arg("reverse"),
            py::arg("residual"), py::arg("is_double"), py::arg("members"), py::arg("peephole"),
            py::arg("cell_clip"), py::arg("projection_clip"), py::arg("forward_clip"),
-           py::arg("activations"), py::arg("noise"), py::arg("heads"), py::arg("exp_forget"))
+           py::arg("activations"), py::arg("noise"), py::arg("heads"), py::arg("exp_forget"),
+           py::arg("precision"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
       .def("pack", method_of(&LayerStack::pack), py::arg("params"), py::arg("table") = py::none())

@@ -70,6 +70,7 @@ struct CellOptions {
   std::array<double, kNoises> noise;  // probabilities, in the order of Noise
   Index heads;
   bool exp_forget;
+  std::string precision;  // a name of kPrecisionNames
 };
 
 class LayerStack {

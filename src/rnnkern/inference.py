@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .bf16 import Compute, bf16_bits, bf16_or_none, from_bf16_bits
 from .checks import as_array, choice, flag, size, unmasked, unmasked_all
 from .pickles import LayerStack, reduced
 from .stream import Stream, join_state, split_state
@@ -214,6 +215,10 @@ class Frozen(Inference[S]):
     ----------
     layer : recurrent layer
         An ensemble, too.
+    weights : {None, "bf16"}
+        With "bf16", the matrices are rounded to bf16 (to nearest even, subnormal numbers to zero)
+        and stored so, here and in pickles; see ``docs/bf16.md``. Of float32 layers only. `is_stale`
+        compares rounded matrices then.
     embedding : Embedding, optional
         Of the layer's dtype, with ``embedding_dim`` equal to its ``input_size``, and for float32 at
         most 2**24 rows. An ensemble's members share it. Not for an `RGLRU`, which reads x itself.
@@ -241,7 +246,12 @@ class Frozen(Inference[S]):
     (True, True)
     """
 
-    def __init__(self, layer: _Layer[S], embedding: Embedding | None = None) -> None:
+    def __init__(
+        self,
+        layer: _Layer[S],
+        embedding: Embedding | None = None,
+        weights: Compute = None,
+    ) -> None:
         if "_params" in vars(self):
             name = type(self).__name__
             raise TypeError(f"{name}: expected a new object, got one that is constructed already")
@@ -251,8 +261,11 @@ class Frozen(Inference[S]):
             raise TypeError(f"layer: expected a recurrent layer, got {type(layer).__name__}")
         params = dict(layer.params)
         unmasked_all("params", params)
-        self._copies = {n: p.copy() if isinstance(p, np.ndarray) else p for n, p in params.items()}
-        self._stack, self._dtype = layer._stack, layer._dtype
+        self._dtype, self._weights = layer._dtype, bf16_or_none("weights", weights, layer._dtype)
+        self._copies = {n: self._copy(n, p, layer) for n, p in params.items()}
+        self._stack = layer._stack
+        if self._weights and not layer._compute:
+            self._stack = layer._new_stack(layer._ensemble or 0, self._weights)
         self._batch_first, self._state_names = layer._batch_first, layer._state_names
         self._bidirectional, self._ensemble = layer._bidirectional, layer._ensemble
         self._dropout_seeds = [0] * (layer._ensemble or 1)
@@ -261,14 +274,29 @@ class Frozen(Inference[S]):
         self._made_of = type(layer).__name__, list(layer._arguments())
         self._embedding: Any = None if embedding is None else weakref.ref(embedding)
         self._table = None if embedding is None else _table_of(embedding, layer).copy()
-        self._params = self._stack.pack(self._copies, self._table)
+        self._params = self._pack()
+
+    def _copy(self, name: str, values: Any, layer: _Layer[S]) -> Any:
+        """A parameter as it is kept: matrices as bits of bf16, if weights are rounded."""
+        if not isinstance(values, np.ndarray):
+            return values
+        is_matrix = len(layer._shapes.get(name, ())) == (3 if layer._ensemble else 2)
+        if self._weights and is_matrix and values.dtype == np.float32:
+            return bf16_bits(values)
+        return values.copy()
+
+    def _pack(self) -> Any:
+        halves = {n: v for n, v in self._copies.items() if getattr(v, "dtype", None) == np.uint16}
+        whole = {n: from_bf16_bits(v) for n, v in halves.items()}
+        return self._stack.pack(self._copies | whole, self._table)
 
     def __repr__(self) -> str:
         """What it was made from; parameters are not shown."""
         if "_params" not in vars(self):  # its constructor has not run
             return super().__repr__()
         of = "" if self._table is None else f" and an embedding of {len(self._table)} rows"
-        return f"<Frozen of {self._text()}{of}>"
+        stored = " in bf16" if self._weights else ""
+        return f"<Frozen of {self._text()}{stored}{of}>"
 
     def _input(self, x: Any) -> Any:
         return super()._input(x) if self._table is None else unmasked("x", x)
@@ -289,7 +317,7 @@ class Frozen(Inference[S]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _layer=lambda: None, _embedding=lambda: None)
-        self._params = self._stack.pack(self._copies, self._table)
+        self._params = self._pack()
 
     def is_stale(self) -> bool:
         """Whether the layer's parameters, or the embedding's, have changed since.
@@ -318,8 +346,10 @@ class Frozen(Inference[S]):
         """
         own = self._copies
         layer = _alive("layer", self._layer)
-        if any(p.tobytes() != own[name].tobytes() for name, p in layer._checked_params()):
-            return True
+        for name, p in layer._checked_params():
+            kept = bf16_bits(p) if own[name].dtype == np.uint16 else p
+            if kept.tobytes() != own[name].tobytes():
+                return True
         if self._table is None:
             return False
         table = _table_of(_alive("embedding", self._embedding), self)

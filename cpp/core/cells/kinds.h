@@ -186,9 +186,10 @@ enum Noise : int {
   kNoises
 };
 
-// What the products of a layer multiply: both operands as they are; weights rounded to bf16; or both
-// operands rounded to bf16. Sums have the arithmetic's type.
-enum class Precision { full, bf16_weights, bf16_products };
+// What the products of a layer multiply: both operands as they are; weights rounded to bf16; or
+// both operands rounded to bf16. Sums have the arithmetic's type.
+enum class Precision : int { full, bf16_weights, bf16_products };
+inline constexpr const char* kPrecisionNames[] = {"full", "bf16_weights", "bf16_products"};
 
 // What a cell can be told besides its parameters; infinity: off.
 struct CellConstants {
@@ -198,9 +199,9 @@ struct CellConstants {
   // (gates, candidate, and of an LSTM c).
   double forward_clip;
   Activation activations[3];
-  double noise[kNoises];    // p
-  int heads = 1;            // N, of a cell with heads
-  bool exp_forget = false;  // of an sLSTM: exp as the forget gate's nonlinearity
+  double noise[kNoises];                  // p
+  int heads = 1;                          // N, of a cell with heads
+  bool exp_forget = false;                // of an sLSTM: exp as the forget gate's nonlinearity
   Precision precision = Precision::full;  // float only, if not full
 };
 

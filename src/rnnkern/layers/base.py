@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import runtime
+from ..bf16 import Compute, bf16_or_none
 from ..checks import (
     Seed,
     as_array,
@@ -85,6 +86,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
     residual: Final[bool] = fixed("residual", "Whether layers add their input to h.")
     ensemble: Final[int | None] = fixed("ensemble", "E, or None.")
     dtype: Final[np.dtype[Any]] = fixed("dtype", "Of parameters, inputs and outputs.")
+    compute: Final[Compute] = fixed("compute", "What operands of products are rounded to.")
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
@@ -132,6 +135,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
             raise ValueError("batch_first: expected False with an ensemble, got True")
         self.dropout = dropout
         self._dtype = float_dtype(dtype)
+        self._compute = bf16_or_none("compute", compute, self._dtype)
         self._init = initializer(init, cell.kind)
         own_seed = seed_sequence("seed", seed)
         self._seed: Any = own_seed  # as given: None, an integer or a SeedSequence of our own
@@ -163,7 +167,9 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
             self._params[name][...] = values
         self._stack = stack
 
-    def _new_stack(self, members: int) -> LayerStack:
+    def _new_stack(self, members: int, weights: Compute = None) -> LayerStack:
+        """The layer's stack in the core, with weights as they are, or rounded."""
+        rounded = "bf16_weights" if weights else "full"
         return LayerStack(
             kind=self._kind,
             input_size=self._input_size,
@@ -184,6 +190,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
             noise=self._cell.noise,
             heads=self._cell.heads,
             exp_forget=self._cell.exp_forget,
+            precision="bf16_products" if self._compute else rounded,
         )
 
     def _bound(self, name: str, clip: float | None) -> float:
@@ -466,11 +473,15 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
             defined = f"defined for {', '.join(kinds)}"
             raise ValueError(f"flow_penalty: expected 0 for {self._kind} ({defined}), got {weight}")
 
-    def freeze(self, *, embedding: Embedding | None = None) -> Frozen[S]:
+    def freeze(self, *, embedding: Embedding | None = None, weights: Compute = None) -> Frozen[S]:
         """Pack the weights once, for many calls.
 
         Parameters
         ----------
+        weights : {None, "bf16"}
+            What the matrices are rounded to and stored in. With "bf16" they take half the memory;
+            all else stays float32, as do the sums. A step of few rows, which mostly waits for the
+            weights, is faster. float32 layers only.
         embedding : Embedding, optional
             Whose outputs are the layer's inputs. The frozen layer and its streams then take
             integers, and look up what the input matrices make of the embedding's rows; see `Frozen`
@@ -480,12 +491,13 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         -------
         Frozen
             With this layer's parameters as they are now. It is called like the layer, gives the
-            same bits, and makes streams that share its weights.
+            same bits (those of a layer of rounded matrices with ``weights="bf16"``), and makes
+            streams that share its weights.
 
         Raises
         ------
         TypeError, ValueError
-            If a parameter or the embedding is not what it must be.
+            If a parameter, the embedding or `weights` is not what it must be.
 
         Examples
         --------
@@ -497,7 +509,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         True
         """
         try:
-            return Frozen(self, embedding)
+            return Frozen(self, embedding, weights)
         except (TypeError, ValueError) as error:
             self._explain(error)
             raise

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..bf16 import Compute
 from ..checks import Seed, alone, bound, choice, fixed, flag, probability
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
@@ -26,8 +27,8 @@ class GRU(_Layer[Array]):
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
-    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed,
-    init, params
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
+    seed, init, params
         As in `RNN`.
     reset_after : bool
         True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
@@ -103,6 +104,7 @@ class GRU(_Layer[Array]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..bf16 import Compute
 from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
 from .initialize import Init
@@ -30,7 +31,8 @@ class IndRNN(_Layer[Array]):
         As in `RNN`.
     nonlinearity : {"relu", "tanh"}
         The name of act.
-    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed, params
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
+    seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
         As in `RNN`, but for u: uniform over [0, 1), so that there are units of long and of short
@@ -78,6 +80,7 @@ class IndRNN(_Layer[Array]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..bf16 import Compute
 from ..checks import Seed, alone, bound, choice, fixed, flag, integer, probability, size
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
@@ -28,8 +29,8 @@ class LSTM(_Layer[tuple[Array, Array]]):
     ----------
     input_size, hidden_size, num_layers : int
         As in `RNN`.
-    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed,
-    init, params
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
+    seed, init, params
         As in `RNN`.
     forget_bias : float, optional
         What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
@@ -160,6 +161,7 @@ class LSTM(_Layer[tuple[Array, Array]]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..bf16 import Compute
 from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
 from .initialize import Init
@@ -34,8 +35,8 @@ class MinGRU(_Layer[Array]):
         g. ``positive`` is the paper's choice for its log-space form: a + 1/2 where a >= 0, and
         sigmoid(a) elsewhere, so that states that start at or above zero stay there. ``identity`` is
         that of its plain form, and ``tanh`` the GRU's.
-    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed,
-    init, params
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
+    seed, init, params
         As in `RNN`, but that there is no ``orthogonal``, which is about recurrent weights.
 
     Attributes
@@ -79,6 +80,7 @@ class MinGRU(_Layer[Array]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..bf16 import Compute
 from ..checks import Seed, choice, fixed
 from .base import Cell, _Layer, shared
 from .initialize import Init
@@ -30,8 +31,8 @@ class MinLSTM(_Layer[Array]):
         As in `RNN`.
     candidate : {"positive", "identity", "tanh"}
         g, as in `MinGRU`.
-    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed,
-    init, params
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
+    seed, init, params
         As in `MinGRU`.
 
     Attributes
@@ -75,6 +76,7 @@ class MinLSTM(_Layer[Array]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,

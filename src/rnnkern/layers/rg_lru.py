@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..bf16 import Compute
 from ..checks import Seed
 from .base import Cell, _Layer, shared
 from .initialize import Init
@@ -36,7 +37,7 @@ class RGLRU(_Layer[Array]):
     bidirectional : bool
         As in `RNN`; with one layer only, as the two directions' outputs would be 2H inputs of the
         next.
-    bias, batch_first, dropout, reverse, residual, ensemble, dtype, seed, params
+    bias, batch_first, dropout, reverse, residual, ensemble, dtype, compute, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "identity", "zeros"}
         As in `MinGRU`, but for lambda, which starts as in the paper's section 2.4 with each: where
@@ -81,6 +82,7 @@ class RGLRU(_Layer[Array]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,

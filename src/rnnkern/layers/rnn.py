@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..bf16 import Compute
 from ..checks import Seed, alone, bound, choice, fixed, probability
 from .activations import Activations, chosen
 from .base import Cell, _Layer, shared
@@ -63,6 +64,11 @@ class RNN(_Layer[Array]):
         is ``np.random.SeedSequence(seed, spawn_key=(e,))``. Not with ``batch_first``.
     dtype : {float32, float64}
         Of parameters, inputs and outputs. Nothing is cast.
+    compute : {None, "bf16"}
+        What both operands of every product are rounded to, in calls and in backward: weights,
+        inputs, h and dL/da. Sums, states, parameters, gradients and all other maths stay float32,
+        in which the layer must be. Twice as fast where the machine multiplies bf16 twice as fast,
+        and the same bits on machines that do not; see ``docs/bf16.md``.
     seed : int or numpy.random.SeedSequence, optional
         Of the initial parameters and of dropout; from the system if not given. Ensembles of
         different seeds share no member.
@@ -150,6 +156,7 @@ class RNN(_Layer[Array]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..bf16 import Compute
 from ..checks import Seed, fixed, flag, integer, size
 from .base import Cell, _Layer, shared
 from .initialize import Init
@@ -39,7 +40,8 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
         N, a divisor of `hidden_size`.
     exp_forget : bool
         Whether the forget gate is exp(a_f) instead of sigmoid(a_f), hence log f = a_f.
-    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, seed, params
+    bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
+    seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity"}
         As in `RNN`; each block of R counts as a matrix of H/N rows.
@@ -101,6 +103,7 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
         residual: bool = False,
         ensemble: int | None = None,
         dtype: DTypeLike = np.float32,
+        compute: Compute = None,
         seed: Seed = None,
         init: Init = "uniform",
         params: Mapping[str, Any] | None = None,
