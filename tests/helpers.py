@@ -385,10 +385,10 @@ def noise_of(layer, T, B, step=0):
     return [{name: values(l, d, name) for name in names} for l, d in places]
 
 
-def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0):
-    """Run the reference on a layer's parameters."""
+def run_reference(layer, problem, clip=None, masks=None, flow_penalty=0.0, **formats):
+    """Run the reference on a layer's parameters; `formats` are `weights` and `compute`."""
     unbatched = problem.x.ndim == 2
-    config = config_of(layer)
+    config = replace(config_of(layer), **formats)
     params = {name: p.astype(np.float64) for name, p in layer.params.items()}
 
     def sequence(a):  # to (T, B, C); its own inverse but for the unbatched row

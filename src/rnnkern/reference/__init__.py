@@ -2,6 +2,7 @@
 
 Forward, backpropagation through time, the clips, the loss and the optimizers: what the compiled
 kernels compute is defined here, and tested against here. The module imports nothing of the package.
+Products of bf16 numbers (`bf16_product`) are defined by their bits.
 
 Letters, for every shape: T steps, B rows of the batch, I inputs, H hidden units, P outputs (the
 width of h; H without a projection), L layers, D directions, G gates (RNN and IndRNN
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from .activations import ACTIVATIONS, Activation
 from .attention import attention, attention_gradient
+from .bf16 import bf16_bits, bf16_product, from_bf16_bits, to_bf16
 from .cells import CELLS, Cell
 from .crf import crf, crf_paths
 from .embedding import embedding, embedding_gradient, on_rows
@@ -64,6 +66,8 @@ __all__ = [
     "attention",
     "attention_gradient",
     "backward",
+    "bf16_bits",
+    "bf16_product",
     "binary_cross_entropy",
     "clip_factor",
     "crf",
@@ -72,6 +76,7 @@ __all__ = [
     "embedding",
     "embedding_gradient",
     "forward",
+    "from_bf16_bits",
     "gaussian_nll",
     "huber",
     "joint_norm",
@@ -87,4 +92,5 @@ __all__ = [
     "quantile",
     "rmsprop",
     "sgd",
+    "to_bf16",
 ]

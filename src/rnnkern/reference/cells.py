@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -59,19 +59,7 @@ def _clip_value_backward(d: Array, before: Array, c: float | None) -> Array:
     return d if c is None else np.where(np.abs(before) > c, 0.0, d)
 
 
-# ---------------------------------------------------------------------------------- products
-
-
-def _affine(x: Array, w: Weights, of: str) -> Array:
-    """Return W x + b for each row, with the weight and the bias of "ih" or "hh"."""
-    a: Array = x @ w["weight_" + of].T + w["bias_" + of]
-    return a
-
-
-def _affine_backward(da: Array, x: Array, w: Weights, of: str) -> tuple[Array, Weights]:
-    """Return dx and {dW, db}."""
-    dw = {"weight_" + of: da.T @ x, "bias_" + of: da.sum(axis=0)}
-    return da @ w["weight_" + of], dw
+# ------------------------------------------------------------------------- norms and weights
 
 
 def _standardized(v: Array) -> tuple[Array, Array]:
@@ -92,16 +80,6 @@ def _layer_norm(z: Array, w: Weights, of: str) -> Array:
     """Return z, the product of "ih" or "hh", standardized, with its gain and bias, if any."""
     n, _ = _standardized(z)
     return n * w["gain_" + of] + w.get("bias_" + of, 0.0)
-
-
-def _layer_norm_backward(da: Array, x: Array, w: Weights, of: str) -> tuple[Array, Weights, Array]:
-    """Return dx, {dW, dgain, db} and dz, with z = W x."""
-    n, rstd = _standardized(x @ w["weight_" + of].T)
-    dz = _standardized_backward(da * w["gain_" + of], n, rstd)
-    dw = {"weight_" + of: dz.T @ x, "gain_" + of: (da * n).sum(axis=0)}
-    if "bias_" + of in w:
-        dw["bias_" + of] = da.sum(axis=0)
-    return dz @ w["weight_" + of], dw, dz
 
 
 def _by_gate(w: Weights) -> list[Weights]:
@@ -141,6 +119,8 @@ class Cell(ABC):
     has_flow_penalty: ClassVar[bool] = False
     inputs_are_units: ClassVar[bool] = False  # whether x acts unit by unit, so that I is H
     also_saved: ClassVar[tuple[str, ...]] = ()  # what the kernels save besides gates and states
+    _: KW_ONLY
+    operand: Callable[[Array], Array] = _identity  # what products read of an operand
 
     @property
     def states(self) -> tuple[StateInfo, ...]:
@@ -177,6 +157,25 @@ class Cell(ABC):
         """Whether h is P wide; otherwise P is H."""
         return any(p.role == "projection_matrix" for p in self.parameters)
 
+    def _product(self, x: Array, W: Array) -> Array:
+        """Return W x for each row."""
+        z: Array = self.operand(x) @ self.operand(W).T
+        return z
+
+    def _product_backward(self, dz: Array, x: Array, W: Array) -> tuple[Array, Array]:
+        """Return dx and dW, with z = W x."""
+        dz = self.operand(dz)
+        return dz @ self.operand(W), dz.T @ self.operand(x)
+
+    def _affine(self, x: Array, w: Weights, of: str) -> Array:
+        """Return W x + b for each row, with the weight and the bias of "ih" or "hh"."""
+        return self._product(x, w["weight_" + of]) + w["bias_" + of]
+
+    def _affine_backward(self, da: Array, x: Array, w: Weights, of: str) -> tuple[Array, Weights]:
+        """Return dx and {dW, db}."""
+        dx, dW = self._product_backward(da, x, w["weight_" + of])
+        return dx, {"weight_" + of: dW, "bias_" + of: da.sum(axis=0)}
+
     @abstractmethod
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         """Return the new state and the gates (n, G*H), from x (n, I) and the state before.
@@ -211,7 +210,7 @@ class _RNN(Cell):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
-        h = self.act(_affine(x, w, "ih") + _affine(h_prev, w, "hh"))
+        h = self.act(self._affine(x, w, "ih") + self._affine(h_prev, w, "hh"))
         return (h,), h
 
     def backward_step(
@@ -219,8 +218,8 @@ class _RNN(Cell):
     ) -> StepBack:
         (dh,), (h_prev,), (h,) = d_state, step.prev, step.new
         da = clip_value(dh * self.slope(h), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da, h_prev, w, "hh")
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da, da)
 
 
@@ -239,7 +238,7 @@ class _LSTM(Cell):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         h_prev, c_prev = state
-        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a = self._affine(x, w, "ih") + self._affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
         i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
         c = clip_value(f * c_prev + i * g, self.cell_clip)
@@ -260,8 +259,8 @@ class _LSTM(Cell):
         da_g = dc * i * (1 - g**2)
         da_o = dm * tanh_c * o * (1 - o)
         da = clip_value(np.hstack([da_i, da_f, da_g, da_o]), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da, h_prev, w, "hh")
         return StepBack(dx, (dh_prev, dc * f), dw_ih | dw_hh | dw_hr, da)
 
     def _output(self, m: Array, w: Weights) -> Array:
@@ -288,11 +287,12 @@ class _ProjectedLSTM(_LSTM):
     proj_clip: float | None = None
 
     def _output(self, m: Array, w: Weights) -> Array:
-        return clip_value(m @ w["weight_hr"].T, self.proj_clip)
+        return clip_value(self._product(m, w["weight_hr"]), self.proj_clip)
 
     def _output_backward(self, dh: Array, m: Array, w: Weights) -> tuple[Array, Weights]:
-        dh = _clip_value_backward(dh, m @ w["weight_hr"].T, self.proj_clip)
-        return dh @ w["weight_hr"], {"weight_hr": dh.T @ m}
+        dh = _clip_value_backward(dh, self._product(m, w["weight_hr"]), self.proj_clip)
+        dm, dW = self._product_backward(dh, m, w["weight_hr"])
+        return dm, {"weight_hr": dW}
 
 
 class _GRUResetAfter(Cell):
@@ -304,8 +304,8 @@ class _GRUResetAfter(Cell):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
-        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
-        h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        x_r, x_z, x_n = np.split(self._affine(x, w, "ih"), 3, axis=1)
+        h_r, h_z, q = np.split(self._affine(h_prev, w, "hh"), 3, axis=1)
         r = sigmoid(x_r + h_r)
         z = sigmoid(x_z + h_z)
         n = np.tanh(x_n + r * q)
@@ -317,14 +317,14 @@ class _GRUResetAfter(Cell):
     ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
         r, z, n = np.split(step.gates, 3, axis=1)
-        _, _, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        _, _, q = np.split(self._affine(h_prev, w, "hh"), 3, axis=1)
         da_n = clip_value(dh * (1 - z) * (1 - n**2), step_value)
         da_z = clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
         da_r = clip_value(da_n * q * r * (1 - r), step_value)
         da = np.hstack([da_r, da_z, da_n])
         da_h = np.hstack([da_r, da_z, da_n * r])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da_h, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da_h, h_prev, w, "hh")
         return StepBack(dx, (dh_prev + dh * z,), dw_ih | dw_hh, da, da_h)
 
 
@@ -336,10 +336,10 @@ class _GRUResetBefore(Cell):
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         w_r, w_z, w_n = _by_gate(w)
-        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
-        r = sigmoid(x_r + _affine(h_prev, w_r, "hh"))
-        z = sigmoid(x_z + _affine(h_prev, w_z, "hh"))
-        n = np.tanh(x_n + _affine(r * h_prev, w_n, "hh"))
+        x_r, x_z, x_n = np.split(self._affine(x, w, "ih"), 3, axis=1)
+        r = sigmoid(x_r + self._affine(h_prev, w_r, "hh"))
+        z = sigmoid(x_z + self._affine(h_prev, w_z, "hh"))
+        n = np.tanh(x_n + self._affine(r * h_prev, w_n, "hh"))
         h = (1 - z) * n + z * h_prev
         return (h,), np.hstack([r, z, n])
 
@@ -351,12 +351,12 @@ class _GRUResetBefore(Cell):
         w_r, w_z, w_n = _by_gate(w)
         da_n = clip_value(dh * (1 - z) * (1 - n**2), step_value)
         da_z = clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
-        drh, dw_n = _affine_backward(da_n, r * h_prev, w_n, "hh")
+        drh, dw_n = self._affine_backward(da_n, r * h_prev, w_n, "hh")
         da_r = clip_value(drh * h_prev * r * (1 - r), step_value)
-        dh_r, dw_r = _affine_backward(da_r, h_prev, w_r, "hh")
-        dh_z, dw_z = _affine_backward(da_z, h_prev, w_z, "hh")
+        dh_r, dw_r = self._affine_backward(da_r, h_prev, w_r, "hh")
+        dh_z, dw_z = self._affine_backward(da_z, h_prev, w_z, "hh")
         da = np.hstack([da_r, da_z, da_n])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
         dh_prev = dh * z + drh * r + dh_r + dh_z
         dw_hh = {name: np.concatenate([dw_r[name], dw_z[name], dw_n[name]]) for name in dw_r}
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
@@ -385,7 +385,7 @@ class _MinGRU(_OfInputs):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
-        a_z, a_v = np.split(_affine(x, w, "ih"), 2, axis=1)
+        a_z, a_v = np.split(self._affine(x, w, "ih"), 2, axis=1)
         z = sigmoid(a_z)
         v = self.act(a_v)
         h = (1 - z) * h_prev + z * v
@@ -396,11 +396,11 @@ class _MinGRU(_OfInputs):
     ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
         z, v = np.split(step.gates, 2, axis=1)
-        _, a_v = np.split(_affine(step.x, w, "ih"), 2, axis=1)
+        _, a_v = np.split(self._affine(step.x, w, "ih"), 2, axis=1)
         da_z = dh * (v - h_prev) * z * (1 - z)
         da_v = dh * z * self.slope(a_v)
         da = clip_value(np.hstack([da_z, da_v]), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
         return StepBack(dx, (dh * (1 - z),), dw_ih, da)
 
 
@@ -420,7 +420,7 @@ class _MinLSTM(_OfInputs):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
-        a_f, a_i, a_v = np.split(_affine(x, w, "ih"), 3, axis=1)
+        a_f, a_i, a_v = np.split(self._affine(x, w, "ih"), 3, axis=1)
         f = sigmoid(softplus(-a_i) - softplus(-a_f))  # log sigmoid(a) = -softplus(-a)
         i = 1 - f
         v = self.act(a_v)
@@ -432,13 +432,13 @@ class _MinLSTM(_OfInputs):
     ) -> StepBack:
         (dh,), (h_prev,) = d_state, step.prev
         f, i, v = np.split(step.gates, 3, axis=1)
-        a_f, a_i, a_v = np.split(_affine(step.x, w, "ih"), 3, axis=1)
+        a_f, a_i, a_v = np.split(self._affine(step.x, w, "ih"), 3, axis=1)
         ds = dh * (h_prev - v) * f * i  # of s = log s_f - log s_i, the argument of f
         da_f = ds * sigmoid(-a_f)
         da_i = -ds * sigmoid(-a_i)
         da_v = dh * i * self.slope(a_v)
         da = clip_value(np.hstack([da_f, da_i, da_v]), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
         return StepBack(dx, (dh * f,), dw_ih, da)
 
 
@@ -463,7 +463,7 @@ class _IndRNN(Cell):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), u = state, w["weight_hh"]
-        h = self.act(_affine(x, w, "ih") + u * h_prev)
+        h = self.act(self._affine(x, w, "ih") + u * h_prev)
         return (h,), h
 
     def backward_step(
@@ -471,7 +471,7 @@ class _IndRNN(Cell):
     ) -> StepBack:
         (dh,), (h_prev,), (h,), u = d_state, step.prev, step.new, w["weight_hh"]
         da = clip_value(dh * self.slope(h), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
         du = (da * h_prev).sum(axis=0)
         return StepBack(dx, (da * u,), dw_ih | {"weight_hh": du}, da)
 
@@ -487,7 +487,7 @@ class _PeepholeLSTM(_LSTM):
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         h_prev, c_prev = state
         p_i, p_f, p_o = np.split(w["weight_ch"], 3)
-        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a = self._affine(x, w, "ih") + self._affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
         i, f, g = sigmoid(a_i + p_i * c_prev), sigmoid(a_f + p_f * c_prev), np.tanh(a_g)
         c = clip_value(f * c_prev + i * g, self.cell_clip)
@@ -508,8 +508,8 @@ class _PeepholeLSTM(_LSTM):
         da_f = clip_value(dc * c_prev * f * (1 - f), step_value)
         da_g = clip_value(dc * i * (1 - g**2), step_value)
         da = np.hstack([da_i, da_f, da_g, da_o])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da, h_prev, w, "hh")
         dc_prev = dc * f + da_i * p_i + da_f * p_f
         dp = np.hstack([da_i * c_prev, da_f * c_prev, da_o * c]).sum(axis=0)
         return StepBack(dx, (dh_prev, dc_prev), dw_ih | dw_hh | {"weight_ch": dp}, da)
@@ -538,8 +538,20 @@ class _LayerNorm(Cell):
 
     def _sides(self, x: Array, h_prev: Array, w: Weights) -> tuple[Array, Array]:
         """Return the parts that x and h_prev have in the gates' arguments."""
-        of_x = _layer_norm(x @ w["weight_ih"].T, w, "ih")
-        return of_x, _layer_norm(h_prev @ w["weight_hh"].T, w, "hh")
+        of_x = _layer_norm(self._product(x, w["weight_ih"]), w, "ih")
+        return of_x, _layer_norm(self._product(h_prev, w["weight_hh"]), w, "hh")
+
+    def _layer_norm_backward(
+        self, da: Array, x: Array, w: Weights, of: str
+    ) -> tuple[Array, Weights, Array]:
+        """Return dx, {dW, dgain, db} and dz, with z = W x."""
+        n, rstd = _standardized(self._product(x, w["weight_" + of]))
+        dz = _standardized_backward(da * w["gain_" + of], n, rstd)
+        dx, dW = self._product_backward(dz, x, w["weight_" + of])
+        dw = {"weight_" + of: dW, "gain_" + of: (da * n).sum(axis=0)}
+        if "bias_" + of in w:
+            dw["bias_" + of] = da.sum(axis=0)
+        return dx, dw, dz
 
     @abstractmethod
     def _gates(self, of_x: Array, of_h: Array) -> list[Array]:
@@ -594,16 +606,19 @@ class _HasteLSTM(_LayerNorm, _LSTM):
         da_g = dc * i * (1 - g**2)
         da_o = dm * tanh_c * o * (1 - o)
         da = clip_value(np.hstack([da_i, da_f, da_g, da_o]), step_value)
-        dx, dw_ih, _ = _layer_norm_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh, _ = _layer_norm_backward(da, h_prev, w, "hh")
+        dx, dw_ih, _ = self._layer_norm_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh, _ = self._layer_norm_backward(da, h_prev, w, "hh")
         dw_c = {"gain_c": (d_normed * n).sum(axis=0), "bias_c": d_normed.sum(axis=0)}
         return StepBack(dx, (dh_prev, dc * f), dw_ih | dw_hh | dw_c | dw_hr, da)
 
     def _output(self, m: Array, w: Weights) -> Array:
-        return m @ w["weight_hr"].T if self.projects else m
+        return self._product(m, w["weight_hr"]) if self.projects else m
 
     def _output_backward(self, dh: Array, m: Array, w: Weights) -> tuple[Array, Weights]:
-        return (dh @ w["weight_hr"], {"weight_hr": dh.T @ m}) if self.projects else (dh, {})
+        if not self.projects:
+            return dh, {}
+        dm, dW = self._product_backward(dh, m, w["weight_hr"])
+        return dm, {"weight_hr": dW}
 
 
 class _ProjectedHasteLSTM(_HasteLSTM):
@@ -659,9 +674,9 @@ class _HasteGRU(_LayerNorm, _GRUResetAfter):
         da_z = clip_value(dh * (h_prev - n) * z * (1 - z), step_value)
         da_r = clip_value(da_n * q * r * (1 - r), step_value)
         da = np.hstack([da_r, da_z, da_n])
-        dx, dw_ih, _ = _layer_norm_backward(da, step.x, w, "ih")
+        dx, dw_ih, _ = self._layer_norm_backward(da, step.x, w, "ih")
         da_h = np.hstack([da_r, da_z, da_n * r])
-        dh_prev, dw_hh, dz_h = _layer_norm_backward(da_h, h_prev, w, "hh")
+        dh_prev, dw_hh, dz_h = self._layer_norm_backward(da_h, h_prev, w, "hh")
         return StepBack(dx, (dh_prev + dh * z,), dw_ih | dw_hh, da, dz_h)
 
 
@@ -711,17 +726,17 @@ class _GeneralRNN(_General):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), (act,) = state, self._acts()
-        h = act.value(_affine(x, w, "ih") + _affine(h_prev, w, "hh"))
+        h = act.value(self._affine(x, w, "ih") + self._affine(h_prev, w, "hh"))
         return (h,), h
 
     def backward_step(
         self, d_state: State, step: Step, w: Weights, step_value: float | None
     ) -> StepBack:
         (dh,), (h_prev,), (act,) = d_state, step.prev, self._acts()
-        a = _affine(step.x, w, "ih") + _affine(h_prev, w, "hh")
+        a = self._affine(step.x, w, "ih") + self._affine(h_prev, w, "hh")
         da = clip_value(dh * act.slope(a), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da, h_prev, w, "hh")
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da, da)
 
 
@@ -763,7 +778,7 @@ class _GeneralLSTM(_General):
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev, c_prev), (gate, cand, _), out = state, self._acts(), self.activations[2]
         p_i, p_f, p_o = np.split(w["weight_ch"], 3)
-        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a = self._affine(x, w, "ih") + self._affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
         i = gate.value(a_i + p_i * c_prev)
         f = gate.value(a_f + p_f * c_prev)
@@ -779,7 +794,7 @@ class _GeneralLSTM(_General):
         (dh, dc_next), (h_prev, c_prev), (_, c) = d_state, step.prev, step.new
         (gate, cand, _), out = self._acts(), self.activations[2]
         p_i, p_f, p_o = np.split(w["weight_ch"], 3)
-        a = _affine(step.x, w, "ih") + _affine(h_prev, w, "hh")
+        a = self._affine(step.x, w, "ih") + self._affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
         i, f, g, o = np.split(step.gates, 4, axis=1)
         dm, dw_hr = self._output_backward(dh, o * out.value(c), w)
@@ -790,8 +805,8 @@ class _GeneralLSTM(_General):
         da_f = clip_value(dc * c_prev * gate.slope(a_f + p_f * c_prev), step_value)
         da_g = clip_value(dc * i * cand.slope(a_g), step_value)
         da = np.hstack([da_i, da_f, da_g, da_o])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da, h_prev, w, "hh")
         dc_prev = dc * f + da_i * p_i + da_f * p_f
         dp = np.hstack([da_i * c_prev, da_f * c_prev, da_o * c]).sum(axis=0)
         dw = dw_ih | dw_hh | dw_hr | {"weight_ch": dp}
@@ -799,14 +814,17 @@ class _GeneralLSTM(_General):
 
     def _output(self, m: Array, w: Weights) -> Array:
         """Return h (n, P) from m = o out(c) (n, H)."""
-        return clip_value(m @ w["weight_hr"].T, self.proj_clip) if self.projects else m
+        if not self.projects:
+            return m
+        return clip_value(self._product(m, w["weight_hr"]), self.proj_clip)
 
     def _output_backward(self, dh: Array, m: Array, w: Weights) -> tuple[Array, Weights]:
         """Return dm, and the gradients of the parameters that only `_output` uses."""
         if not self.projects:
             return dh, {}
-        dh = _clip_value_backward(dh, m @ w["weight_hr"].T, self.proj_clip)
-        return dh @ w["weight_hr"], {"weight_hr": dh.T @ m}
+        dh = _clip_value_backward(dh, self._product(m, w["weight_hr"]), self.proj_clip)
+        dm, dW = self._product_backward(dh, m, w["weight_hr"])
+        return dm, {"weight_hr": dW}
 
 
 class _GeneralProjectedLSTM(_GeneralLSTM):
@@ -829,7 +847,7 @@ class _GeneralCIFG(_GeneralLSTM):
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev, c_prev), (gate, cand, _), out = state, self._acts(), self.activations[2]
         p_i, p_o = np.split(w["weight_ch"], 2)
-        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a = self._affine(x, w, "ih") + self._affine(h_prev, w, "hh")
         a_i, a_g, a_o = np.split(a, 3, axis=1)
         i = gate.value(a_i + p_i * c_prev)
         g = cand.value(a_g)
@@ -844,7 +862,7 @@ class _GeneralCIFG(_GeneralLSTM):
         (dh, dc_next), (h_prev, c_prev), (_, c) = d_state, step.prev, step.new
         (gate, cand, _), out = self._acts(), self.activations[2]
         p_i, p_o = np.split(w["weight_ch"], 2)
-        a = _affine(step.x, w, "ih") + _affine(h_prev, w, "hh")
+        a = self._affine(step.x, w, "ih") + self._affine(h_prev, w, "hh")
         a_i, a_g, a_o = np.split(a, 3, axis=1)
         i, g, o = np.split(step.gates, 3, axis=1)
         dm, dw_hr = self._output_backward(dh, o * out.value(c), w)
@@ -854,8 +872,8 @@ class _GeneralCIFG(_GeneralLSTM):
         da_i = clip_value(dc * (g - c_prev) * gate.slope(a_i + p_i * c_prev), step_value)
         da_g = clip_value(dc * i * cand.slope(a_g), step_value)
         da = np.hstack([da_i, da_g, da_o])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da, h_prev, w, "hh")
         dc_prev = dc * (1 - i) + da_i * p_i
         dp = np.hstack([da_i * c_prev, da_o * c]).sum(axis=0)
         dw = dw_ih | dw_hh | dw_hr | {"weight_ch": dp}
@@ -889,8 +907,8 @@ class _GeneralGRUResetAfter(_GeneralGRU):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), (gate, cand) = state, self._acts()
-        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
-        h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        x_r, x_z, x_n = np.split(self._affine(x, w, "ih"), 3, axis=1)
+        h_r, h_z, q = np.split(self._affine(h_prev, w, "hh"), 3, axis=1)
         r = gate.value(x_r + h_r)
         z = gate.value(x_z + h_z)
         n = cand.value(x_n + r * q)
@@ -901,16 +919,16 @@ class _GeneralGRUResetAfter(_GeneralGRU):
         self, d_state: State, step: Step, w: Weights, step_value: float | None
     ) -> StepBack:
         (dh,), (h_prev,), (gate, cand) = d_state, step.prev, self._acts()
-        x_r, x_z, x_n = np.split(_affine(step.x, w, "ih"), 3, axis=1)
-        h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        x_r, x_z, x_n = np.split(self._affine(step.x, w, "ih"), 3, axis=1)
+        h_r, h_z, q = np.split(self._affine(h_prev, w, "hh"), 3, axis=1)
         r, z, n = np.split(step.gates, 3, axis=1)
         da_n = clip_value(dh * (1 - z) * cand.slope(x_n + r * q), step_value)
         da_z = clip_value(dh * (h_prev - n) * gate.slope(x_z + h_z), step_value)
         da_r = clip_value(da_n * q * gate.slope(x_r + h_r), step_value)
         da = np.hstack([da_r, da_z, da_n])
         da_h = np.hstack([da_r, da_z, da_n * r])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da_h, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da_h, h_prev, w, "hh")
         return StepBack(dx, (dh_prev + dh * z,), dw_ih | dw_hh, da, da_h)
 
 
@@ -925,10 +943,10 @@ class _GeneralGRUResetBefore(_GeneralGRU):
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,), (gate, cand) = state, self._acts()
         w_r, w_z, w_n = _by_gate(w)
-        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
-        r = gate.value(x_r + _affine(h_prev, w_r, "hh"))
-        z = gate.value(x_z + _affine(h_prev, w_z, "hh"))
-        n = cand.value(x_n + _affine(r * h_prev, w_n, "hh"))
+        x_r, x_z, x_n = np.split(self._affine(x, w, "ih"), 3, axis=1)
+        r = gate.value(x_r + self._affine(h_prev, w_r, "hh"))
+        z = gate.value(x_z + self._affine(h_prev, w_z, "hh"))
+        n = cand.value(x_n + self._affine(r * h_prev, w_n, "hh"))
         h = (1 - z) * n + z * h_prev
         return (h,), np.hstack([r, z, n])
 
@@ -937,19 +955,19 @@ class _GeneralGRUResetBefore(_GeneralGRU):
     ) -> StepBack:
         (dh,), (h_prev,), (gate, cand) = d_state, step.prev, self._acts()
         w_r, w_z, w_n = _by_gate(w)
-        x_r, x_z, x_n = np.split(_affine(step.x, w, "ih"), 3, axis=1)
+        x_r, x_z, x_n = np.split(self._affine(step.x, w, "ih"), 3, axis=1)
         r, z, n = np.split(step.gates, 3, axis=1)
-        slope_n = cand.slope(x_n + _affine(r * h_prev, w_n, "hh"))
-        slope_z = gate.slope(x_z + _affine(h_prev, w_z, "hh"))
-        slope_r = gate.slope(x_r + _affine(h_prev, w_r, "hh"))
+        slope_n = cand.slope(x_n + self._affine(r * h_prev, w_n, "hh"))
+        slope_z = gate.slope(x_z + self._affine(h_prev, w_z, "hh"))
+        slope_r = gate.slope(x_r + self._affine(h_prev, w_r, "hh"))
         da_n = clip_value(dh * (1 - z) * slope_n, step_value)
         da_z = clip_value(dh * (h_prev - n) * slope_z, step_value)
-        drh, dw_n = _affine_backward(da_n, r * h_prev, w_n, "hh")
+        drh, dw_n = self._affine_backward(da_n, r * h_prev, w_n, "hh")
         da_r = clip_value(drh * h_prev * slope_r, step_value)
-        dh_r, dw_r = _affine_backward(da_r, h_prev, w_r, "hh")
-        dh_z, dw_z = _affine_backward(da_z, h_prev, w_z, "hh")
+        dh_r, dw_r = self._affine_backward(da_r, h_prev, w_r, "hh")
+        dh_z, dw_z = self._affine_backward(da_z, h_prev, w_z, "hh")
         da = np.hstack([da_r, da_z, da_n])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
         dh_prev = dh * z + drh * r + dh_r + dh_z
         dw_hh = {name: np.concatenate([dw_r[name], dw_z[name], dw_n[name]]) for name in dw_r}
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
@@ -1013,7 +1031,7 @@ class _NoisyRNN(_Noisy):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
-        h_new = self.act(_affine(x, w, "ih") + _affine(h_prev, w, "hh"))
+        h_new = self.act(self._affine(x, w, "ih") + self._affine(h_prev, w, "hh"))
         return (self._zoned_out("h", h_new, h_prev),), h_new
 
     def backward_step(
@@ -1022,8 +1040,8 @@ class _NoisyRNN(_Noisy):
         (dh,), (h_prev,), h_new = d_state, step.prev, step.gates
         m = self._noise("zoneout_h")
         da = clip_value(dh * m * self.slope(h_new), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da, h_prev, w, "hh")
         return StepBack(dx, (dh_prev + dh * (1 - m),), dw_ih | dw_hh, da, da)
 
 
@@ -1037,7 +1055,7 @@ class _NoisyLSTM(_Noisy):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         h_prev, c_prev = state
-        a = _affine(x, w, "ih") + _affine(h_prev, w, "hh")
+        a = self._affine(x, w, "ih") + self._affine(h_prev, w, "hh")
         a_i, a_f, a_g, a_o = np.split(a, 4, axis=1)
         i, f, g, o = sigmoid(a_i), sigmoid(a_f), np.tanh(a_g), sigmoid(a_o)
         c_new = f * c_prev + i * g * self._noise("recurrent_dropout")
@@ -1061,8 +1079,8 @@ class _NoisyLSTM(_Noisy):
         da_g = dc_new * i * s * (1 - g**2)
         da_o = dh_new * tanh_c * o * (1 - o)
         da = clip_value(np.hstack([da_i, da_f, da_g, da_o]), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da, h_prev, w, "hh")
         prev = (dh_prev + dh * (1 - m_h), dc_new * f + dc * (1 - m_c))
         return StepBack(dx, prev, dw_ih | dw_hh, da)
 
@@ -1078,8 +1096,8 @@ class _NoisyGRUResetAfter(_Noisy):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
-        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
-        h_r, h_z, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        x_r, x_z, x_n = np.split(self._affine(x, w, "ih"), 3, axis=1)
+        h_r, h_z, q = np.split(self._affine(h_prev, w, "hh"), 3, axis=1)
         r = sigmoid(x_r + h_r)
         z = sigmoid(x_z + h_z)
         n = np.tanh(x_n + r * q)
@@ -1092,14 +1110,14 @@ class _NoisyGRUResetAfter(_Noisy):
         (dh,), (h_prev,) = d_state, step.prev
         r, z, n = np.split(step.gates, 3, axis=1)
         m, s = self._noise("zoneout_h"), self._noise("recurrent_dropout")
-        _, _, q = np.split(_affine(h_prev, w, "hh"), 3, axis=1)
+        _, _, q = np.split(self._affine(h_prev, w, "hh"), 3, axis=1)
         da_n = clip_value(dh * m * (1 - z) * s * (1 - n**2), step_value)
         da_z = clip_value(dh * m * (h_prev - n * s) * z * (1 - z), step_value)
         da_r = clip_value(da_n * q * r * (1 - r), step_value)
         da = np.hstack([da_r, da_z, da_n])
         da_h = np.hstack([da_r, da_z, da_n * r])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
-        dh_prev, dw_hh = _affine_backward(da_h, h_prev, w, "hh")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
+        dh_prev, dw_hh = self._affine_backward(da_h, h_prev, w, "hh")
         dh_prev = dh_prev + dh * m * z + dh * (1 - m)
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da, da_h)
 
@@ -1114,10 +1132,10 @@ class _NoisyGRUResetBefore(_Noisy):
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
         w_r, w_z, w_n = _by_gate(w)
-        x_r, x_z, x_n = np.split(_affine(x, w, "ih"), 3, axis=1)
-        r = sigmoid(x_r + _affine(h_prev, w_r, "hh"))
-        z = sigmoid(x_z + _affine(h_prev, w_z, "hh"))
-        n = np.tanh(x_n + _affine(r * h_prev, w_n, "hh"))
+        x_r, x_z, x_n = np.split(self._affine(x, w, "ih"), 3, axis=1)
+        r = sigmoid(x_r + self._affine(h_prev, w_r, "hh"))
+        z = sigmoid(x_z + self._affine(h_prev, w_z, "hh"))
+        n = np.tanh(x_n + self._affine(r * h_prev, w_n, "hh"))
         h_new = (1 - z) * n * self._noise("recurrent_dropout") + z * h_prev
         return (self._zoned_out("h", h_new, h_prev),), np.hstack([r, z, n])
 
@@ -1130,12 +1148,12 @@ class _NoisyGRUResetBefore(_Noisy):
         w_r, w_z, w_n = _by_gate(w)
         da_n = clip_value(dh * m * (1 - z) * s * (1 - n**2), step_value)
         da_z = clip_value(dh * m * (h_prev - n * s) * z * (1 - z), step_value)
-        drh, dw_n = _affine_backward(da_n, r * h_prev, w_n, "hh")
+        drh, dw_n = self._affine_backward(da_n, r * h_prev, w_n, "hh")
         da_r = clip_value(drh * h_prev * r * (1 - r), step_value)
-        dh_r, dw_r = _affine_backward(da_r, h_prev, w_r, "hh")
-        dh_z, dw_z = _affine_backward(da_z, h_prev, w_z, "hh")
+        dh_r, dw_r = self._affine_backward(da_r, h_prev, w_r, "hh")
+        dh_z, dw_z = self._affine_backward(da_z, h_prev, w_z, "hh")
         da = np.hstack([da_r, da_z, da_n])
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
         dh_prev = dh * m * z + dh * (1 - m) + drh * r + dh_r + dh_z
         dw_hh = {name: np.concatenate([dw_r[name], dw_z[name], dw_n[name]]) for name in dw_r}
         return StepBack(dx, (dh_prev,), dw_ih | dw_hh, da)
@@ -1175,7 +1193,7 @@ class _SLSTM(Cell):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         h_prev, c_prev, n_prev, m_prev = state
-        a = _affine(x, w, "ih") + self._recurrent(h_prev, w["weight_hh"])
+        a = self._affine(x, w, "ih") + self._recurrent(h_prev, w["weight_hh"])
         a_i, a_f, a_z, a_o = np.split(a, 4, axis=1)
         log_f = a_f if self.exp_forget else -softplus(-a_f)
         m = np.maximum(a_i, log_f + m_prev)
@@ -1192,7 +1210,7 @@ class _SLSTM(Cell):
         (dh, dc_next, dn_next, _), (h_prev, c_prev, n_prev, _) = d_state, step.prev
         _, c, n, _ = step.new
         i, f, z, o = np.split(step.gates, 4, axis=1)
-        a = _affine(step.x, w, "ih") + self._recurrent(h_prev, w["weight_hh"])
+        a = self._affine(step.x, w, "ih") + self._recurrent(h_prev, w["weight_hh"])
         _, a_f, _, _ = np.split(a, 4, axis=1)
         dc = dc_next + dh * o / n
         dn = dn_next - dh * o * c / n**2
@@ -1201,7 +1219,7 @@ class _SLSTM(Cell):
         da_z = dc * i * (1 - z**2)
         da_o = dh * c / n * o * (1 - o)
         da = clip_value(np.hstack([da_i, da_f, da_z, da_o]), step_value)
-        dx, dw_ih = _affine_backward(da, step.x, w, "ih")
+        dx, dw_ih = self._affine_backward(da, step.x, w, "ih")
         dh_prev, dw_hh = self._recurrent_backward(da, h_prev, w["weight_hh"])
         prev = (dh_prev, dc * f, dn * f, np.zeros_like(dc))
         return StepBack(dx, prev, dw_ih | {"weight_hh": dw_hh}, da)
@@ -1214,12 +1232,13 @@ class _SLSTM(Cell):
     def _recurrent_backward(self, da: Array, h: Array, R: Array) -> tuple[Array, Array]:
         """Return dh and dR."""
         h_by_head, R_by_head = self._by_head(h, R)
-        da = da.reshape(len(h), 4, *h_by_head.shape[1:])
+        da = self.operand(da).reshape(len(h), 4, *h_by_head.shape[1:])
         dh = np.einsum("bgnj,gnjk->bnk", da, R_by_head).reshape(h.shape)
         return dh, np.einsum("bgnj,bnk->gnjk", da, h_by_head).reshape(R.shape)
 
     def _by_head(self, h: Array, R: Array) -> tuple[Array, Array]:
-        """Return h [n, N, H/N] and R [4, N, H/N, H/N]."""
+        """Return the operands h [n, N, H/N] and R [4, N, H/N, H/N]."""
+        h, R = self.operand(h), self.operand(R)
         N, of_head = self.heads, R.shape[1]
         return h.reshape(len(h), N, of_head), R.reshape(4, N, of_head, of_head)
 
@@ -1243,7 +1262,7 @@ class _RGLRU(Cell):
 
     def forward_step(self, x: Array, state: State, w: Weights, kept: Kept) -> tuple[State, Array]:
         (h_prev,) = state
-        r, i = np.split(sigmoid(_affine(x, w, "ih")), 2, axis=1)
+        r, i = np.split(sigmoid(self._affine(x, w, "ih")), 2, axis=1)
         a, s = self._factors(r, w, kept)
         h = a * h_prev + s * (i * x)
         return (h,), np.hstack([r, i])
@@ -1260,7 +1279,7 @@ class _RGLRU(Cell):
         da_r = clip_value(dlog_a * -8 * softplus(w["lambda"]) * r * (1 - r), step_value)
         da_i = clip_value(dh * s * x * i * (1 - i), step_value)
         da = np.hstack([da_r, da_i])
-        dx, dw_ih = _affine_backward(da, x, w, "ih")
+        dx, dw_ih = self._affine_backward(da, x, w, "ih")
         d_lambda = (dlog_a * -8 * r * sigmoid(w["lambda"])).sum(axis=0)
         return StepBack(dx + dh * s * i, (dh * a,), dw_ih | {"lambda": d_lambda}, da)
 

@@ -10,8 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .activations import Activation
+from .bf16 import to_bf16
 from .cells import CELLS, Cell, clip_value
 from .types import Array, ClipLike, Parameter, State, Step, Weights
+
+# The roles of the parameters that products read; all others act elementwise.
+MATRICES = ("input_matrix", "recurrent_matrix", "recurrent_blocks", "projection_matrix")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ class Config:
         option.
     reverse : bool
         Whether the direction, D being 1, goes from each row's last step to its first.
+    weights : str, optional
+        "bf16": matrices rounded to bf16, as a layer frozen with ``weights="bf16"`` has them; None
+        for the parameters themselves. `backward` is that of the rounded ones.
+    compute : str, optional
+        "bf16": both operands of every product rounded to bf16, in backward, too, once rounded to
+        float32, as `to_bf16` does it; None for the operands themselves.
 
     Raises
     ------
@@ -93,6 +103,8 @@ class Config:
     zoneout: float | tuple[float, ...] = 0.0
     recurrent_dropout: float = 0.0
     reverse: bool = False
+    weights: str | None = None
+    compute: str | None = None
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -100,6 +112,9 @@ class Config:
         cell, H = CELLS[self.cell], self.hidden_size
         if self.reverse and self.bidirectional:
             raise ValueError("reverse: expected False with bidirectional, got True")
+        for name in ("weights", "compute"):
+            if getattr(self, name) not in (None, "bf16"):
+                raise ValueError(f"{name}: expected None or 'bf16', got {getattr(self, name)!r}")
         if self.proj_size not in (range(1, H) if cell.projects else (0,)):
             size = f"an integer >= 1 and < hidden_size = {H}" if cell.projects else "0"
             raise ValueError(f"proj_size: expected {size} for {self.cell}, got {self.proj_size!r}")
@@ -418,7 +433,9 @@ def backward(
                     assert back.da_h is not None
                     terms, factor = _flow(dh, u, B)
                     omega += float(terms.sum())
-                    d_weights[k]["weight_hh"] += flow_penalty * back.da_h.T @ (factor * u)
+                    (h_prev, *_), of = step.prev, now.operand
+                    flow = of(h_prev + flow_penalty * factor * u) - of(h_prev)
+                    d_weights[k]["weight_hh"] += of(back.da_h).T @ flow
 
                 limited = np.abs(back.da) >= (clip.step_value or np.inf)
                 for to, seen in (
@@ -524,7 +541,13 @@ def _cell(config: Config) -> Cell:
     """The cell, with the values of its options."""
     cell = CELLS[config.cell]
     given = {name: getattr(config, name) for name in cell.options}
+    if config.compute:
+        given["operand"] = _as_bf16
     return replace(cell, **{name: value for name, value in given.items() if value is not None})
+
+
+def _as_bf16(v: Array) -> Array:
+    return to_bf16(v).astype(np.float64)
 
 
 def _with_noise(
@@ -563,7 +586,9 @@ def _weights(config: Config, params: Mapping[str, npt.ArrayLike]) -> list[Weight
     weights: list[Weights] = [{} for _ in range(config.num_layers * config.directions)]
     for k, p, name, shape in _each_parameter(config):
         given = name in shapes
-        weights[k][p.name] = _checked(name, params[name], shape) if given else np.zeros(shape)
+        array = _checked(name, params[name], shape) if given else np.zeros(shape)
+        is_rounded = config.weights and p.role in MATRICES
+        weights[k][p.name] = _as_bf16(array) if is_rounded else array
     return weights
 
 
