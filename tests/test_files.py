@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors import numpy as safetensors
 
 import rnnkern as rk
-from rnnkern import files
+from rnnkern import files, reference
 
 NUMPY_LOADS = {f"{module}.load" for module in ("np", "numpy", "np.lib.format", "np.lib.npyio")}
 FORBIDDEN = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "allow_pickle"}
@@ -564,8 +564,7 @@ def mixed(path):
 def test_a_prefix_leaves_other_dtypes_out(mixed):
     with pytest.raises(files.FileError, match=r"'a.f16' as float32, .*, got float16 \(dtype= of"):
         files.load(mixed)
-    with pytest.raises(files.FileError, match=r"'a.bf16' as float32, .*, got bfloat16 \(dtype= of"):
-        files.load(mixed, prefix="a.b")
+    assert files.load(mixed, prefix="a.b")["f16"].dtype == np.float32
     said = r"'b.bool' as float32, .* or int64, got bool \(prefix= of files.load leaves others out\)"
     with pytest.raises(files.FileError, match=said):
         files.load(mixed, prefix="b.", dtype=np.float32)
@@ -606,8 +605,87 @@ def test_all_bfloat16_are_exact(path):
     bits = np.arange(2**16, dtype="<u2")
     header = {"w": {"dtype": "BF16", "shape": [2**16], "data_offsets": [0, 2**17]}}
     write(path, header, bits.tobytes())
-    got = files.load(path, dtype=np.float32)["w"].view(np.uint32)
-    assert np.array_equal(got, bits.astype(np.uint32) << 16)
+    for options in ({}, {"dtype": np.float32}):
+        got = files.load(path, **options)["w"].view(np.uint32)
+        assert np.array_equal(got, bits.astype(np.uint32) << 16)
+    got = files.load(path, dtype="bfloat16")["w"]
+    assert got.dtype == np.uint16
+    assert np.array_equal(got, bits)
+    copy = path.with_name("copy")
+    files.save(copy, {"w": got}, dtype="bfloat16")
+    assert copy.read_bytes()[-(2**17) :] == path.read_bytes()[-(2**17) :]
+
+
+def test_bfloat16_is_rounded_to_nearest_and_ties_to_even(path):
+    """As the reference does it, but for subnormal numbers, which a file keeps."""
+    upper = np.arange(2**16, dtype=np.uint32) << np.uint32(16)
+    for lower in (0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        values = (upper | np.uint32(lower)).view(np.float32)
+        values = values[np.isfinite(reference.to_bf16(values))]  # what overflows is refused
+        files.save(path, {"w": values}, dtype="bfloat16")
+        got, bits = files.load(path)["w"], files.load(path, dtype="bfloat16")["w"]
+        subnormal = np.abs(values) < np.finfo(np.float32).tiny
+        wide = values.astype(np.float64)
+        whole = np.rint(wide * 2.0**133) * 2.0**-133
+        want = np.where(subnormal, np.copysign(whole, wide), reference.to_bf16(values))
+        assert got.tobytes() == want.astype(np.float32).tobytes()
+        assert bits.tobytes() == (got.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    special = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0], np.float32)
+    arrays = {"w": special, "alone": np.float32(1.00390625), "n": np.arange(3)}
+    files.save(path, arrays, dtype="bfloat16")
+    got = files.load(path)
+    assert np.array_equal(got["w"], special, equal_nan=True)
+    assert np.array_equal(np.signbit(got["w"]), np.signbit(special))
+    assert (got["alone"].shape, got["alone"].dtype, float(got["alone"])) == ((), np.float32, 1.0)
+    assert got["n"].dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_bfloat16_file_is_read_as_each_dtype(path, dtype):
+    values = np.random.default_rng(0).normal(size=(3, 4)).astype(dtype)
+    files.save(path, {"w": values}, {"epoch": "7"}, dtype="bfloat16")
+    with files.Reader(path) as file:
+        assert file.metadata == {"epoch": "7"}
+        assert file.specs["w"].nbytes == 24
+    want = reference.to_bf16(values)
+    for asked, found in ((None, np.float32), (np.float32, np.float32), (np.float64, np.float64)):
+        got = files.load(path, {"w": files.Spec(np.dtype(found), (3, 4))}, dtype=asked)["w"]
+        assert got.dtype == found
+        assert np.array_equal(got, want)
+    files.save(path, {"w": values})
+    bits = files.load(path, {"w": files.Spec(np.dtype(np.uint16), (3, 4))}, dtype="bfloat16")["w"]
+    assert np.array_equal(bits, reference.bf16_bits(values))
+
+
+def test_layers_go_through_bfloat16_files(path):
+    gru, head = rk.GRU(3, 5, 2, dropout=0.5, seed=0), rk.Linear(5, 2, seed=0)
+    files.save(path, {"gru": gru, "head": head}, dtype="bfloat16")
+    again = rk.GRU(3, 5, 2, seed=1)
+    again.load_state_dict(files.load(path, prefix="gru."))
+    for name, values in gru.params.items():
+        assert np.array_equal(again.params[name], reference.to_bf16(values))
+    made = rk.from_state_dict(files.load(path))["gru."]
+    assert all(np.array_equal(made.params[name], v) for name, v in again.params.items())
+
+
+BF16 = {"dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "error", "said"),
+    [
+        (np.array([3.4e38], "f4"), BF16, files.FileError, "'w': .* bfloat16 can hold, got larger"),
+        (np.array([1e39]), BF16, files.FileError, "'w': .* float32 can hold, got larger"),
+        (np.zeros(2, np.uint16), {}, files.FileError, "'w' as .* int64, got uint16"),
+        (np.zeros(2, np.float16), BF16, files.FileError, "'w' as .* int64, got float16"),
+        (np.zeros(2), {"dtype": "float16"}, ValueError, "^dtype: expected one of bfloat16"),
+        (np.zeros(2), {"dtype": np.float32}, TypeError, "^dtype: expected one of bfloat16"),
+    ],
+)
+def test_what_is_no_bfloat16_is_not_saved(path, array, options, error, said):
+    with pytest.raises(error, match=said):
+        files.save(path, {"w": array}, **options)
+    assert not path.exists()
 
 
 def test_what_the_dtype_cannot_hold_is_refused(path):
@@ -625,6 +703,7 @@ def test_what_the_dtype_cannot_hold_is_refused(path):
         ({"prefix": "x."}, files.FileError, ".*: expected names that begin with 'x.', got none"),
         ({"dtype": np.float16}, TypeError, "dtype: expected float32 or float64, got float16"),
         ({"dtype": "int"}, TypeError, "dtype: expected float32 or float64, got int64"),
+        ({"dtype": np.uint16}, TypeError, "dtype: expected float32 or float64, got uint16"),
     ],
 )
 def test_wrong_parts_are_named(mixed, options, error, said):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .checks import cast_to, flag, float_dtype, group_name, received, viewed
+from .checks import cast_to, choice, flag, float_dtype, group_name, received, viewed
 
 __all__ = ["FileError", "Reader", "Spec", "load", "lock", "save"]
 
@@ -36,9 +36,10 @@ def _bits(name: str, kind: str) -> DType:
 
 
 DTYPES = dict[str, DType](F32=np.dtype("<f4"), F64=np.dtype("<f8"), I64=np.dtype("<i8"))
-CODES = {dtype: code for code, dtype in DTYPES.items()}
 BFLOAT16 = _bits("bfloat16", "<u2")
-HALVES = dict[str, DType](F16=np.dtype("<f2"), BF16=BFLOAT16)  # read as another dtype on request
+HALVES = dict[str, DType](F16=np.dtype("<f2"), BF16=BFLOAT16)  # read as another dtype
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+WRITTEN = CODES | {BFLOAT16: "BF16"}
 # What a file may hold beside them, but is not read.
 OTHERS = {
     **{f"{kind.upper()}{8 * n}": np.dtype(f"<{kind}{n}") for kind in "iu" for n in (1, 2, 4)},
@@ -69,7 +70,8 @@ class Spec(NamedTuple):
     Attributes
     ----------
     dtype : dtype
-        float32, float64 or int64; also others, which `Reader.read` converts or leaves out.
+        float32, float64 or int64; also others, which `Reader.read` converts or leaves out. Of
+        bfloat16, which NumPy does not have, a record of its bits.
     shape : tuple of int
     nbytes : int
         Of the array.
@@ -170,14 +172,15 @@ class Reader:
         prefix : str
             Only arrays whose names begin with it are read, and returned under the rest of the name.
             All others may be of any dtype.
-        dtype : {float32, float64}, optional
+        dtype : {float32, float64, "bfloat16"}, optional
             What arrays of float16, bfloat16, float32 and float64 are rounded to. Those of int64
-            stay as they are. If not given, float16 and bfloat16 are refused.
+            stay as they are. If not given, bfloat16 is read as float32, exactly, and float16 is
+            refused. "bfloat16" gives the bits of such numbers, arrays of uint16.
 
         Returns
         -------
         dict of str to ndarray
-            New arrays, of float32, float64 or int64.
+            New arrays, of float32, float64 or int64; of uint16 where bits were asked for.
 
         Raises
         ------
@@ -199,7 +202,7 @@ class Reader:
         {'w': array([0., 1., 2.])}
         """
         _check_type("prefix", prefix, str, "a str")
-        wanted = None if dtype is None else float_dtype(dtype)
+        wanted = None if dtype is None else _float_or_bfloat16(dtype)
         arrays = {}
         with naming(self._path):
             specs = {n: spec for n, spec in self.specs.items() if n.startswith(prefix)}
@@ -212,17 +215,14 @@ class Reader:
                 self._file.seek(self._start + self._begins[name])
                 got = self._file.readinto(array.reshape(-1).view(np.uint8).data)
                 _check(got == array.nbytes, f"{array.nbytes} bytes of {name!r}", got)
-                if spec.dtype == BFLOAT16:  # the upper half of a float32
-                    bits = array["bfloat16"].astype(np.uint32) << np.uint32(16)
-                    array = bits.view(np.float32)
-                if array.dtype != read[name].dtype:
-                    array = cast_to(repr(name), array, read[name].dtype)
-                arrays[name.removeprefix(prefix)] = array
+                arrays[name.removeprefix(prefix)] = _as_read(repr(name), array, read[name].dtype)
         return arrays
 
 
 def _converted(name: str, spec: Spec, wanted: DType | None) -> Spec:
     """What an array is read as."""
+    if wanted is None and spec.dtype == BFLOAT16:
+        wanted = DTYPES["F32"]
     halves = spec.dtype in HALVES.values()
     fits = spec.dtype in CODES or (halves and wanted is not None)
     hint = (
@@ -231,6 +231,40 @@ def _converted(name: str, spec: Spec, wanted: DType | None) -> Spec:
     got = f"{_shown(spec.dtype)} ({hint})"
     _check(fits, f"{name!r} as float32, float64 or int64", got)
     return spec if wanted is None or spec.dtype.kind == "i" else Spec(wanted, spec.shape)
+
+
+def _float_or_bfloat16(dtype: Any) -> DType:
+    """The dtype of what is read; the bits of bfloat16 are those of uint16."""
+    is_bfloat16 = isinstance(dtype, str) and dtype == "bfloat16"
+    return np.dtype(np.uint16) if is_bfloat16 else float_dtype(dtype)
+
+
+def _as_read(name: str, array: Array, dtype: DType) -> Array:
+    """An array of a file in the dtype that it is read as."""
+    if array.dtype == BFLOAT16:
+        array = array["bfloat16"].astype(np.uint16, copy=False)
+        if dtype.kind == "f":  # the bits are the upper half of a float32
+            array = np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    elif dtype.kind == "u":
+        return _bfloat16_bits(name, array)
+    return array if array.dtype == dtype else cast_to(name, array, dtype)
+
+
+def _bfloat16_bits(name: str, array: Array) -> Array:
+    """The bits of floats that are rounded to bfloat16: to nearest, ties to even.
+
+    Subnormal numbers are kept. A float64 is rounded to float32 first, as in PyTorch.
+    """
+    values = cast_to(name, array, DTYPES["F32"])
+    bits = values.view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    rounded = np.where(np.isnan(values), bits | np.uint32(0x40_0000), rounded)
+    upper: Array = np.asarray(rounded >> np.uint32(16)).astype("<u2")
+    if np.any(np.isfinite(values) & (upper & np.uint16(0x7FFF) == np.uint16(0x7F80))):
+        raise ValueError(
+            f"{name}: expected values that bfloat16 can hold, got larger ones in {array.dtype}"
+        )
+    return upper
 
 
 def _shown(dtype: DType) -> str:
@@ -257,9 +291,10 @@ def load(
     prefix : str
         Only arrays whose names begin with it are read, and returned under the rest of the name. All
         others may be of any dtype.
-    dtype : {float32, float64}, optional
+    dtype : {float32, float64, "bfloat16"}, optional
         What arrays of float16, bfloat16, float32 and float64 are rounded to. Those of int64 stay
-        as they are. If not given, float16 and bfloat16 are refused.
+        as they are. If not given, bfloat16 is read as float32, exactly, and float16 is refused.
+        "bfloat16" gives the bits of such numbers, arrays of uint16.
 
     Returns
     -------
@@ -294,6 +329,7 @@ def save(
     tensors: Any,
     metadata: Mapping[str, str] | None = None,
     *,
+    dtype: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Write arrays to a file, all or nothing.
@@ -315,6 +351,10 @@ def save(
     metadata : dict of str to str, optional
         Goes into the header. A layer's `dropout_state` is added, in JSON, under the key and
         ``.dropout_state``, which may not be one of the names here.
+    dtype : {"bfloat16"}, optional
+        Round arrays of float32 and float64 to bfloat16, to nearest, ties to even, half or a quarter
+        of the bytes, which PyTorch reads as such. Arrays of uint16 are then taken for bits of
+        bfloat16, as `load` gives them. Those of int64 stay as they are.
     dry_run : bool
         Whether to do everything but take the old file's place: whatever stops a save of arrays of
         these sizes, a full disk included, raises the same error. Where there is no old file, there
@@ -332,7 +372,17 @@ def save(
 
     Examples
     --------
-    See `load`. A layer, alone or beside others:
+    See `load`. In half the bytes, and back:
+
+    >>> import tempfile, rnnkern as rk
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     rk.files.save(f"{folder}/a", rk.GRU(3, 4, seed=0), dtype="bfloat16")
+    ...     values = rk.files.load(f"{folder}/a")  # float32
+    ...     bits = rk.files.load(f"{folder}/a", dtype="bfloat16")
+    >>> values["bias_ih_l0"].dtype, bits["bias_ih_l0"].dtype
+    (dtype('float32'), dtype('uint16'))
+
+    A layer, alone or beside others:
 
     >>> import json, tempfile, numpy as np, rnnkern as rk
     >>> from rnnkern import files
@@ -351,6 +401,7 @@ def save(
     path = _checked_path(path)
     metadata = {} if metadata is None else metadata
     dry_run = flag("dry_run", dry_run)
+    rounds = dtype is not None and bool(choice("dtype", dtype, ("bfloat16",)))
     _check_type("metadata", metadata, Mapping, "a dict of strings")
     for key, value in tensors.items() if isinstance(tensors, Mapping) else ():
         if _is_group(value):
@@ -369,6 +420,9 @@ def save(
             raise TypeError(f"{place}: expected an array, got {received(place, array, None, None)}")
         # An array object of its own: the caller can give its own another shape at any time.
         arrays[name] = np.asarray(found, order="C").view()
+        if rounds:
+            with naming(path):
+                arrays[name] = _as_bfloat16(f"{name!r}", arrays[name])
     target = Path(os.path.realpath(path))
     with naming(path):
         # Wide items first, so that each array is aligned.
@@ -390,6 +444,13 @@ def save(
                         pass
         finally:
             os.close(folder)
+
+
+def _as_bfloat16(name: str, array: Array) -> Array:
+    """What is written of an array where floats are rounded."""
+    if array.dtype in (DTYPES["F32"], DTYPES["F64"]):
+        array = _bfloat16_bits(name, array)
+    return array.view(BFLOAT16) if array.dtype == np.dtype("<u2") else array
 
 
 def _flattened(tensors: Any) -> tuple[dict[str, Any], dict[str, str]]:
@@ -533,9 +594,9 @@ def _header(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
     end = 0
     for name, array in arrays.items():
         got = str(array.dtype)
-        _check(array.dtype in CODES, f"{name!r} as float32, float64 or int64", got)
+        _check(array.dtype in WRITTEN, f"{name!r} as float32, float64 or int64", got)
         begin, end = end, end + array.nbytes
-        code, shape = CODES[array.dtype], array.shape
+        code, shape = WRITTEN[array.dtype], array.shape
         entries[name] = {"dtype": code, "shape": shape, "data_offsets": (begin, end)}
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
