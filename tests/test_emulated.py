@@ -66,7 +66,7 @@ def test_neon_gives_the_bits_of_avx2(neon: Path, avx2_bits: str) -> None:
     done = subprocess.run(
         ["qemu-aarch64", neon / "bits"], check=True, capture_output=True, text=True
     )
-    assert len(avx2_bits.splitlines()) == 4 + 40 * len(kinds())  # activations, losses; problems
+    assert len(avx2_bits.splitlines()) == 4 + 56 * len(kinds())  # activations, losses; problems
     assert done.stdout == avx2_bits
 
 
@@ -151,7 +151,7 @@ def avx512(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 def test_avx512_gives_the_bits_of_avx2(avx512: str, avx2_bits: str) -> None:
     assert "set: avx512\n" in avx512
-    assert len(avx2_bits.splitlines()) == 4 + 40 * len(kinds())  # activations, losses; problems
+    assert len(avx2_bits.splitlines()) == 4 + 56 * len(kinds())  # activations, losses; problems
     assert f"{avx2_bits}bits: 0\n" in avx512
 
 

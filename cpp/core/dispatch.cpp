@@ -20,6 +20,8 @@ const Kernels* const kKernels[] = {
 };
 const int kKernelsCount = static_cast<int>(sizeof(kKernels) / sizeof(kKernels[0]));
 
+Bf16Sums bf16_sums = Bf16Sums::fastest;
+
 namespace {
 std::atomic<const Kernels*> chosen{nullptr};
 }

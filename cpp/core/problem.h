@@ -167,6 +167,11 @@ struct BackwardCall {
   bool reverse = false;  // as in ForwardCall
 };
 
+// How products of bf16 are summed, with the same bits: by the instruction for pairs or as floats.
+// Drivers set it (dispatch.cpp) to test both.
+enum class Bf16Sums { fastest, pairs, floats };
+extern Bf16Sums bf16_sums;
+
 // What backward says of the parameter gradients as a whole.
 struct GradientNorm {
   double norm;   // joint L2 norm after `value`, before `norm`

@@ -85,6 +85,7 @@ struct Problem {
   std::uint64_t seed;
   unsigned layout[4];  // of x, y, dy, dx: see `strides`
   Index forward_set, backward_set;
+  Bf16Sums sums;
 
   explicit Problem(Draw& draw) {
     kind = static_cast<Kind>(draw.below(kKindCount));
@@ -144,6 +145,7 @@ struct Problem {
     const Precision precisions[] = {Precision::full, Precision::bf16_products,
                                     Precision::bf16_weights};
     if (!is_double) constants.precision = precisions[draw.below(keep ? 2 : 3)];
+    sums = draw.one_in(2) ? Bf16Sums::pairs : Bf16Sums::floats;
   }
 
   const KindInfo& info() const { return kKinds[static_cast<int>(kind)]; }
@@ -234,16 +236,17 @@ struct Problem {
         "%s f%d T=%td B=%td I=%td H=%td P=%td heads=%d exp_forget=%d cell_clip=%g "
         "projection_clip=%g L=%td D=%td "
         "reverse=%d residual=%d bias=%d state=%d dy=%d dstate=%d "
-        "keep=%d in_place=%d packed=%d precision=%d reuse=%d from_end=%d dropout=%g "
+        "keep=%d in_place=%d packed=%d precision=%d sums=%d reuse=%d from_end=%d dropout=%g "
         "clip=(%g, %g, %g, %g) "
         "trace=%d flow_penalty=%g resets=%zu noise=(%g, %g, %g) training=%d "
         "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
         info().name, is_double ? 64 : 32, T, B, I, H, P, constants.heads, constants.exp_forget,
         constants.cell_clip, constants.projection_clip, L, D, reverse, residual, bias, state, dy,
-        dstate, keep, in_place, packed, static_cast<int>(constants.precision), reuse, from_end,
-        dropout.p, clip.step_value, clip.step_norm, clip.value, clip.norm, trace, flow_penalty,
-        resets.size(), constants.noise[0], constants.noise[1], constants.noise[2], dropout.training,
-        threads, static_cast<int>(values), layout[0], layout[1], layout[2], layout[3]);
+        dstate, keep, in_place, packed, static_cast<int>(constants.precision),
+        static_cast<int>(sums), reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
+        clip.value, clip.norm, trace, flow_penalty, resets.size(), constants.noise[0],
+        constants.noise[1], constants.noise[2], dropout.training, threads, static_cast<int>(values),
+        layout[0], layout[1], layout[2], layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";
@@ -587,6 +590,7 @@ struct Folded {
 
 template <class T>
 std::string run(const Problem& p) {
+  bf16_sums = p.sums;
   const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
   Schedule rows = schedule.view();
   if (!p.resets.empty()) rows.resets = p.resets.data();

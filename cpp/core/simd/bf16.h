@@ -37,11 +37,15 @@ inline void round_to_bf16(const float* from, Index n, float* to) {
     store(to + j, rounded_to_bf16(load_n(from + j, n - j)));
 }
 
-// Whether sums of pairs are one instruction here. The machine is asked, not the compiler: the
-// functions that contain the instruction say so themselves.
+// Whether products sum pairs by vdpbf16ps: where the machine has it, and it is faster than two
+// fused multiply-adds of floats. Intel's is not: of Emerald Rapids one takes as long as four of
+// these. The functions that contain the instruction say so to the compiler themselves.
 #if defined(__AVX512F__)
 #define RNNKERN_BF16_TARGET __attribute__((target("avx512bf16")))
-inline bool sums_pairs() { return __builtin_cpu_supports("avx512bf16"); }
+inline bool sums_pairs() {
+  if (!__builtin_cpu_supports("avx512bf16")) return false;
+  return bf16_sums == Bf16Sums::fastest ? !__builtin_cpu_is("intel") : bf16_sums == Bf16Sums::pairs;
+}
 
 // Pairs of the elements of a row; an odd end is completed by -0, whose product with the +0 of the
 // other operand leaves every sum as it is.
