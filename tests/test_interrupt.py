@@ -134,14 +134,15 @@ def handling(number, handler):
         signal.signal(number, before)
 
 
-def size_of(seconds, use):
-    """Return the n for which use(n) takes this much time of one core."""
+def size_of(seconds, use, given=lambda n: n):
+    """Return the n for which use(given(n)) takes this much time of one core."""
     n, took = 16, 0.0
     with rk.num_threads(1):
         while took < 0.02:
             n *= 2
+            arguments = given(n)
             begin = time.thread_time()
-            use(n)
+            use(arguments)
             took = time.thread_time() - begin
     return math.ceil(n * seconds / took)
 
@@ -392,31 +393,54 @@ def test_ctrl_c_ends_the_packing_of_weights(monkeypatch, threads):
 
 
 def rows_of(what):
-    """Work on n time steps of one row, almost all of them padding, that is not the kernels'."""
+    """Work on n steps of all rows together, almost all of them padding, that is not the kernels'.
+
+    Returns the arguments as a function of n, and what takes them. The arguments are made before:
+    while NumPy makes an array, no signal is answered. The work on lengths goes by steps, which one
+    row has the most of; all else goes by steps of rows, and many rows leave the kernels few steps.
+    """
     layer = make_layer("rnn_tanh", 1, 1)
-    lengths = np.array([1])
+    B = 1 if what == "lengths" else 64
+    lengths = np.array([1] + [0] * (B - 1))
 
     def x(n):
-        return np.broadcast_to(np.float32(0), (n, 1, 1))
+        return np.broadcast_to(np.float32(0), (n // B + 1, B, 1))
 
-    if what == "lengths":
-        return lambda n: layer(x(n), lengths=lengths)
-    if what == "resets":
-        return lambda n: layer(x(n), lengths=lengths, resets=np.zeros((n, 1), bool))
-    if what == "mask":  # which moves the last step to the front
-        return lambda n: layer(
-            x(n), mask=np.arange(n)[:, None] == n - 1, resets=np.zeros((n, 1), bool)
-        )
-    return lambda n: layer.backward(layer.forward(x(n), lengths=lengths)[2], trace=True)
+    def flags(n, last):
+        values = np.zeros((n // B + 1, B), bool)
+        values[-1, 0] = last
+        return values
+
+    return {
+        "lengths": (x, lambda x: layer(x, lengths=lengths)),
+        "resets": (
+            lambda n: (x(n), flags(n, False)),
+            lambda given: layer(given[0], lengths=lengths, resets=given[1]),
+        ),
+        "mask": (  # which moves the last step to the front
+            lambda n: (x(n), flags(n, True), flags(n, False)),
+            lambda given: layer(given[0], mask=given[1], resets=given[2]),
+        ),
+        "trace": (
+            lambda n: layer.forward(x(n), lengths=lengths)[2],
+            lambda tape: layer.backward(tape, trace=True),
+        ),
+    }[what]
 
 
 @pytest.mark.parametrize("what", ["lengths", "resets", "mask", "trace"])
 def test_ctrl_c_ends_the_preparation_of_rows(what):
-    use, sent = rows_of(what), []
-    n = size_of(HALF, use)
-    with pytest.raises(KeyboardInterrupt):
-        signalled(lambda: use(n), sent=sent)
-    sent[0].assert_in_time()
+    """Its parts follow one another: a signal late in one must not wait for two intervals."""
+    given, use = rows_of(what)
+    # Less of what takes much memory for its time (a trace 40 bytes for each step of a row): making
+    # and releasing it is not what polls.
+    seconds = HALF if what == "lengths" else HALF / 2
+    arguments = given(size_of(seconds, use, given))
+    for delay in (None, 0.02, 0.3 * seconds, 0.6 * seconds):
+        sent = []
+        with pytest.raises(KeyboardInterrupt):
+            signalled(lambda: use(arguments), delay, sent=sent)
+        sent[0].assert_in_time()
 
 
 def test_ctrl_c_ends_a_gradients_product(monkeypatch):

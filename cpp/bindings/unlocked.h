@@ -39,7 +39,7 @@ class ReleasedLock {
   // the child would wait for ever: the child leaves the call at once, wherever it is.
   template <class Use>
   void run(const Use& use) {
-    if (setjmp(child_) == 0) use(Interrupt{asked, this});
+    if (setjmp(child_) == 0) use(Interrupt{asked, this, &due_});
     if (state_) take_lock(state_);
     state_ = nullptr;
     if (raised_) throw pybind11::error_already_set();
@@ -63,14 +63,17 @@ class ReleasedLock {
 
   int forks_;
   PyThreadState* state_;  // null: the lock is held
+  std::int64_t due_ = 0;
   bool raised_ = false;
   std::jmp_buf child_;
 };
 
 // Runs use(interrupt) without the interpreter's lock. In threads other than Python's main one no
-// handler ever runs.
+// handler ever runs. A signal that came before is answered first: it may have come late in another
+// use of the same call, between which Python does not look.
 template <class Use>
 void unlocked(const Use& use) {
+  if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
   ReleasedLock lock;
   lock.run(use);
 }

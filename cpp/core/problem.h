@@ -85,9 +85,12 @@ struct Dropout {
 
 // How a caller ends a call early. The calling thread asks now and then, in the caller's own
 // floating-point environment; once the answer is yes, all threads leave and results are worthless.
+// A call has several parts that poll, one after the other. They share `due`: if each part measured
+// the interval from its own start, a signal late in one part would wait for the sum of two.
 struct Interrupt {
   bool (*asked)(void* context);  // null: the call runs to its end
   void* context;
+  std::int64_t* due;  // when to ask next, on the clock of now(); 0: not known yet
 };
 
 template <class T>

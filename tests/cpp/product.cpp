@@ -91,7 +91,7 @@ int all_faults(CancelToken& token) {
 int main() {
   using namespace rnnkern::RNNKERN_ISA;
   int wrong[3] = {1, 1, 1};
-  parallel(1, {nullptr, nullptr}, [&](rnnkern::CancelToken& token, int, int) {
+  parallel(1, {}, [&](rnnkern::CancelToken& token, int, int) {
     wrong[0] = all_faults<float, float>(token);
     wrong[1] = all_faults<double, double>(token);
     wrong[2] = all_faults<double, Halved>(token);

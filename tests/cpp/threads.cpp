@@ -57,15 +57,19 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
 }
 
 bool never(void*) { return false; }
+Interrupt asked_in_vain() {
+  static Nanoseconds due;
+  return {never, nullptr, &(due = 0)};
+}
 
 // Under memcheck workspace must stay what it is: undefined.
 template <class T>
 void run_kernels(const TypedKernels<T>& kernels, Outputs<T>& out, int threads) {
-  ForwardCall<T> forward = out.forward_call({never, nullptr});
+  ForwardCall<T> forward = out.forward_call(asked_in_vain());
   forward.threads = threads;
   set_threads(0);  // nothing is learned yet: all of them take part
   kernels.forward(forward, room_of(kernels.forward_workspace(forward)).get());
-  BackwardCall<T> backward = out.backward_call({never, nullptr});
+  BackwardCall<T> backward = out.backward_call(asked_in_vain());
   backward.threads = threads;
   set_threads(0);
   out.norm = kernels.backward(backward, room_of(kernels.backward_workspace(backward)).get());
@@ -227,8 +231,9 @@ void early_end(const Kernels& set, bool units_shared) {
   std::vector<LayerGradient<T>> gradients(L, out.gradients[0]);
   for (const int threads : {1, 2, 4}) {
     int times = 0;
-    const Interrupt at_once{[](void* context) { return ++*static_cast<int*>(context) > 0; },
-                            &times};
+    Nanoseconds due = 0;
+    const Interrupt at_once{[](void* context) { return ++*static_cast<int*>(context) > 0; }, &times,
+                            &due};
     const std::string text = std::to_string(threads) + " threads, " + p.text();
     ForwardCall<T> forward = out.forward_call(at_once);
     forward.L = L, forward.layers = layers.data(), forward.threads = threads;
@@ -237,7 +242,7 @@ void early_end(const Kernels& set, bool units_shared) {
     require(times == 1, "forward, asked " + std::to_string(times) + " times: " + text);
     BackwardCall<T> backward = out.backward_call(at_once);
     backward.L = L, backward.layers = layers.data(), backward.gradients = gradients.data();
-    backward.threads = threads, times = 0;
+    backward.threads = threads, times = 0, due = 0;
     set_threads(0);
     kernels.backward(backward, room_of(kernels.backward_workspace(backward)).get());
     require(times == 1, "backward, asked " + std::to_string(times) + " times: " + text);
@@ -245,7 +250,7 @@ void early_end(const Kernels& set, bool units_shared) {
 }
 
 CancelToken watch_of(Stop& stop, bool calling) {
-  return {&stop, calling, enter_float_environment(), kWorkBetweenPolls, 0, 0};
+  return {&stop, calling, enter_float_environment(), kWorkBetweenPolls, 0};
 }
 
 // Far more threads than cores meet again and again: nobody passes before all have arrived, though
@@ -253,7 +258,7 @@ CancelToken watch_of(Stop& stop, bool calling) {
 void crowded_barrier() {
   constexpr int size = 40, times = 300;
   Barrier barrier;
-  Stop stop{{never, nullptr}, 0, 0};
+  Stop stop{asked_in_vain(), 0, 0};
   std::vector<int> reached(size, 0);  // each written by one, read by all after they met
   std::vector<int> wrong(size, 0);
   std::vector<std::thread> group;
@@ -279,11 +284,12 @@ void long_wait(bool end) {
     int times;
     bool end;
   } asked{0, end};
+  Nanoseconds due = 0;
   Stop stop{{[](void* context) {
                Asked& a = *static_cast<Asked*>(context);
                return ++a.times == 2 && a.end;
              },
-             &asked},
+             &asked, &due},
             0,
             0};
   Barrier barrier;
@@ -302,6 +308,43 @@ void long_wait(bool end) {
   require(early == !end && late == !end, "a long wait: the two do not leave together");
   require(asked.times >= 2, "a long wait: asked " + std::to_string(asked.times) + " times");
   require(busy < took / 4, "a long wait: busy for " + std::to_string(busy) + " ns");
+}
+
+// A call's parts, each shorter than the time between two questions, share that time: the caller is
+// asked as often as in one part. After a yes, the next part asks at once, and ends, too.
+void parts_of_a_call() {
+  using std::chrono::milliseconds;
+  struct Asked {
+    int times, last;
+  } asked{0, 3};
+  Nanoseconds due = 0;
+  const Interrupt caller{[](void* context) {
+                           Asked& a = *static_cast<Asked*>(context);
+                           return ++a.times >= a.last;
+                         },
+                         &asked, &due};
+  const auto part_of_a_third = [&](bool in_kernel) {
+    ThrottledPoll poll(caller);
+    if (in_kernel) {
+      Stop stop{poll.interrupt(), 0, 0};
+      CancelToken token = watch_of(stop, true);
+      look(token);
+      std::this_thread::sleep_for(milliseconds(40));
+      look(token);
+      leave_float_environment(token.environment);
+    } else {
+      poll.go_on();
+      std::this_thread::sleep_for(milliseconds(40));
+      poll.go_on();
+    }
+  };
+  const Nanoseconds begin = now();
+  for (int i = 0; i < 40 && asked.times < asked.last; ++i) part_of_a_third(i % 2 == 0);
+  const Nanoseconds took = now() - begin;
+  require(asked.times == asked.last, "parts of a call: the caller was not asked");
+  require(took > 250 * 1000000LL, "parts of a call: asked too often");
+  ThrottledPoll next(caller);
+  require(!next.go_on() && asked.times == asked.last + 1, "parts of a call: a yes did not last");
 }
 
 // Calls that took longer than what was computed leave the thread to work alone, for a while and
@@ -338,6 +381,7 @@ void learning() {
 int main() {
   crowded_barrier();
   long_wait(false), long_wait(true);
+  parts_of_a_call();
   learning();
   require(!comparable_sets().empty(),
           "threads: no instruction set here that rounds as the naive does");

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -156,20 +155,32 @@ bool look(CancelToken& token) {
   Stop& stop = *token.stop;
   token.left = kWorkBetweenPolls;
   if (__atomic_load_n(&stop.asked, __ATOMIC_RELAXED) != 0) return false;
-  if (token.calling && stop.interrupt.asked) {
-    using Seconds = std::chrono::duration<double>;
-    const double now = Seconds(std::chrono::steady_clock::now().time_since_epoch()).count();
-    if (token.next == 0) token.next = now + kSecondsBetweenPolls;
-    if (now >= token.next) {
-      leave_float_environment(token.environment);
-      const bool asked = stop.interrupt.asked(stop.interrupt.context);
-      token.environment = enter_float_environment();
-      token.next = now + kSecondsBetweenPolls;
-      if (asked) __atomic_store_n(&stop.asked, 1, __ATOMIC_RELAXED);
-      return !asked;
-    }
+  if (token.calling && is_due(stop.interrupt)) {
+    leave_float_environment(token.environment);
+    const bool asked = ask(stop.interrupt);
+    token.environment = enter_float_environment();
+    if (asked) __atomic_store_n(&stop.asked, 1, __ATOMIC_RELAXED);
+    return !asked;
   }
   return true;
+}
+
+namespace {
+constexpr auto kPollInterval = static_cast<Nanoseconds>(1e9 * kSecondsBetweenPolls);
+}
+
+bool is_due(const Interrupt& caller) {
+  if (!caller.asked) return false;
+  const Nanoseconds at = now();
+  if (*caller.due == 0) *caller.due = at + kPollInterval;
+  return at >= *caller.due;
+}
+
+bool ask(const Interrupt& caller) {
+  const bool end = caller.asked(caller.context);
+  // After a yes, whatever else polls asks at once and ends, too.
+  *caller.due = end ? now() : now() + kPollInterval;
+  return end;
 }
 
 namespace {

@@ -36,31 +36,32 @@ struct Stop {
   Nanoseconds computed;  // for `learn`
 };
 
-// One thread's watch on that. `look` is for every kWorkBetweenLooks vector operations or so: the
-// calling thread asks the caller every kSecondsBetweenQuestions, the others are told.
+// One thread's watch on that. `look` is for every kWorkBetweenPolls vector operations or so: the
+// calling thread asks the caller every kSecondsBetweenPolls, the others are told.
 struct CancelToken {
   Stop* stop;
   bool calling;               // of the thread that made the call
   std::uint64_t environment;  // the floating-point environment that was found on entry
   Index left;                 // operations until the next look
-  double next;                // when the calling thread asks; 0: not known yet
   Nanoseconds spun;           // at barriers
 };
 inline constexpr Index kWorkBetweenPolls = Index{1} << 18;  // 50 microseconds or so
 inline constexpr double kSecondsBetweenPolls = 0.1;         // asking may mean to wait for a lock
 bool look(CancelToken& token);                              // false: leave
+bool is_due(const Interrupt& caller);                       // the caller's next question
+bool ask(const Interrupt& caller);                          // true: end the call
 
-// Polls an Interrupt at most every kSecondsBetweenQuestions: for a loop whose single passes are too
+// Polls an Interrupt at most every kSecondsBetweenPolls: for a loop whose single passes are too
 // short to poll, outside the kernels. Once the answer is yes, it stays yes.
 class ThrottledPoll {
  public:
-  explicit ThrottledPoll(const Interrupt& caller) : caller_(caller), next_(now() + kInterval) {}
-  Interrupt interrupt() { return {ask, this}; }
+  explicit ThrottledPoll(const Interrupt& caller) : caller_(caller) {}
+  Interrupt interrupt() { return {caller_.asked ? asked : nullptr, this, caller_.due}; }
   bool go_on() {
-    if (!over_ && now() >= next_) ask(this);
+    if (!over_ && is_due(caller_)) ask(interrupt());
     return !over_;
   }
-  // The same after `work` more elements: reads the clock every kWorkBetweenLooks of them.
+  // The same after `work` more elements: reads the clock every kWorkBetweenPolls of them.
   bool go_on(Index work) {
     left_ -= work;
     if (left_ > 0) return !over_;
@@ -69,15 +70,12 @@ class ThrottledPoll {
   }
 
  private:
-  static constexpr auto kInterval = static_cast<Nanoseconds>(1e9 * kSecondsBetweenPolls);
-  static bool ask(void* context) {
+  static bool asked(void* context) {
     auto& self = *static_cast<ThrottledPoll*>(context);
-    self.over_ = self.over_ || (self.caller_.asked && self.caller_.asked(self.caller_.context));
-    self.next_ = now() + kInterval;
+    self.over_ = self.over_ || self.caller_.asked(self.caller_.context);
     return self.over_;
   }
   Interrupt caller_;
-  Nanoseconds next_;
   Index left_ = kWorkBetweenPolls;
   bool over_ = false;
 };

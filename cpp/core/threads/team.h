@@ -41,7 +41,7 @@ template <class Body>
 void parallel(int threads, const Interrupt& interrupt, const Body& body) {
   Stop stop{interrupt, 0, 0};
   const auto one = [&](int thread, int count) {
-    CancelToken token{&stop, thread == 0, enter_float_environment(), kWorkBetweenPolls, 0, 0};
+    CancelToken token{&stop, thread == 0, enter_float_environment(), kWorkBetweenPolls, 0};
     body(token, thread, count);
     leave_float_environment(token.environment);
     return token.spun;
