@@ -62,6 +62,50 @@ struct Spread {
   double of_target() const { return static_cast<double>(scale[target * stride]); }
 };
 
+// The largest of a row's values: of whole lines at x, and of one more at `last`.
+template <class T>
+RNNKERN_INLINE T largest(const T* x, Index whole, const T* last) {
+  constexpr Index line = kLine<T>, lanes = kLanes<T>;
+  Vec<T> tops[line / lanes];
+  for (Index i = 0; i < line; i += lanes) tops[i / lanes] = load(last + i);
+  for (Index j = 0; j < whole; j += line)
+    for (Index i = 0; i < line; i += lanes)
+      tops[i / lanes] = larger(tops[i / lanes], load(x + j + i));
+  T top = -__builtin_inff();
+  for (const Vec<T> some : tops)
+    for (Index i = 0; i < lanes; ++i) top = some[i] > top ? some[i] : top;
+  return top;
+}
+
+// A row's sums over spread targets: of a, and of a (x - top). Some lines' terms, which have one
+// sign, are added up in T before they join the sums.
+template <class T, class Goal>
+struct SpreadSums {
+  static constexpr Index line = kLine<T>, lanes = kLanes<T>, pairs = kLanes<double>;
+  LineSums<T> counts, products;
+  Vec<T> some_counts[line / lanes] = {}, some_products[line / lanes] = {};
+  // The line at `from`, whose classes are those from j on, `left` of them.
+  RNNKERN_MEMBER void add(const Goal& goal, const T* from, Index j, Index left, T top) {
+    for (Index i = 0; i < line; i += lanes) {
+      const Vec<T> a = goal.at(j + i, left - i);
+      if (Goal::is_soft) some_counts[i / lanes] += a;
+      // What does not count may be ruled out: its x is -inf.
+      some_products[i / lanes] += a == T(0) ? a : a * (load(from + i) - top);
+    }
+  }
+  RNNKERN_MEMBER void flush() {
+    alignas(kLineBytes) T of_a[line], of_products[line];
+    for (Index i = 0; i < line; i += lanes) {
+      store(of_a + i, some_counts[i / lanes]), store(of_products + i, some_products[i / lanes]);
+      some_counts[i / lanes] = some_products[i / lanes] = Vec<T>{};
+    }
+    for (Index i = 0; i < line; i += pairs) {
+      counts.of[i / pairs] += as_doubles(of_a + i);
+      products.of[i / pairs] += as_doubles(of_products + i);
+    }
+  }
+};
+
 // One row's loss -sum_j a_j ln p_j, p = softmax(x), where a_j is what class j counts; dx = factor
 // (sum_i a_i p_j - a_j). x and dx may be the same. Three sweeps: only the first finds the row in
 // memory, the others in cache.
@@ -72,59 +116,27 @@ static double cross_entropy_row(const T* x, T* dx, Index V, const Goal& goal, do
   alignas(kLineBytes) T last[line];  // what no whole line holds; of -inf behind it e^x is 0
   for (Index i = 0; i < line; ++i) last[i] = i < left ? x[whole + i] : -__builtin_inff();
 
-  Vec<T> tops[line / lanes];
-  for (Index i = 0; i < line; i += lanes) tops[i / lanes] = load(last + i);
-  for (Index j = 0; j < whole; j += line)
-    for (Index i = 0; i < line; i += lanes)
-      tops[i / lanes] = larger(tops[i / lanes], load(x + j + i));
-  T top = -__builtin_inff();
-  for (const Vec<T> some : tops)
-    for (Index i = 0; i < lanes; ++i) top = some[i] > top ? some[i] : top;
-
+  const T top = largest(x, whole, last);
   const double highest = static_cast<double>(top);
   const Index target = goal.target;
   const double at_target = target < 0 ? 0 : static_cast<double>(x[target]) - highest;
-  LineSums<T> sums, counts, products;  // of powers; of a, of a (x - top)
-  // Some lines' a and a (x - top), added up in T, whose terms have one sign.
-  struct {
-    Vec<T> counts[line / lanes], products[line / lanes];
-  } some;
-  const auto spread = [&](const auto& goal, const T* from, Index j,
-                          Index count) __attribute__((always_inline)) {
-    for (Index i = 0; i < line; i += lanes) {
-      const Vec<T> a = goal.at(j + i, count - i);
-      if (goal.is_soft) some.counts[i / lanes] += a;
-      // What does not count may be ruled out: its x is -inf.
-      some.products[i / lanes] += a == T(0) ? a : a * (load(from + i) - top);
-    }
-  };
-  const auto flush = [&]() __attribute__((always_inline)) {
-    alignas(kLineBytes) T of_a[line], of_products[line];
-    for (Index i = 0; i < line; i += lanes) {
-      store(of_a + i, some.counts[i / lanes]), store(of_products + i, some.products[i / lanes]);
-      some.counts[i / lanes] = some.products[i / lanes] = Vec<T>{};
-    }
-    for (Index i = 0; i < line; i += pairs) {
-      counts.of[i / pairs] += as_doubles(of_a + i);
-      products.of[i / pairs] += as_doubles(of_products + i);
-    }
-  };
+  LineSums<T> sums;  // of powers
+  SpreadSums<T, Goal> spread;
   const auto powers = [&](const T* from, T* to) __attribute__((always_inline)) {
     for (Index i = 0; i < line; i += lanes) store(to + i, exponential<T>(load(from + i) - top));
     for (Index i = 0; i < line; i += pairs) sums.of[i / pairs] += as_doubles(to + i);
   };
   if constexpr (Goal::is_spread) {
     constexpr Index some_lines = 4 * line;
-    some = {};
     for (Index first = 0; first < whole; first += some_lines) {
       for (Index j = first; j < least(whole, first + some_lines); j += line) {
-        spread(goal, x + j, j, line);
+        spread.add(goal, x + j, j, line, top);
         powers(x + j, dx + j);
       }
-      flush();
+      spread.flush();
     }
-    spread(goal, last, whole, left);
-    flush();
+    spread.add(goal, last, whole, left, top);
+    spread.flush();
   } else {
     for (Index j = 0; j < whole; j += line) powers(x + j, dx + j);
   }
@@ -135,7 +147,8 @@ static double cross_entropy_row(const T* x, T* dx, Index V, const Goal& goal, do
 
   if constexpr (Goal::is_spread) {
     const double extra = target < 0 ? 0 : goal.of_target();
-    const double count = goal.is_soft ? counts.total() : goal.sum + extra, share = count / sum;
+    const double count = goal.is_soft ? spread.counts.total() : goal.sum + extra,
+                 share = count / sum;
     // The share in two parts, so that the largest power's, which is 1, keeps its digits.
     const T high = static_cast<T>(share), low = static_cast<T>(share - static_cast<double>(high));
     const T all = static_cast<T>(factor), product = static_cast<T>(factor * share);
@@ -151,7 +164,7 @@ static double cross_entropy_row(const T* x, T* dx, Index V, const Goal& goal, do
       const double a = extra + static_cast<double>(goal.base[target * goal.stride]);
       dx[target] = static_cast<T>(factor * (share * of_target - a));
     }
-    return count * logarithm(sum) - (products.total() + extra * at_target);
+    return count * logarithm(sum) - (spread.products.total() + extra * at_target);
   } else {
     const T share = static_cast<T>(factor / sum);
     for (Index j = 0; j < whole; j += lanes) store(dx + j, load(dx + j) * share);
