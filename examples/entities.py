@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,7 @@ def emissions(model: dict[str, Any], batch: dict[str, np.ndarray]) -> np.ndarray
     return model["head"](model["lstm"](x, lengths=batch["lengths"])[0])
 
 
-def gradients(
-    model: dict[str, Any], batch: dict[str, np.ndarray], tags: np.ndarray
-) -> tuple[float, dict[str, Any]]:
+def gradients(model: dict[str, Any], batch: dict[str, np.ndarray]) -> tuple[float, dict[str, Any]]:
     """The loss of a batch and the gradients of all parts of the model."""
     lengths, sizes, real = batch["lengths"], batch["sizes"], batch["real"]
     letters, of_characters = model["characters"].forward(batch["characters"])
@@ -116,7 +115,7 @@ def gradients(
     x, of_drop = model["drop"].forward(vectors_of(words, spellings, real), lengths=lengths)
     y, _, of_lstm = model["lstm"].forward(x, lengths=lengths)
     scores, of_head = model["head"].forward(y)
-    loss, crf = model["crf"].loss(scores, tags, lengths=lengths)
+    loss, crf = model["crf"].loss(scores, batch["tags"], lengths=lengths)
     head = model["head"].backward(of_head, crf.x)
     lstm = model["lstm"].backward(of_lstm, head.x)
     dx = model["drop"].backward(of_drop, lstm.x).x
@@ -187,19 +186,19 @@ def prepare(args: argparse.Namespace) -> Training:
     )  # fmt: skip
     source = endless(order)
 
-    def step(number: int) -> float:
+    def next_batch(number: int) -> dict[str, np.ndarray]:
         chosen = next(source)
         batch = encoder.batch([[word for word, _ in train[i]] for i in chosen.y])
-        loss, grads = gradients(model, batch, chosen.x)
-        optimizer.step(grads, max_norm=5.0)
-        return loss
+        return {**batch, "tags": chosen.x}
 
     def evaluate() -> dict[str, float]:
         return scores_of(model, encoder, tags, choose)
 
     about = {"words": list(words), "characters": list(characters), "tags": tags}
-    state = {"optimizer": optimizer, "batches": order}
-    return Training(model, state, step, evaluate, about)
+    return Training(
+        model, optimizer, max_norm=5.0, next_batch=next_batch, gradients=partial(gradients, model),
+        evaluate=evaluate, state={"batches": order}, about=about,
+    )  # fmt: skip
 
 
 def encoder_of(about: dict[str, Any]) -> Encoder:

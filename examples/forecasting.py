@@ -11,6 +11,7 @@ naive forecast, the same week of the year before with or without its growth, is 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,37 +109,48 @@ def measures(model: dict[str, Any], values: np.ndarray, phases: np.ndarray, ever
     return errors, 2 * float(np.mean(losses)), float(np.mean(inside))
 
 
+def gradients(
+    model: dict[str, Any], batch: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> tuple[float, dict[str, Any]]:
+    """The loss of a batch, of x, targets and which of them count, and the gradients."""
+    x, target, counts = batch
+    y, _, of_gru = model["gru"].forward(x)
+    outputs, of_head = model["head"].forward(y)
+    loss, d_outputs = rk.gaussian_nll(outputs, target, mask=counts)
+    head = model["head"].backward(of_head, d_outputs)
+    return loss, {"gru": model["gru"].backward(of_gru, head.x), "head": head}
+
+
 def prepare(args: argparse.Namespace) -> Training:
     values, phases = series()
     train = int(np.searchsorted(phases, HELD_OUT_FROM))
     length = CONTEXT + YEAR
-    gru = rk.GRU(4, 24 if args.quick else 48, seed=args.seed)
-    head = rk.Linear(gru.hidden_size, 2, seed=args.seed + 1)
-    model = {"gru": gru, "head": head}
+    hidden = 24 if args.quick else 48
+    model = {
+        "gru": rk.GRU(4, hidden, seed=args.seed),
+        "head": rk.Linear(hidden, 2, seed=args.seed + 1),
+    }
     steps = QUICK_STEPS if args.quick else STEPS
     optimizer = rk.Adam(model, lr=rk.schedules.Cosine(4e-3, steps, warm_up=20))
 
-    def step(number: int) -> float:
+    def next_batch(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         generator = np.random.default_rng([args.seed, number])
         starts = generator.integers(0, train - length, BATCH)
         places = starts + np.arange(length)[:, None]
         x, level, scale = inputs(values[places], phases[places])
         target = ((values[places] - level) / scale)[1:, :, None].astype(np.float32)
-        y, _, gru_tape = gru.forward(x[:-1])
-        outputs, head_tape = head.forward(y)
         counts = ~np.isnan(target)
         counts[: YEAR - 1] = False  # the first year only fills the state
-        loss, d_outputs = rk.gaussian_nll(outputs, target, mask=counts)
-        of_head = head.backward(head_tape, d_outputs)
-        of_gru = gru.backward(gru_tape, of_head.x)
-        optimizer.step({"gru": of_gru, "head": of_head}, max_norm=1.0)
-        return loss
+        return x[:-1], target, counts
 
     def evaluate() -> dict[str, float]:
         errors, crps, _ = measures(model, values, phases, 8 * YEAR if args.quick else YEAR)
         return {"CRPS": crps, "MAE": errors["GRU"]}
 
-    return Training(model, {"optimizer": optimizer}, step, evaluate, {})
+    return Training(
+        model, optimizer, max_norm=1.0, next_batch=next_batch, gradients=partial(gradients, model),
+        evaluate=evaluate,
+    )  # fmt: skip
 
 
 def finish(training: Training, args: argparse.Namespace) -> tuple[dict[str, Any], Figure]:

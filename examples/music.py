@@ -250,19 +250,17 @@ def prepare(args: argparse.Namespace) -> Training:
     )
     source = endless(run.batches)
 
-    def step(number: int) -> float:
-        loss, grads = run.gradients(next(source))
-        optimizer.step(grads, max_norm=1.0)
-        return loss
-
     def evaluate() -> dict[str, float]:
         return {"nats a frame": run.nats_a_frame("held out")}
 
     about: dict[str, Any] = {"model": args.model}
     if isinstance(run, Voices):
         about |= {"known": run.known, "start": run.pieces["test"][0][: 4 * VOICES].tolist()}
-    state = {"optimizer": optimizer, "batches": run.batches}
-    return Training(run.model, state, step, evaluate, about)
+    return Training(
+        run.model, optimizer, max_norm=1.0,
+        next_batch=lambda number: next(source), gradients=run.gradients,
+        evaluate=evaluate, state={"batches": run.batches}, about=about,
+    )  # fmt: skip
 
 
 def finish(training: Training, args: argparse.Namespace) -> tuple[dict[str, Any], Figure]:

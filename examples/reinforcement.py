@@ -14,8 +14,8 @@ are the same, the padded way computes more.
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from run import Application, Training, learning_curve, main
 import rnnkern as rk
 
 MAZES, ROLLOUT = 64, 128  # side by side, and steps
+HIDDEN = 32
 FORWARD, UP, DOWN = range(3)
 SIGHTS = 4  # signal up, signal down, corridor, junction
 DISCOUNT, ENTROPY, VALUE = 0.98, 0.02, 0.5  # of later rewards; weights of two parts of the loss
@@ -94,38 +95,45 @@ def loss_of(
     return float(loss), (d_logits / n).astype(np.float32), (d_values / n).astype(np.float32)
 
 
-def prepare(args: argparse.Namespace) -> Training:
-    length = args.length or (10 if args.quick else 40)
-    gru = rk.GRU(SIGHTS, 32, seed=args.seed)
-    heads = rk.Linear(32, 3 + 1, seed=args.seed + 1)  # three actions and the value
-    model = {"gru": gru, "heads": heads}
-    optimizer = rk.Adam(model, lr=3e-3)
-    # What a run needs to go on: where the mazes are, and the GRU's state.
-    state = {
-        "place": np.zeros(MAZES), "age": np.zeros(MAZES), "up": np.zeros(MAZES),
-        "begins": np.ones(MAZES), "h": np.zeros((1, MAZES, 32), np.float32),
-    }  # fmt: skip
-    recent: list[bool] = []
+class Rollouts:
+    """Rollouts that a model plays, each where the one before ended; `state` is what it needs."""
 
-    def step(number: int) -> float:
-        generator = np.random.default_rng([args.seed, number])
-        mazes = Mazes(MAZES, length, generator)
+    def __init__(self, model: dict[str, Any], length: int, seed: int) -> None:
+        self.model, self.length, self.seed = model, length, seed
+        self.state = {
+            "place": np.zeros(MAZES), "age": np.zeros(MAZES), "up": np.zeros(MAZES),
+            "begins": np.ones(MAZES), "h": np.zeros((1, MAZES, HIDDEN), np.float32),
+        }  # fmt: skip
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        state, generator = self.state, np.random.default_rng([self.seed, number])
+        mazes = Mazes(MAZES, self.length, generator)
         if number:
             mazes.place[:], mazes.age[:] = state["place"], state["age"]
             mazes.up[:] = state["up"] > 0
-        rollout = play(model, mazes, state["h"], state["begins"] > 0, ROLLOUT, generator)
-        loss, of_gru, of_heads, h = gradients(model, rollout)
-        optimizer.step({"gru": of_gru, "heads": of_heads}, max_norm=0.5)
+        begins = state["begins"] > 0
+        rollout = play(self.model, mazes, state["h"], begins, ROLLOUT, generator)
         state["place"][:], state["age"][:], state["up"][:] = mazes.place, mazes.age, mazes.up
-        state["begins"][:], state["h"][...] = rollout["over"][-1], h
-        recent[:] = mazes.turns
-        return loss
+        state["begins"][:], state["h"][...] = rollout["over"][-1], rollout["last"]
+        return rollout
+
+
+def prepare(args: argparse.Namespace) -> Training:
+    length = args.length or (10 if args.quick else 40)
+    model = {
+        "gru": rk.GRU(SIGHTS, HIDDEN, seed=args.seed),
+        "heads": rk.Linear(HIDDEN, 3 + 1, seed=args.seed + 1),  # three actions and the value
+    }
+    rollouts = Rollouts(model, length, args.seed)
 
     def evaluate() -> dict[str, float]:
         return {"right turns": success(model, length, 8)}
 
-    return Training(model, {"optimizer": optimizer, "mazes": state}, step, evaluate,
-                    {"length": length})  # fmt: skip
+    return Training(
+        model, rk.Adam(model, lr=3e-3), max_norm=0.5,
+        next_batch=rollouts, gradients=partial(gradients, model),
+        evaluate=evaluate, state={"mazes": rollouts.state}, about={"length": length},
+    )  # fmt: skip
 
 
 def play(
@@ -147,10 +155,12 @@ def play(
         for name, value in (("x", x), ("action", action), ("reward", reward), ("over", ended)):
             kept[name].append(value)
         over = ended
+    last = stream.state
     after = model["heads"](stream.step(mazes.sights()))[:, 3]  # the value of what comes next
     found = {name: np.stack(values) for name, values in kept.items()}
     resets = np.concatenate([begins[None], found["over"][:-1]])
-    return {**found, "resets": resets, "h": h.copy(), "after": np.where(over, 0, after)}
+    after = np.where(over, 0, after)
+    return {**found, "resets": resets, "h": h.copy(), "last": last, "after": after}
 
 
 def returns_of(rollout: dict[str, np.ndarray]) -> np.ndarray:
@@ -163,52 +173,57 @@ def returns_of(rollout: dict[str, np.ndarray]) -> np.ndarray:
     return found
 
 
-def gradients(model: dict[str, Any], rollout: dict[str, np.ndarray]) -> tuple[Any, ...]:
+def gradients(
+    model: dict[str, Any], rollout: dict[str, np.ndarray]
+) -> tuple[float, dict[str, Any]]:
     """One forward and one backward over all mazes, episodes behind one another in a row."""
-    gru, heads = model["gru"], model["heads"]
-    y, h, gru_tape = gru.forward(rollout["x"], rollout["h"], resets=rollout["resets"])
-    out, heads_tape = heads.forward(y)
+    y, _, of_gru = model["gru"].forward(rollout["x"], rollout["h"], resets=rollout["resets"])
+    out, of_heads = model["heads"].forward(y)
     loss, d_logits, d_values = loss_of(
         out[..., :3], out[..., 3], rollout["action"], returns_of(rollout)
     )
-    of_heads = heads.backward(heads_tape, np.concatenate([d_logits, d_values[..., None]], -1))
-    return loss, gru.backward(gru_tape, of_heads.x), of_heads, h
+    dy = np.concatenate([d_logits, d_values[..., None]], -1)
+    heads = model["heads"].backward(of_heads, dy)
+    return loss, {"gru": model["gru"].backward(of_gru, heads.x), "heads": heads}
 
 
-def gradients_by_padding(model: dict[str, Any], rollout: dict[str, np.ndarray]) -> tuple[Any, ...]:
+def episodes_of(rollout: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The episodes of a rollout, padded to the longest: (steps, episodes, ...), and lengths."""
+    begins = rollout["resets"].copy()
+    begins[0] = True
+    maze, first = np.nonzero(begins.T)
+    ends = np.append(maze * len(begins) + first, begins.size)
+    lengths = np.diff(ends)
+    step = np.arange(lengths.max())[:, None]
+    real = step < lengths
+    place = np.where(real, first + step, 0), maze
+    fresh = rollout["resets"][first, maze]
+    h = np.where(fresh[:, None], 0, rollout["h"][0, maze]).astype(np.float32)
+    found = {name: rollout[name][place] for name in ("x", "action")}
+    return {**found, "target": returns_of(rollout)[place], "real": real, "lengths": lengths,
+            "h": h[None]}  # fmt: skip
+
+
+def gradients_by_padding(
+    model: dict[str, Any], rollout: dict[str, np.ndarray]
+) -> tuple[float, dict[str, Any]]:
     """The usual way: cut the rollout into episodes, pad them to the longest, train on those."""
-    gru, heads = model["gru"], model["heads"]
-    steps, count = rollout["over"].shape
-    pieces, first_states = [], []
-    for b in range(count):
-        cuts = [0, *np.flatnonzero(rollout["resets"][1:, b]) + 1, steps]
-        for start, stop in itertools.pairwise(cuts):
-            fresh = start > 0 or rollout["resets"][0, b]
-            pieces.append((b, start, stop))
-            first_states.append(np.zeros(32, np.float32) if fresh else rollout["h"][0, b])
-    returns = returns_of(rollout)
-    longest = max(stop - start for _, start, stop in pieces)
-    shape = longest, len(pieces)
-    x, action = np.zeros((*shape, SIGHTS), np.float32), np.zeros(shape, np.int64)
-    target, real = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    for k, (b, start, stop) in enumerate(pieces):
-        own = slice(0, stop - start)
-        x[own, k], action[own, k] = rollout["x"][start:stop, b], rollout["action"][start:stop, b]
-        target[own, k], real[own, k] = returns[start:stop, b], True
-    y, _, gru_tape = gru.forward(x, np.stack(first_states)[None])
-    out, heads_tape = heads.forward(y)
-    p = loss_of(out[..., :3], out[..., 3], action, target)
+    cut = episodes_of(rollout)
+    y, _, of_gru = model["gru"].forward(cut["x"], cut["h"])
+    out, of_heads = model["heads"].forward(y)
+    loss, d_logits, d_values = loss_of(out[..., :3], out[..., 3], cut["action"], cut["target"])
+    real = cut["real"]
     counts = (real * (real.size / real.sum()))[..., None].astype(np.float32)  # means of real steps
-    dy = np.concatenate([p[1], p[2][..., None]], -1) * counts
-    of_heads = heads.backward(heads_tape, dy)
-    return p[0], gru.backward(gru_tape, of_heads.x), of_heads
+    dy = np.concatenate([d_logits, d_values[..., None]], -1) * counts
+    heads = model["heads"].backward(of_heads, dy)
+    return loss, {"gru": model["gru"].backward(of_gru, heads.x), "heads": heads}
 
 
 def success(model: dict[str, Any], length: int, episodes: int, seed: int = 1) -> float:
     """The share of right turns at the ends of so many episodes in each of many mazes."""
     generator = np.random.default_rng([seed, length])
     mazes = Mazes(MAZES, length, generator)
-    h = np.zeros((1, MAZES, 32), np.float32)
+    h = np.zeros((1, MAZES, HIDDEN), np.float32)
     play(model, mazes, h, np.ones(MAZES, bool), episodes * (length + 2), generator)
     return float(np.mean(mazes.turns)) if mazes.turns else 0.0
 
@@ -217,15 +232,15 @@ def finish(training: Training, args: argparse.Namespace) -> tuple[dict[str, Any]
     length = training.about["length"]
     model = training.model
     generator = np.random.default_rng(0)
-    h = np.zeros((1, MAZES, 32), np.float32)
+    h = np.zeros((1, MAZES, HIDDEN), np.float32)
     rollout = play(model, Mazes(MAZES, length, generator), h, np.ones(MAZES, bool), ROLLOUT,
                    generator)  # fmt: skip
     ways = {"resets": gradients, "padded episodes": gradients_by_padding}
-    found = {name: way(model, rollout) for name, way in ways.items()}
+    whole, padded = (way(model, rollout)[1] for way in ways.values())
     apart = max(
-        float(np.abs(one.params[name] - other.params[name]).max() / np.abs(one.params[name]).max())
-        for one, other in zip(found["resets"][1:3], found["padded episodes"][1:3], strict=True)
-        for name in one.params
+        float(np.abs(array - padded[part].params[name]).max() / np.abs(array).max())
+        for part, grads in whole.items()
+        for name, array in grads.params.items()
     )
     frames = {name: MAZES * ROLLOUT / seconds(lambda w=way: w(model, rollout), args.quick)
               for name, way in ways.items()}  # fmt: skip

@@ -36,12 +36,27 @@ class Training:
     """A run: what it changes, and what it does."""
 
     model: dict[str, Any]  # layers and modules
-    state: dict[str, Any]  # what else determines the steps to come: optimizer, batches
-    step: Callable[[int], float]  # trains on one batch, whose number is given; the loss
+    optimizer: Any
+    max_norm: float  # of a step's gradients, jointly
+    next_batch: Callable[[int], Any]  # of the step with this number
+    gradients: Callable[[Any], tuple[float, dict[str, Any]]]  # of a batch: loss and gradients
     evaluate: Callable[[], dict[str, float]]  # on held-out data
-    about: dict[str, Any]  # in JSON: what `predict` needs besides the model
+    state: dict[str, Any] = field(default_factory=dict)  # what else determines the next batches
+    about: dict[str, Any] = field(default_factory=dict)  # in JSON: what `predict` needs, too
     history: list[float] = field(default_factory=list)  # each step's loss
     held_out: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a file of the run holds."""
+        return {**self.model, "optimizer": self.optimizer, **self.state}
+
+    def step(self) -> float:
+        """Train on the next batch; its loss."""
+        loss, grads = self.gradients(self.next_batch(len(self.history)))
+        self.optimizer.step(grads, max_norm=self.max_norm)
+        self.history.append(float(loss))
+        return self.history[-1]
 
 
 @dataclass
@@ -124,11 +139,11 @@ def _save(path: Path, training: Training, settings: dict[str, Any]) -> None:
     kept = {"about": training.about, "settings": settings}
     kept |= {"history": training.history, "held_out": training.held_out}
     metadata = {name: json.dumps(value) for name, value in kept.items()}
-    rk.save(path, {**training.model, **training.state}, metadata)
+    rk.save(path, training.saved, metadata)
 
 
 def _resume(path: Path, training: Training, settings: dict[str, Any]) -> None:
-    metadata = rk.restore(path, {**training.model, **training.state})
+    metadata = rk.restore(path, training.saved)
     saved = json.loads(metadata["settings"])
     if saved != settings:
         sys.exit(f"{path}: expected a run with {settings}, got one with {saved}")
@@ -142,12 +157,12 @@ def _train(training: Training, steps: int, every: int, save: Callable[[], None])
     save()  # a run that cannot be saved does not start
     with _signals() as came, _bar(steps) as show:
         while len(training.history) < steps and not came:
-            training.history.append(float(training.step(len(training.history))))
+            loss = training.step()
             done = len(training.history)
             if done % every == 0 or done == steps:
                 training.held_out.append((done, training.evaluate()))
                 save()
-            text = f"step {done}: loss {training.history[-1]:.4f}"
+            text = f"step {done}: loss {loss:.4f}"
             if training.held_out:
                 figures = training.held_out[-1][1].items()
                 text += "; held out: " + ", ".join(f"{name} {value:.4g}" for name, value in figures)

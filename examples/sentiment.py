@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,9 @@ def logits(model: dict[str, Any], x: np.ndarray, lengths: np.ndarray) -> np.ndar
     return model["head"](model["pool"](y, lengths=lengths))[:, 0]
 
 
-def gradients(
-    model: dict[str, Any], x: np.ndarray, lengths: np.ndarray, target: np.ndarray
-) -> tuple[float, dict[str, Any]]:
+def gradients(model: dict[str, Any], batch: rk.Batch) -> tuple[float, dict[str, Any]]:
     """The loss of a batch and the gradients of all parts of the model."""
+    x, lengths, target = batch.x, batch.lengths, batch.y
     vectors, of_embedding = model["embedding"].forward(x)
     noisy, of_drop_in = model["drop_in"].forward(vectors, lengths=lengths)
     y, _, of_lstm = model["lstm"].forward(noisy, lengths=lengths)
@@ -105,18 +105,16 @@ def prepare(args: argparse.Namespace) -> Training:
     batches = rk.Batches([x[i] for i in train], y=labels[train], batch_size=BATCH, seed=args.seed)
     source = endless(batches)
 
-    def step(number: int) -> float:
-        batch = next(source)
-        loss, grads = gradients(model, batch.x, batch.lengths, batch.y)
-        optimizer.step(grads, max_norm=1.0)
-        return loss
-
     def evaluate() -> dict[str, float]:
         some = held_out[:200] if args.quick else held_out
         return {"accuracy": accuracy(model, [x[i] for i in some], labels[some])}
 
-    state = {"optimizer": optimizer, "batches": batches}
-    return Training(model, state, step, evaluate, {"words": sorted(words), "seed": args.seed})
+    return Training(
+        model, optimizer, max_norm=1.0,
+        next_batch=lambda number: next(source), gradients=partial(gradients, model),
+        evaluate=evaluate, state={"batches": batches},
+        about={"words": sorted(words), "seed": args.seed},
+    )  # fmt: skip
 
 
 def baseline(texts: Sequence[str], labels: np.ndarray) -> float:

@@ -298,17 +298,14 @@ def prepare(args: argparse.Namespace) -> Training:
     )  # fmt: skip
     source = endless(batches)
 
-    def step(number: int) -> float:
-        loss, grads = gradients(model, next(source))
-        optimizer.step(grads, max_norm=1.0)
-        return loss
-
     def evaluate() -> dict[str, float]:
         return scores_of(model, text, pairs.test[:: max(1, len(pairs.test) // 100)], 1)
 
-    about = {**pairs.about, "seed": args.seed}
-    state = {"optimizer": optimizer, "batches": batches}
-    return Training(model, state, step, evaluate, about)
+    return Training(
+        model, optimizer, max_norm=1.0,
+        next_batch=lambda number: next(source), gradients=functools.partial(gradients, model),
+        evaluate=evaluate, state={"batches": batches}, about={**pairs.about, "seed": args.seed},
+    )  # fmt: skip
 
 
 def finish(training: Training, args: argparse.Namespace) -> tuple[dict[str, Any], Figure]:
