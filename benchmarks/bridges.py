@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from contenders import Call
-from machine import environment, facts, pin
+from machine import facts, in_processes, pin
 from peers import positive, thread_counts
 from report import duration, facts_lines, table, times
 from timing import interleaved
@@ -310,12 +308,7 @@ def main() -> None:
     results = {**facts(), "versions": {"PyTorch": torch.__version__}, "missing": {}, "runs": {}}
     results["settings"] = settings
     lines = ["# The PyTorch bridge", "", *facts_lines(results)]
-    for threads in options.threads:
-        with tempfile.TemporaryDirectory() as folder:
-            result = Path(folder) / "result.json"
-            command = [sys.executable, __file__, *sys.argv[1:], "--process", str(threads)]
-            subprocess.run([*command, str(result)], env=environment(threads), check=True)
-            found = json.loads(result.read_text())
+    for threads, found in in_processes(__file__, options.threads):
         results["runs"][threads] = found
         for name, rows in found.items():
             lines += [f"## {TITLES[name]}, {threads} thread{'s' * (threads > 1)}", ""]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +85,18 @@ def environment(threads: int) -> dict[str, str]:
     # XLA's pool is as large as the process has cores; this spares it where there is only one.
     xla = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
     return {**os.environ, **limits, "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
+
+
+def in_processes(script: str, threads: Iterable[int]) -> Iterator[tuple[int, Any]]:
+    """The command at hand again with --process N FILE, once a thread count: what the file holds."""
+    for count in threads:
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / f"{count}.json"
+            command = [sys.executable, script, *sys.argv[1:], "--process", str(count), str(result)]
+            done = subprocess.run(command, env=environment(count))
+            if done.returncode != 0:
+                sys.exit(done.returncode)
+            yield count, json.loads(result.read_text())
 
 
 def aligned(n: int) -> Any:

@@ -18,16 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cases import GRIDS, Case, all_cases, quick_cases, selected
 from contenders import Arrays, Call, difference, importable, problem_of
-from machine import environment, facts, limit, pin, probe
+from machine import facts, in_processes, limit, pin, probe
 from report import write
 from timing import interleaved
 
@@ -124,21 +122,12 @@ def run_here(threads: int, cases: list[Case], rounds: int, seconds: float) -> di
 
 def run_in_processes(options: argparse.Namespace) -> dict[str, Any]:
     """This command again, once a thread count."""
-    runs = []
-    with tempfile.TemporaryDirectory() as folder:
-        for threads in options.threads:
-            result = Path(folder) / f"{threads}.json"
-            command = [sys.executable, __file__, *sys.argv[1:], "--process", str(threads)]
-            done = subprocess.run([*command, str(result)], env=environment(threads))
-            if done.returncode != 0:
-                sys.exit(done.returncode)
-            runs.append(json.loads(result.read_text()))
     return {
         **facts(),
         "settings": {
             name: getattr(options, name) for name in ("rounds", "turn", "quick", "grid", "only")
         },
-        "runs": runs,
+        "runs": [run for _, run in in_processes(__file__, options.threads)],
     }
 
 
