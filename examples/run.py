@@ -82,7 +82,7 @@ class Application:
 def main(application: Application, arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     # Intermixed: inputs may stand before and after options.
-    args = _parser(application, predicts=given[:1] == ["predict"]).parse_intermixed_args(given)
+    args = parser_of(application, predicts=given[:1] == ["predict"]).parse_intermixed_args(given)
     path = args.out / f"{application.name}.safetensors"
     if given[:1] == ["predict"]:
         if not path.exists():
@@ -115,7 +115,7 @@ def main(application: Application, arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser(application: Application, predicts: bool) -> argparse.ArgumentParser:
+def parser_of(application: Application, predicts: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=application.doc,
         epilog=f"python {sys.argv[0]} predict {application.inputs}: use the trained model",

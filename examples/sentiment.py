@@ -24,6 +24,7 @@ import rnnkern as rk
 
 UNKNOWN = 1  # the id of rare words; 0 is padding
 STEPS, QUICK_STEPS, BATCH = 1200, 80, 32
+WEIGHT_DECAY = {"head/weight": 0.1}
 
 
 def labelled() -> tuple[list[list[str]], np.ndarray]:
@@ -100,7 +101,7 @@ def prepare(args: argparse.Namespace) -> Training:
     model = build(len(vocabulary) + 2, 24 if args.quick else 64, args.seed)
     steps = QUICK_STEPS if args.quick else STEPS
     optimizer = rk.AdamW(
-        model, lr=rk.schedules.Cosine(3e-3, steps, warm_up=20), weight_decay={"head/weight": 0.1}
+        model, lr=rk.schedules.Cosine(3e-3, steps, warm_up=20), weight_decay=WEIGHT_DECAY
     )
     batches = rk.Batches([x[i] for i in train], y=labels[train], batch_size=BATCH, seed=args.seed)
     source = endless(batches)
