@@ -142,18 +142,22 @@ RNNKERN_INLINE void multiply(const TileCall<T, W>& c, const Places<T, G, NP>& pl
   start_sums<T, G, MR, NP>(c, place, sum);
   const W* panel = c.panel;
   const Index panel_stride = c.panel_stride, stride = c.stride;
-  const Index whole = c.length / terms * terms * stride, end = c.length * stride;
+  const Index end = c.length / terms * terms * stride;
   for (int s = 0; s < c.segments; ++s) {
     const T* a[MR];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) a[m] = c.a[m] + c.start[s];
-    for (Index k = 0; k != whole; k += terms * stride, panel += width)
+    for (Index k = 0; k != end; k += terms * stride) {
 #pragma GCC unroll 2
       for (int term = 0; term < terms; ++term)
         add_term<T, G, MR, NP>(panel, panel_stride, term, a, k + term * stride, sum);
-    if (terms == 1 || whole == end) continue;
-    add_term<T, G, MR, NP>(panel, panel_stride, 0, a, whole, sum);
-    panel += width;
+      panel += width;
+    }
+    if constexpr (terms > 1) {
+      if (c.length % terms == 0) continue;
+      add_term<T, G, MR, NP>(panel, panel_stride, 0, a, end, sum);
+      panel += width;
+    }
   }
 }
 

@@ -345,7 +345,8 @@ struct Forward {
     return rounded(row_ptrs.rounded_x, n, row_ptrs.x, Depth{1, I, 1, {0}});
   }
   // Rows as they are, or rounded as the layer's precision asks.
-  Operands rounded(const RoundedRows<T>& to, Index n, const T* const* a, Depth depth) const {
+  RNNKERN_MEMBER Operands rounded(const RoundedRows<T>& to, Index n, const T* const* a,
+                                  Depth depth) const {
     if constexpr (kTerms<W> > 1)
       if (constants.precision == Precision::bf16_products) a = round_rows(to, 0, n, a, depth);
     return {n, a, depth};
@@ -513,7 +514,7 @@ struct Forward {
   }
   // What the recurrent product of a phase multiplies: h', or the phase's operand. With heads, the
   // rows as they are: each range is rounded by itself.
-  Operands recurrent_rows(int index, Index n) const {
+  RNNKERN_MEMBER Operands recurrent_rows(int index, Index n) const {
     const T* const* const a = (index == 0 ? row_ptrs.h[now] : row_ptrs.operand) + part.rows.first;
     const Depth depth{1, weights.heads.length, 1, {0}};
     if (cell.elementwise || !weights.heads.is_one()) return {n, a, depth};
@@ -563,7 +564,7 @@ struct Forward {
     }
     return cell.normalizes ? normalized(s, n) : true;
   }
-  Operands operands_of_range(const Operands& of_h, Index block) const {
+  RNNKERN_MEMBER Operands operands_of_range(const Operands& of_h, Index block) const {
     if (weights.heads.is_one()) return of_h;
     Depth depth = of_h.depth;
     depth.start[0] = weights.heads.range_of(block);
