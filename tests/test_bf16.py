@@ -848,7 +848,7 @@ def test_one_step_is_the_reference_s(kind, isa, monkeypatch):
         names |= set(named((y, state, grads)))
         changed_most = max(changed_most, np.abs(run_reference(layer, p).y - wants[0].y).max())
     assert firm == names
-    assert changed_most > 1e-3
+    assert changed_most > 1e-4  # ten times the bound, or more
 
 
 @pytest.mark.parametrize("case", ["plain", "lengths", "both-ways-full"])
@@ -899,13 +899,16 @@ def test_compute_changes_outputs_and_gradients_but_little(kind):
     y_plain, _, tape_plain = p.forward(plain)
     grads, grads_plain = p.backward(layer, tape), p.backward(plain, tape_plain)
     of_w, of_w_plain = (g.params["weight_ih_l0"] for g in (grads, grads_plain))
-    for got, want in ((y, y_plain), (grads.x, grads_plain.x), (of_w, of_w_plain)):
+    # A rounding moves an operand by up to 2^-8 of itself. Sums of terms with random signs keep that
+    # share, five steps let it grow. Where an activation has a kink or a clip begins, a gradient's
+    # element comes or goes as a whole: of these few elements an eighth does.
+    for got, want, bound in (
+        (y, y_plain, 2.0**-6),
+        (grads.x, grads_plain.x, 0.25),
+        (of_w, of_w_plain, 0.25),
+    ):
         assert got.dtype == np.float32
-        off = np.abs(got - want).max() / np.abs(want).max()
-        # A rounding moves an operand by at most 2^-9 of a value between it and twice it. Five steps
-        # of sums of terms with random signs, and slopes, let that grow; layer norm divides by
-        # standard deviations.
-        assert 0 < off < (0.5 if "gain_ih_l0" in layer.params else 0.1)
+        assert 0 < np.linalg.norm(got - want) < bound * np.linalg.norm(want)
 
 
 @pytest.mark.parametrize("cls", LAYERS.values(), ids=lambda cls: cls.__name__)
@@ -949,13 +952,13 @@ def test_what_is_not_supported_is_refused_by_name(cls):
         cls(*sizes, dtype=np.float64, compute="bf16")
     with pytest.raises(ValueError, match=r"^compute: .*'int8'"):
         cls(*sizes, compute="int8")
-    with pytest.raises(TypeError, match=r"^compute: "):
+    with pytest.raises(ValueError, match=r"^compute: .* got 16"):
         cls(*sizes, compute=16)
     with pytest.raises(ValueError, match=r"^weights: .*float64"):
         cls(*sizes, dtype=np.float64).freeze(weights="bf16")
     with pytest.raises(ValueError, match=r"^weights: .*'int8'"):
         cls(*sizes).freeze(weights="int8")
-    with pytest.raises(TypeError, match=r"^weights: "):
+    with pytest.raises(ValueError, match=r"^weights: .* got 16"):
         cls(*sizes).freeze(weights=16)
 
 
