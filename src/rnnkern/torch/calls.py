@@ -22,6 +22,7 @@ from ..pickles import LayerStack
 __all__ = [
     "DTYPES",
     "NO_INTEGERS",
+    "TAKEN",
     "Arrays",
     "Integers",
     "Layer",
@@ -39,6 +40,7 @@ DTYPES: dict[Any, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
 }
+TAKEN = (*DTYPES, torch.bfloat16)  # of parameters; bfloat16 is computed on copies in float32
 
 
 class Setup(NamedTuple):

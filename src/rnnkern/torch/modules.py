@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,12 @@ class _Calls(torch.nn.Module):
     def _prepare(self) -> None:
         raise NotImplementedError
 
-    def _describe(self, arguments: dict[str, Any], names: tuple[str, ...]) -> None:
+    def _describe(
+        self, arguments: dict[str, Any], in_bf16: dict[str, Any], names: tuple[str, ...]
+    ) -> None:
+        """Keep what the core is told of the layer, by the dtype of its products."""
         self._descriptions = {dtype: described(arguments, dtype) for dtype in DTYPES}
+        self._descriptions[torch.bfloat16] = described(in_bf16, torch.float32)
         self._names, self._arrays = names, Arrays()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -63,6 +68,12 @@ class _Calls(torch.nn.Module):
 
     def _refuse(self, input: Tensor, states: tuple[Tensor, ...], integers: Integers) -> None:
         """Raise what PyTorch's own module raises for these arguments, if it does."""
+
+    def _autocast_to(
+        self, input: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[torch.dtype, ...] | None:
+        """The outputs' dtypes under autocast to bfloat16, PyTorch's; None: the parameters'."""
+        return None
 
     def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
         """A layer of rnnkern with these parameters, or with others."""
@@ -92,16 +103,17 @@ class _Calls(torch.nn.Module):
         (1, 5)
         """
         weights = self._weights()
-        self._refuse_dtype(weights[0])
+        self._refuse_dtype(weights[0], [dtype for dtype in self._descriptions if dtype in DTYPES])
         names = layer_of(self._descriptions[weights[0].dtype]).names
         params = {name: view(name, w, True) for name, w in zip(names, weights, strict=True)}
         layer = self._made(DTYPES[weights[0].dtype], params)
         layer.params = params
         return layer
 
-    def _refuse_dtype(self, weight: Tensor) -> None:
-        if weight.dtype not in DTYPES:
-            expected = "expected a tensor of torch.float32 or torch.float64"
+    def _refuse_dtype(self, weight: Tensor, taken: Collection[torch.dtype]) -> None:
+        if weight.dtype not in taken:
+            *others, last = map(str, taken)
+            expected = f"expected a tensor of {', '.join(others) + ' or ' if others else ''}{last}"
             raise RuntimeError(f"{self._names[0]}: {expected}, got one of {weight.dtype}")
 
     def _weights(self) -> list[Tensor]:
@@ -120,41 +132,87 @@ class _Calls(torch.nn.Module):
     ) -> Any:
         """Call the core; the outputs as a sequence of tensors."""
         weights = self._weights()
+        dtype = weights[0].dtype
+        call = integers, batch_first, is_step, dropout, draws
+        if dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu"):
+            return self._run_cast(input, states, weights, call)
+        if dtype not in self._descriptions:
+            self._refuse_dtype(weights[0], self._descriptions)
+        return self._call(dtype, input, states, weights, *call)
+
+    def _run_cast(
+        self,
+        input: Tensor,
+        states: tuple[Tensor, ...],
+        weights: list[Tensor],
+        call: tuple[Integers, bool, bool, float, bool],
+    ) -> Any:
+        """Call the core under autocast, or with parameters of bfloat16."""
+        self._refuse_kinds(input, states, weights)
+        dtype = weights[0].dtype
+        self._refuse_dtype(weights[0], self._descriptions)
+        precision, results = dtype, None
+        if torch.is_autocast_enabled("cpu"):
+            if dtype is not torch.float64 and torch.get_autocast_dtype("cpu") is torch.bfloat16:
+                precision, results = torch.bfloat16, self._autocast_to(input, states)
+            input, states = input.to(dtype), tuple(state.to(dtype) for state in states)
+        is_copy = dtype is torch.bfloat16
+        if is_copy:
+            if torch._C._get_tracing_state() is None:  # else sizes are tensors
+                self._refuse(input, states, call[0])
+                self._refuse_others(input, states, weights)
+            input, states = input.float(), tuple(state.float() for state in states)
+            weights = [weight.float() for weight in weights]
+        outputs = self._call(precision, input, states, weights, *call, is_copy)
+        if results is None:
+            return [o.to(dtype) for o in outputs] if is_copy else outputs
+        return [o.to(kind) for o, kind in zip(outputs, results, strict=True)]
+
+    def _call(
+        self,
+        precision: torch.dtype,
+        input: Tensor,
+        states: tuple[Tensor, ...],
+        weights: list[Tensor],
+        integers: Integers,
+        batch_first: bool,
+        is_step: bool,
+        dropout: float,
+        draws: bool,
+        is_copy: bool = False,
+    ) -> Any:
+        """Call the core on tensors of its dtypes; of copies, all has been checked."""
+        arrays = Arrays() if is_copy else self._arrays
         weight = weights[0]
-        dtype = weight.dtype
-        if dtype not in DTYPES:
-            self._refuse_dtype(weight)
         is_traced = _is_traced()
         tensors = (input, *states, *weights)
         is_plain = is_traced or PLAIN.issuperset(map(type, tensors))
         if not is_plain:
             self._refuse_kinds(input, states, weights)
-        if torch.is_autocast_enabled("cpu"):
-            input, states = input.to(dtype), tuple(state.to(dtype) for state in states)
-            tensors = (input, *states, *weights)
         if dropout or draws:
             if not 0 <= dropout < 1:
                 raise ValueError(f"dropout: expected a number from 0 to below 1, got {dropout}")
             integers = integers._replace(seed=torch.randint(2**63 - 1, (), device="cpu"))
         clip = NO_BOUNDS if self.clip is None else self.clip.bounds()
-        setup = Setup(self._descriptions[dtype], batch_first, is_step, dropout, draws, clip)
+        setup = Setup(self._descriptions[precision], batch_first, is_step, dropout, draws, clip)
         keep = torch.is_grad_enabled() and (
             weight.requires_grad or any(t.requires_grad for t in tensors)
         )
         if forward_ad._current_level >= 0:
             refuse_tangents(tensors)
         if is_traced or not is_plain:
-            return self._trace(setup, integers, input, states, weights, keep)
+            return self._trace(setup, integers, input, states, weights, keep, is_copy)
         try:
             if not keep:
-                params = self._arrays.of(layer_of(setup.layer).names, weights)
+                params = arrays.of(layer_of(setup.layer).names, weights)
                 return run_forward(setup, integers, params, input, states, False)[0]
-            return apply(Call(setup, integers, self._arrays, len(states)), *tensors)[:-1]
+            return apply(Call(setup, integers, arrays, len(states)), *tensors)[:-1]
         except RuntimeError:
             if any(t.is_meta for t in tensors):
-                return self._trace(setup, integers, input, states, weights, keep)
-            self._refuse(input, states, integers)
-            self._refuse_others(input, states, weight)
+                return self._trace(setup, integers, input, states, weights, keep, is_copy)
+            if not is_copy:
+                self._refuse(input, states, integers)
+                self._refuse_others(input, states, weights)
             raise
 
     def _run_sequence(
@@ -188,12 +246,13 @@ class _Calls(torch.nn.Module):
         states: tuple[Tensor, ...],
         weights: list[Tensor],
         keep: bool,
+        is_copy: bool,
     ) -> Any:
         """Call an operator, or a function that transforms can take apart."""
         self._refuse_kinds(input, states, weights)
-        if torch._C._get_tracing_state() is None:  # else sizes are tensors
+        if not is_copy and torch._C._get_tracing_state() is None:  # else sizes are tensors
             self._refuse(input, states, integers)
-            self._refuse_others(input, states, weights[0])
+            self._refuse_others(input, states, weights)
         if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
             call = Call(setup, integers, self._arrays, len(states))
             return TransformedRecurrence.apply(call, input, *states, *weights)[:-1]
@@ -211,12 +270,17 @@ class _Calls(torch.nn.Module):
             if not isinstance(given, Tensor):
                 raise TypeError(f"{name}: expected a Tensor, got {type(given).__name__}")
 
-    def _refuse_others(self, input: Tensor, states: tuple[Tensor, ...], weight: Tensor) -> None:
-        """Raise if tensors are of another dtype than the parameters, or on another device."""
+    def _refuse_others(
+        self, input: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
+    ) -> None:
+        """Raise if tensors are of another dtype than the first parameter, or on another device."""
+        weight = weights[0]
         if weight.device.type not in ("cpu", "meta"):
             got = f"got one on {weight.device}"
             raise RuntimeError(f"{self._names[0]}: expected a tensor on the CPU, {got}")
-        for name, t in (("input", input), *((f"hx[{k}]", s) for k, s in enumerate(states))):
+        others = zip(self._names, weights, strict=True)
+        given = ("input", input), *((f"hx[{k}]", s) for k, s in enumerate(states)), *others
+        for name, t in given:
             if t.dtype != weight.dtype or t.device != weight.device:
                 expected = f"expected {weight.dtype} on {weight.device} as the parameters"
                 raise RuntimeError(f"{name}: {expected}, got {t.dtype} on {t.device}")
@@ -236,6 +300,12 @@ def _no_pair(states: tuple[Any, ...]) -> RuntimeError:
     return RuntimeError(f"hx: expected a pair of tensors (h, c), got {len(states)}")
 
 
+def _of_state(input: Tensor, states: tuple[Tensor, ...]) -> torch.dtype:
+    """The dtype of the last state, or of zeros like the input, to which autocast adds."""
+    given = states[-1] if states else input
+    return torch.bfloat16 if given.dtype is torch.bfloat16 else torch.float32
+
+
 def _checked(clip: Any) -> Clip | None:
     if clip is not None and not isinstance(clip, Clip):
         raise TypeError(f"clip: expected a rnnkern.Clip or None, got {type(clip).__name__}")
@@ -249,12 +319,18 @@ def _layer_class(mode: str) -> tuple[Any, dict[str, Any]]:
     return {"LSTM": layers.LSTM, "GRU": layers.GRU}[mode], {}
 
 
-def _arguments(mode: str, proj_size: int = 0) -> dict[str, Any]:
-    """What the core is told of PyTorch's cells, but for the sizes: those of a small layer."""
+def _arguments(
+    mode: str, sizes: dict[str, Any], proj_size: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the core is told of PyTorch's cells, with products in the parameters' dtype and in bf16.
+
+    All but the sizes are those of a small layer.
+    """
     made, options = _layer_class(mode)
     if proj_size:
         options["proj_size"] = 1
-    return dict(made(1, 2, **options)._stack._arguments)
+    plain, in_bf16 = (made(1, 2, compute=c, **options)._stack._arguments for c in (None, "bf16"))
+    return plain | sizes, in_bf16 | sizes
 
 
 class _DropIn(_Calls, torch.nn.RNNBase):
@@ -274,9 +350,19 @@ class _DropIn(_Calls, torch.nn.RNNBase):
             "bias": bool(self.bias),
             "bidirectional": bool(self.bidirectional),
         }
-        self._describe(
-            _arguments(self.mode, self.proj_size) | sizes, tuple(self._flat_weights_names)
-        )
+        arguments = _arguments(self.mode, sizes, self.proj_size)
+        self._describe(*arguments, tuple(self._flat_weights_names))
+
+    def _autocast_to(
+        self, input: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[torch.dtype, ...] | None:
+        of_state = _of_state(input, states)
+        if self.mode == "GRU":
+            return of_state, of_state
+        h = torch.bfloat16
+        if self.mode == "LSTM":
+            return h, h, of_state if self.proj_size else h
+        return h, h
 
     def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
         made, options = _layer_class(self.mode)
@@ -369,7 +455,7 @@ class RNN(_DropIn):
     input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,
     device, dtype
         As of `torch.nn.RNN`. The parameters start with the same values under the same
-        `torch.manual_seed`. Calls need them on the CPU, in float32 or float64.
+        `torch.manual_seed`. Calls need them on the CPU, in float32, float64 or bfloat16.
     clip : rnnkern.Clip, optional
         Gradient clips, fused into backward. The bounds of the parameters' gradients are those of
         one backward of this module.
@@ -527,7 +613,17 @@ class _DropInCell(_Calls, torch.nn.modules.rnn.RNNCellBase):
             "bias": bool(self.bias),
         }
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        self._describe(_arguments(self._mode()) | sizes, names if self.bias else names[:2])
+        arguments = _arguments(self._mode(), sizes)
+        self._describe(*arguments, names if self.bias else names[:2])
+
+    def _autocast_to(
+        self, input: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[torch.dtype, ...] | None:
+        of_state = _of_state(input, states)
+        mode = self._mode()
+        if mode == "LSTM":
+            return of_state, of_state
+        return (of_state if mode == "GRU" else torch.bfloat16,)
 
     def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
         made, options = _layer_class(self._mode())
@@ -762,7 +858,15 @@ class Recurrent(_Calls):
     def _prepare(self) -> None:
         self._has_one_state = len(self._layer._state_names) == 1
         self._is_noisy = any(self._layer._cell.noise)
-        self._describe(self._layer._stack._arguments, tuple(self._layer._shapes))
+        in_bf16 = copy.copy(self._layer)
+        in_bf16._compute, in_bf16._dtype = "bf16", DTYPES[torch.float32]
+        self._describe(
+            self._layer._stack._arguments,
+            in_bf16._new_stack(in_bf16._ensemble or 0)._arguments,
+            tuple(self._layer._shapes),
+        )
+        if self._layer.compute:
+            del self._descriptions[torch.float64]
 
     def _made(self, dtype: np.dtype[Any], params: dict[str, Any]) -> Any:
         layer = copy.deepcopy(self._layer)

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from ..clip import Clip
 from . import modules
-from .calls import DTYPES
+from .calls import TAKEN
 
 __all__ = ["Accelerated", "accelerate", "restore"]
 
@@ -158,7 +158,7 @@ def _reason(module: torch.nn.Module) -> str | None:
     for name, parameter in module.named_parameters():
         if parameter.device.type != "cpu":
             return f"{name} is on {parameter.device}"
-        if parameter.dtype not in DTYPES:
+        if parameter.dtype not in TAKEN:
             return f"{name} is of {parameter.dtype}"
     if getattr(module, "dropout", 0.0) >= 1:
         return f"dropout is {module.dropout}, and the core's is below 1"
