@@ -191,6 +191,7 @@ CHANGES: dict[str, Any] = {
     "length": 7,
     "lr": 0.02,
     "l2": 0.01,
+    "compute": "bf16",
     "seed": 1,
     "max_norm": 0.05,
     "clip_value": 0.005,
@@ -609,6 +610,7 @@ GENERATOR = np.random.default_rng(0).bit_generator.state
         ({"settings": STACK | {"length": 10**5}}, {}, "text: expected at least 400001 characters"),
         ({"settings": STACK | {"lr": float("nan")}}, {}, "lr: expected"),
         ({"settings": STACK | {"dropout": 2}}, {}, "dropout: expected"),
+        ({"settings": STACK | {"compute": "int8"}}, {}, "compute: expected one of bf16, got"),
         ({"settings": STACK | {"l2": 1e300}}, {}, "l2: expected a number from 0 to 3.40282e.38"),
         ({"settings": STACK | {"clip_value": 1e300}}, {}, "clip_value: expected a number above 0"),
         ({"settings": STACK | {"seed": -1}}, {}, "seed: expected an integer from 0 to 2..32 - 1"),
@@ -812,7 +814,7 @@ def test_layout_is_that_of_the_saved_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", vars(TINY))
 def test_settings_refuse_wrong_types_and_values_by_name(name: str) -> None:
     numbers = () if name == "cell" else (True, -1, 1e300, 2**2000, np.ones(1), float("nan"))
-    none = () if name.startswith(("clip", "max_norm")) else (None,)
+    none = () if name.startswith(("clip", "max_norm", "compute")) else (None,)
     for value in ("1", [], {}, *numbers, *none):
         with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):
             replace(TINY, **dict[str, Any]({name: value}))
@@ -1239,6 +1241,7 @@ def test_picture_takes_any_history(tmp_path: Path, row: tuple[float, float, floa
             "argument --hidden: expected an integer at least 1 and at most 1048576, got",
         ),
         (["train", "--layers", "1.5"], "argument --layers: expected an integer"),
+        (["train", "--compute", "int8"], "argument --compute: invalid choice: 'int8'"),
         (["train", "--dropout", "1"], "argument --dropout: expected a number at least 0 and at"),
         (["train", "--lr", "0"], "argument --lr: expected a number above 0 and at most 3.4028"),
         (["train", "--lr", "inf"], "argument --lr: expected a number above 0 and at most 3.4028"),

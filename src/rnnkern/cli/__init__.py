@@ -150,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     setting("clip_step_value", _limit, "each step's gate gradients, elementwise, or off")
     setting("clip_step_norm", _limit, "L2 norm of each row's gradient handed back a step, or off")
     setting("l2", _number(float, 0, LARGEST), "L2 penalty on the weights, not on the biases")
+    text = "what the recurrent layer's products round their operands to"
+    setting("compute", str, text, choices=["bf16"])
     setting("seed", seed, "of parameters, dropout, order and sample")
     training.add_argument(
         "--steps",

@@ -67,6 +67,7 @@ class Settings:
     clip_step_value: float | None = None
     clip_step_norm: float | None = None
     l2: float = 0.0
+    compute: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +75,8 @@ class Settings:
             object.__setattr__(self, name, check(name, getattr(self, name), *bounds))
 
         take("cell", choice, tuple(LAYERS))
+        if self.compute is not None:
+            take("compute", choice, ("bf16",))
         for name in ("layers", "hidden", "embedding", "batch", "length"):
             high = 64 if name == "layers" else 2**20
             take(name, integer, f"an integer from 1 to {high}", 1, high)
@@ -97,7 +100,7 @@ class CharLM:
     vocabulary : Vocabulary
         The V characters known.
     settings : Settings
-        Cell, sizes, dropout and seed; the rest is not looked at.
+        Cell, sizes, dropout, compute and seed; the rest is not looked at.
     dtype : float32 or float64
         Of all parameters.
 
@@ -123,7 +126,11 @@ class CharLM:
         v, e, h = len(vocabulary), settings.embedding, settings.hidden
         self.vocabulary = vocabulary
         self.layer = LAYERS[settings.cell](
-            e, h, settings.layers, dropout=settings.dropout, dtype=dtype, seed=settings.seed
+            *(e, h, settings.layers),
+            dropout=settings.dropout,
+            dtype=dtype,
+            compute=settings.compute,
+            seed=settings.seed,
         )
         self.embedding = rk.Embedding(v, e, dtype=dtype, seed=0)
         self.output = rk.Linear(h, v, dtype=dtype, seed=0)
