@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}
 LABELS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN"}
-GRIDS = ("step", "block", "inference", "training", "deepbench", "tails")
-FLOAT_BYTES = 4
+GRIDS = ("step", "block", "inference", "training", "deepbench", "tails", "bf16")
+FLOAT_BYTES, BF16_BYTES = 4, 2
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,19 @@ class Case:
     I: int
     training: bool = False
     target: Target | None = None
+    # What rnnkern rounds to bf16: "weights", or "products", whose weights are packed in each call,
+    # or "frozen": products of packed weights. "": nothing.
+    bf16: str = ""
+    targets: tuple[Target, ...] = ()  # of bf16
+
+    @property
+    def section(self) -> str:
+        """The grid that it is reported in."""
+        return "bf16" if self.bf16 else self.grid
 
     @property
     def name(self) -> str:
-        words = [self.grid]
+        words = ["bf16", self.grid, self.bf16] if self.bf16 else [self.grid]
         if self.grid in ("deepbench", "tails"):
             words.append("training" if self.training else "inference")
         size = f"{self.H}" if self.I == self.H else f"{self.I}>{self.H}"
@@ -56,7 +65,8 @@ class Case:
     def step_weight_bytes(self) -> int:
         """Weights that each step must read: W_hh; in the step grid, one step a call, W_ih too."""
         columns = self.H + self.I if self.grid == "step" else self.H
-        return FLOAT_BYTES * GATES[self.kind] * self.H * columns
+        size = BF16_BYTES if self.bf16 else FLOAT_BYTES
+        return size * GATES[self.kind] * self.H * columns
 
     @property
     def weight_bytes(self) -> int:
@@ -126,6 +136,28 @@ TAILS = ((17, 17), (33, 33), (100, 100), (130, 130), (260, 260), (40, 200), (300
 TAILS_BATCH, TAILS_STEPS = 16, 50
 
 
+FLOAT32, TORCH_BF16, ONNX = "rnnkern float32", "PyTorch bf16", "ONNX Runtime"
+# Grid, kind, what is rounded, (B, T, H): by how much faster than whom.
+BF16 = (
+    ("step", "gru", "weights", (1, 1, 256), {FLOAT32: 2.5}),
+    ("step", "lstm", "weights", (1, 1, 256), {FLOAT32: 1.8}),
+    ("step", "gru", "weights", (1, 1, 1024), {FLOAT32: 1.8, ONNX: 3.0}),
+    ("step", "lstm", "weights", (1, 1, 1024), {FLOAT32: 1.8, ONNX: 3.3}),
+    ("inference", "lstm", "products", (32, 100, 512), {FLOAT32: 1.7, TORCH_BF16: 0.95}),
+    ("inference", "lstm", "frozen", (32, 100, 512), {FLOAT32: 1.7, TORCH_BF16: 1.0}),
+    ("training", "lstm", "products", (32, 100, 512), {FLOAT32: 1.65, TORCH_BF16: 1.05}),
+    ("training", "gru", "products", (32, 100, 512), {FLOAT32: 1.65, TORCH_BF16: 2.0}),
+)
+
+
+def bf16_case(
+    grid: str, kind: str, rounded: str, sizes: tuple[int, int, int], least: dict[str, float]
+) -> Case:
+    B, T, H = sizes
+    targets = tuple(Target("ratio", times, to) for to, times in least.items())
+    return Case(grid, kind, B, T, H, H, grid == "training", None, rounded, targets)
+
+
 def all_cases() -> list[Case]:
     cases = [
         Case("step", kind, 1, 1, H, H, target=ratio(least))
@@ -152,7 +184,7 @@ def all_cases() -> list[Case]:
         for kind in GATES
         for I, H in TAILS
     ]
-    return cases
+    return cases + [bf16_case(*row) for row in BF16]
 
 
 def quick_cases() -> list[Case]:
@@ -164,6 +196,9 @@ def quick_cases() -> list[Case]:
         Case("training", "lstm", 4, 10, 32, 32, True, ratio(1.1)),
         Case("deepbench", "rnn_tanh", 8, 10, 32, 32, True),
         Case("tails", "rnn_tanh", 4, 10, 33, 17),
+        bf16_case("step", "gru", "weights", (1, 1, 16), {FLOAT32: 1.0, ONNX: 1.0}),
+        bf16_case("inference", "lstm", "frozen", (4, 10, 32), {FLOAT32: 1.0, TORCH_BF16: 1.0}),
+        bf16_case("training", "gru", "products", (4, 10, 32), {FLOAT32: 1.0, TORCH_BF16: 1.0}),
     ]
 
 
@@ -172,6 +207,6 @@ def selected(cases: list[Case], grids: list[str], only: list[str]) -> list[Case]
     return [
         case
         for case in cases
-        if (not grids or case.grid in grids)
+        if (not grids or case.section in grids)
         and (not only or any(text in case.name for text in only))
     ]

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,8 +95,34 @@ class Rnnkern:
         return Call(train, read)
 
 
+class Bf16:
+    """rnnkern in bf16 as a case says; in float32 in the same way, if it does not round."""
+
+    name, rounds = "rnnkern", True
+
+    def __init__(self, own: Rnnkern) -> None:
+        self.own, self.version = own, own.version
+
+    def prepare(self, problem: Problem) -> Call:
+        case, layer, x = problem.case, problem.layer, problem.x
+        if self.rounds and case.bf16 != "weights":
+            layer = type(layer)(case.I, case.H, compute="bf16", params=layer.params)
+        if case.training:
+            return self.own.prepare_training(replace(problem, layer=layer))
+        frozen = layer.freeze(weights="bf16" if self.rounds and case.bf16 == "weights" else None)
+        if case.grid == "step":
+            step, x0, out = frozen.stream().step, x[0], np.empty((1, case.H), np.float32)
+            return Call(lambda: step(x0, out), lambda y: {"y": y[None].copy()})
+        model = layer if case.bf16 == "products" else frozen
+        return Call(lambda: model(x)[0], lambda y: {"y": y.copy()})
+
+
+class Float32(Bf16):
+    name, rounds = "rnnkern float32", False
+
+
 class Torch:
-    name = "PyTorch"
+    name, dtype = "PyTorch", "float32"
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -106,8 +132,9 @@ class Torch:
 
     def prepare(self, problem: Problem) -> Call:
         torch, case = self.torch, problem.case
-        layer = self._layer(problem)
-        x, dy = torch.from_numpy(problem.x), torch.from_numpy(problem.dy)
+        dtype = getattr(torch, self.dtype)
+        layer = self._layer(problem).to(dtype)
+        x, dy = (torch.from_numpy(array).to(dtype) for array in (problem.x, problem.dy))
         if case.training:
             params = dict(layer.named_parameters())
             return self._training(layer, params, x.clone().requires_grad_(), dy)
@@ -123,7 +150,7 @@ class Torch:
 
         return Call(
             carry if case.streaming else run,
-            lambda y: {"y": y.numpy().copy()},
+            lambda y: {"y": y.float().numpy().copy()},
             torch.inference_mode,
         )
 
@@ -161,10 +188,16 @@ class Torch:
             return y
 
         def read(y: Any) -> Arrays:
-            grads = {name: leaf.grad.numpy().copy() for name, leaf in leaves.items()}
-            return {"y": y.detach().numpy().copy(), **grads}
+            grads = {name: leaf.grad.float().numpy().copy() for name, leaf in leaves.items()}
+            return {"y": y.detach().float().numpy().copy(), **grads}
 
         return Call(train, read)
+
+
+class TorchBf16(Torch):
+    """Modules of bfloat16, with inputs and gradients of it; an LSTM's kernels are oneDNN's."""
+
+    name, dtype = "PyTorch bf16", "bfloat16"
 
 
 def onnx_model(problem: Problem) -> bytes:
@@ -476,23 +509,43 @@ def importable(threads: int) -> tuple[list[Any], dict[str, str]]:
     return contenders, missing
 
 
+def of_bf16(contenders: list[Any]) -> list[Any]:
+    """Who takes part in cases of bf16, from those that can be imported."""
+    found: list[Any] = []
+    for one in contenders:
+        if isinstance(one, Rnnkern):
+            found += [Bf16(one), Float32(one)]
+        elif isinstance(one, Torch):
+            found.append(TorchBf16(one.torch.get_num_threads()))
+        elif isinstance(one, OnnxRuntime):
+            found.append(one)
+    return found
+
+
 # Outputs are at most 1 and come of contracting float32 steps: libraries that sum and round in
 # another order, with other approximations of tanh, differ by 1e-6 or so. Gradients are sums over
 # T * B such terms of either sign and are held against the array's largest. A wrong gate order, a
 # missing bias or a lost state is off by more than 1e-2.
 OUTPUT_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
+# A rounding to bf16 is off by up to 2^-9 of a power of two. PyTorch's modules also round h and, of
+# a GRU, gates at every step: over 100 steps outputs are off by 0.014, gradients by 0.024 of the
+# largest. A wrong gate order is off by more.
+BF16_OUTPUT_TOLERANCE = 5e-2
+BF16_GRADIENT_TOLERANCE = 1e-1
 
 
-def difference(found: Arrays, wanted: Arrays) -> str | None:
+def difference(found: Arrays, wanted: Arrays, bf16: bool = False) -> str | None:
     """What of a contender's results is not rnnkern's; None if all is."""
+    of_outputs = BF16_OUTPUT_TOLERANCE if bf16 else OUTPUT_TOLERANCE
+    of_gradients = BF16_GRADIENT_TOLERANCE if bf16 else GRADIENT_TOLERANCE
     if found.keys() != wanted.keys():
         return f"expected {sorted(wanted)}, got {sorted(found)}"
     for name, want in wanted.items():
         got = found[name]
         if got.shape != want.shape:
             return f"{name}: expected shape {want.shape}, got {got.shape}"
-        bound = OUTPUT_TOLERANCE if name == "y" else GRADIENT_TOLERANCE * np.abs(want).max()
+        bound = of_outputs if name == "y" else of_gradients * np.abs(want).max()
         error = np.abs(got - want).max()
         if not error <= bound:  # nan too
             return f"{name}: off by {error:.2e}, more than {bound:.2e}"

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from cases import GRIDS, Case, all_cases, quick_cases, selected
-from contenders import Arrays, Call, difference, importable, problem_of
+from contenders import Arrays, Call, difference, importable, of_bf16, problem_of
 from machine import facts, in_processes, limit, pin, probe
 from report import write
 from timing import interleaved
@@ -58,7 +58,7 @@ def checked_calls(case: Case, contenders: list[Any]) -> dict[str, Call]:
         found = first_results(case, call)
         if wanted is None:
             wanted = found
-        elif wrong := difference(found, wanted):
+        elif wrong := difference(found, wanted, bf16=bool(case.bf16)):
             raise Disagreement(f"{case.name}: {contender.name}: {wrong}")
         calls[contender.name] = call
     return calls
@@ -79,9 +79,13 @@ def measured(
             met = shares["peak"] >= case.target.at_least
         elif rivals := [r for name, r in ratios.items() if name.startswith(case.target.against)]:
             met = min(rivals) >= case.target.at_least
+    targets = [
+        {**vars(target), "ratio": ratios.get(target.against)}
+        for target in (case.targets if threads == 1 else ())
+    ]
     return {
         "name": case.name,
-        "grid": case.grid,
+        "grid": case.section,
         "kind": case.kind,
         **{letter: getattr(case, letter) for letter in "BTIH"},
         "training": case.training,
@@ -94,6 +98,7 @@ def measured(
         "shares": shares,
         "target": None if case.target is None else vars(case.target),
         "met": met,
+        "targets": targets,
     }
 
 
@@ -101,10 +106,12 @@ def run_here(threads: int, cases: list[Case], rounds: int, seconds: float) -> di
     """All cases in this process, on so many threads."""
     pin(threads)
     contenders, missing = importable(threads)
+    in_bf16 = of_bf16(contenders)
     start = probe(threads, PROBE_SECONDS)
     timed = []
     for number, case in enumerate(cases, 1):
-        times = interleaved(checked_calls(case, contenders), rounds, seconds)
+        calls = checked_calls(case, in_bf16 if case.bf16 else contenders)
+        times = interleaved(calls, rounds, seconds)
         timed.append((case, times))
         shown = ", ".join(f"{name} {t['median'] * 1e3:.4g}" for name, t in times.items())
         print(f"[{threads}t {number}/{len(cases)}] {case.name}: {shown} ms", file=sys.stderr)

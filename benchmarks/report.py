@@ -23,7 +23,9 @@ TITLES = {
     "training": "Training: forward and full BPTT, dx and all parameter gradients",
     "deepbench": "DeepBench's sizes",
     "tails": "Sizes that are not a multiple of a vector, and I other than H",
+    "bf16": "bf16, compared with float32 and with the peers",
 }
+PICTURED = [grid for grid in GRIDS if grid != "bf16"]  # whose limits are those of float32
 MODEL = """\
 A ratio is a peer's median divided by rnnkern's: above 1, rnnkern is faster. Times are medians over
 all timed calls of all rounds, with the minimum in parentheses. Calls of less than 0.1 ms are timed
@@ -125,6 +127,32 @@ def grid_section(grid: str, cases: list[dict[str, Any]], names: list[str]) -> li
     return lines
 
 
+def bf16_section(cases: list[dict[str, Any]]) -> list[str]:
+    """Times and ratios; targets are for one thread."""
+    names = ["rnnkern", *dict.fromkeys(n for c in cases for n in c["times"] if n != "rnnkern")]
+    rows = []
+    for case in cases:
+        targets = [t for t in case["targets"] if t["ratio"] is not None]
+        missed = [t["against"] for t in targets if t["ratio"] < t["at_least"]]
+        met = f"**not** to {', '.join(missed)}" if missed else "yes" if targets else "-"
+        rows.append(
+            [
+                case["name"].removeprefix("bf16 "),
+                *(times_of(case, name, least=name == "rnnkern") for name in names),
+                *(times(case["ratios"].get(name)) for name in names[1:]),
+                ", ".join(f">= {t['at_least']:g} x {t['against']}" for t in case["targets"]) or "-",
+                met,
+            ]
+        )
+    head = ["case", "rnnkern bf16", *names[1:], *(f"to {name}" for name in names[1:])]
+    text = (
+        "`weights`: frozen weights of bf16, float32 activations. `products`: both operands rounded,"
+        " weights packed in each call. `frozen`: the same with weights packed once. PyTorch bf16 is"
+        " a module of bfloat16 with inputs of bfloat16; ONNX Runtime computes in float32."
+    )
+    return [f"### {TITLES['bf16']}", "", text, "", *table([*head, "target", "met"], rows)]
+
+
 def machine_section(run: dict[str, Any]) -> list[str]:
     machine = run["machine"]
     rows = [
@@ -160,20 +188,22 @@ def markdown(results: dict[str, Any], pictures: list[str]) -> str:
         lines += [f"## {threads_of(run)}", "", *machine_section(run)]
         for grid in GRIDS:
             cases = [case for case in run["cases"] if case["grid"] == grid]
-            if cases:
+            if cases and grid == "bf16":
+                lines += bf16_section(cases)
+            elif cases:
                 lines += grid_section(grid, cases, list(run["versions"]))
     lines += [line for name in pictures for line in (f"![{name}]({name})", "")]
     return "\n".join(lines)
 
 
-COLORS = dict(zip(GRIDS, ("C0", "C9", "C2", "C3", "C4", "C5"), strict=True))
+COLORS = dict(zip(PICTURED, ("C0", "C9", "C2", "C3", "C4", "C5"), strict=True))
 
 
 def ratio_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
-    cases = [case for case in run["cases"] if case["best"]]
+    cases = [case for case in run["cases"] if case["best"] and case["grid"] in PICTURED]
     figure, axes = plt.subplots(figsize=(8, 1.4 + 0.17 * len(cases)), layout="constrained")
     rows = range(len(cases))
-    for grid in GRIDS:
+    for grid in PICTURED:
         points = [(best_ratio(c), y) for y, c in zip(rows, cases, strict=True) if c["grid"] == grid]
         if points:
             x, y = zip(*points, strict=True)
@@ -202,14 +232,15 @@ def ratio_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
 def roofline_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     rates = run["machine"]["best"]
-    for grid in GRIDS:
+    for grid in PICTURED:
         cases = [case for case in run["cases"] if case["grid"] == grid]
         if cases:
             x = [case["flops"] / case["weight_bytes"] for case in cases]
             y = [case["flops"] / case["times"]["rnnkern"]["median"] / 1e9 for case in cases]
             axes.plot(x, y, "o", color=COLORS[grid], markersize=5, alpha=0.8, label=grid)
-    intensities = [case["flops"] / case["weight_bytes"] for case in run["cases"]]
-    low, high = min(0.25, *intensities) / 1.5, max(64.0, *intensities) * 1.5
+    pictured = [case for case in run["cases"] if case["grid"] in PICTURED]
+    intensities = [case["flops"] / case["weight_bytes"] for case in pictured]
+    low, high = min([0.25, *intensities]) / 1.5, max([64.0, *intensities]) * 1.5
     for level in LEVELS:
         ridge = rates["flops"] / rates[level]
         axes.plot([low, ridge], [low * rates[level] / 1e9, rates["flops"] / 1e9], lw=1, c="gray")
@@ -239,6 +270,8 @@ def write(results: dict[str, Any], folder: Path) -> Path:
         print("matplotlib is missing: no pictures")
     else:
         for run in results["runs"]:
+            if not any(case["grid"] in PICTURED for case in run["cases"]):
+                continue
             for name, draw in (("ratios", ratio_picture), ("roofline", roofline_picture)):
                 path = folder / f"{name}-{run['threads']}.png"
                 draw(plt, run, path)
