@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -120,7 +120,8 @@ class Cell(ABC):
     inputs_are_units: ClassVar[bool] = False  # whether x acts unit by unit, so that I is H
     also_saved: ClassVar[tuple[str, ...]] = ()  # what the kernels save besides gates and states
     _: KW_ONLY
-    operand: Callable[[Array], Array] = _identity  # what products read of an operand
+    # What products read of an operand. Of a factory, so that the default is no method of the class.
+    operand: Callable[[Array], Array] = field(default_factory=lambda: _identity)
 
     @property
     def states(self) -> tuple[StateInfo, ...]:
