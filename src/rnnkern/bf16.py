@@ -33,9 +33,11 @@ def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
     rounded = np.where(magnitude > 0x7F800000, bits | np.uint32(0x400000), rounded)
     rounded = np.where(magnitude < 0x00800000, bits & np.uint32(0x80000000), rounded)
-    return (rounded >> np.uint32(16)).astype(np.uint16)
+    upper: NDArray[np.uint16] = (rounded >> np.uint32(16)).astype(np.uint16)
+    return upper
 
 
 def from_bf16_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The values of such bits, which float32 holds exactly."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    values: NDArray[np.float32] = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values
