@@ -67,6 +67,21 @@ SHAPES = {"rows": (33, 40, 40, 24), "units": (128, 256, 20, 2)}  # I, H, T, B
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
+def shortest(layer, T, B, threads):
+    """Steps, from 5 on, that up to so many threads share in the ways in which they share T steps.
+
+    Several chunks of steps stay several: three, or as many as those of T.
+    """
+
+    def found(steps):
+        plans = [plan_of(layer, steps, B, n) for n in range(1, threads + 1)]
+        sizes = plans[0].forward_chunk, plans[0].backward_chunk
+        chunks = [min(3, -(-steps // size)) for size in sizes]
+        return chunks, [(plan.threads, plan.shared) for plan in plans]
+
+    return next(steps for steps in range(5, T + 1) if found(steps) == found(T))
+
+
 def bits(layer, problem, clip=None, *, forward=1, backward=None):
     """All that a forward and a backward return, as bytes, on so many threads each."""
     layer.dropout_step = 0
@@ -139,7 +154,9 @@ def test_the_clips_act(kind, sizes):
 @every_dtype
 @every_loop
 def test_threads(kind, dtype, case, shape, isa):
-    layer, problem = case.make(kind, dtype, *shape)
+    I, H, T, B = shape
+    T = shortest(make_layer(kind, I, H, dtype=dtype, **case.options), T, B, 8)
+    layer, problem = case.make(kind, dtype, I, H, T, B)
     with rk.force_isa(isa):
         want = bits(layer, problem, case.clip)
         for forward, backward in ((2, 2), (3, 4), (5, 5), (6, 1), (1, 3), (8, 7)):
