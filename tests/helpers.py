@@ -146,22 +146,29 @@ def sets():
     return rk.info()["available"]
 
 
-def in_each_set(test):
-    """Run a test in each instruction set, its argument `isa`; what it prints names the last one.
+def in_each(name, values):
+    """Run a test with each of these values as its argument; what it prints names the last one.
 
     As tests of their own, thousands of them would take less time than pytest spends on them.
     """
 
-    @wraps(test)
-    def run(**arguments):
-        for isa in sets():
-            print(f"instruction set: {isa}")
-            test(isa=isa, **arguments)
+    def decorated(test):
+        @wraps(test)
+        def run(**arguments):
+            for value in values() if callable(values) else values:
+                print(f"{name}: {getattr(value, '__name__', value)}")
+                test(**arguments, **{name: value})
 
-    of = inspect.signature(test)
-    others = [parameter for name, parameter in of.parameters.items() if name != "isa"]
-    run.__signature__ = of.replace(parameters=others)
-    return run
+        of = inspect.signature(test)
+        others = [parameter for parameter in of.parameters.values() if parameter.name != name]
+        run.__signature__ = of.replace(parameters=others)
+        return run
+
+    return decorated
+
+
+in_each_set = in_each("isa", sets)
+in_each_dtype = in_each("dtype", DTYPES)
 
 
 def fused_sets():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, sets
+from helpers import fused_sets, in_each_dtype, in_each_set, sets
 
 import rnnkern as rk
 from rnnkern import _core
@@ -19,9 +19,7 @@ from rnnkern import _core
 MOST_ULP = 3.0
 WIDER = {np.float32: np.float64, np.float64: np.longdouble}
 
-each_set = pytest.mark.parametrize("isa", sets())
 each_name = pytest.mark.parametrize("name", ["sigmoid", "tanh"])
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 
 
 def computed(name, x, isa):
@@ -60,9 +58,9 @@ def sample(dtype):
     return np.concatenate([-positive[::-1], positive])
 
 
-@each_set
+@in_each_set
 @each_name
-@each_dtype
+@in_each_dtype
 def test_accuracy(isa, name, dtype):
     if dtype == np.float64 and np.finfo(np.longdouble).nmant <= 52:
         pytest.skip("longdouble is no wider than float64 here")
@@ -73,15 +71,15 @@ def test_accuracy(isa, name, dtype):
 
 
 @each_name
-@each_dtype
+@in_each_dtype
 def test_the_same_bits_wherever_multiply_add_is_fused(name, dtype):
     x = sample(dtype)
     assert len({computed(name, x, isa).tobytes() for isa in fused_sets()}) <= 1
 
 
-@each_set
+@in_each_set
 @each_name
-@each_dtype
+@in_each_dtype
 def test_saturation_and_what_is_not_finite(isa, name, dtype):
     largest = np.finfo(dtype).max
     x = np.array([-np.inf, -largest, -800, 0, 800, largest, np.inf], dtype)
@@ -92,17 +90,17 @@ def test_saturation_and_what_is_not_finite(isa, name, dtype):
     assert np.isnan(computed(name, nans, isa)).all()
 
 
-@each_set
+@in_each_set
 @each_name
-@each_dtype
+@in_each_dtype
 def test_values_stay_in_range(isa, name, dtype):
     y = computed(name, sample(dtype), isa)
     assert y.max() == 1.0
     assert y.min() == {"sigmoid": 0.0, "tanh": -1.0}[name]
 
 
-@each_set
-@each_dtype
+@in_each_set
+@in_each_dtype
 def test_tanh_is_odd_to_the_bit(isa, dtype):
     x = sample(dtype)
     assert computed("tanh", -x, isa).tobytes() == (-computed("tanh", x, isa)).tobytes()
@@ -110,8 +108,8 @@ def test_tanh_is_odd_to_the_bit(isa, dtype):
     assert np.signbit(zeros).tolist() == [False, True]
 
 
-@each_set
-@each_dtype
+@in_each_set
+@in_each_dtype
 def test_sigmoids_mirror_image(isa, dtype):
     # 1 - sigmoid(x) is sigmoid(-x): off by the errors of both, of the size of 1.
     x = np.linspace(0, 30, 100_001, dtype=dtype)
@@ -119,18 +117,18 @@ def test_sigmoids_mirror_image(isa, dtype):
     assert np.abs(both - 1).max() <= 2 * np.finfo(dtype).eps
 
 
-@each_set
+@in_each_set
 @each_name
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("reach", [0.01, 1.0, 30.0])
 def test_monotonic(isa, name, dtype, reach):
     y = computed(name, np.linspace(-reach, reach, 20_001, dtype=dtype), isa)
     assert (np.diff(y) >= 0).all()
 
 
-@each_set
+@in_each_set
 @each_name
-@each_dtype
+@in_each_dtype
 def test_any_count_and_place(isa, name, dtype):
     # Vectors and what is left over give a value the same bits.
     x = np.linspace(-9, 9, 70, dtype=dtype)

@@ -11,15 +11,13 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, on_threads, sets
+from helpers import fused_sets, in_each_dtype, in_each_set, on_threads
 
 import rnnkern as rk
 from rnnkern import reference
 
 KINDS = ("dot", "scaled_dot", "general", "additive")
 every_kind = pytest.mark.parametrize("kind", KINDS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
-every_set = pytest.mark.parametrize("isa", sets())
 # Tq, Tk, B, Q, V: one of each; below, at and behind vectors and cache lines; several parts of
 # queries (128) and of chains; one query, which takes no panels.
 SIZES = [(1, 1, 1, 1, 1), (3, 7, 2, 8, 9), (17, 33, 3, 15, 70), (150, 20, 2, 7, 16)]
@@ -72,8 +70,8 @@ def bits(*arguments, **options):
 # ---- against the definition --------------------------------------------------------------------
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @every_kind
 @pytest.mark.parametrize("sizes", SIZES)
 def test_attention_is_the_references(sizes, kind, dtype, isa):
@@ -141,7 +139,7 @@ def chain(a, b):
 
 
 @pytest.mark.parametrize("isa", fused_sets())
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("Tq", [1, 5])
 def test_contexts_are_chains_over_keys_and_dvalues_over_queries(Tq, dtype, isa):
     attention, q, k, v, dc = problem("dot", Tq, 9, 2, 4, 11, dtype)
@@ -170,7 +168,7 @@ def test_large_scores_do_not_overflow():
 # ---- padding -----------------------------------------------------------------------------------
 
 
-@every_dtype
+@in_each_dtype
 @every_kind
 @pytest.mark.parametrize("sizes", SIZES)
 def test_padding_is_not_read_and_leaves_no_trace(sizes, kind, dtype):
@@ -217,7 +215,7 @@ def test_no_keys_no_queries_no_rows(kind):
 # ---- the same bits -----------------------------------------------------------------------------
 
 
-@every_dtype
+@in_each_dtype
 @every_kind
 @pytest.mark.parametrize("sizes", [*SIZES, (40, 40, 9, 64, 64)])
 def test_bits_on_threads_and_instruction_sets(sizes, kind, dtype):
@@ -252,7 +250,7 @@ def test_threads_are_shared_out():
     assert done.stdout == "1 1\n3 3\n", done.stderr
 
 
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_a_query_alone_and_among_others(kind, dtype):
     attention, q, k, v, dc = problem(kind, 7, 21, 3, 33, 19, dtype)
@@ -267,7 +265,7 @@ def test_a_query_alone_and_among_others(kind, dtype):
         assert dq.tobytes() == got["queries"][t].tobytes()
 
 
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_strides_do_not_matter(kind, dtype):
     attention, *arrays = problem(kind, 5, 9, 3, 7, 4, dtype)
@@ -281,7 +279,7 @@ def test_strides_do_not_matter(kind, dtype):
 # ---- steps of a decoder ------------------------------------------------------------------------
 
 
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_the_tapes_of_steps_give_the_gradients_of_the_sequence(kind, dtype):
     attention, q, k, v, dc = problem(kind, 6, 10, 3, 5, 4, dtype)
@@ -397,7 +395,7 @@ def test_copies_have_their_own_parameters(kind):
     assert again(q, k, v).tobytes() == want.tobytes()
 
 
-@every_dtype
+@in_each_dtype
 def test_initial_values(dtype):
     attention = rk.Attention(400, 100, kind="additive", hidden_size=300, dtype=dtype, seed=0)
     for name, fan_in in (("weight_q", 400), ("weight_k", 100), ("v", 300)):

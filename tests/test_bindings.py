@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, make_layer, parts, random_problem
+from helpers import KINDS, in_each_dtype, make_layer, parts, random_problem
 
 import rnnkern as rk
 from rnnkern import _core
@@ -203,7 +203,7 @@ def test_an_input_that_refers_to_its_tape_is_collected(checkpoint):
     assert alive() is None
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 def test_a_layer_stack_refuses_batch_first_with_an_ensemble(dtype):
     layer = rk.GRU(3, 4, ensemble=2, dtype=dtype)
     x = np.zeros((5, 2, 6, 3), dtype).transpose(2, 1, 0, 3)

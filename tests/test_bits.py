@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pytest
 from helpers import (
-    DTYPES,
     KINDS,
     LOOPS,
     QUIET,
     assert_same,
     fused_sets,
+    in_each,
+    in_each_dtype,
     in_each_set,
     make_layer,
     on_threads,
@@ -36,7 +37,6 @@ from rnnkern.reference import CELLS
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_loop = pytest.mark.parametrize("kind", LOOPS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def test_the_clips_act(kind, sizes):
 @in_each_set
 @every_shape
 @every_case
-@every_dtype
+@in_each_dtype
 @every_loop
 def test_threads(kind, dtype, case, shape, isa):
     I, H, T, B = shape
@@ -263,7 +263,7 @@ def test_inference_and_training(kind):
 
 @in_each_set
 @every_case
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_a_row_alone_and_in_a_batch(kind, dtype, case, isa):
     """Dropout's mask is a function of step, row and channel: the row keeps its place."""
@@ -295,7 +295,7 @@ def test_a_row_alone_and_in_a_batch_of_several_chunks(kind, bidirectional):
 
 
 @every_case
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("kind", QUIET)  # masks go by the row's place
 def test_a_row_at_another_place(kind, dtype, case):
     layer, problem = case.make(kind, dtype, 7, 17, 9, 21)
@@ -316,7 +316,7 @@ def test_one_row_without_a_batch(kind):
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 def test_batch_first(kind, dtype):
     layers = [
         make_layer(kind, 7, 17, num_layers=2, batch_first=first, dtype=dtype)
@@ -361,7 +361,7 @@ def with_padding(problem, value, more=0):
 
 
 @pytest.mark.parametrize("case", PADDED.values(), ids=PADDED)
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_padding_is_never_read(kind, dtype, case):
     I, H, T, B = SHAPES["rows"]
@@ -374,7 +374,7 @@ def test_padding_is_never_read(kind, dtype, case):
 
 
 @pytest.mark.parametrize("case", PADDED.values(), ids=PADDED)
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_more_padding(kind, dtype, case):
     """More steps of padding and more rows of no length; so many that the chunks of the sums over
@@ -427,7 +427,7 @@ def test_full_lengths_and_none(kind, bidirectional):
 
 @in_each_set
 @pytest.mark.parametrize("num_layers", [1, 2, 4])
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_pieces_and_streams(kind, dtype, num_layers, isa):
     layer = make_layer(kind, 7, 17, num_layers=num_layers, dtype=dtype)
@@ -515,7 +515,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_addresses_and_strides(kind, dtype, layout):
     case = CASES["both-ways"]
@@ -560,7 +560,7 @@ needs_two_fused_sets = pytest.mark.skipif(
 @needs_two_fused_sets
 @every_shape
 @every_case
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_instruction_sets(kind, dtype, case, shape):
     layer, problem = case.make(kind, dtype, *shape)
@@ -574,7 +574,7 @@ def test_instruction_sets(kind, dtype, case, shape):
 
 
 @needs_two_fused_sets
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_streams_of_instruction_sets(kind, dtype):
     layer = make_layer(kind, 7, 17, num_layers=2, dtype=dtype)
@@ -587,9 +587,9 @@ def test_streams_of_instruction_sets(kind, dtype):
 
 
 @pytest.mark.skipif(len(sets()) < 2, reason=f"one instruction set here: {sets()}")
-@pytest.mark.parametrize("pair", [*itertools.permutations(sets(), 2)], ids="-then-".join)
+@in_each("pair", [*itertools.permutations(sets(), 2)])
 @pytest.mark.parametrize("case", ["plain", "both-ways-full"])
-@every_dtype
+@in_each_dtype
 @every_kind
 def test_forward_and_backward_under_two_sets(kind, dtype, case, pair):
     """What one set has kept another can read: the same bits if both fuse, else the same numbers."""

@@ -18,6 +18,8 @@ from helpers import (
     assert_same,
     both_ways,
     handed_through,
+    in_each,
+    in_each_dtype,
     in_each_set,
     is_elementwise,
     joined,
@@ -39,7 +41,6 @@ from rnnkern.reference import CELLS
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_loop = pytest.mark.parametrize("kind", LOOPS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 
 ODD = (1, 7, 15, 17, 33, 65)
 CLIPS = {"step_value": 0.02, "step_norm": 0.3, "value": 0.2, "max_norm": 0.5}
@@ -82,7 +83,7 @@ def check(layer, problem, want, clip=None, threads=1, chain=10_000):
 
 @in_each_set
 @each_loop
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_every_option_with_every_other(isa, kind, dtype, bidirectional, num_layers):
@@ -95,7 +96,7 @@ def test_every_option_with_every_other(isa, kind, dtype, bidirectional, num_laye
 
 @in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("H", ODD)
 def test_odd_sizes(isa, kind, dtype, H):
     for I, B in ((1, 1), (7, 5), (15, 2), (17, 1), (33, 9), (65, 3)):
@@ -105,9 +106,9 @@ def test_odd_sizes(isa, kind, dtype, H):
 
 @in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (2, 0), (0, 0), (0, None)])
-@pytest.mark.parametrize("num_layers", [1, 2])
+@in_each("num_layers", [1, 2])
 def test_no_steps_or_no_rows(isa, kind, dtype, T, B, num_layers):
     with rk.force_isa(isa):
         for bidirectional in (False, True):
@@ -165,7 +166,7 @@ def three_chunks(layer, B, threads=1):
 
 @in_each_set
 @each_loop
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("lengths", [None, "random"])
 @pytest.mark.parametrize(
     ("H", "B", "num_layers"),
@@ -187,7 +188,7 @@ def test_chunks_of_steps(isa, kind, dtype, lengths, H, B, num_layers):
 
 @in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
     H = constant("core/recurrence/backward.h", "units_at_once") + 9
     with rk.force_isa(isa):
@@ -196,7 +197,7 @@ def test_more_units_than_backward_sums_at_once(isa, kind, dtype):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @each_loop
-@each_dtype
+@in_each_dtype
 def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
     layer, *problem = case(kind, 4, wide(kind, 33), 200, 3, dtype=dtype, num_layers=2)
     several = "units" if is_elementwise(kind) else "layers"  # without barriers units are cheaper
@@ -206,7 +207,7 @@ def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
 
 @in_each_set
 @each_loop
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_threads_that_share_rows(isa, kind, dtype, threads, bidirectional):
@@ -232,7 +233,7 @@ def units_to_share(kind, B, threads, bidirectional=False):
 
 @in_each_set
 @each_loop
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize(("threads", "B"), [(2, 1), (3, 1), (3, 3)])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_threads_that_share_units(isa, kind, dtype, threads, B, bidirectional):
@@ -251,7 +252,7 @@ def test_threads_that_share_units(isa, kind, dtype, threads, B, bidirectional):
 
 @in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("lengths", [None, "random"])
 def test_tape_holds_what_the_reference_saves(isa, kind, dtype, lengths):
     options = {"num_layers": 2, "bidirectional": True, "dtype": dtype, "lengths": lengths}
@@ -389,7 +390,7 @@ def test_what_is_not_given_is_zeros_or_fresh_or_whole(kind):
 
 
 @each_kind
-@each_dtype
+@in_each_dtype
 def test_any_strides_and_alignment(kind, dtype):
     layer, problem, _ = case(kind, 5, 7, 4, 3, dtype=dtype, num_layers=2)
     want = run(layer, problem)
@@ -452,7 +453,7 @@ every_clip = pytest.mark.parametrize("names", [[n] for n in CLIPS] + [list(CLIPS
 
 @in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 @every_clip
 def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
     clip = rk.Clip(**{name: CLIPS[name] for name in names})
@@ -488,7 +489,7 @@ def test_a_clip_does_what_the_reference_says(isa, kind, dtype, names):
 
 @in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 def test_clips_in_chunks_on_threads(isa, kind, dtype):
     I, H, B = 9, 17, 100
     layer = make_layer(kind, I, H, dtype=dtype)
@@ -503,7 +504,7 @@ def test_clips_in_chunks_on_threads(isa, kind, dtype):
 
 @in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_step_norm_with_shared_units(isa, kind, dtype, bidirectional):
     # A row's norm runs over units that several threads hold.
@@ -557,7 +558,7 @@ def test_value_and_norm_bound_what_they_name(kind):
 
 @in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_seen_and_stays_in_its_row(isa, kind, dtype, value):
     layer, problem, _ = case(kind, 5, 7, 6, 4, dtype=dtype)

@@ -10,13 +10,11 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, on_threads, sets
+from helpers import fused_sets, in_each_dtype, in_each_set, on_threads
 
 import rnnkern as rk
 from rnnkern import reference
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
-every_set = pytest.mark.parametrize("isa", sets())
 # T, B, L: one of each; below, at and behind vectors and cache lines; more rows than a thread takes
 # at a time.
 SIZES = [(1, 1, 1), (2, 3, 2), (9, 5, 7), (20, 13, 8), (6, 2, 17), (30, 7, 33)]
@@ -71,8 +69,8 @@ def test_the_references_recurrences_are_sums_over_all_paths(T, L):
         assert abs((p * times).sum() - pairs[i, j]) < 1e-12
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize("size", [0.0, 2.0, 30.0])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_losses_and_gradients_are_the_references(sizes, size, dtype, isa):
@@ -135,8 +133,8 @@ def test_gradients_are_those_of_the_reduced_loss(reduction):
             assert abs((ends[0] - ends[1]) / (2 * step) - gradient[place]) < 2e-8
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize(("T", "L"), [(1, 1), (1, 5), (4, 2), (5, 4), (3, 9)])
 def test_decoded_paths_are_the_best_of_all(T, L, dtype, isa):
     """Scores of few integers have many ties: the lowest last label wins, then the one before it."""
@@ -158,8 +156,8 @@ def test_decoded_paths_are_the_best_of_all(T, L, dtype, isa):
 # ---- forbidden and extreme scores --------------------------------------------------------------
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 def test_forbidden_transitions(dtype, isa):
     """BIO: I (2) follows B (1) or I only, and begins nothing; B does not end."""
     forbidden = [(0, 2), (None, 2), (1, None)]
@@ -208,7 +206,7 @@ def test_a_row_whose_paths_are_all_forbidden():
     assert ((paths >= 0) & (paths < 4)).all()
 
 
-@every_set
+@in_each_set
 def test_scores_that_no_power_of_e_can_hold(isa):
     """Steps after which only paths are left whose share was far below the smallest number."""
     L, T = 5, 12
@@ -250,7 +248,7 @@ def test_the_smallest_shares_are_summed_exactly():
     np.testing.assert_allclose(grads.params["transitions"], pairs - [[1, 0], [0, 0]], atol=1e-12)
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_stays_in_its_row(bad, dtype):
     crf, e, labels = problem(6, 8, 5, dtype)
@@ -269,7 +267,7 @@ def test_what_is_not_finite_stays_in_its_row(bad, dtype):
 # ---- padding -----------------------------------------------------------------------------------
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("sizes", SIZES)
 def test_padding_is_not_read_and_leaves_no_trace(sizes, dtype):
     crf, e, labels = problem(*sizes, dtype)
@@ -321,7 +319,7 @@ def test_no_steps_no_rows(T, B, reduction):
 LARGE = (30, 40, 33)  # worth three threads
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("sizes", [*SIZES, LARGE])
 def test_bits_on_threads_and_instruction_sets(sizes, dtype):
     crf, *arrays = problem(*sizes, dtype)
@@ -369,7 +367,7 @@ def test_gradients_of_parameters_are_added_up_by_rising_row(sizes):
         assert grads.params[name].tobytes() == total[name].tobytes()
 
 
-@every_dtype
+@in_each_dtype
 def test_strides_do_not_matter(dtype):
     crf, e, labels = problem(9, 4, 7, dtype)
     want = found(crf, e, labels)
@@ -380,7 +378,7 @@ def test_strides_do_not_matter(dtype):
 # ---- parameters --------------------------------------------------------------------------------
 
 
-@every_dtype
+@in_each_dtype
 def test_initial_values_copies_and_state_dicts(dtype):
     crf = rk.CRF(50, dtype=dtype, seed=1)
     for array in crf.params.values():

@@ -9,13 +9,12 @@ import re
 
 import numpy as np
 import pytest
-from helpers import DTYPES, on_threads, sets
+from helpers import DTYPES, in_each_dtype, on_threads, sets
 from test_bits import LAYOUTS
 from test_modules import drawn
 
 import rnnkern as rk
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
 either = pytest.mark.parametrize("variational", [False, True], ids=["plain", "variational"])
 
 
@@ -23,7 +22,7 @@ def drop(x, p=0.4, variational=False, seed=3, **steps):
     return rk.Dropout(p, variational=variational, seed=seed).forward(x, **steps)[0]
 
 
-@every_dtype
+@in_each_dtype
 @either
 def test_elements_are_dropped_or_scaled(variational, dtype):
     x, dy = drawn(7, 5, 37, dtype=dtype), drawn(7, 5, 37, dtype=dtype, seed=1)
@@ -65,7 +64,7 @@ def test_masks_of_rows_steps_seeds_and_forwards_differ(variational):
         assert (first[0] != first[1]).any()
 
 
-@every_dtype
+@in_each_dtype
 @either
 def test_a_mask_depends_on_its_element_only(variational, dtype):
     """Not on T, B, C, the dtype, what is padding, and which of a row's steps are masked."""
@@ -90,7 +89,7 @@ def test_a_mask_depends_on_its_element_only(variational, dtype):
         assert not got[~holes[:, b], b].any()
 
 
-@every_dtype
+@in_each_dtype
 @either
 def test_padding_and_dropped_elements_are_not_read(variational, dtype):
     x, mask = np.full((6, 3, 20), np.nan, dtype), np.zeros((6, 3), bool)
@@ -104,7 +103,7 @@ def test_padding_and_dropped_elements_are_not_read(variational, dtype):
     assert (np.isnan(dropout.backward(tape, x).x) == np.isnan(y)).all()
 
 
-@every_dtype
+@in_each_dtype
 @either
 @pytest.mark.parametrize("C", [1, 3, 31, 32, 33, 64, 1024, 1030])
 def test_bits(C, variational, dtype):

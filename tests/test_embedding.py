@@ -14,13 +14,20 @@ import weakref
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, fused_sets, make_layer, on_threads, parts, random_problem
+from helpers import (
+    KINDS,
+    fused_sets,
+    in_each_dtype,
+    make_layer,
+    on_threads,
+    parts,
+    random_problem,
+)
 from test_optim import DEFAULTS, MOMENTS, OPTIMIZERS, PENALTIES, REFERENCES, SETTINGS, TOLERANCE
 
 import rnnkern as rk
 from rnnkern import reference
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_rule = pytest.mark.parametrize("rule", OPTIMIZERS)
 SIZES = [(5, 3, 4), (50, 64, 300), (2000, 130, 700)]
@@ -41,7 +48,7 @@ def rows_of(ids, n, width, dtype=np.float64, seed=0):
 # ------------------------------------------------------------------------------------ as rows
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("padding_idx", [None, 0, 2])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_rows_are_those_of_the_whole_gradient(sizes, padding_idx, dtype):
@@ -209,7 +216,7 @@ def steps_of_rows(rule, dtype, penalties, max_norm=None, **options):
     return params["w"], opt
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("max_norm", [None, 2.0])
 @pytest.mark.parametrize("penalties", PENALTIES, ids=str)
 @pytest.mark.parametrize(("rule", "options"), SETTINGS, ids=str)
@@ -247,7 +254,7 @@ def test_rows_without_a_gradient_stay_with_their_moments(rule):
     assert opt.state_dict()[f"{rule}.step"] == 2
 
 
-@every_dtype
+@in_each_dtype
 def test_descent_along_rows_has_the_bits_of_whole_tables(dtype):
     tables = [drawn(N, E, dtype=dtype) for _ in range(2)]
     rows = rows_of([1, 5], N, E, dtype)
@@ -435,7 +442,7 @@ def words(*shape, seed=0):
 
 
 @pytest.mark.parametrize("of", OPTIONS)
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("kind", FOLDED)
 def test_a_call_on_integers_has_the_bits_of_a_call_on_vectors(kind, dtype, of):
     layer, embedding, frozen = folded(kind, dtype=dtype, **OPTIONS[of])

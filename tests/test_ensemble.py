@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 from helpers import (
-    DTYPES,
     KINDS,
     both_ways,
     fused_sets,
+    in_each_dtype,
     joined,
     make_layer,
     on_threads,
@@ -104,7 +104,7 @@ def assert_members_are_layers(kind, shared=False, checkpoint=None, **options):
 
 
 @every_kind
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @pytest.mark.parametrize("shared", [False, True])
 def test_members_are_layers_of_their_own(kind, dtype, shared):
     assert_members_are_layers(kind, shared, dtype=dtype)
@@ -328,7 +328,7 @@ def dicts(layer, out):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 def test_members_are_stepped_as_layers_alone(name, dtype):
     """Own norm, own clip, own skip, own count: with one member that blows up now and then."""
     make, penalties = OPTIMIZERS[name], {"l1": {"weight_hh*": 1e-3}, "l2": 1e-2}

@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import KINDS, MAKERS, handed_through, make_layer, parts, random_problem
+from helpers import (
+    KINDS,
+    MAKERS,
+    handed_through,
+    in_each,
+    in_each_dtype,
+    make_layer,
+    parts,
+    random_problem,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -1025,8 +1034,8 @@ def test_out_over_a_part_of_x_that_is_not_contiguous():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@in_each("bidirectional", [False, True])
+@in_each_dtype
 @pytest.mark.parametrize(("steps", "rows"), [(0, B), (T, 0), (0, 0), (0, None)])
 def test_nothing(kind, bidirectional, dtype, steps, rows):
     layer = make_layer(kind, I, H, num_layers=2, bidirectional=bidirectional, dtype=dtype)

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, assert_close, assert_same, make_layer, random_problem
+from helpers import (
+    KINDS,
+    assert_close,
+    assert_same,
+    in_each_dtype,
+    make_layer,
+    random_problem,
+)
 from helpers import run_reference as reference_of
 
 import rnnkern as rk
@@ -15,11 +22,10 @@ T, B, I, H = 7, 5, 3, 9
 PENALIZED = [kind for kind in KINDS if CELLS[kind].has_flow_penalty]
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("clip", [None, rk.Clip(step_value=0.2, step_norm=0.2, value=2.0)])
 @pytest.mark.parametrize(
     "options", [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": True}]
@@ -87,7 +93,7 @@ def test_trace_of_one_unbatched_row_has_a_row_axis():
 
 
 @pytest.mark.parametrize("kind", PENALIZED)
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("clip", [None, rk.Clip(step_value=0.4, step_norm=0.7)])
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
 def test_flow_penalty_is_the_reference_s(kind, dtype, clip, options):

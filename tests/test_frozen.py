@@ -13,7 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, make_layer, on_threads, parts, random_problem, sets
+from helpers import (
+    KINDS,
+    in_each_dtype,
+    make_layer,
+    on_threads,
+    parts,
+    random_problem,
+    sets,
+)
 from plan import plan_of
 
 import rnnkern as rk
@@ -35,7 +43,7 @@ def bits(result):
 
 
 @pytest.mark.parametrize("of", OPTIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @every_kind
 def test_a_call_has_the_layers_bits(kind, dtype, of):
     layer = make_layer(kind, I, H, dtype=dtype, **OPTIONS[of])

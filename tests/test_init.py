@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, MAKERS, make_layer
+from helpers import DTYPES, KINDS, MAKERS, in_each_dtype, make_layer
 
 import rnnkern as rk
 from rnnkern.reference import CELLS
@@ -22,7 +22,6 @@ def inits_of(kind):
 
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 
 
 def row_of(kind, name):
@@ -91,7 +90,7 @@ def assert_uniform(array, bound):
 
 
 @each_kind
-@each_dtype
+@in_each_dtype
 def test_uniform_is_pytorchs(kind, dtype):
     layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="uniform")
     for name, array in layer.params.items():
@@ -107,7 +106,7 @@ def test_uniform_is_pytorchs(kind, dtype):
 
 
 @each_kind
-@each_dtype
+@in_each_dtype
 def test_xavier_takes_each_gate_as_a_matrix(kind, dtype):
     layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="xavier")
     for name, array in layer.params.items():
@@ -127,7 +126,7 @@ def test_xavier_takes_each_gate_as_a_matrix(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in NO_RECURRENT_WEIGHTS])
-@each_dtype
+@in_each_dtype
 def test_orthogonal_makes_each_recurrent_gate_orthogonal(kind, dtype):
     layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="orthogonal")
     xavier = make_layer(kind, I, H, dtype=dtype, init="xavier")
@@ -163,7 +162,7 @@ def test_orthogonal_draws_from_all_rotations():
 
 
 @each_kind
-@each_dtype
+@in_each_dtype
 def test_identity(kind, dtype):
     layer = make_layer(kind, I, H, num_layers=2, bidirectional=True, dtype=dtype, init="identity")
     for name, array in layer.params.items():
@@ -186,7 +185,7 @@ def test_identity(kind, dtype):
 @pytest.mark.parametrize("init", ["uniform", "xavier", "orthogonal", "identity"])
 @pytest.mark.parametrize("forget_bias", [1.0, -0.5, 0.0])
 @pytest.mark.parametrize("proj_size", [0, 3])
-@each_dtype
+@in_each_dtype
 def test_forget_bias_is_the_sum_of_both_and_nothing_else(init, forget_bias, proj_size, dtype):
     options = {"num_layers": 2, "bidirectional": True, "init": init, "dtype": dtype, "seed": 3}
     options["proj_size"] = proj_size

@@ -8,15 +8,12 @@ import re
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, on_threads, sets
+from helpers import fused_sets, in_each_dtype, in_each_set, on_threads
 from test_bits import LAYOUTS
 from test_modules import SIZES, drawn
 
 import rnnkern as rk
 from rnnkern import reference
-
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
-every_set = pytest.mark.parametrize("isa", sets())
 
 
 def norm_problem(rows, C, dtype, bias=True, eps=1e-5):
@@ -37,8 +34,8 @@ def as_bytes(norm, x, dy, mask=None):
     return [a.tobytes() for a in everything(norm, x, dy, mask)]
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("C", SIZES)
 def test_layer_norm_is_the_references(C, bias, dtype, isa):
@@ -81,7 +78,7 @@ def test_a_large_mean_costs_float32_no_more_digits_than_x_has():
     np.testing.assert_allclose(norm(x), want, rtol=0, atol=40 * np.finfo(np.float32).eps)
 
 
-@every_dtype
+@in_each_dtype
 def test_pytorch_agrees(dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     norm, x, dy = norm_problem((6, 4), 33, dtype, eps=1e-3)
@@ -99,7 +96,7 @@ def test_pytorch_agrees(dtype):
     assert other.params["weight"].tobytes() == norm.params["weight"].tobytes()
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("C", [1, 17, 256, 700])
 def test_bits_on_threads_and_instruction_sets_and_of_a_row_alone(C, dtype):
     norm, x, dy = norm_problem((5 * 2**13 // C + 7,), C, dtype)
@@ -117,7 +114,7 @@ def test_bits_on_threads_and_instruction_sets_and_of_a_row_alone(C, dtype):
         assert alone[1].tobytes() == dx[row].tobytes()
 
 
-@every_dtype
+@in_each_dtype
 def test_gradients_of_parameters_are_chains_over_the_rows(dtype):
     norm, x, dy = norm_problem((50,), 21, dtype)
     bias = np.zeros(21, dtype)
@@ -126,7 +123,7 @@ def test_gradients_of_parameters_are_chains_over_the_rows(dtype):
     assert everything(norm, x, dy)[3].tobytes() == bias.tobytes()
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_addresses_and_strides(layout, dtype):
     norm, x, dy = norm_problem((5, 3), 37, dtype)
@@ -136,7 +133,7 @@ def test_addresses_and_strides(layout, dtype):
     assert as_bytes(norm, x, dy) == want
 
 
-@every_dtype
+@in_each_dtype
 def test_rows_that_do_not_count_are_not_read(dtype):
     norm, x, dy = norm_problem((6, 2), 20, dtype)
     for mask in (np.arange(12).reshape(6, 2) % 3 != 1, np.zeros((6, 2), bool)):

@@ -7,13 +7,13 @@ from subprocess import run
 import numpy as np
 import pytest
 from helpers import (
-    DTYPES,
     KINDS,
     QUIET,
     assert_same,
     both_ways,
     fresh_like,
     fused_sets,
+    in_each_dtype,
     is_elementwise,
     joined,
     make_layer,
@@ -31,7 +31,6 @@ from rnnkern.reference import CELLS
 T, B, I, H = 9, 4, 3, 10
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_layout = pytest.mark.parametrize(
     "options",
     [
@@ -65,7 +64,7 @@ def same_gradients(got, want):
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 @every_layout
 @pytest.mark.parametrize("lengths", [None, "random"])
 def test_resets_are_the_reference_s(kind, dtype, options, lengths):
@@ -228,7 +227,7 @@ def test_checkpoints_change_no_bit(kind, layers, every):
         assert grads.trace.scale.min() < 1
 
 
-@every_dtype
+@in_each_dtype
 def test_checkpoints_over_many_rows_and_chunks(dtype):
     """Segments that end within the kernels' own chunks of steps, on several threads."""
     T, B, clip = 150, 24, rk.Clip(step_norm=0.1, max_norm=1.0)
@@ -358,7 +357,7 @@ def test_checkpoints_save_memory():
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_residual_is_the_reference_s(kind, dtype, bidirectional):
     layer = make_layer(

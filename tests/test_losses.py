@@ -6,15 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, on_threads, sets
+from helpers import fused_sets, in_each_dtype, in_each_set, on_threads
 from test_bits import LAYOUTS
 from test_modules import SIZES, assert_close, divided, drawn, problem
 
 import rnnkern as rk
 from rnnkern import reference
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
-every_set = pytest.mark.parametrize("isa", sets())
 every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 # ---- cross-entropy with targets that are spread over the classes -------------------------------
@@ -45,8 +43,8 @@ def spread_problem(rows, V, dtype, soft, options, seed=0):
     return logits, targets, weights, options
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize("V", SIZES)
 @every_spread
 def test_spread_targets_are_the_references(soft, options, V, dtype, isa):
@@ -77,7 +75,7 @@ def test_the_references_gradient_of_spread_targets_is_that_of_its_loss(soft, opt
         assert abs((ends[0] - ends[1]) / (2 * step) - dlogits[place]) < 2e-9
 
 
-@every_dtype
+@in_each_dtype
 def test_no_smoothing_and_weights_of_one_leave_the_bits(dtype):
     logits, targets, weights = problem(20, 37, dtype)
     want, d_want = rk.cross_entropy(logits, targets, mask=weights)
@@ -87,7 +85,7 @@ def test_no_smoothing_and_weights_of_one_leave_the_bits(dtype):
         assert d_got.tobytes() == d_want.tobytes()
 
 
-@every_dtype
+@in_each_dtype
 def test_soft_targets_of_one_class_are_that_class(dtype):
     logits, targets, weights = problem(20, 37, dtype)
     want = rk.cross_entropy(logits, targets, mask=weights)
@@ -100,8 +98,8 @@ def test_soft_targets_of_one_class_are_that_class(dtype):
     np.testing.assert_allclose(dlogits[0, 0], -rest / (1 + rest), **bound)
 
 
-@every_dtype
-@every_set
+@in_each_dtype
+@in_each_set
 def test_classes_that_do_not_count_may_be_ruled_out(dtype, isa):
     logits = np.array([[0.0, -np.inf, 0.0]], dtype)
     with rk.force_isa(isa), np.errstate(all="raise"):
@@ -118,7 +116,7 @@ def test_classes_that_do_not_count_may_be_ruled_out(dtype, isa):
     assert ruled_out == np.inf
 
 
-@every_dtype
+@in_each_dtype
 @every_spread
 def test_rows_that_do_not_count_are_not_read(soft, options, dtype):
     logits, targets, _, options = spread_problem(6, 20, dtype, soft, options)
@@ -134,7 +132,7 @@ def test_rows_that_do_not_count_are_not_read(soft, options, dtype):
         assert not dlogits[1::2].any()
 
 
-@every_dtype
+@in_each_dtype
 @every_spread
 @pytest.mark.parametrize("V", [2, 33, 700])
 def test_spread_targets_have_the_same_bits(V, soft, options, dtype):
@@ -161,7 +159,7 @@ def test_spread_targets_have_the_same_bits(V, soft, options, dtype):
         assert [np.asarray(a).tobytes() for a in got] == want
 
 
-@every_dtype
+@in_each_dtype
 @every_spread
 @every_reduction
 def test_pytorch_agrees_on_spread_targets(reduction, soft, options, dtype):
@@ -250,8 +248,8 @@ def assert_near(got, want, dtype, rows=1.0):
         np.testing.assert_array_less(np.abs(a - b), 8 * eps * rows * (10 + np.abs(b)))
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize("K", WIDTHS)
 @every_case
 def test_losses_of_elements_are_the_references(case, K, dtype, isa):
@@ -292,7 +290,7 @@ def test_the_references_gradient_of_elements_is_that_of_its_loss(case):
         assert abs((ends[0] - ends[1]) / (2 * step) - gradient[place]) < 1e-7
 
 
-@every_dtype
+@in_each_dtype
 @every_case
 def test_elements_that_do_not_count_are_not_read(case, dtype):
     (outputs, targets, *more), options = case.make((6, 2), 9, dtype, 0)
@@ -309,7 +307,7 @@ def test_elements_that_do_not_count_are_not_read(case, dtype):
         assert not gradient[~mask].any()
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("K", [1, 33, 700])
 @every_case
 def test_losses_of_elements_have_the_same_bits(case, K, dtype):
@@ -344,7 +342,7 @@ def test_losses_of_elements_have_the_same_bits(case, K, dtype):
     assert [np.asarray(a).tobytes() for a in got] == want[0]
 
 
-@every_dtype
+@in_each_dtype
 @every_case
 def test_what_is_not_finite_goes_through_in_its_element(case, dtype):
     arguments = case.make((4,), 5, dtype, 0)
@@ -359,7 +357,7 @@ def test_what_is_not_finite_goes_through_in_its_element(case, dtype):
     assert gradient[:, :5][others].tobytes() == d_want[:, :5][others].tobytes()
 
 
-@every_dtype
+@in_each_dtype
 @every_case
 def test_no_rows(case, dtype):
     for shape in ((0,), (0, 4), (4, 0)):
@@ -368,8 +366,8 @@ def test_no_rows(case, dtype):
         assert gradient.shape == (*shape, 3 * case.of)
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 def test_extreme_logits_of_labels(dtype, isa):
     big = np.finfo(dtype).max
     z = np.array([[big, -big, big / 2, np.inf, -np.inf, -30.0]], dtype)
@@ -382,8 +380,8 @@ def test_extreme_logits_of_labels(dtype, isa):
     np.testing.assert_allclose(dlogits, [[0, 0, 1, 0, 0, -np.expm1(-tiny)]], **bound)
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 def test_extreme_variances_stay_finite(dtype, isa):
     """Logarithms of variances beyond what the exponential holds, of errors of 0 and 1."""
     end = {np.float32: 174, np.float64: 1416}[dtype]
@@ -411,7 +409,7 @@ def test_one_positive_weight_is_that_of_all_labels():
     assert got[1].tobytes() == want[1].tobytes()
 
 
-@every_dtype
+@in_each_dtype
 @every_reduction
 def test_pytorch_agrees_on_losses_of_elements(reduction, dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

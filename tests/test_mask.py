@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from helpers import (
-    DTYPES,
     KINDS,
     QUIET,
     assert_close,
     assert_same,
     fresh_like,
     handed_through,
+    in_each_dtype,
     joined,
     make_layer,
     on_threads,
@@ -26,7 +26,6 @@ T, B, I, H = 9, 5, 3, 10
 CLIP = rk.Clip(step_value=0.5, step_norm=0.8)
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 LAYOUTS = [
     {},
     {"bidirectional": True},
@@ -57,7 +56,7 @@ def assert_same_bits(got, want):
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 @every_layout
 @pytest.mark.parametrize("resets", [None, 0.4])
 def test_masked_steps_are_the_reference_s(kind, dtype, options, resets):

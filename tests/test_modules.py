@@ -14,14 +14,12 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, make_layer, on_threads, sets
+from helpers import fused_sets, in_each_dtype, in_each_set, make_layer, on_threads
 from test_bits import LAYOUTS
 
 import rnnkern as rk
 from rnnkern import reference
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
-every_set = pytest.mark.parametrize("isa", sets())
 # Below, at and behind the vectors and cache lines of all instruction sets.
 SIZES = [1, 2, 7, 8, 9, 15, 16, 17, 33, 100, 4099]
 
@@ -63,8 +61,8 @@ def assert_close(got, want, logits, largest=1.0):
 # ---- the loss against its definition -----------------------------------------------------------
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize("V", SIZES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_loss_is_the_references(reduction, V, dtype, isa):
@@ -134,7 +132,7 @@ def test_shapes():
     assert dlogits.shape == (0, 10)
 
 
-@every_dtype
+@in_each_dtype
 def test_ignored_targets_are_a_mask(dtype):
     logits, targets, _ = problem(30, 9, dtype)
     for index in (4, -100):
@@ -146,7 +144,7 @@ def test_ignored_targets_are_a_mask(dtype):
         assert not got[1][::3].any()
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("how", ["mask", "weights", "ignore_index"])
 def test_rows_that_do_not_count_are_not_read(how, dtype):
     logits, targets, _ = problem(6, 20, dtype)
@@ -183,8 +181,8 @@ def test_unsigned_targets_are_ignored_by_value():
     assert got[1].tobytes() == want[1].tobytes()
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 def test_extreme_logits(dtype, isa):
     big = np.finfo(dtype).max
     logits = np.array(
@@ -201,8 +199,8 @@ def test_extreme_logits(dtype, isa):
     np.testing.assert_allclose(dlogits, want, rtol=4 * np.finfo(dtype).eps)
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_goes_through_in_its_row(bad, dtype, isa):
     for place in (0, 17, 40):
@@ -218,7 +216,7 @@ def test_what_is_not_finite_goes_through_in_its_row(bad, dtype, isa):
             assert dlogits[::2].tobytes() == d_want.tobytes()
 
 
-@every_dtype
+@in_each_dtype
 def test_a_confident_row_keeps_its_digits(dtype):
     """p - 1 where p is nearly 1, and the logarithm of a sum just above 1: the sum is float64's."""
     logits = np.array([[0.0, -12.0]], dtype)
@@ -232,7 +230,7 @@ def test_a_confident_row_keeps_its_digits(dtype):
 # ---- in place, memory --------------------------------------------------------------------------
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("V", SIZES)
 def test_in_place(V, dtype):
     logits, targets, weights = problem(9, V, dtype)
@@ -284,8 +282,8 @@ def loss_bits(V, dtype, threads, rows=None):
     return [np.asarray(array).tobytes() for array in (*found, *each)]
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize("V", [2, 33, 700, 2**14 + 5])
 def test_threads(V, dtype, isa):
     with rk.force_isa(isa):
@@ -322,7 +320,7 @@ def test_threads_are_shared_out(use):
 @pytest.mark.skipif(
     len(fused_sets()) < 2, reason=f"one set with a fused multiply-add here: {fused_sets()}"
 )
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("V", SIZES)
 def test_instruction_sets(V, dtype):
     found = []
@@ -332,8 +330,8 @@ def test_instruction_sets(V, dtype):
     assert all(other == found[0] for other in found)
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 def test_a_row_alone_and_among_others(dtype, isa):
     logits, targets, _ = problem(21, 37, dtype)
     with rk.force_isa(isa):
@@ -344,7 +342,7 @@ def test_a_row_alone_and_among_others(dtype, isa):
             assert alone.tobytes() == dlogits[row].tobytes()
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_addresses_and_strides(layout, dtype):
     logits, targets, weights = problem(9, 37, dtype)
@@ -367,7 +365,7 @@ def chain(dtype, n):
     return {"rtol": 0, "atol": 4 * n * np.finfo(dtype).eps}
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5)])
 def test_linear(shape, bias, dtype):
@@ -432,7 +430,7 @@ def chains(a, b, start):
 
 
 @pytest.mark.parametrize("isa", fused_sets())
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linears_products_are_chains(bias, dtype, isa):
     """Of y from the bias over the inputs, of dx over the outputs, of dW over the rows."""
@@ -450,7 +448,7 @@ def test_a_linears_products_are_chains(bias, dtype, isa):
         assert grads.params["bias"].tobytes() == sums.tobytes()
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("sizes", LINEAR)
 def test_a_linears_bits_on_threads_and_instruction_sets(sizes, dtype):
     linear, x, dy = linear_problem(*sizes, dtype)
@@ -466,7 +464,7 @@ def test_a_linears_bits_on_threads_and_instruction_sets(sizes, dtype):
         assert all(other == found[0] for other in found)
 
 
-@every_dtype
+@in_each_dtype
 def test_a_row_of_a_linear_alone_and_among_others(dtype):
     linear, x, dy = linear_problem(40, 33, 21, dtype)
     y, grads = linear(x), backward(linear, x, dy)
@@ -476,7 +474,7 @@ def test_a_row_of_a_linear_alone_and_among_others(dtype):
         assert alone.x.tobytes() == grads.x[row].tobytes()
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("sizes", LINEAR)
 def test_rows_of_a_linear_that_do_not_count_are_not_read(sizes, dtype):
     """Their outputs and dx are zeros, and the rest is as if they were not there."""
@@ -508,7 +506,7 @@ def test_a_tape_keeps_which_rows_count():
     )
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("sizes", [(5, 3, 4), (50, 64, 300), (2000, 130, 700)])
 def test_embedding(sizes, dtype):
     n, width, rows = sizes
@@ -549,7 +547,7 @@ def test_no_rows():
     assert not backward(rk.Embedding(3, 2), np.zeros((0, 4), int), empty).norm
 
 
-@every_dtype
+@in_each_dtype
 def test_initial_values(dtype):
     linear, table = rk.Linear(400, 300, dtype=dtype, seed=1), rk.Embedding(400, 300, dtype=dtype)
     for array in linear.params.values():

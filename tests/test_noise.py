@@ -12,20 +12,20 @@ from helpers import (
     KINDS,
     QUIET,
     assert_same,
+    in_each_dtype,
+    in_each_set,
     make_layer,
     noise_of,
     on_threads,
     parts,
     random_problem,
     run_reference,
-    sets,
 )
 from plan import plan_of
 
 import rnnkern as rk
 
 each_kind = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in QUIET])
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 
 
 def run(layer, problem, clip=None):
@@ -65,8 +65,8 @@ def test_one_number_is_that_of_both_states():
         assert values.tobytes() == of_pair[name].tobytes()
 
 
-@pytest.mark.parametrize("isa", sets())
-@each_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize(
     "noise",
     [
@@ -86,7 +86,7 @@ def test_each_noise_of_an_lstm_alone(isa, dtype, noise):
         assert_same(layer, run(layer, problem, clip), run_reference(layer, problem, clip))
 
 
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("noise", [{"zoneout": 0.4}, {"recurrent_dropout": 0.4}], ids=str)
 def test_each_noise_of_a_gru_alone(dtype, reset_after, noise):
@@ -160,7 +160,7 @@ def test_masks_do_not_depend_on_threads_batch_padding_or_checkpoints(kind):
 # ------------------------------------------------------------------------------- how often
 
 
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
 def test_zoneout_keeps_units_at_its_rate(dtype, p):
     """Units that keep their state are those whose value is that of the step before."""
@@ -179,7 +179,7 @@ def test_zoneout_keeps_units_at_its_rate(dtype, p):
     assert_rate(h_kept & c_kept, 0.3 * p)  # each state has its own mask
 
 
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
 def test_recurrent_dropout_drops_candidates_at_its_rate(dtype, p):
     """From a state of zeros, which resets make of every step's, the candidate is all there is."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import fused_sets, sets
+from helpers import fused_sets, in_each_dtype, in_each_set
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,7 +61,6 @@ PENALTIES = [{}, {"l1": 0.05}, {"l2": 0.2}, {"l1": 0.05, "l2": 0.2}]
 
 every_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS, ids=str)
 every_kind = pytest.mark.parametrize("kind", OPTIMIZERS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 
 
 def drawn(*shape, dtype=np.float64, seed=0):
@@ -118,7 +117,7 @@ def states(opt, *dicts):
 
 
 @every_setting
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("n", SIZES)
 def test_settings_are_the_references(kind, options, dtype, n):
     p, gradients = problem(n, dtype)
@@ -127,10 +126,10 @@ def test_settings_are_the_references(kind, options, dtype, n):
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("penalties", PENALTIES, ids=str)
 @pytest.mark.parametrize("max_norm", [None, 1.0, 1e6])
-@pytest.mark.parametrize("isa", sets())
+@in_each_set
 def test_penalties_and_clip_are_the_references(kind, dtype, penalties, max_norm, isa):
     p, gradients = problem(33, dtype)
     expected = run_reference(kind, p, gradients, max_norm=max_norm, **penalties)
@@ -305,7 +304,7 @@ def test_momentum_and_second_moment_are_the_references():
 # ----------------------------------------------------------------------------- against PyTorch
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize(
     ("kind", "name", "options", "torch_options"),
     [
@@ -365,9 +364,9 @@ def lanes_summed(x):
     return total
 
 
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("isa", sets())
+@in_each_set
 def test_norm_is_summed_in_one_order_on_every_set(dtype, n, isa):
     g = drawn(n, dtype=dtype)
     with rk.force_isa(isa):
@@ -485,7 +484,7 @@ def test_first_pattern_that_matches_counts(penalty):
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 16, 36])  # in a whole line and behind it
 def test_step_that_is_not_finite_touches_nothing(kind, dtype, bad, place):
@@ -599,7 +598,7 @@ OVERFLOWS = {
 
 @pytest.mark.parametrize(("make", "options", "g", "p"), OVERFLOWS.values(), ids=OVERFLOWS)
 @pytest.mark.parametrize("place", [0, 16, 36])  # in a whole line and behind it
-@pytest.mark.parametrize("isa", sets())
+@in_each_set
 def test_step_that_would_overflow_is_skipped(make, options, g, p, place, isa):
     params = {"v": np.zeros(3, np.float32), "w": np.zeros(37, np.float32)}
     params["w"][place] = p
@@ -695,9 +694,9 @@ def test_overflow_in_any_threads_part_is_found(threads, place):
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("place", [0, 16, 36])
-@pytest.mark.parametrize("isa", sets())
+@in_each_set
 def test_step_that_writes_what_is_not_finite_says_so(kind, dtype, place, isa):
     """A parameter that was not finite before, or a penalty on one that is far too large."""
     for p, l2, gone in ((math.nan, 0.0, True), (-math.inf, 0.0, True), (1.0, 0.0, False)):
@@ -726,7 +725,7 @@ def test_each_member_says_whether_it_is_finite():
 
 
 @every_setting
-@every_dtype
+@in_each_dtype
 def test_threads_do_not_change_a_bit(kind, options, dtype):
     p, gradients = problem(LARGE, dtype, steps=2)
     results = []
@@ -740,7 +739,7 @@ def test_threads_do_not_change_a_bit(kind, options, dtype):
     len(fused_sets()) < 2, reason="this machine has one set with a fused multiply-add"
 )
 @every_setting
-@every_dtype
+@in_each_dtype
 def test_instruction_sets_do_not_change_a_bit(kind, options, dtype):
     p, gradients = problem(1000, dtype)
     results = []
@@ -841,7 +840,7 @@ def test_state_has_stable_names(make, names):
 
 
 @every_kind
-@every_dtype
+@in_each_dtype
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 def test_tied_array_is_one_parameter_along_the_sum_of_its_gradients(kind, dtype, max_norm):
     shared, other = drawn(5, 3, dtype=dtype), drawn(4, dtype=dtype, seed=1)

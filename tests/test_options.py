@@ -8,12 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from helpers import (
-    DTYPES,
     KINDS,
     assert_close,
     assert_same,
     both_ways,
     config_of,
+    in_each_dtype,
+    in_each_set,
     joined,
     make_layer,
     on_threads,
@@ -21,7 +22,6 @@ from helpers import (
     philox,
     random_problem,
     run_reference,
-    sets,
     splitmix,
     wide,
 )
@@ -31,7 +31,6 @@ import rnnkern as rk
 from rnnkern.reference import CELLS, parameter_shapes
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 
 
 def run(layer, problem, clip=None):
@@ -241,8 +240,8 @@ def test_each_parameter_is_used_and_read_at_each_call(kind):
 # ----------------------------------------------------------------- projection, clips of states
 
 
-@pytest.mark.parametrize("isa", sets())
-@each_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize(("H", "P"), [(2, 1), (17, 16), (33, 7), (40, 8), (65, 33)])
 @pytest.mark.parametrize(
     "clips", [{}, {"cell_clip": 0.3}, {"proj_clip": 0.1}, {"cell_clip": 0.3, "proj_clip": 0.1}]
@@ -257,8 +256,8 @@ def test_a_projection_of_any_width_with_and_without_clips(isa, dtype, H, P, clip
     assert_same(layer, result, run_reference(layer, problem, clip))
 
 
-@pytest.mark.parametrize("isa", sets())
-@each_dtype
+@in_each_set
+@in_each_dtype
 @pytest.mark.parametrize(
     ("H", "heads"),
     # Heads of whole cache lines, of parts of one, and of neither; as many as units.
@@ -278,7 +277,7 @@ def test_heads_of_any_size(isa, dtype, H, heads):
         assert_same(layer, result, run_reference(layer, problem, clip))
 
 
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize(("H", "heads"), [(64, 4), (30, 5)])
 def test_a_head_sees_no_other_heads_h(dtype, H, heads):
     layer = make_layer("slstm", 3, H, heads=heads, dtype=dtype)
@@ -297,7 +296,7 @@ def test_a_head_sees_no_other_heads_h(dtype, H, heads):
         assert not differ(np.delete(other, own, axis=-1), np.delete(y, own, axis=-1))
 
 
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("exp_forget", [False, True])
 def test_gates_of_an_slstm_neither_overflow_nor_vanish(dtype, exp_forget):
     # Arguments that are exact in both types, so that their differences are.
@@ -314,7 +313,7 @@ def test_gates_of_an_slstm_neither_overflow_nor_vanish(dtype, exp_forget):
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if "cell_clip" in CELLS[k].options[:1]])
-@each_dtype
+@in_each_dtype
 def test_clips_of_states_bound_every_step(kind, dtype):
     layer = make_layer(kind, 3, 6, num_layers=2, dtype=dtype)
     beyond = dict.fromkeys(CELLS[kind].options, 1e6)
@@ -336,7 +335,7 @@ def test_clips_of_states_bound_every_step(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if "forward_clip" in CELLS[k].options])
-@each_dtype
+@in_each_dtype
 def test_a_forward_clip_bounds_the_arguments_of_the_gates(kind, dtype):
     layer, free, wide = (
         make_layer(kind, 3, 6, num_layers=2, dtype=dtype, forward_clip=bound)
@@ -494,9 +493,9 @@ def test_the_tests_own_key():
     assert [splitmix(1234567, step) for step in range(3)] == expected
 
 
-@pytest.mark.parametrize("isa", sets())
+@in_each_set
 @each_kind
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_dropout_is_the_references(isa, kind, dtype, bidirectional):
     options = {"num_layers": 3, "bidirectional": bidirectional, "dtype": dtype, "dropout": 0.3}
@@ -511,7 +510,7 @@ def test_dropout_is_the_references(isa, kind, dtype, bidirectional):
         assert_same(layer, result, run_reference(layer, problem, masks=masks))
 
 
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_acts_between_layers_at_its_rate(dtype, p):
     layer = copying_layer(p, dtype)
@@ -638,7 +637,7 @@ def twins(torch, kind, dtype, **options):
 # PyTorch says so once in a process; its own implementation computes the same.
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported:UserWarning")
 @pytest.mark.parametrize("kind", PYTORCHS)
-@each_dtype
+@in_each_dtype
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])

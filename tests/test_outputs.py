@@ -6,7 +6,16 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, LOOPS, make_layer, on_threads, parts, random_problem
+from helpers import (
+    KINDS,
+    LOOPS,
+    in_each,
+    in_each_dtype,
+    make_layer,
+    on_threads,
+    parts,
+    random_problem,
+)
 from plan import plan_of
 
 import rnnkern as rk
@@ -38,7 +47,7 @@ def last_of(y, lengths, P):
 
 
 @pytest.mark.parametrize("of", OPTIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @every_kind
 def test_the_last_outputs_are_those_of_all(kind, dtype, of):
     layer = make_layer(kind, I, H, dtype=dtype, **OPTIONS[of])
@@ -55,9 +64,9 @@ def test_the_last_outputs_are_those_of_all(kind, dtype, of):
         assert bits([own]) == bits([state])
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@in_each("threads", [2, 3])
 @pytest.mark.parametrize("size", [(150, 33, 2), (20, 49, 17), (60, 129, 1)])
-@pytest.mark.parametrize("of", OPTIONS)
+@in_each("of", OPTIONS)
 @pytest.mark.parametrize("kind", LOOPS)
 def test_threads_leave_no_trace(kind, of, size, threads):
     steps, units, rows = size

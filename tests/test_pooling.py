@@ -8,15 +8,13 @@ import re
 
 import numpy as np
 import pytest
-from helpers import DTYPES, fused_sets, on_threads, sets
+from helpers import fused_sets, in_each_dtype, in_each_set, on_threads
 from test_bits import LAYOUTS
 from test_modules import drawn
 
 import rnnkern as rk
 from rnnkern import reference
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f4", "f8"])
-every_set = pytest.mark.parametrize("isa", sets())
 every_kind = pytest.mark.parametrize("kind", ["mean", "max", "last", "ends"])
 WIDTHS = [2, 4, 8, 16, 18, 34, 512, 1030]  # of vectors, and of parts of a row
 
@@ -39,8 +37,8 @@ def masks(T, B):
     yield {"mask": holes}, holes
 
 
-@every_set
-@every_dtype
+@in_each_set
+@in_each_dtype
 @every_kind
 @pytest.mark.parametrize("C", WIDTHS)
 def test_pooling_is_the_references(C, kind, dtype, isa):
@@ -80,7 +78,7 @@ def test_the_references_gradient_is_that_of_its_outputs(kind):
             assert abs((ends[0] - ends[1]) / (2 * step) - gradient[place]) < 1e-9
 
 
-@every_dtype
+@in_each_dtype
 def test_of_equal_largest_values_the_first_has_the_gradient(dtype):
     x = np.array([1.0, 4.0, 4.0, 2.0], dtype).reshape(4, 1, 1).repeat(9, axis=2)
     y, dx = both("max", x, np.ones((1, 9), dtype))
@@ -94,7 +92,7 @@ def test_of_equal_largest_values_the_first_has_the_gradient(dtype):
     assert (y == -np.inf).all()
 
 
-@every_dtype
+@in_each_dtype
 def test_ends_are_a_bidirectional_layers_last_states(dtype):
     layer = rk.GRU(3, 4, bidirectional=True, dtype=dtype, seed=0)
     x, lengths = drawn(7, 3, 3, dtype=dtype), np.array([7, 4, 1])
@@ -112,7 +110,7 @@ def test_no_steps_and_no_rows(kind):
         assert dx.shape == shape
 
 
-@every_dtype
+@in_each_dtype
 @every_kind
 @pytest.mark.parametrize("C", [2, 66, 1030])
 def test_bits(C, kind, dtype):
@@ -137,7 +135,7 @@ def test_bits(C, kind, dtype):
         assert [a.tobytes() for a in both(kind, layout(x), layout(dy), **steps)] == want
 
 
-@every_dtype
+@in_each_dtype
 def test_pytorch_agrees(dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     x, dy = drawn(9, 5, 6, dtype=dtype), drawn(5, 6, dtype=dtype, seed=1)

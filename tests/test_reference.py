@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from helpers import in_each
 
 from rnnkern import reference
 from rnnkern.reference import (
@@ -1177,7 +1178,7 @@ def test_the_tape_is_a_value():
 
 @every_case
 @every_shape
-@pytest.mark.parametrize("clip", [None, Clip(step_value=0.05), Clip(step_norm=0.2)])
+@in_each("clip", [None, Clip(step_value=0.05), Clip(step_norm=0.2)])
 def test_each_row_is_as_if_alone(case, layers, bidirectional, clip):
     config = config_of(case, I, P, layers, bidirectional)
     problem = Problem(config, lengths=LENGTHS, dropout=layers > 1)

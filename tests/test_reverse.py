@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 from helpers import (
-    DTYPES,
     KINDS,
     assert_same,
+    in_each_dtype,
     joined,
     make_layer,
     on_threads,
@@ -39,7 +39,7 @@ def reverse_layer(kind, **options):
 
 
 @every_kind
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @pytest.mark.parametrize(
     "options", [{}, {"num_layers": 3, "residual": True}, {"num_layers": 2, "batch_first": True}]
 )

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, MAKERS, make_layer, random_problem
+from helpers import KINDS, MAKERS, in_each_dtype, make_layer, random_problem
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import numpy as safetensors
@@ -15,8 +15,6 @@ from safetensors import safe_open
 
 import rnnkern as rk
 from rnnkern import files
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 
 
 @pytest.fixture
@@ -144,7 +142,7 @@ def test_the_safetensors_package_reads_names_and_configuration(path):
         ("GRU", {"bidirectional": True}),
     ],
 )
-@each_dtype
+@in_each_dtype
 def test_pytorch_loads_the_file(path, name, own, dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     load_file = pytest.importorskip("safetensors.torch").load_file

@@ -17,9 +17,9 @@ from functools import partial
 import numpy as np
 import pytest
 from helpers import (
-    DTYPES,
     KINDS,
     fresh_like,
+    in_each_dtype,
     is_fresh,
     joined,
     make_layer,
@@ -48,7 +48,7 @@ def frozen(state):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 17])
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @every_kind
 def test_steps_are_the_sequence(kind, dtype, rows, bias):
     layer = make_layer(kind, I, H, num_layers=3, dtype=dtype, bias=bias)
@@ -108,7 +108,7 @@ def assert_reset_of(layer, how):
         assert stream.run(p.x[6:]).tobytes() == layer(p.x[6:], joined(before))[0].tobytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @every_kind
 def test_reset_of_some_rows(kind, dtype):
     assert_reset_of(make_layer(kind, I, H, num_layers=2, dtype=dtype), ROWS["integers"])
@@ -270,7 +270,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("how", MASKS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @every_kind
 def test_rows_at_rest_keep_their_state(kind, dtype, how):
     """To the bit; their x is not read. The others' bits are those of streams of their own."""

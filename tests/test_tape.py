@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, make_layer, random_problem
+from helpers import KINDS, in_each_dtype, make_layer, random_problem
 
 import rnnkern as rk
 from rnnkern.reference import CELLS
@@ -32,7 +32,7 @@ def forward(kind="gru", **options):
     return layer, p, p.forward(layer)[2]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @every_kind
 def test_a_parameter_updated_before_backward_is_named(kind, dtype):
     layer, p, tape = forward(kind, num_layers=2, dtype=dtype)

@@ -16,6 +16,7 @@ from helpers import (
     QUIET,
     assert_close,
     at_held_m,
+    in_each,
     make_layer,
     options_of,
     parts,
@@ -111,8 +112,8 @@ def test_the_sum_of_all_windows_is_the_definition(kind, k1, k2):
     check(make(kind, batch_first=True)[0], rows_first, want_dx.swapaxes(0, 1))
 
 
-@pytest.mark.parametrize("batch", [B, None])
-@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"residual": True}])
+@in_each("batch", [B, None])
+@in_each("options", [{}, {"batch_first": True}, {"residual": True}])
 @pytest.mark.parametrize(("k1", "k2"), LENGTHS)
 @every_loop
 def test_windows(kind, k1, k2, options, batch):
@@ -190,7 +191,7 @@ def test_finite_differences(kind, k1, k2):
             assert got == pytest.approx(np.sum(grads.params[name] * direction), rel=rel, abs=1e-6)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@in_each("dropout", [0.0, 0.4])
 @pytest.mark.parametrize(("k1", "k2"), LENGTHS)
 @every_kind
 def test_parameters_that_change(kind, k1, k2, dropout):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from attacks import Tensor
-from helpers import DTYPES, KINDS, make_layer, random_problem
+from helpers import KINDS, in_each, in_each_dtype, make_layer, random_problem
 
 import rnnkern as rk
 from rnnkern.layers import LAYERS
@@ -28,7 +28,7 @@ def bfloat16(values):
 
 
 @every_kind
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+@in_each_dtype
 @pytest.mark.parametrize("options", [{"num_layers": 2, "bidirectional": True}, {"ensemble": 2}])
 def test_a_state_dict_is_all_that_another_layer_needs(kind, dtype, options):
     one, other = (make_layer(kind, I, H, dtype=dtype, seed=s, **options) for s in (1, 2))
@@ -194,7 +194,7 @@ every_module = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 
 
 @every_module
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+@in_each_dtype
 def test_a_module_s_state_dict_is_all_that_another_needs(make, dtype):
     one, other = make(dtype=dtype, seed=1), make(dtype=dtype, seed=2)
     state = one.state_dict("head.")
@@ -313,7 +313,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("kind", [*PLAIN, "cifg"])
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("size", [(3, 6), (6, 6), (1, 1), (12, 3)])
+@in_each("size", [(3, 6), (6, 6), (1, 1), (12, 3)])
 def test_a_layer_is_inferred(kind, options, size):
     if kind == "cifg":
         layer = rk.LSTM(*size, input_forget=True, peephole=True, seed=1, **options)
@@ -370,7 +370,7 @@ def test_a_cell_of_pytorch_is_a_layer():
     assert same(made.params, layer.params)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+@in_each_dtype
 def test_arrays_are_converted_to_the_dtype_that_was_asked_for(dtype):
     layer = rk.LSTM(I, H, seed=0)
     halves = {name: values.astype(np.float16) for name, values in layer.params.items()}
