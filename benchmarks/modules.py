@@ -541,16 +541,17 @@ def measured(threads: int, options: argparse.Namespace) -> list[dict[str, Any]]:
 def lines_of(rows: list[dict[str, Any]]) -> list[str]:
     shown, ratios = [], []
     for row in rows:
-        found = {name: each["median"] for name, each in row["times"].items()}
+        found = dict(row["times"])
         own = found.pop("rnnkern")
-        best = min(found, key=found.__getitem__)
-        ratios.append(found[best] / own)
+        best = min(found, key=lambda name: found[name]["median"])
+        least = min(each["min"] for each in found.values()) / own["min"]
+        ratios.append(found[best]["median"] / own["median"])
+        both = [duration(each["median"]) for each in (own, found[best])]
         way = best.removeprefix("PyTorch").removeprefix(", ") or "-"
         met = "yes" if ratios[-1] >= 1 - NOISE else "**no**"
-        shown.append(
-            [row["case"], duration(own), duration(found[best]), way, times(ratios[-1]), met]
-        )
-    lines = table(["case", "rnnkern", "PyTorch", "way", "ratio", "at least as fast"], shown)
+        shown.append([row["case"], *both, way, times(ratios[-1]), times(least), met])
+    head = ["case", "rnnkern", "PyTorch", "way", "ratio", "of minima", "at least as fast"]
+    lines = table(head, shown)
     return [*lines, f"Geometric mean: {mean(ratios):.2f} x.", ""]
 
 
