@@ -41,22 +41,29 @@ int layer_norm_threads(const Call& call) {
 template <class T>
 void layer_norm(const LayerNormCall<T>& call) {
   const Index C = call.C;
+  // Some rows, which stay in the first cache: the ends of their sums overlap.
+  constexpr Index elements = (1 << 14) / sizeof(T);
+  const Index at_once = most(1, least(8, elements / C));
   parallel(
       layer_norm_threads(call), call.interrupt, [&](CancelToken& token, int thread, int threads) {
         const Range mine = share(call.rows, thread, threads);
-        for (Index i = mine.first; i < mine.last; ++i) {
-          const Index row = call.order ? call.order[i] : i;
-          const T* const x = call.x + row * C;
-          T* const y = call.y + row * C;
-          double* const moments = call.moments + 2 * i;
-          moments_of(x, 1, 0, C, call.epsilon, moments);
-          const NormalizedRow<T> n(x, moments);
-          by_vectors<T>(0, C, [&](Index j, Index left) __attribute__((always_inline)) {
-            const Vec<T> gain = load_n(call.weight + j, left), of_x = n.at(j, left);
-            store_n(y + j, call.bias ? fma(of_x, gain, load_n(call.bias + j, left)) : of_x * gain,
-                    left);
-          });
-          if (!go_on(token, ceil_div(C, kLanes<T>) * 8)) return;
+        const auto input = [&](Index i) { return call.x + (call.order ? call.order[i] : i) * C; };
+        for (Index first = mine.first; first < mine.last; first += at_once) {
+          const Index last = least(first + at_once, mine.last);
+          for (Index i = first; i < last; ++i) call.moments[2 * i] = mean_of(input(i), 1, 0, C);
+          for (Index i = first; i < last; ++i)
+            call.moments[2 * i + 1] =
+                inverse_deviation_of(input(i), 1, 0, C, call.epsilon, call.moments[2 * i]);
+          for (Index i = first; i < last; ++i) {
+            const NormalizedRow<T> n(input(i), call.moments + 2 * i);
+            T* const y = call.y + (n.x - call.x);
+            by_vectors<T>(0, C, [&](Index j, Index left) __attribute__((always_inline)) {
+              const Vec<T> gain = load_n(call.weight + j, left), of_x = n.at(j, left);
+              store_n(y + j, call.bias ? fma(of_x, gain, load_n(call.bias + j, left)) : of_x * gain,
+                      left);
+            });
+          }
+          if (!go_on(token, at_once * ceil_div(C, kLanes<T>) * 8)) return;
         }
       });
 }

@@ -50,23 +50,35 @@ RNNKERN_INLINE void row_sums(int vectors, Index H, double (&totals)[N], const Ad
   }
 }
 
-// The mean and 1 / sqrt(variance + epsilon) of some vectors of a row, `stride` apart.
-template <class T, class M>
-void moments_of(const T* row, int vectors, Index stride, Index H, double epsilon, M* moments) {
-  using V = Vec<double>;
-  const double n = static_cast<double>(vectors * H);
-  double sum[1], squares[1];
+// The mean of some vectors of a row, `stride` apart.
+template <class T>
+double mean_of(const T* row, int vectors, Index stride, Index H) {
+  double sum[1];
   row_sums<T>(vectors, H, sum,
-              [&](V(&s)[1], int v, Index j, Index left)
+              [&](Vec<double>(&s)[1], int v, Index j, Index left)
                   __attribute__((always_inline)) { s[0] += doubles(row + v * stride + j, left); });
-  const double mean = sum[0] / n;
+  return sum[0] / static_cast<double>(vectors * H);
+}
+
+// 1 / sqrt(variance + epsilon) of vectors with this mean.
+template <class T>
+double inverse_deviation_of(const T* row, int vectors, Index stride, Index H, double epsilon,
+                            double mean) {
+  double squares[1];
   row_sums<T>(vectors, H, squares,
-              [&](V(&s)[1], int v, Index j, Index left) __attribute__((always_inline)) {
-                const V d = centered(row + v * stride + j, mean, left);
+              [&](Vec<double>(&s)[1], int v, Index j, Index left) __attribute__((always_inline)) {
+                const Vec<double> d = centered(row + v * stride + j, mean, left);
                 s[0] = fma(d, d, s[0]);
               });
+  return 1.0 / __builtin_sqrt(squares[0] / static_cast<double>(vectors * H) + epsilon);
+}
+
+// Both.
+template <class T, class M>
+void moments_of(const T* row, int vectors, Index stride, Index H, double epsilon, M* moments) {
+  const double mean = mean_of(row, vectors, stride, H);
   moments[0] = static_cast<M>(mean);
-  moments[1] = static_cast<M>(1.0 / __builtin_sqrt(squares[0] / n + epsilon));
+  moments[1] = static_cast<M>(inverse_deviation_of(row, vectors, stride, H, epsilon, mean));
 }
 
 }  // namespace rnnkern::RNNKERN_ISA
