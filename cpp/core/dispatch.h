@@ -30,6 +30,7 @@ struct ModuleKernels {
   Index (*linear_gradient_workspace)(const LinearGradientCall<T>&);
   void (*linear_gradient)(const LinearGradientCall<T>&, void* workspace);
   double (*cross_entropy)(const CrossEntropyCall<T>&);  // the loss
+  void (*take_rows)(const TakeRowsCall<T>&);
   void (*sum_rows)(const SumRowsCall<T>&);
   void (*dropout)(const DropoutCall<T>&);
   void (*layer_norm)(const LayerNormCall<T>&);

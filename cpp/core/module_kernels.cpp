@@ -28,6 +28,7 @@ constexpr ModuleKernels<T> modules_table() {
           linear_gradient_workspace<T>,
           linear_gradient<T>,
           cross_entropy<T>,
+          take_rows<T>,
           sum_rows<T>,
           dropout<T>,
           layer_norm<T>,

@@ -184,7 +184,7 @@ void optimizers(const Kernels& set, bool rows) {
   }
 }
 
-// The loss, in place, and an embedding's sums.
+// The loss, in place, and an embedding's sums and look-up.
 template <class T>
 void modules(const Kernels& set) {
   constexpr Index rows = 4 * kThreads, V = (1 << 14) / 4 + 3;
@@ -210,6 +210,8 @@ void modules(const Kernels& set) {
     set.of<T>().modules->sum_rows({rows, 11, V, ids.data(), values.data(), table.data(), threads});
     losses.insert(losses.end(), values.begin(), values.end());
     losses.insert(losses.end(), table.begin(), table.end());
+    set.of<T>().modules->take_rows({rows, V, ids.data(), table.data(), values.data(), threads});
+    losses.insert(losses.end(), values.begin(), values.end());
     if (threads == 1) expected = losses;
     require(losses == expected, "modules on " + std::to_string(threads) + " threads");
   }

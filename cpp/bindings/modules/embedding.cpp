@@ -5,6 +5,28 @@ namespace rnnkern {
 namespace {
 
 template <class T>
+py::tuple look_up_in(const Ids& ids, const py::object& table_given, Index n) {
+  const auto table = as_contiguous<T>("weight", table_given, {n, "E"});
+  std::vector<Index> sizes(ids.shape(), ids.shape() + ids.ndim());
+  sizes.push_back(table.shape(1));
+  py::array_t<T> values = result<T>(sizes);
+  T* const found = values.mutable_data();
+  unlocked([&](const Interrupt&) {
+    kernels().of<T>().modules->take_rows(
+        {ids.size(), table.shape(1), ids.data(), table.data(), found, threads()});
+  });
+  return py::make_tuple(ids, values);
+}
+
+// -> (a copy of x (...) as int64; the rows of table [n, E] that x names, (..., E))
+py::tuple look_up(const py::object& x, const py::array& table) {
+  const Index n = table.shape(0);
+  const Ids ids = checked_input(x, n);
+  return py::isinstance<py::array_t<double>>(table) ? look_up_in<double>(ids, table, n)
+                                                    : look_up_in<float>(ids, table, n);
+}
+
+template <class T>
 py::array sum_rows_of(const Ids& ids, const py::object& dy_given, Index n, Index columns) {
   Shape shape = shape_like(ids);
   shape.emplace_back(columns);
@@ -28,7 +50,7 @@ py::array sum_rows(const py::object& x, const py::object& dy, Index n, Index col
 }  // namespace
 
 void bind_embedding(py::module_& m) {
-  m.def("checked_input", &checked_input, py::arg("x"), py::arg("n"));
+  m.def("look_up", &look_up, py::arg("x"), py::arg("table"));
   m.def("sum_rows", &sum_rows, py::arg("x"), py::arg("dy"), py::arg("n"), py::arg("columns"));
 }
 

@@ -140,6 +140,15 @@ struct CrossEntropyCall {
 };
 
 template <class T>
+struct TakeRowsCall {
+  Index rows, C;
+  const std::int64_t* ids;  // [rows] of the table
+  const T* table;           // [N, C]
+  T* values;                // [rows, C] the table's rows
+  int threads;              // at most this many
+};
+
+template <class T>
 struct SumRowsCall {
   Index rows, N, C;
   const std::int64_t* ids;  // [rows] 0 to N - 1

@@ -1,10 +1,25 @@
-// The sum of an embedding's gradient.
+// The look-up of an embedding, and the sum of its gradient.
 #pragma once
 
 #include "modules/calls.h"
 #include "threads/team.h"
 
 namespace rnnkern::RNNKERN_ISA {
+
+// Copies rows of a table; threads share them.
+template <class T>
+static void take_rows(const TakeRowsCall<T>& call) {
+  constexpr Index fewest_of_a_thread = 1 << 14;  // elements
+  const Index worthwhile = call.rows * call.C / fewest_of_a_thread;
+  const int threads = static_cast<int>(most(1, least(call.threads, worthwhile)));
+  // Not to be interrupted: one pass over memory.
+  parallel(threads, Interrupt{}, [&](CancelToken&, int thread, int count) {
+    const Range mine = share(call.rows, thread, count);
+    for (Index r = mine.first; r < mine.last; ++r)
+      __builtin_memcpy(call.values + r * call.C, call.table + call.ids[r] * call.C,
+                       static_cast<std::size_t>(call.C) * sizeof(T));
+  });
+}
 
 template <class T>
 static void set_zero(T* values, Index n, int threads) {

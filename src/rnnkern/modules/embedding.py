@@ -192,8 +192,8 @@ class Embedding(Parametrized):
         ((1, 3, 4), ModuleTape(x: (1, 3)))
         """
         params = parameters_of(self._params, self._shapes, self._dtype)
-        own = _core.checked_input(unmasked("x", x), self._num_embeddings)
-        return params["weight"].take(own, axis=0), ModuleTape(self, own, {})
+        own, y = _core.look_up(unmasked("x", x), params["weight"])
+        return y, ModuleTape(self, own, {})
 
     def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
         """Sum up the gradients of each row, in the order in which they stand in `dy`.
