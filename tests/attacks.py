@@ -82,7 +82,7 @@ COPIES = {
     **{f"pickle {n}": through_pickle(n) for n in range(pickle.HIGHEST_PROTOCOL + 1)},
 }
 
-SETTABLE = {"dropout", "dropout_state", "dropout_step", "lr", "params", "state"}
+SETTABLE = {"dropout", "dropout_state", "dropout_step", "first_row", "lr", "params", "state"}
 
 
 def read_only_attributes(value):

@@ -157,7 +157,7 @@ def use(blank, name):
     """Read a property, or call a method with arguments of the right number and types."""
     found = getattr(blank, name)
     arguments = {
-        "forward": ({}, *5 * (None,), False, 0, False, 0, (0.0, [0], 0, False)),
+        "forward": ({}, *5 * (None,), False, 0, False, 0, (0.0, [0], 0, 0, False)),
         "pack": ({},),
         "backward": ({}, None, None, None, (1.0, 1.0, 1.0, 1.0), False, 0.0),
         "step": (np.zeros((1, 3), np.float32),),
@@ -211,7 +211,7 @@ def test_a_layer_stack_refuses_batch_first_with_an_ensemble(dtype):
         layer._stack.forward(
             layer.params,
             *(x, None, None, None, None, True, 0, False, 0),
-            (0.0, layer._dropout_seeds, 0, False),
+            (0.0, layer._dropout_seeds, 0, 0, False),
         )
 
 
@@ -222,7 +222,7 @@ def test_a_layer_stack_takes_its_own_weights_alone():
 
     def call(weights, wanted=0):
         return layer._stack.forward(
-            weights, *(x, None, None, None, None, False, wanted, False, 0), (0.0, [0], 0, False)
+            weights, *(x, None, None, None, None, False, wanted, False, 0), (0.0, [0], 0, 0, False)
         )
 
     assert bits(call(layer._stack.pack(layer.params))[0]) == bits(layer(x)[0])

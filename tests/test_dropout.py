@@ -148,6 +148,29 @@ def test_a_run_resumes_with_its_masks(variational):
     assert dropout.dropout_step == 2
 
 
+@every_dtype
+@either
+def test_rows_in_parts_have_the_masks_of_the_whole_batch(variational, dtype):
+    x, dropout = np.ones((6, 5, 70), dtype), rk.Dropout(0.4, variational=variational, seed=3)
+    whole = drop(x, variational=variational)
+    tapes = []
+    for rows in (slice(0, 2), slice(2, 5), slice(5, 5)):
+        dropout.first_row, dropout.dropout_step = rows.start, 0
+        y, tape = dropout.forward(x[:, rows].copy())
+        assert y.tobytes() == whole[:, rows].tobytes()
+        tapes.append((rows, tape))
+    for rows, tape in tapes:  # a tape keeps its rows
+        assert dropout.backward(tape, x[:, rows].copy()).x.tobytes() == whole[:, rows].tobytes()
+
+
+@pytest.mark.parametrize("row", [-1, 2**31 + 1, 1.5, "1"])
+def test_a_first_row_that_no_batch_has_is_refused(row):
+    dropout = rk.Dropout(0.5)
+    with pytest.raises((TypeError, ValueError), match=r"^first_row: expected an integer"):
+        dropout.first_row = row
+    assert dropout.first_row == 0
+
+
 def test_a_run_is_saved_and_restored_with_its_masks(tmp_path):
     x, path = np.ones((3, 2, 40), np.float32), tmp_path / "run.safetensors"
     run = {"norm": rk.LayerNorm(3, 0.5), "dropout": rk.Dropout(0.5)}

@@ -510,6 +510,28 @@ def test_dropout_is_the_references(isa, kind, dtype, bidirectional):
         assert_same(layer, result, run_reference(layer, problem, masks=masks))
 
 
+@each_kind
+@in_each_dtype
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rows_in_parts_have_the_masks_of_the_whole_batch(kind, dtype, bidirectional):
+    """Dropout and noise, forward and backward, where `first_row` says where a part begins."""
+    options = {"num_layers": 2, "bidirectional": bidirectional, "dtype": dtype, "dropout": 0.3}
+    layer = make_layer(kind, 5, 7, **options)
+    problem = random_problem(layer, 6, 5, state=False)
+    y, _, grads = run(layer, problem)
+    for rows in (slice(0, 2), slice(2, 5), slice(4, 4)):
+        layer.first_row = rows.start
+        part = problem.but(x=problem.x[:, rows], dy=problem.dy[:, rows])
+        y_of_part, _, grads_of_part = run(layer, part)
+        assert y_of_part.tobytes() == y[:, rows].tobytes()
+        assert grads_of_part.x.tobytes() == grads.x[:, rows].tobytes()
+    if layer.num_layers > 1:  # and other masks where it says nothing
+        layer.first_row = 0
+        assert run(layer, part.but(x=problem.x[:, 2:], dy=problem.dy[:, 2:]))[0].tobytes() != (
+            y[:, 2:].tobytes()
+        )
+
+
 @in_each_dtype
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_acts_between_layers_at_its_rate(dtype, p):

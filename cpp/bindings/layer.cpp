@@ -402,9 +402,10 @@ py::tuple LayerStack::forward(const py::object& weights, const py::object& x,
   if (wanted < 0 || wanted > static_cast<int>(Wanted::tape))
     bad_value("wanted", "from 0 to 3", std::to_string(wanted));
   ForwardOptions options{batch_first, static_cast<Wanted>(wanted), samples_all, segment, {}};
-  const auto [p, seeds, step, training] =
-      dropout.cast<std::tuple<double, std::vector<std::uint64_t>, std::uint64_t, bool>>();
-  for (const std::uint64_t seed : seeds) options.dropouts.push_back({p, seed, step, 0, training});
+  const auto [p, seeds, step, first_row, training] =
+      dropout.cast<std::tuple<double, std::vector<std::uint64_t>, std::uint64_t, Index, bool>>();
+  for (const std::uint64_t seed : seeds)
+    options.dropouts.push_back({p, seed, step, 0, first_row, training});
   if (static_cast<Index>(options.dropouts.size()) != sizes_.count())
     bad_value("dropout", std::to_string(sizes_.count()) + " seeds",
               std::to_string(options.dropouts.size()));

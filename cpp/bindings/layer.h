@@ -90,7 +90,8 @@ class LayerStack {
 
   // weights: a dict of parameters, or `pack` of one.
   // wanted: see Wanted.
-  // dropout: (p, seeds of the members, training step, whether cells draw their noise).
+  // dropout: (p, seeds of the members, training step, the row of a larger batch that row 0 is,
+  // whether cells draw their noise).
   // -> (y, last states, tape, list of h or None)
   py::tuple forward(const py::object& weights, const py::object& x, const py::object& state,
                     const py::object& lengths, const py::object& mask, const py::object& resets,

@@ -80,6 +80,7 @@ struct Dropout {
   double p;  // 0: none
   std::uint64_t seed, step;
   Index first = 0;        // the sequence's step that the call's step 0 is
+  Index first_row = 0;    // the row of a larger batch that the call's row 0 is
   bool training = false;  // cells draw their noise; otherwise they take its mean
 };
 

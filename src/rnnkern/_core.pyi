@@ -75,7 +75,7 @@ class LayerStack:
         wanted: int,
         samples_all: bool,
         segment: int,
-        dropout: tuple[float, list[int], int, bool],
+        dropout: tuple[float, list[int], int, int, bool],
     ) -> tuple[Array, tuple[Array, ...], Any]: ...
     def backward(
         self,
@@ -196,7 +196,13 @@ def sum_rows(x: Array, dy: Array, n: int, columns: int) -> Array: ...
 def xla_handler(function: Callable[[bytes, list[Array], list[Array]], None]) -> int: ...
 def refuse_xla_calls() -> int: ...
 def dropout(
-    x: Array, places: Array | None, p: float, seed: int, step: int, variational: bool
+    x: Array,
+    places: Array | None,
+    p: float,
+    seed: int,
+    step: int,
+    first_row: int,
+    variational: bool,
 ) -> Array: ...
 def layer_norm(
     x: Array,

@@ -175,7 +175,7 @@ class Inference(Generic[S]):
                 wanted,
                 False,
                 0,
-                (0.0, self._dropout_seeds, 0, False),
+                (0.0, self._dropout_seeds, 0, 0, False),
             )
         except (TypeError, ValueError) as error:
             self._explain(error)

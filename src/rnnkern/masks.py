@@ -18,6 +18,27 @@ class DrawsMasks:
 
     _dropout_seeds: list[int]  # one for each member of an ensemble
     _dropout_step: int
+    _first_row = 0
+
+    @property
+    def first_row(self) -> int:
+        """The row of a larger batch that row 0 of the next forward is, 0 at first; may be set.
+
+        The rows of a batch have the masks of the whole one if they are given in parts:
+
+        >>> import numpy as np, rnnkern as rk
+        >>> x, dropout = np.ones((7, 4, 5)), rk.Dropout(0.5, seed=0)
+        >>> whole, _ = dropout.forward(x)
+        >>> dropout.first_row, dropout.dropout_step = 2, 0
+        >>> bool((dropout.forward(x[:, 2:])[0] == whole[:, 2:]).all())
+        True
+        """
+        return self._first_row
+
+    @first_row.setter
+    def first_row(self, row: int) -> None:
+        expected = "an integer from 0 to 2**31"
+        self._first_row = integer("first_row", row, expected, 0, 2**31)
 
     @property
     def dropout_step(self) -> int:

@@ -122,7 +122,7 @@ void run(const Kernels& kernels, Kind kind, Index T_, Index B, Index I, Index H,
                                             heads,
                                             ragged,
                                             precision};
-  forward.dropout = {0, 12345, 6, 7, ragged};
+  forward.dropout = {0, 12345, 6, 7, 0, ragged};
   forward.L = 1, forward.D = D, forward.H = H, forward.P = P;
   forward.rows = schedule.view(), forward.layers = &layer, forward.threads = 1;
   void* forward_workspace = workspace(use.forward_workspace(forward));

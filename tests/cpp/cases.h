@@ -142,6 +142,7 @@ struct Problem {
     seed = draw.word();
     for (double& of : constants.noise) of = p[draw.below(7)];
     dropout.training = !draw.one_in(4), dropout.first = draw.below(20);
+    dropout.first_row = draw.below(20);
     const Precision precisions[] = {Precision::full, Precision::bf16_products,
                                     Precision::bf16_weights};
     if (!is_double) constants.precision = precisions[draw.below(keep ? 2 : 3)];

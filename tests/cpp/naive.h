@@ -189,9 +189,10 @@ struct NaiveNoise {
     Vec<T> values;
     for (Index i = 0; i < kLanes<T>; ++i) {
       const Index j = unit + i;
-      const Words words = philox({{word32(j / 4), word32(b), word32(dropout.first + t),
-                                   word32((1 + 2 * of + reverse) * 65536 + layer)}},
-                                 mix(dropout.seed, dropout.step));
+      const Words words =
+          philox({{word32(j / 4), word32(dropout.first_row + b), word32(dropout.first + t),
+                   word32((1 + 2 * of + reverse) * 65536 + layer)}},
+                 mix(dropout.seed, dropout.step));
       const bool zero = words.of[j % 4] < static_cast<std::uint64_t>(p * 4294967296.0);
       values[i] = zero ? T(0) : static_cast<T>(is_factor ? 1 / (1 - p) : 1);
     }
@@ -453,7 +454,7 @@ void drop(const Dropout& dropout, Index l, Index t, Index b, Index channels, con
   const double threshold = dropout.p * 4294967296.0;
   const T scale = static_cast<T>(1.0 / (1.0 - dropout.p));
   const auto word32 = [](Index n) { return static_cast<std::uint32_t>(n); };
-  t += dropout.first;
+  t += dropout.first, b += dropout.first_row;
   for (Index c = 0; c < channels; ++c) {
     const Words words =
         philox({{word32(c / 4), word32(b), word32(t), word32(l)}}, mix(dropout.seed, dropout.step));

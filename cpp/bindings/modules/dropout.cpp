@@ -6,7 +6,7 @@ namespace {
 
 template <class T>
 py::array dropout_of(const py::object& x_given, const py::object& places_given, double p,
-                     std::uint64_t seed, std::uint64_t step, bool variational) {
+                     std::uint64_t seed, std::uint64_t step, Index first_row, bool variational) {
   const auto x = as_contiguous<T>("x", x_given, {"T", "B", "C"});
   const Index steps = x.shape(0), B = x.shape(1), C = x.shape(2);
   py::array_t<std::int64_t, py::array::c_style> places;
@@ -16,12 +16,19 @@ py::array dropout_of(const py::object& x_given, const py::object& places_given, 
     places = copied<std::int64_t>(given);
   }
   py::array_t<T> y = result<T>({steps, B, C});
-  DropoutCall<T> call{steps,       B,
-                      C,           places_given.is_none() ? nullptr : places.data(),
-                      variational, p,
-                      seed,        step,
-                      x.data(),    y.mutable_data(),
-                      threads(),   {}};
+  DropoutCall<T> call{steps,
+                      B,
+                      C,
+                      places_given.is_none() ? nullptr : places.data(),
+                      variational,
+                      p,
+                      seed,
+                      step,
+                      first_row,
+                      x.data(),
+                      y.mutable_data(),
+                      threads(),
+                      {}};
   unlocked([&](const Interrupt& interrupt) {
     call.interrupt = interrupt;
     kernels().of<T>().modules->dropout(call);
@@ -31,16 +38,16 @@ py::array dropout_of(const py::object& x_given, const py::object& places_given, 
 
 // x (T, B, C) or its gradient after dropout; `places`: each row's real steps, -1 at others.
 py::array dropout(const py::object& x, const py::object& places, double p, std::uint64_t seed,
-                  std::uint64_t step, bool variational) {
-  return of_floats("x", x) ? dropout_of<float>(x, places, p, seed, step, variational)
-                           : dropout_of<double>(x, places, p, seed, step, variational);
+                  std::uint64_t step, Index first_row, bool variational) {
+  return of_floats("x", x) ? dropout_of<float>(x, places, p, seed, step, first_row, variational)
+                           : dropout_of<double>(x, places, p, seed, step, first_row, variational);
 }
 
 }  // namespace
 
 void bind_dropout(py::module_& m) {
   m.def("dropout", &dropout, py::arg("x"), py::arg("places"), py::arg("p"), py::arg("seed"),
-        py::arg("step"), py::arg("variational"));
+        py::arg("step"), py::arg("first_row"), py::arg("variational"));
 }
 
 }  // namespace rnnkern

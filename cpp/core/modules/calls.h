@@ -216,7 +216,8 @@ struct DropoutCall {
   bool variational;
   double p;
   std::uint64_t seed, step;
-  const T* x;  // [steps, B, C]
+  Index first_row;  // the row of a larger batch that row 0 is
+  const T* x;       // [steps, B, C]
   T* y;
   int threads;
   Interrupt interrupt;

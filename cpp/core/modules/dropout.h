@@ -49,14 +49,14 @@ void dropout(const DropoutCall<T>& call) {
     for (Index part = mine.first; part < mine.last; ++part)
       for (Index c = 0; c < C; c += at_once) {
         const Index n = least(at_once, C - c), end = call.variational ? rows : part + 1;
-        if (call.variational) draw_channels(keys, 0, part, c, n, words);
+        if (call.variational) draw_channels(keys, 0, call.first_row + part, c, n, words);
         for (Index row = part; row < end; row += B) {
           const Index step = call.places ? call.places[row] : row / B;
           T* const to = call.y + row * C + c;
           if (step < 0) {
             for (Index i = 0; i < n; ++i) to[i] = T(0);
           } else {
-            if (!call.variational) draw_channels(keys, step, row % B, c, n, words);
+            if (!call.variational) draw_channels(keys, step, call.first_row + row % B, c, n, words);
             drop(call.x + row * C + c, to, n, words, dropped, factor);
           }
           if (!go_on(token, ceil_div(n, kLanes<T>) * (call.variational ? 4 : 50))) return;

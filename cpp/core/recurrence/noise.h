@@ -63,7 +63,7 @@ struct NoiseSource {
   static constexpr Index together = units / kLanes<T>;
 
   void draw(int of, Index t, Index row, Range blocks, const KeySchedule& keys, T* to) const {
-    const Words counter{{0, static_cast<std::uint32_t>(row),
+    const Words counter{{0, static_cast<std::uint32_t>(dropout.first_row + row),
                          static_cast<std::uint32_t>(dropout.first + t),
                          noise_place(of, layer, reverse)}};
     const double p = constants.noise[of];

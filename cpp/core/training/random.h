@@ -104,7 +104,7 @@ void apply_dropout(const Dropout& dropout, Index layer, const Schedule& rows, In
       T* target = to.data + t * to.time_stride + b * to.row_stride;
       for (Index c = 0; c < channels; c += 4) {
         const Words words = philox(
-            {{static_cast<std::uint32_t>(c / 4), static_cast<std::uint32_t>(b),
+            {{static_cast<std::uint32_t>(c / 4), static_cast<std::uint32_t>(dropout.first_row + b),
               static_cast<std::uint32_t>(dropout.first + t), static_cast<std::uint32_t>(layer)}},
             key);
         for (Index i = 0; i < least(4, channels - c); ++i)

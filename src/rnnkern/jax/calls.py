@@ -241,7 +241,7 @@ def _run(
         wanted,
         False,  # nothing here changes what a tape has read
         0,
-        (setup.dropout, seeds, 0, setup.draws),
+        (setup.dropout, seeds, 0, 0, setup.draws),
     )
 
 

@@ -308,7 +308,8 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         -----
         With dropout, zoneout or recurrent dropout, each call draws fresh masks, a function of the
         layer's seed and of ``dropout_step``, which counts these calls and can be set. Masked steps
-        are not counted: the n-th real step of a row has the dropout masks of step n.
+        are not counted: the n-th real step of a row has the dropout masks of step n. Rows are
+        counted from ``first_row``.
 
         References
         ----------
@@ -337,7 +338,10 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
                 TAPE,
                 runtime.debugging,
                 self._segment(checkpoint, x),
-                (self._dropout, self._dropout_seeds, self._dropout_step, self._draws_noise),
+                (
+                    *(self._dropout, self._dropout_seeds, self._dropout_step, self._first_row),
+                    self._draws_noise,
+                ),
             )
         except (TypeError, ValueError) as error:
             self._explain(error)

@@ -39,6 +39,8 @@ class Dropout(DrawsMasks, Parametrized):
         As above; may be set.
     dropout_step : int
         How many forwards have been; with the seed, it determines the next mask. May be set.
+    first_row : int
+        The row of a larger batch that row 0 of the next forward is, 0 at first. May be set.
     params : dict
         Empty: an optimizer and a file take the module as any other.
     dropout_state : dict
@@ -174,16 +176,16 @@ class Dropout(DrawsMasks, Parametrized):
             real = real_steps(lengths, mask, *own.shape[:2])
             if real is not None:  # the number of each real step, -1 elsewhere
                 places = np.where(real, real.cumsum(axis=0, dtype=np.int64) - 1, -1)
-        drawn = (self._p, self._dropout_seeds[0], self._dropout_step, places)
+        drawn = (self._p, self._dropout_seeds[0], self._dropout_step, self._first_row, places)
         y = self._apply(own, drawn)
         tape = ModuleTape(self, own, {}, saved=drawn)
         self.dropout_step += 1  # when nothing can fail any more
         return y, tape
 
-    def _apply(self, x: Array, drawn: tuple[float, int, int, Array | None]) -> Array:
-        p, seed, step, places = drawn
+    def _apply(self, x: Array, drawn: tuple[float, int, int, int, Array | None]) -> Array:
+        p, seed, step, first_row, places = drawn
         sequence = x if x.ndim == 3 else x[None]
-        y = _core.dropout(sequence, places, p, seed, step, self._variational)
+        y = _core.dropout(sequence, places, p, seed, step, first_row, self._variational)
         return y.reshape(x.shape)
 
     def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:

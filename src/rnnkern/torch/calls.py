@@ -319,7 +319,7 @@ def run_forward(
             TAPE if keep else OUTPUTS,
             False,  # autograd's version counters see what changes
             0,
-            (setup.dropout, seeds, 0, setup.draws),
+            (setup.dropout, seeds, 0, 0, setup.draws),
         )
     except (TypeError, ValueError) as error:  # PyTorch's kind of error, and its names
         raise RuntimeError(_renamed(str(error))) from None
