@@ -101,6 +101,7 @@ __all__ = [
 _LATER = {
     "batches": ("Batch", "Batches"),
     "diagnose": (),
+    "distributed": (),
     "files": (),
     "model": ("num_parameters",),
     "modules": (
@@ -131,6 +132,7 @@ _LATER = {
 }
 if TYPE_CHECKING:
     from . import diagnose as diagnose
+    from . import distributed as distributed
     from . import files as files
     from . import reference as reference
     from . import schedules as schedules

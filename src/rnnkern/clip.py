@@ -74,6 +74,11 @@ class Clip:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return reduced(self, vars(self).copy())
 
+    @property
+    def limits_parameters(self) -> bool:
+        """Whether the gradients of parameters are clipped, rather than those of steps alone."""
+        return self.value is not None or self.max_norm is not None
+
     def bounds(self) -> tuple[float, float, float, float]:
         """The four bounds in order, infinity standing for none.
 

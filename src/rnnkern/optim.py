@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -25,6 +25,8 @@ from .schedules import Plateau, _Schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .distributed import Communicator
 
 __all__ = ["SGD", "Adam", "AdamW", "RMSprop", "Step"]
 
@@ -288,7 +290,13 @@ class _Optimizer:
         """The groups' dicts as they are now."""
         return list(map(_params_of, self._groups.values()))
 
-    def step(self, grads: GradsOfGroups, max_norm: float | None = None) -> Step:
+    def step(
+        self,
+        grads: GradsOfGroups | Iterable[GradsOfGroups],
+        max_norm: float | None = None,
+        *,
+        comm: Communicator | None = None,
+    ) -> Step:
         """Clip by the joint norm, add the penalties and update the parameters, in one pass.
 
         Parameters
@@ -304,6 +312,11 @@ class _Optimizer:
         max_norm : float, optional
             All gradients are scaled by ``min(1, max_norm / (norm + 1e-6))``, where norm is the L2
             norm of all of them together [1]_. The penalties are not scaled.
+        comm : distributed.Communicator, optional
+            Whose ranks step together. `grads` are then several: of each of this rank's shards, in
+            order, what `grads` are without; an iterator does, which computes them one by one. The
+            step takes the sum over the shards of all ranks, and does the same on each rank.
+            `SparseRows` and gradients of a backward with ``Clip(value=, max_norm=)`` are refused.
 
         Returns
         -------
@@ -359,15 +372,11 @@ class _Optimizer:
         lr = self.lr
         rates = [lr[pattern] for pattern in self._patterns] if isinstance(lr, dict) else []
         rates = rates or [lr] * len(self._slots)
-        given = self._of_groups(grads)
+        given = self._of_groups(grads if comm is None else comm._joint(self, grads))
         measured = [isinstance(g, MAPPINGS) for g in given]  # anew
-        gradients = self._arrays(
-            "grads", [g if measured[i] else getattr(g, "params", g) for i, g in enumerate(given)]
-        )
-        told = [index for index, g in enumerate(given) if not measured[index]]
         dicts = self._params()
-        for index in told:
-            self._check_source(index, given[index], dicts)
+        gradients = self._gradients(given, dicts)
+        told = [index for index, g in enumerate(given) if not measured[index]]
         for place, gradient in zip(self._places, gradients, strict=True):
             if stored(gradient).flags.writeable or place.index in self._tied_groups:
                 measured[place.index] = True
@@ -430,6 +439,18 @@ class _Optimizer:
         if self._ensemble is None:
             return Step(norms[0], scales[0], applied[0], wrote[0])
         return Step(np.array(norms), np.array(scales), np.array(applied), np.array(wrote))
+
+    def _gradients(self, given: Sequence[Any], dicts: Sequence[Params]) -> list[Any]:
+        """The gradients at each place, checked."""
+        is_dict = [isinstance(g, MAPPINGS) for g in given]
+        arrays = [
+            g if own else getattr(g, "params", g) for own, g in zip(is_dict, given, strict=True)
+        ]
+        gradients = self._arrays("grads", arrays)
+        for index, own in enumerate(is_dict):
+            if not own:
+                self._check_source(index, given[index], dicts)
+        return gradients
 
     def _count_skipped(self, applied: list[bool]) -> None:
         if all(applied):

@@ -457,7 +457,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         if seen and self._ensemble:  # the core has members first
             seen = Trace._make(None if a is None else np.moveaxis(a, 0, 2) for a in seen)
         kind = EnsembleGradients if self._ensemble else Gradients
-        return kind(
+        grads = kind(
             params,
             dx,
             join_state(first),
@@ -468,6 +468,9 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
             omega(seen) if seen and weight > 0 else 0.0,
             self._params,
         )
+        if clip is not None and clip.limits_parameters:
+            grads._clip = clip
+        return grads
 
     def _check_flow_penalty(self, weight: float) -> None:
         from ..reference import CELLS  # here: most programs do without the reference

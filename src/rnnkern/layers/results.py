@@ -96,7 +96,7 @@ class ParameterGradients:
     True
     """
 
-    __slots__ = ("__weakref__", "_finite", "_norm", "_of", "_params", "_scale")
+    __slots__ = ("__weakref__", "_clip", "_finite", "_norm", "_of", "_params", "_scale")
     __array_ufunc__ = None  # a NumPy scalar on the left leaves the product to __rmul__
 
     if TYPE_CHECKING:  # read-only, of a module's gradients other values, too
@@ -117,6 +117,7 @@ class ParameterGradients:
         self._params = MappingProxyType(params)
         self._norm, self._scale, self._finite = norm, scale, finite
         self._of: Mapping[str, Array] | None = of  # the parameters, as far as known
+        self._clip: Any = None  # of parameter gradients, if there was one in the backward
 
     def __add__(self, other: Self) -> Self:
         if not isinstance(other, ParameterGradients):
@@ -131,6 +132,7 @@ class ParameterGradients:
         one = self._derived(np.add, lambda name: other.params[name])
         one._finite = one._finite & other._finite
         one._of = other._of if self._of is None else self._of
+        one._clip = self._clip or other._clip
         return one
 
     def __radd__(self, other: Any) -> Self:
@@ -155,6 +157,7 @@ class ParameterGradients:
             }
         one = object.__new__(type(self))
         ParameterGradients.__init__(one, params, self._norm, 1.0, self._finite, self._of)
+        one._clip = self._clip
         one._measure()
         return one
 
@@ -214,9 +217,11 @@ class ParameterGradients:
         for name, value in fields.items():
             if name != "measured":
                 setattr(self, name, value)
+        clip = fields.get("_clip")
         ParameterGradients.__init__(
             self, fields["_params"], self._norm, self._scale, self._finite, of
         )
+        self._clip = clip
         if not fields["measured"]:
             self._measure()
 

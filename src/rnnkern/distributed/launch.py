@@ -1,0 +1,97 @@
+"""How a process of MPI starts and ends: launchers, errors, and ranks that leave."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import traceback
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Ends", "launched_size", "mpi"]
+
+# What the launchers tell their processes: those of MPICH and Slurm (PMI), Open MPI.
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+LEFT = 1  # tag of the message of a rank that ends
+SPIN = 1e-3  # seconds in which a waiting rank only yields its core
+PAUSE = 1e-4  # seconds that it sleeps afterwards, between two looks
+LISTEN = 0.1  # seconds after which it looks for ranks that have left
+GRACE = 3.0  # seconds in which what a rank sent before it left must arrive
+
+
+def launched_size() -> int:
+    """How many processes the launcher has started, 1 without one."""
+    for name in SIZES:
+        if (text := os.environ.get(name, "")).isdigit():
+            return int(text)
+    return 1
+
+
+def mpi() -> Any:
+    """Import MPI of mpi4py, or say how to install it."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: without the library of MPI
+        raise ImportError(
+            f"rnnkern.distributed needs mpi4py and MPI: pip install 'rnnkern[mpi]' ({error})"
+        ) from error
+    return MPI
+
+
+class Ends:
+    """The end of a rank: its error ends all ranks, and those that wait for it learn of its exit.
+
+    Parameters
+    ----------
+    comm : mpi4py communicator
+        Of more than one rank, for these messages alone.
+    """
+
+    def __init__(self, comm: Any) -> None:
+        self._comm, self._before = comm, sys.excepthook
+        sys.excepthook = self._abort
+        atexit.register(self._leave)
+
+    def _abort(
+        self, kind: type[BaseException], error: BaseException, where: TracebackType | None
+    ) -> None:
+        """Print the traceback, and end all ranks."""
+        lines = traceback.format_exception(kind, error, where)
+        sys.stdout.flush()
+        print(f"rank {self._comm.rank} of {self._comm.size}:\n{''.join(lines)}", file=sys.stderr)
+        sys.stderr.flush()
+        time.sleep(0.2)  # for the launcher to read it: it ends this process at once
+        self._comm.Abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+    def _leave(self) -> None:
+        """Tell the other ranks, at exit."""
+        if mpi().Is_finalized():
+            return
+        for rank in range(self._comm.size):
+            if rank != self._comm.rank:
+                self._comm.Isend(b"", rank, LEFT).Free()
+
+    def wait(self, *requests: Any) -> None:
+        """Return once requests are complete; signal handlers run meanwhile.
+
+        Raises
+        ------
+        RuntimeError
+            If a rank has left.
+        """
+        begin, found = time.perf_counter(), None
+        Request = mpi().Request
+        while not Request.Testall(list(requests)):
+            waited = time.perf_counter() - begin
+            if waited <= SPIN:
+                os.sched_yield()
+                continue
+            time.sleep(PAUSE)
+            if found is None and waited > LISTEN:
+                status = mpi().Status()
+                if self._comm.Iprobe(mpi().ANY_SOURCE, LEFT, status):
+                    found, begin = status.Get_source(), time.perf_counter()
+            elif found is not None and waited > GRACE:
+                raise RuntimeError(f"rank {found}: expected an exchange with it, got its exit")
