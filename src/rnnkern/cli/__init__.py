@@ -13,6 +13,7 @@ from typing import Any
 
 import rnnkern as rk
 from rnnkern import files
+from rnnkern.distributed import MOST_SHARDS
 from rnnkern.layers import LAYERS
 
 from . import bench, train
@@ -153,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "what the recurrent layer's products round their operands to"
     setting("compute", str, text, choices=["bf16"])
     setting("seed", seed, "of parameters, dropout, order and sample")
+    text = "parts of a batch, which mpiexec's processes share; under mpiexec as many as these"
+    setting("shards", _number(int, 1, MOST_SHARDS), text)
     training.add_argument(
         "--steps",
         type=count,

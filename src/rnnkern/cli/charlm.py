@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import rnnkern as rk
 from rnnkern import files, reference
 from rnnkern.checks import choice, integer, number
+from rnnkern.distributed import MOST_SHARDS, Communicator, Shard
 from rnnkern.layers import LAYERS
 from rnnkern.stream import join_state
 
@@ -69,6 +70,7 @@ class Settings:
     l2: float = 0.0
     compute: str | None = None
     seed: int = 0
+    shards: int = 1
 
     def __post_init__(self) -> None:
         def take(name: str, check: Callable[..., Any], *bounds: Any) -> None:
@@ -77,8 +79,8 @@ class Settings:
         take("cell", choice, tuple(LAYERS))
         if self.compute is not None:
             take("compute", choice, ("bf16",))
-        for name in ("layers", "hidden", "embedding", "batch", "length"):
-            high = 64 if name == "layers" else 2**20
+        for name in ("layers", "hidden", "embedding", "batch", "length", "shards"):
+            high = {"layers": 64, "shards": MOST_SHARDS}.get(name, 2**20)
             take(name, integer, f"an integer from 1 to {high}", 1, high)
         take("seed", integer, "an integer from 0 to 2**32 - 1", 0, 2**32 - 1)
         take("dropout", number, "a number from 0 to below 1", lambda x: 0 <= x < 1)
@@ -90,6 +92,8 @@ class Settings:
         if inputs_are_units(self.cell) and self.embedding != self.hidden:
             expected = f"hidden, which is {self.hidden}, with cell={self.cell!r}"
             raise ValueError(f"embedding: expected {expected}, got {self.embedding}")
+        if self.shards > 1 and self.clip_value is not None:  # it would act on each shard's gradient
+            raise ValueError(f"clip_value: expected None with shards, got {self.clip_value}")
 
 
 class CharLM:
@@ -164,7 +168,12 @@ class CharLM:
         return self._loss(self._logits_of(self.output, y), targets)[0], state
 
     def gradients(
-        self, ids: Array, targets: Array, state: State = None, clip: rk.Clip | None = None
+        self,
+        ids: Array,
+        targets: Array,
+        state: State = None,
+        clip: rk.Clip | None = None,
+        share: float = 1.0,
     ) -> tuple[float, dict[str, Array], rk.Gradients, State]:
         """Loss as `loss` gives it, and its gradient in nats per character.
 
@@ -174,6 +183,8 @@ class CharLM:
             See `loss`; no gradient goes back into `state` (truncated BPTT).
         clip : Clip, optional
             For the layer's backward pass.
+        share : float
+            Which the gradient is multiplied by: of the rows among those of a larger batch.
 
         Returns
         -------
@@ -188,6 +199,8 @@ class CharLM:
         y, state, of_layer = self.layer.forward(x, state)
         logits, of_output = self._logits_of(self.output.forward, y)
         bits, d_logits = self._loss(logits, targets)
+        if share != 1.0:
+            d_logits *= d_logits.dtype.type(share)
         output = self.output.backward(of_output, d_logits)
         grads = self.layer.backward(of_layer, output.x, clip=clip)
         embedding = self.embedding.backward(of_embedding, grads.x)
@@ -279,7 +292,10 @@ class Trainer:
     settings : Settings
         All else. The text is cut into ``batch`` lanes, read side by side in windows of
         ``length`` characters with the state carried over from window to window (truncated
-        BPTT). Each pass begins at a fresh random offset, so that the cuts fall elsewhere.
+        BPTT). Each pass begins at a fresh random offset, so that the cuts fall elsewhere. Ranks
+        share the lanes, shard by shard.
+    comm : Communicator, optional
+        Whose ranks train together, with as many shards as the settings have; this process if None.
 
     Attributes
     ----------
@@ -290,7 +306,10 @@ class Trainer:
         Every ``EVALUATE_EVERY`` steps.
     """
 
-    def __init__(self, corpus: Corpus, settings: Settings) -> None:
+    def __init__(
+        self, corpus: Corpus, settings: Settings, comm: Communicator | None = None
+    ) -> None:
+        self.comm = (Communicator() if comm is None else comm).divided(settings.shards)
         self._span = (len(corpus.train) - 1) // settings.batch  # characters a lane
         if self._span < settings.length:
             needed = settings.batch * settings.length + 1
@@ -332,18 +351,57 @@ class Trainer:
             self._state = self._fresh()
         first = np.arange(batch) * self._span + self._position
         window = self.corpus.train[first + np.arange(length + 1)[:, None]]  # (T + 1, B)
-        bits, own, grads, self._state = self.model.gradients(
-            window[:-1], window[1:], self._state, self._clip
-        )
-        if (limit := self.settings.clip_value) is not None:  # the layer's are clipped by now
-            own = {name: np.clip(array, -limit, limit) for name, array in own.items()}
-        done = self.optimizer.step({"model": own, "layer": grads}, max_norm=self.settings.max_norm)
+        bits, done = self._stepped(window)
         if not done.applied:
             self._state = self._fresh()  # it may hold what is not finite
         self._position += length
         self.history.append((bits, done.norm, done.scale, float(done.applied)))
         if len(self.history) % EVALUATE_EVERY == 0:
             self.held_out.append((len(self.history), self.evaluate()))
+
+    def _stepped(self, window: Array) -> tuple[float, rk.Step]:
+        """The loss of a window and the optimizer's step on it; the state is the one behind it."""
+        s, model = self.settings, self.model
+        if s.shards == 1:
+            bits, own, grads, self._state = model.gradients(
+                window[:-1], window[1:], self._state, self._clip
+            )
+            if (limit := s.clip_value) is not None:  # the layer's are clipped by now
+                own = {name: np.clip(array, -limit, limit) for name, array in own.items()}
+            return bits, self.optimizer.step({"model": own, "layer": grads}, max_norm=s.max_norm)
+
+        def gradients(shard: Shard) -> dict[str, Any]:
+            lanes = self._lanes(shard.rows)
+            bits, own, grads, state = model.gradients(
+                window[:-1, shard.rows],
+                window[1:, shard.rows],
+                join_state(tuple(part.copy() for part in lanes)),
+                self._clip,
+                shard.share,
+            )
+            after = state if isinstance(state, tuple) else (state,)
+            for part, new in zip(lanes, after, strict=True):
+                part[...] = new
+            shard.report(shard.share * bits)
+            return {"model": own, "layer": grads}
+
+        shards = self.comm.shard(s.batch, model.layer)
+        done = self.optimizer.step(map(gradients, shards), max_norm=s.max_norm, comm=self.comm)
+        return self.comm.reported[0], done
+
+    def _lanes(self, rows: slice) -> list[Array]:
+        """Views of the state's arrays of some lanes."""
+        state = self._state if isinstance(self._state, tuple) else (self._state,)
+        return [np.asarray(part)[:, rows] for part in state]
+
+    def gather(self) -> None:
+        """Give all ranks the state of all lanes; all call it, before rank 0 saves."""
+        if self.comm.size > 1:
+            own = self.comm.rows(self.settings.batch)
+            found = self.comm.gather((own, [part.copy() for part in self._lanes(own)]))
+            for rows, lanes in found:
+                for part, values in zip(self._lanes(rows), lanes, strict=True):
+                    part[...] = values
 
     def evaluate(self) -> float:
         """Bits per character on at most ``HELD_OUT_CHARACTERS`` of the held-out text."""
@@ -401,8 +459,8 @@ class Trainer:
         )
 
     @classmethod
-    def load(cls, path: Path, corpus: Corpus) -> Trainer:
-        """Take up the run that `save` wrote.
+    def load(cls, path: Path, corpus: Corpus, comm: Communicator | None = None) -> Trainer:
+        """Take up the run that `save` wrote, on any ranks whose number divides that of its shards.
 
         Raises
         ------
@@ -414,7 +472,7 @@ class Trainer:
             text = about["digest"], about["vocabulary"]
             if text != (corpus.digest, corpus.vocabulary.characters):
                 raise ValueError("was trained on another text; give the same FILEs")
-            trainer = cls(corpus, settings)
+            trainer = cls(corpus, settings, comm)
             _fill(trainer.model, tensors)
             prefix = "optimizer."
             trainer.optimizer.load_state_dict(

@@ -6,9 +6,10 @@ import argparse
 import importlib
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,7 @@ import numpy as np
 
 import rnnkern as rk
 from rnnkern import files
+from rnnkern.distributed import Communicator
 
 from .charlm import CharLM, Settings, Trainer, inputs_are_units, load_model
 from .text import CharLMError, Corpus, read_texts, stdlib_texts
@@ -30,12 +32,29 @@ NARROW = 80  # columns; a terminal with fewer gets two short lines without a bar
 
 
 def train(args: argparse.Namespace) -> int:
-    with _own(args.out, make=not args.resume):
-        try:
-            return _run(args)
-        except MemoryError as error:
-            sizes = "FILE, --hidden, --embedding, --layers, --batch and --length"
-            raise CharLMError(f"{sizes}: expected sizes that fit in memory: {error}") from error
+    comm = Communicator()  # of one rank, without a launcher
+    if comm.rank > 0:
+        args.error = lambda message: sys.exit(2)  # rank 0 says it
+    threads = rk.get_num_threads()
+    if not args.threads:
+        threads = max(1, threads // comm.ranks_per_core_set())
+    try:
+        with (
+            rk.num_threads(threads),
+            nullcontext() if comm.rank else _own(args.out, make=not args.resume),
+        ):
+            return _run(args, comm)
+    except MemoryError as error:
+        sizes = "FILE, --hidden, --embedding, --layers, --batch and --length"
+        text = f"{sizes}: expected sizes that fit in memory: {error}"
+        if comm.rank:
+            print(f"rnnkern train: error: rank {comm.rank}: {text}", file=sys.stderr)
+            return 1
+        raise CharLMError(text) from error
+    except (CharLMError, files.FileError, OSError):
+        if comm.rank == 0:
+            raise
+        return 1  # rank 0 says why
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -67,49 +86,41 @@ def _own(folder: Path, make: bool) -> Iterator[None]:
                 path.rmdir()
 
 
-def _run(args: argparse.Namespace) -> int:
-    """Train, save, draw and sample as the options say, in a folder that exists."""
-    for name in ("rich.progress", "matplotlib"):
-        _extra(name)  # ask now, not after the training
-    given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+def _run(args: argparse.Namespace, comm: Communicator) -> int:
+    """Train, save, draw and sample as the options say, in a folder that exists.
+
+    Only rank 0 of several reads, prints and writes.
+    """
     path = args.out / "model.safetensors"
-    if path.exists() and not args.resume:
-        raise CharLMError(f"{path} exists: --resume goes on with it, --out FOLDER leaves it alone")
-    corpus = Corpus.of(read_texts(args.files) if args.files else stdlib_texts())
-    if args.resume:
-        trainer = Trainer.load(path, corpus)
-        for name, value in given.items():
-            if (saved := getattr(trainer.settings, name)) != value:
-                option = "--" + name.replace("_", "-")
-                args.error(f"argument {option}: the saved run has {saved}, got {value}")
-    else:
-        cell, hidden = given.get("cell", Settings.cell), given.get("hidden", Settings.hidden)
-        if inputs_are_units(cell) and given.setdefault("embedding", hidden) != hidden:
-            expected = f"expected --hidden, which is {hidden}, with --cell {cell}"
-            args.error(f"argument --embedding: {expected}; got {given['embedding']}")
-        settings = Settings(**given)
-        if settings.dropout and settings.layers == 1:
-            args.error("argument --dropout: acts between layers only; expected --layers above 1")
-        trainer = Trainer(corpus, settings)
+    corpus, saved = comm.first(lambda: _opened(args, path, comm))
+    trainer = _trainer(args, path, corpus, saved, comm)
+    comm = trainer.comm
     steps = args.steps or (None if args.seconds else STEPS)
     done = len(trainer.history)
     if steps is not None and done >= steps:
         args.error(f"argument --steps: expected more than the {done} steps done, got {steps}")
     # A run that can't be saved must not start. A resumed run replaces its own file by the same
     # bytes, since replacing another user's file, for example, can be forbidden.
-    trainer.save(path, dry_run=not args.resume)
-    print(
+    comm.first(lambda: trainer.save(path, dry_run=not args.resume))
+    about = (
         f"{len(corpus.train):,} characters to train on, {len(corpus.held_out):,} held out (the last"
         f" tenth of each file), {len(corpus.vocabulary)} in the vocabulary; {rk.get_num_threads()}"
-        f" threads",
-        flush=True,
+        f" threads"
     )
+    if comm.size > 1:
+        about += f" on each of {comm.size} ranks, {comm.shards} shards"
+    comm.first(lambda: print(about, flush=True))
+    failed: list[OSError] = []
     try:
-        ended_by = _loop(trainer, steps, args.seconds, args.save_every, path)
-    except OSError:  # standard output is a closed pipe or on a full disk
-        trainer.save(path)
-        raise
+        ended_by = _loop(trainer, steps, args.seconds, args.save_every, path, failed)
+    except OSError as error:  # of the progress bar's last lines
+        ended_by, failed = 0, [error]
+    trainer.gather()
+    if comm.rank:
+        return exit_status(ended_by) if ended_by else 0
     trainer.save(path)
+    if failed:  # standard output is a closed pipe or on a full disk
+        raise failed[0]
     held_out = trainer.evaluate()
     picture = args.out / "training.png"
     _draw(trainer, held_out, picture)
@@ -128,18 +139,74 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _opened(
+    args: argparse.Namespace, path: Path, comm: Communicator
+) -> tuple[Corpus, bytes | None]:
+    """The text, and for other ranks the file of a run that goes on."""
+    for name in ("rich.progress", "matplotlib"):
+        _extra(name)  # ask now, not after the training
+    if path.exists() and not args.resume:
+        raise CharLMError(f"{path} exists: --resume goes on with it, --out FOLDER leaves it alone")
+    corpus = Corpus.of(read_texts(args.files) if args.files else stdlib_texts())
+    return corpus, path.read_bytes() if args.resume and comm.size > 1 else None
+
+
+def _trainer(
+    args: argparse.Namespace, path: Path, corpus: Corpus, saved: bytes | None, comm: Communicator
+) -> Trainer:
+    """The run as the options say, from its start or from its file."""
+    given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+    if args.resume:
+        if comm.rank == 0:
+            trainer = Trainer.load(path, corpus, comm)
+        else:
+            with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+                copy.write(saved or b"")
+                copy.flush()
+                trainer = Trainer.load(Path(copy.name), corpus, comm)
+        for name, value in given.items():
+            if (kept := getattr(trainer.settings, name)) != value:
+                option = "--" + name.replace("_", "-")
+                args.error(f"argument {option}: the saved run has {kept}, got {value}")
+        return trainer
+    cell, hidden = given.get("cell", Settings.cell), given.get("hidden", Settings.hidden)
+    if inputs_are_units(cell) and given.setdefault("embedding", hidden) != hidden:
+        expected = f"expected --hidden, which is {hidden}, with --cell {cell}"
+        args.error(f"argument --embedding: {expected}; got {given['embedding']}")
+    shards: int = given.setdefault("shards", comm.size)
+    if shards % comm.size:
+        args.error(f"argument --shards: expected a multiple of the {comm.size} ranks; got {shards}")
+    if shards > 1 and given.get("clip_value") is not None:
+        expected = "expected off with more than one shard (--max-norm acts on the joint gradient)"
+        args.error(f"argument --clip-value: {expected}; got {given['clip_value']}")
+    settings = Settings(**given)
+    if settings.dropout and settings.layers == 1:
+        args.error("argument --dropout: acts between layers only; expected --layers above 1")
+    return Trainer(corpus, settings, comm)
+
+
 def _loop(
-    trainer: Trainer, steps: int | None, seconds: float | None, save_every: int, path: Path
+    trainer: Trainer,
+    steps: int | None,
+    seconds: float | None,
+    save_every: int,
+    path: Path,
+    failed: list[OSError],
 ) -> int:
-    """Train until `steps` or `seconds` are up; the signal that came first, if one did, or 0."""
+    """Train until `steps` or `seconds` are up; the signal that came first, if one did, or 0.
+
+    An error of standard output ends the run, too: it is appended to `failed`.
+    """
+    comm = trainer.comm
     progress = _extra("rich.progress")
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout.isatty() and comm.rank == 0
     narrow = terminal and _extra("rich.console").Console().width < NARROW
     ended_by = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal ended_by
         ended_by = number
+        comm.stop(number)
         restore()  # a second signal does not wait
 
     def restore() -> None:
@@ -161,19 +228,32 @@ def _loop(
             while True:
                 trainer.step()
                 now, done = time.perf_counter(), len(trainer.history)
-                share = max(
-                    (done - first) / (steps - first) if steps else 0.0,
-                    (now - begin) / seconds if seconds else 0.0,
-                )
-                if terminal or now - shown >= PRINT_EVERY or done == first + 1 or share >= 1:
+                of_steps = (done - first) / (steps - first) if steps else 0.0
+                of_time = (now - begin) / seconds if seconds else 0.0
+                share = max(of_steps, of_time)
+                due = terminal or now - shown >= PRINT_EVERY or done == first + 1 or share >= 1
+                if comm.rank == 0 and due:
                     lines = _status(trainer, (done - first) / (now - begin), narrow)
                     shown = now
-                    bar.update(task, completed=min(share, 1.0), description="\n".join(lines))
-                    if not terminal:
-                        print("; ".join(lines), flush=True)
-                if share >= 1 or ended_by:
+                    try:
+                        bar.update(task, completed=min(share, 1.0), description="\n".join(lines))
+                        if not terminal:
+                            print("; ".join(lines), flush=True)
+                    except OSError as error:
+                        failed.append(error)
+                if comm.size == 1:
+                    ends = share >= 1 or bool(ended_by or failed)
+                else:  # all ranks after the same step: one more where it is rank 0 that knows
+                    if comm.rank == 0 and (of_time >= 1 or failed):
+                        comm.stop()
+                    ends = of_steps >= 1 or comm.stopped is not None
+                    ended_by = comm.stopped or 0
+                if ends:
                     return ended_by
                 if done % save_every == 0:
+                    trainer.gather()
+                    if comm.rank:
+                        continue
                     try:
                         trainer.save(path)
                     except (files.FileError, OSError) as error:
