@@ -66,8 +66,8 @@ CASES = {
 COMPARED_STEPS = 50
 # Of losses, relative to the first. Both compute in float32 and add up in other orders, and Adam
 # divides by the gradients' size, so that elements of tiny gradients move apart. The largest seen in
-# 50 steps was 4e-6. In forecasting, a rate that is 2 % off makes 2e-2, a clip that is 5 % off 3e-3.
-TOLERANCE = 1e-4
+# 50 steps was 5e-5. In forecasting, a rate that is 2 % off makes 2e-2, a clip that is 5 % off 3e-3.
+TOLERANCE = 1e-3
 LEAST_STEPS = 8  # of a turn
 SLOW = 1.25  # times as long as the fastest way of PyTorch
 MEAN_RATIO, LEAST_RATIO = 2.0, 1.2  # of PyTorch's time to rnnkern's, wanted
