@@ -1,6 +1,6 @@
-// The maths of one cell for one instruction set: the build compiles this file once for each row of
-// the table of kinds (RNNKERN_CELL names it) and each set (RNNKERN_ISA). As in kernels.cpp, no C++
-// standard library in here.
+// The maths of some cells for one instruction set: the build compiles this file for a few rows of
+// the table of kinds at a time (RNNKERN_CELLS names them) and each set (RNNKERN_ISA). As in
+// kernels.cpp, no C++ standard library in here.
 #include "cells/all.h"
 #include "recurrence/cell_functions.h"
 
@@ -16,15 +16,12 @@ RNNKERN_KINDS(RNNKERN_ALIAS)
 
 }  // namespace
 
-#define RNNKERN_JOIN_OF(a, b) a##b
-#define RNNKERN_JOIN(a, b) RNNKERN_JOIN_OF(a, b)
-#define RNNKERN_STRUCT RNNKERN_JOIN(RNNKERN_CELL, _struct)
-#define RNNKERN_F32 RNNKERN_JOIN(RNNKERN_CELL, _f32)
-#define RNNKERN_F64 RNNKERN_JOIN(RNNKERN_CELL, _f64)
-
-extern const CellFunctions<float> RNNKERN_F32;
-extern const CellFunctions<double> RNNKERN_F64;
-constexpr CellFunctions<float> RNNKERN_F32 = CellRow<RNNKERN_STRUCT<float>, float>::functions();
-constexpr CellFunctions<double> RNNKERN_F64 = CellRow<RNNKERN_STRUCT<double>, double>::functions();
+#define RNNKERN_CELL(kind)                                                                       \
+  extern const CellFunctions<float> kind##_f32;                                                  \
+  extern const CellFunctions<double> kind##_f64;                                                 \
+  constexpr CellFunctions<float> kind##_f32 = CellRow<kind##_struct<float>, float>::functions(); \
+  constexpr CellFunctions<double> kind##_f64 = CellRow<kind##_struct<double>, double>::functions();
+RNNKERN_CELLS
+#undef RNNKERN_CELL
 
 }  // namespace rnnkern::RNNKERN_ISA
