@@ -148,7 +148,7 @@ def test_a_run_resumes_with_its_masks(variational):
     assert dropout.dropout_step == 2
 
 
-@every_dtype
+@in_each_dtype
 @either
 def test_rows_in_parts_have_the_masks_of_the_whole_batch(variational, dtype):
     x, dropout = np.ones((6, 5, 70), dtype), rk.Dropout(0.4, variational=variational, seed=3)

@@ -617,7 +617,7 @@ def test_ids_that_another_thread_changes_are_not_used_unchecked(use):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@in_each_dtype
 @pytest.mark.parametrize("shape", [(), (7,), (0, 3), (70, 33)])
 def test_lookup_copies_rows_of_tables_of_any_layout(shape, dtype):
     embedding = rk.Embedding(9, 17, dtype=dtype, seed=0)
