@@ -425,8 +425,8 @@ class Communicator:
         >>> for batch in batches:
         ...     for shard in Communicator(shards=2).shard(batch):
         ...         shard.batch.x.shape, shard.batch.lengths.tolist()
-        ((5, 1, 2), [5])
-        ((5, 2, 2), [3, 4])
+        ((5, 1, 2), [3])
+        ((5, 2, 2), [4, 5])
         """
         if isinstance(batch, Batch):
             rows = len(batch.indices)

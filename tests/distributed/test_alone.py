@@ -1,0 +1,112 @@
+"""One process: the tree of sums against its definition, and what arguments are refused."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import rnnkern as rk
+from rnnkern.distributed import Communicator
+from rnnkern.distributed.sums import Layout, Sums
+from rnnkern.distributed.tree import nodes_of
+
+SPECS = [((3, 2), np.dtype(np.float32)), ((5,), np.dtype(np.float64)), ((), np.dtype(np.float32))]
+
+
+def defined(shards):
+    """The sum of a node: the left child has the largest power of two below its shards."""
+    if len(shards) == 1:
+        return shards[0]
+    cut = max(2**i for i in range(20) if 2**i < len(shards))
+    left, right = defined(shards[:cut]), defined(shards[cut:])
+    return [a + b for a, b in zip(left, right, strict=True)]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 24, 36])
+def test_any_number_of_ranks_sums_along_the_tree(shards):
+    rng = np.random.default_rng(shards)
+    values = [[rng.normal(size=s).astype(d) for s, d in SPECS] for _ in range(shards)]
+    want, layout = defined(values), Layout(SPECS)
+    for ranks in (r for r in range(1, shards + 1) if shards % r == 0):
+        sums = [Sums(None, None, shards, True) for _ in range(ranks)]
+        gathered = []
+        for rank, one in enumerate(sums):
+            one._nodes = [nodes_of(shards, ranks, r) for r in range(ranks)]
+            one.first, one.count, found = rank * shards // ranks, shards // ranks, []
+            for number in range(one.first, one.first + one.count):
+                buffer = layout.new(ranks)
+                for target, array in zip(layout.arrays(buffer), values[number], strict=True):
+                    target[...] = array
+                one.push(layout, found, buffer)
+                assert len(found) <= 2 * shards.bit_length()  # no more than the tree has levels
+            assert [node for node, _ in found] == nodes_of(shards, ranks, rank)
+            gathered += [buffer for _, buffer in found]
+        # Each rank's part of the words, as `_scattered` adds them up, and all of them at once.
+        part = len(gathered[0]) // ranks
+        words = [
+            one._reduced(layout, [b[r * part : (r + 1) * part].copy() for b in gathered], r * part)
+            for r, one in enumerate(sums)
+        ]
+        whole = sums[0]._reduced(layout, [b.copy() for b in gathered], 0)
+        for total in (np.concatenate(words), whole):
+            for got, expected in zip(layout.arrays(total), want, strict=True):
+                assert got.tobytes() == np.asarray(expected).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Communicator(3), "comm: expected a communicator of mpi4py or None, got int"),
+        (lambda: Communicator(shards=0), "shards: expected an integer from 1 to 65536, got 0"),
+        (lambda: Communicator(shards=1.5), "shards: expected an integer, got float"),
+        (lambda: Communicator(exact=1), "exact: expected True or False, got int"),
+        (lambda: Communicator().shard(-1), "batch: expected an integer of at least 0, got -1"),
+        (lambda: Communicator().shard([1]), "batch: expected an integer, got list"),
+        (lambda: Communicator().share(-1), "count: expected an integer of at least 0, got -1"),
+        (lambda: Communicator().stop(9), "number: expected one of 0, 2, 15, got 9"),
+        (lambda: Communicator().broadcast(3), "model: expected a dict of layers"),
+        (
+            lambda: next(Communicator().shard(1)).report(*range(9)),
+            "values: expected at most 8, got 9",
+        ),
+    ],
+)
+def test_an_argument_that_is_wrong_is_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
+        make()
+
+
+def test_a_failed_step_writes_nothing():
+    comm, layer = Communicator(shards=2), rk.GRU(3, 4, seed=0)
+    opt, x = rk.Adam(layer), np.ones((5, 4, 3), np.float32)
+    before = [p.tobytes() for p in layer.params.values()]
+
+    def gradients(shard):
+        y, _, tape = layer.forward(x[:, shard.rows])
+        if shard.number == 1:
+            raise KeyError("data")
+        return layer.backward(tape, y)
+
+    with pytest.raises(KeyError, match="data"):
+        opt.step(map(gradients, comm.shard(4, layer)), comm=comm)
+    assert [p.tobytes() for p in layer.params.values()] == before
+    assert opt.state_dict()["adam.step"] == 0
+
+
+def test_layers_forget_the_first_row_after_a_batch():
+    comm, layer = Communicator(shards=3), rk.GRU(3, 4, 2, dropout=0.5, seed=0)
+    rows = []
+    for shard in comm.shard(7, {"layer": layer}):
+        rows.append((layer.first_row, shard.rows.start))
+        layer.forward(np.zeros((2, 2, 3), np.float32))
+    assert rows == [(0, 0), (2, 2), (4, 4)]
+    assert (layer.first_row, layer.dropout_step) == (0, 1)
+
+
+def test_without_mpi4py_the_extra_is_named(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
+    with pytest.raises(ImportError, match=r"pip install 'rnnkern\[mpi\]'"):
+        Communicator()
