@@ -281,6 +281,18 @@ def message(comm, function):
 
 
 @case
+def a_communicator_that_is_given(comm):
+    """Two halves of the ranks train the same model, each for itself."""
+    half = comm
+    if comm.size > 1:
+        from mpi4py import MPI
+
+        half = Communicator(MPI.COMM_WORLD.Split(comm.rank % 2))
+        assert half.size == comm.size // 2
+    return Regression(rk.GRU(3, 6, seed=1)).train(half.divided(4), 2, 9)
+
+
+@case
 def refusals_by_all_ranks(comm):
     two, gru = comm.divided(4), rk.GRU(3, 4, seed=0)
     emb = rk.Embedding(5, 3, sparse=True)
