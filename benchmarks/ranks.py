@@ -116,8 +116,8 @@ def main():
         for kind, rows in (("strong", 64), ("weak", 64 * comm.size)):
             step, exchange, count = step_times(comm, rows, rounds, args.shards)
             lines.append(
-                f"{kind}: {comm.size} ranks, {args.shards} shards, {rows} rows, {count} parameters: "
-                f"step {step:.1f} ms, of which exchange {exchange:.2f} ms"
+                f"{kind}: {comm.size} ranks, {args.shards} shards, {rows} rows, {count} parameters:"
+                f" step {step:.1f} ms, of which exchange {exchange:.2f} ms"
             )
         for count in (1000, 100_000, 1_000_000) if comm.size > 1 else ():
             times = [exchange_time(comm, count, gathers, rounds) for gathers in (True, False)]
