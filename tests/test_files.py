@@ -1257,9 +1257,12 @@ def test_child_process_does_not_keep_the_lock(tmp_path):
 # ---- what the package does not do --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "source", sorted(Path(rk.__file__).parent.rglob("*.py")), ids=lambda p: p.stem
-)
+# The ranks of one program, which MPI starts, send each other pickles.
+PACKAGE = Path(rk.__file__).parent
+SOURCES = {*PACKAGE.rglob("*.py")} - {PACKAGE / "distributed" / "communicator.py"}
+
+
+@pytest.mark.parametrize("source", sorted(SOURCES), ids=lambda p: p.stem)
 def test_nothing_is_unpickled_or_evaluated(source):
     tree = ast.parse(source.read_text())
     found = set()

@@ -18,7 +18,7 @@ class DrawsMasks:
 
     _dropout_seeds: list[int]  # one for each member of an ensemble
     _dropout_step: int
-    _first_row = 0
+    _first_row: int
 
     @property
     def first_row(self) -> int:

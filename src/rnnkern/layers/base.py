@@ -147,7 +147,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         self._state_names = stack.state_names()
         members = () if self._ensemble is None else (self._ensemble,)
         self._shapes = {name: (*members, *shape) for name, shape in stack.parameter_shapes()}
-        self.dropout_step = 0
+        self.dropout_step = self._first_row = 0
         found = None if params is None else self._matched("params", params)
         self._params = {  # all memory first: what is too large fails before anything is drawn
             name: np.empty(shape, self._dtype) for name, shape in self._shapes.items()

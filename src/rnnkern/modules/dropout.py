@@ -83,7 +83,7 @@ class Dropout(DrawsMasks, Parametrized):
         self._variational = flag("variational", variational)
         generator = np.random.default_rng(seed_sequence("seed", seed))
         self._dropout_seeds = [int(generator.integers(2**63))]
-        self._dropout_step = 0
+        self._dropout_step = self._first_row = 0
 
     @property
     def p(self) -> float:
