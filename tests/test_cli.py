@@ -201,9 +201,13 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_options_arrive_in_the_settings(train: Train) -> None:
-    path = train("run", "--steps", "1", settings=Settings(**CHANGES))
-    assert metadata(path)["settings"] == vars(Settings(**CHANGES))
+@pytest.mark.parametrize("shards", [1, 2])
+def test_options_arrive_in_the_settings(train: Train, shards: int) -> None:
+    changes = {**CHANGES, "shards": shards}
+    if shards > 1:  # whose joint gradient the optimizer clips alone
+        changes["clip_value"] = None
+    path = train("run", "--steps", "1", settings=Settings(**changes))
+    assert metadata(path)["settings"] == vars(Settings(**changes))
 
 
 @pytest.mark.parametrize("name", vars(TINY))
