@@ -19,7 +19,7 @@ import pytest
 from helpers import BRIDGES
 
 import rnnkern as rk
-from rnnkern import diagnose, files, reference, schedules
+from rnnkern import diagnose, distributed, files, reference, schedules
 from rnnkern.layers import LAYERS, _Layer
 
 MODULES = [
@@ -32,7 +32,7 @@ MODULES = [
 def public():
     """The public functions and classes, with their methods and properties, by name."""
     exported = [getattr(rk, name) for name in rk.__all__ if name != "__version__"]
-    modules = (diagnose, files, reference, schedules)
+    modules = (diagnose, distributed, files, reference, schedules)
     exported += [getattr(module, name) for module in modules for name in module.__all__]
     found = {}
     for thing in exported:
@@ -82,7 +82,7 @@ def is_record(thing):
 HANDED = {
     *("AttentionGradients", "AttentionMemory", "Batch", "EnsembleGradients", "Gradients"),
     *("ModuleGradients", "ModuleTape", "ParameterGradients", "Step", "Stream", "Tape", "Trace"),
-    "Window",
+    *("Shard", "Window"),
     *("Block", "Flow", "Report", "Saturation", "Spec"),
 }
 CLASSES = {

@@ -410,9 +410,9 @@ class Communicator:
             (``dropout_step``). Needed where anything is drawn, since the masks would depend on the
             number of ranks otherwise.
 
-        Yields
-        ------
-        Shard
+        Returns
+        -------
+        Iterator of Shard
             As many as the rank has, also where there are fewer rows: a shard of no rows has a
             gradient of zeros, and layers, modules and losses take it.
 
@@ -681,10 +681,10 @@ class Communicator:
     def signals(self) -> Iterator[Self]:
         """Take Ctrl-C and SIGTERM as calls of `stop`, in a ``with``; a second one acts as before.
 
-        Yields
-        ------
-        Communicator
-            This one.
+        Returns
+        -------
+        context manager
+            Whose ``as`` is this communicator.
 
         Examples
         --------

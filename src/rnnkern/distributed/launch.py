@@ -10,10 +10,11 @@ import traceback
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Ends", "launched_size", "mpi"]
+__all__ = ["Ends", "launched_rank", "launched_size", "mpi"]
 
 # What the launchers tell their processes: those of MPICH and Slurm (PMI), Open MPI.
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 LEFT = 1  # tag of the message of a rank that ends
 # Seconds in which a waiting rank only yields its core, and then those that it sleeps between two
 # looks. MPI moves a part of a large message at each look, so that sleeping would slow these down.
@@ -24,10 +25,19 @@ GRACE = 3.0  # seconds in which what a rank sent before it left must arrive
 
 def launched_size() -> int:
     """How many processes the launcher has started, 1 without one."""
-    for name in SIZES:
+    return _told(SIZES, 1)
+
+
+def launched_rank() -> int:
+    """Which of them this is, before MPI has started."""
+    return _told(RANKS, 0)
+
+
+def _told(names: tuple[str, ...], otherwise: int) -> int:
+    for name in names:
         if (text := os.environ.get(name, "")).isdigit():
             return int(text)
-    return 1
+    return otherwise
 
 
 def mpi() -> Any:
@@ -67,12 +77,17 @@ class Ends:
         self._comm.Abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
     def _leave(self) -> None:
-        """Tell the other ranks, at exit."""
+        """Tell the other ranks, at exit, and wait for the same of them, as MPI's end would."""
         if mpi().Is_finalized():
             return
-        for rank in range(self._comm.size):
-            if rank != self._comm.rank:
-                self._comm.Isend(b"", rank, LEFT).Free()
+        others = [rank for rank in range(self._comm.size) if rank != self._comm.rank]
+        nothing = bytearray()
+        for rank in others:
+            self._comm.Isend(nothing, rank, LEFT).Free()
+        for rank in others:
+            request = self._comm.Irecv(nothing, rank, LEFT)
+            while not request.Test():
+                time.sleep(10 * PAUSE)
 
     def wait(self, *requests: Any) -> None:
         """Return once requests are complete; signal handlers run meanwhile.
