@@ -43,7 +43,7 @@ def test_four_ranks_print_and_write_as_one(text, tmp_path, alone):
     assert (out / NAME).read_bytes() == alone
 
 
-def test_a_signal_saves_and_other_ranks_go_on_to_the_same_file(text, tmp_path, alone):
+def test_a_signal_saves_and_other_ranks_go_on_to_the_same_file(text, tmp_path):
     out = tmp_path / "out"
     arguments = ("-m", "rnnkern.cli", "train", text, f"--out={out}", *TINY, "--shards=4")
     with subprocess.Popen(
@@ -60,10 +60,12 @@ def test_a_signal_saves_and_other_ranks_go_on_to_the_same_file(text, tmp_path, a
         rest, error = process.communicate(timeout=60)
     assert rest.count("interrupted at step") == 1, rest + error
     step = int(rest.partition("interrupted at step ")[2].partition(";")[0])
-    if step < 60:
-        done = train(4, text, out, "--resume", "--steps=60")
-        assert done.returncode == 0, done.stderr
-        assert (out / NAME).read_bytes() == alone
+    steps = f"--steps={step + 20}"
+    done = train(4, text, out, "--resume", steps)
+    assert done.returncode == 0, done.stderr
+    done = train(None, text, tmp_path / "alone", *TINY, "--shards=4", steps)
+    assert done.returncode == 0, done.stderr
+    assert (out / NAME).read_bytes() == (tmp_path / "alone" / NAME).read_bytes()
 
 
 def test_errors_are_said_once(text, tmp_path):
@@ -72,6 +74,7 @@ def test_errors_are_said_once(text, tmp_path):
         (("--clip-value=1",), "argument --clip-value: expected off with more than one shard"),
         (("--shards=3",), "argument --shards: expected a multiple of the 2 ranks; got 3"),
         (("--resume",), "No such file or directory"),
+        (("--hidden=0",), "argument --hidden: expected an integer at least 1"),
     ):
         done = train(2, text, out, *TINY, *more)
         assert done.returncode != 0

@@ -7,13 +7,15 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import rnnkern as rk
 from rnnkern import files
 from rnnkern.distributed import MOST_SHARDS
+from rnnkern.distributed.launch import launched_rank
 from rnnkern.layers import LAYERS
 
 from . import bench, train
@@ -46,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     if sys.stdout is None:  # closed by the caller
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     parser = _parser()
-    args = parser.parse_args(argv)
+    with _quiet() if launched_rank() else nullcontext():
+        args = parser.parse_args(argv)
     try:
         try:
             with rk.num_threads(args.threads or rk.get_num_threads()):
@@ -63,6 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"rnnkern {args.command}: interrupted", file=sys.stderr)
         return train.exit_status(signal.SIGINT)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave help and errors in arguments to rank 0 of mpiexec."""
+    with Path(os.devnull).open("w") as null, redirect_stdout(null), redirect_stderr(null):
+        yield
 
 
 def _flush() -> None:

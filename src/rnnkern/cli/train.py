@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -39,10 +39,8 @@ def train(args: argparse.Namespace) -> int:
     if not args.threads:
         threads = max(1, threads // comm.ranks_per_core_set())
     try:
-        with (
-            rk.num_threads(threads),
-            nullcontext() if comm.rank else _own(args.out, make=not args.resume),
-        ):
+        with rk.num_threads(threads), ExitStack() as held:
+            comm.first(lambda: held.enter_context(_own(args.out, make=not args.resume)))
             return _run(args, comm)
     except MemoryError as error:
         sizes = "FILE, --hidden, --embedding, --layers, --batch and --length"
