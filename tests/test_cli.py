@@ -193,7 +193,6 @@ CHANGES: dict[str, Any] = {
     "l2": 0.01,
     "compute": "bf16",
     "seed": 1,
-    "shards": 2,
     "max_norm": 0.05,
     "clip_value": 0.005,
     "clip_step_value": 1e-4,
