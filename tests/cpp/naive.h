@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "cells/all.h"
@@ -37,8 +38,14 @@ T multiply_add(T a, T b, T c) {
 inline float as_bf16(float value) {
   if (!std::isfinite(value)) return value;
   if (std::fabs(value) < 0x1p-126f) return std::copysign(0.0f, value);
-  const double step = std::ldexp(1.0, std::ilogb(value) - 7);  // eight bits
-  return static_cast<float>(std::nearbyint(static_cast<double>(value) / step) * step);
+  // Added to a number 1.5 * 2^45 times as large in its binade, a double keeps eight bits.
+  const double wide = value;
+  std::uint64_t bits;
+  std::memcpy(&bits, &wide, sizeof bits);
+  bits = ((bits & 0x7ff0000000000000u) + (std::uint64_t{45} << 52)) | 0x0008000000000000u;
+  double large;
+  std::memcpy(&large, &bits, sizeof large);
+  return static_cast<float>((wide + large) - large);
 }
 inline double as_bf16(double value) { return value; }  // products of doubles are never rounded
 
