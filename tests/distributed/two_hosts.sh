@@ -23,8 +23,12 @@ for host in 1 2; do
   ip -n "rnnkern$host" link set "rk$host" up
   ip -n "rnnkern$host" link set lo up
   if [ -n "$mbit" ]; then
-    ip netns exec "rnnkern$host" tc qdisc add dev "rk$host" root tbf rate "${mbit}mbit" burst 64k latency 50ms
+    ip netns exec "rnnkern$host" tc qdisc add dev "rk$host" root tbf rate "${mbit}mbit" burst 1m latency 400ms
   fi
+done
+
+for host in 1 2; do  # UCX leaves out an interface that is not up yet
+  until ip -n "rnnkern$host" -br link show "rk$host" | grep -q ' UP '; do sleep 0.1; done
 done
 
 # What mpiexec calls in place of ssh: HOST COMMAND... enters the host's namespace.

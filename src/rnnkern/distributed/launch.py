@@ -17,8 +17,9 @@ SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 LEFT = 1  # tag of the message of a rank that ends
 # Seconds in which a waiting rank only yields its core, and then those that it sleeps between two
-# looks. MPI moves a part of a large message at each look, so that sleeping would slow these down.
-SPIN = 1.0
+# looks. MPI moves a part of a large message at each look, so that sleeping slows these down; but
+# where others keep the cores busy, a rank that sleeps is served sooner than one that yields.
+SPIN = 0.02
 PAUSE = 1e-4
 GRACE = 3.0  # seconds in which what a rank sent before it left must arrive
 
