@@ -184,7 +184,7 @@ __attribute__((noinline)) void tile(const TileCall<T, W>& c) {
   store_sums<T, G, MR, NP>(to, place, sum);
 }
 
-#if defined(__AVX512F__)
+#if defined(RNNKERN_BF16_TARGET)
 // The same where the elements of A, too, are pairs.
 template <int G, int MR, int NP>
 RNNKERN_BF16_TARGET __attribute__((noinline)) void tile_of_pairs(
@@ -277,7 +277,7 @@ struct Tiles {
   template <bool pairs, int MR, int NP>
   static constexpr TileFunction<T, W> one() {
     if constexpr (MR * NP * NV > kAccumulators) return nullptr;
-#if defined(__AVX512F__)
+#if defined(RNNKERN_BF16_TARGET)
     else if constexpr (pairs)
       return &tile_of_pairs<G, MR, NP>;
 #endif
@@ -300,7 +300,7 @@ struct Tiles {
     return of[mr - 1];
   }
   static TileFunction<T, W> get(int mr, int np, [[maybe_unused]] bool pairs) {
-#if defined(__AVX512F__)
+#if defined(RNNKERN_BF16_TARGET)
     if constexpr (kTerms<W> == 2)
       if (pairs) return of_kind<true>(mr, np);
 #endif
