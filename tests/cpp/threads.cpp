@@ -58,7 +58,7 @@ Problem large_problem(Kind kind, Index D, bool units_shared) {
 
 bool never(void*) { return false; }
 Interrupt asked_in_vain() {
-  static Nanoseconds due;
+  static thread_local Nanoseconds due;  // several threads call at once
   return {never, nullptr, &(due = 0)};
 }
 
@@ -210,7 +210,8 @@ void modules(const Kernels& set) {
     set.of<T>().modules->sum_rows({rows, 11, V, ids.data(), values.data(), table.data(), threads});
     losses.insert(losses.end(), values.begin(), values.end());
     losses.insert(losses.end(), table.begin(), table.end());
-    set.of<T>().modules->take_rows({rows, V, ids.data(), table.data(), values.data(), threads});
+    set.of<T>().modules->take_rows(
+        {rows, V, ids.data(), table.data(), values.data(), threads, {}});
     losses.insert(losses.end(), values.begin(), values.end());
     if (threads == 1) expected = losses;
     require(losses == expected, "modules on " + std::to_string(threads) + " threads");
