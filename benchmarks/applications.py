@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from machine import facts, in_processes, pin
 from peers import positive, thread_counts
-from report import duration, facts_lines, mean, table, times
+from report import duration, facts_lines, mean, table, times, write_report
 from timing import PAUSE_SECONDS
 
 import rnnkern as rk
@@ -429,10 +429,7 @@ def main() -> None:
         for title, show in sections.items():
             if shown := show(found):
                 lines += [f"## {title}{threads} thread{'s' * (threads > 1)}", "", *shown]
-    (options.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    report = options.out / f"{name.upper()}.md"
-    report.write_text("\n".join(lines))
-    print(report)
+    write_report(options.out, name, results, lines)
 
 
 SECTIONS = {

@@ -28,7 +28,7 @@ import numpy as np
 from cases import Case
 from contenders import Call, Problem, Rnnkern, Torch, difference, importable, problem_of
 from machine import environment, facts, pin
-from report import duration, facts_lines, table, times
+from report import duration, facts_lines, table, times, write_report
 from timing import interleaved
 
 import rnnkern as rk
@@ -620,10 +620,7 @@ def main() -> None:
         results[section] = found
         title, show = LINES[section]
         lines += [f"## {title}", "", *(["Not measured.", ""] if found is None else show(found))]
-    (options.out / "around.json").write_text(json.dumps(results, indent=1) + "\n")
-    report = options.out / "AROUND.md"
-    report.write_text("\n".join(lines))
-    print(report)
+    write_report(options.out, "around", results, lines)
 
 
 if __name__ == "__main__":

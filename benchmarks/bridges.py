@@ -23,7 +23,7 @@ import torch
 from contenders import Call
 from machine import facts, in_processes, pin
 from peers import positive, thread_counts
-from report import duration, facts_lines, table, times
+from report import duration, facts_lines, table, times, write_report
 from timing import interleaved
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -313,10 +313,7 @@ def main() -> None:
         for name, rows in found.items():
             lines += [f"## {TITLES[name]}, {threads} thread{'s' * (threads > 1)}", ""]
             lines += LINES[name](rows)
-    (options.out / "bridges.json").write_text(json.dumps(results, indent=1) + "\n")
-    report = options.out / "BRIDGES.md"
-    report.write_text("\n".join(lines))
-    print(report)
+    write_report(options.out, "bridges", results, lines)
 
 
 if __name__ == "__main__":

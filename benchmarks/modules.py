@@ -23,7 +23,7 @@ import torch
 from contenders import Arrays, Call, difference
 from machine import facts, in_processes, pin
 from peers import positive, thread_counts
-from report import duration, facts_lines, mean, table, times
+from report import duration, facts_lines, mean, table, times, write_report
 from timing import interleaved
 from torch.nn import functional as F
 from torch_parts import CRF
@@ -585,10 +585,7 @@ def main() -> None:
     for threads, rows in in_processes(__file__, options.threads):
         results["runs"][threads] = rows
         lines += [f"## {threads} thread{'s' * (threads > 1)}", "", *lines_of(rows)]
-    (options.out / "modules.json").write_text(json.dumps(results, indent=1) + "\n")
-    report = options.out / "MODULES.md"
-    report.write_text("\n".join(lines))
-    print(report)
+    write_report(options.out, "modules", results, lines)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -256,6 +257,14 @@ def roofline_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def write_report(folder: Path, name: str, results: dict[str, Any], lines: list[str]) -> None:
+    """Write results as JSON, and as a page whose path is printed."""
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    page = folder / f"{name.upper()}.md"
+    page.write_text("\n".join(lines))
+    print(page)
 
 
 def write(results: dict[str, Any], folder: Path) -> Path:

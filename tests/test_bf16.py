@@ -971,3 +971,11 @@ def test_the_baseline_set_is_near_too(isa):
         got = bits(layer, p)
     array = np.frombuffer(got["y"], np.float32).reshape(want["y"].shape)
     assert_close(array, want["y"].astype(np.float64), np.float32, "y")
+
+
+@pytest.mark.parametrize("weights", [None, "bf16"])
+def test_bits_of_the_users_own_are_no_weights(weights):
+    layer = rk.GRU(3, 5, seed=0)
+    layer.params["weight_hh_l0"] = bf16_bits(layer.params["weight_hh_l0"])
+    with pytest.raises(TypeError, match=r"weight_hh_l0.*dtype float32, got uint16"):
+        layer.freeze(weights=weights)

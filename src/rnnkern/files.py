@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .bf16 import bf16_bits, from_bf16_bits
 from .checks import cast_to, choice, flag, float_dtype, group_name, received, viewed
 
 __all__ = ["FileError", "Reader", "Spec", "load", "lock", "save"]
@@ -243,8 +244,8 @@ def _as_read(name: str, array: Array, dtype: DType) -> Array:
     """An array of a file in the dtype that it is read as."""
     if array.dtype == BFLOAT16:
         array = array["bfloat16"].astype(np.uint16, copy=False)
-        if dtype.kind == "f":  # the bits are the upper half of a float32
-            array = np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        if dtype.kind == "f":
+            array = from_bf16_bits(array)
     elif dtype.kind == "u":
         return _bfloat16_bits(name, array)
     return array if array.dtype == dtype else cast_to(name, array, dtype)
@@ -256,10 +257,7 @@ def _bfloat16_bits(name: str, array: Array) -> Array:
     Subnormal numbers are kept. A float64 is rounded to float32 first, as in PyTorch.
     """
     values = cast_to(name, array, DTYPES["F32"])
-    bits = values.view(np.uint32)
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    rounded = np.where(np.isnan(values), bits | np.uint32(0x40_0000), rounded)
-    upper: Array = np.asarray(rounded >> np.uint32(16)).astype("<u2")
+    upper: Array = bf16_bits(values, flush=False)
     if np.any(np.isfinite(values) & (upper & np.uint16(0x7FFF) == np.uint16(0x7F80))):
         raise ValueError(
             f"{name}: expected values that bfloat16 can hold, got larger ones in {array.dtype}"

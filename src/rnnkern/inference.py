@@ -262,7 +262,14 @@ class Frozen(Inference[S]):
         params = dict(layer.params)
         unmasked_all("params", params)
         self._dtype, self._weights = layer._dtype, bf16_or_none("weights", weights, layer._dtype)
-        self._copies = {n: self._copy(n, p, layer) for n, p in params.items()}
+        self._copies = {n: p.copy() if isinstance(p, np.ndarray) else p for n, p in params.items()}
+        # Of these names, the copies are bits of bf16. The core refuses what is not float32.
+        self._rounded = [
+            n
+            for n in (_matrices(layer) if self._weights else ())
+            if getattr(self._copies.get(n), "dtype", None) == np.float32
+        ]
+        self._copies |= {n: bf16_bits(self._copies[n]) for n in self._rounded}
         self._stack = layer._stack
         if self._weights and not layer._compute:
             self._stack = layer._new_stack(layer._ensemble or 0, self._weights)
@@ -276,19 +283,9 @@ class Frozen(Inference[S]):
         self._table = None if embedding is None else _table_of(embedding, layer).copy()
         self._params = self._pack()
 
-    def _copy(self, name: str, values: Any, layer: _Layer[S]) -> Any:
-        """A parameter as it is kept: matrices as bits of bf16, if weights are rounded."""
-        if not isinstance(values, np.ndarray):
-            return values
-        is_matrix = len(layer._shapes.get(name, ())) == (3 if layer._ensemble else 2)
-        if self._weights and is_matrix and values.dtype == np.float32:
-            return bf16_bits(values)
-        return values.copy()
-
     def _pack(self) -> Any:
-        halves = {n: v for n, v in self._copies.items() if getattr(v, "dtype", None) == np.uint16}
-        whole = {n: from_bf16_bits(v) for n, v in halves.items()}
-        return self._stack.pack(self._copies | whole, self._table)
+        values = {n: from_bf16_bits(self._copies[n]) for n in self._rounded}
+        return self._stack.pack(self._copies | values, self._table)
 
     def __repr__(self) -> str:
         """What it was made from; parameters are not shown."""
@@ -347,7 +344,7 @@ class Frozen(Inference[S]):
         own = self._copies
         layer = _alive("layer", self._layer)
         for name, p in layer._checked_params():
-            kept = bf16_bits(p) if own[name].dtype == np.uint16 else p
+            kept = bf16_bits(p) if name in self._rounded else p
             if kept.tobytes() != own[name].tobytes():
                 return True
         if self._table is None:
@@ -383,6 +380,12 @@ class Frozen(Inference[S]):
         """
         check_streamable(self)
         return Stream(self, size("batch_size", batch_size))
+
+
+def _matrices(layer: Any) -> list[str]:
+    """The names of its parameters that the core multiplies vectors by."""
+    axes = 3 if layer._ensemble else 2
+    return [name for name, shape in layer._shapes.items() if len(shape) == axes]
 
 
 def _alive(what: str, reference: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_torch import CELL_KINDS, KINDS, B, H, I, T, each_kind, flat, twins
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
@@ -24,44 +25,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
 ]
 
-T, B, I, H = 6, 4, 3, 5
 LOW = torch.bfloat16
-KINDS = {
-    "rnn": ("RNN", {}),
-    "relu": ("RNN", {"nonlinearity": "relu"}),
-    "lstm": ("LSTM", {}),
-    "projected": ("LSTM", {"proj_size": 2}),
-    "gru": ("GRU", {}),
-}
-CELLS = {
-    "rnn": ("RNNCell", {}),
-    "relu": ("RNNCell", {"nonlinearity": "relu"}),
-    "lstm": ("LSTMCell", {}),
-    "gru": ("GRUCell", {}),
-}
-each_kind = pytest.mark.parametrize("kind", KINDS)
-each_cell = pytest.mark.parametrize("kind", CELLS)
+each_cell = pytest.mark.parametrize("kind", CELL_KINDS)
 
 
 def autocast(dtype=LOW):
     return torch.autocast("cpu", dtype=dtype)
-
-
-def twins(name, *sizes, dtype=torch.float32, **options):
-    """PyTorch's module and ours of the same parameters."""
-    torch.manual_seed(0)
-    theirs = getattr(torch.nn, name)(*sizes, dtype=dtype, **options)
-    ours = getattr(rkt, name)(*sizes, dtype=dtype, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
-
-
-def flat(found):
-    if isinstance(found, torch.Tensor):
-        return [found]
-    if isinstance(found, torch.nn.utils.rnn.PackedSequence):
-        return [found.data]
-    return [] if found is None else [t for part in found for t in flat(part)]
 
 
 def states_of(module, dtype, *, batch=(B,)):
@@ -150,7 +119,7 @@ def test_autocast_returns_the_dtypes_of_pytorch(kind, parameters):
 @each_cell
 @pytest.mark.parametrize("parameters", [torch.float32, LOW], ids=str)
 def test_autocast_of_cells_returns_the_dtypes_of_pytorch(kind, parameters):
-    name, options = CELLS[kind]
+    name, options = CELL_KINDS[kind]
     theirs, ours = twins(name, I, H, dtype=parameters, **options)
     for dtype, given in itertools.product((torch.float32, LOW), (None, torch.float32, LOW)):
         x = torch.randn(B, I).to(dtype)
@@ -179,7 +148,7 @@ def test_autocast_computes_products_in_bf16(kind):
 
 @each_cell
 def test_autocast_of_cells_computes_products_in_bf16(kind):
-    name, options = CELLS[kind]
+    name, options = CELL_KINDS[kind]
     _, ours = twins(name, I, H, **options)
     for given in (None, torch.float32, LOW):
         x, hx = torch.randn(B, I), None if given is None else states_of(ours, given)
@@ -269,7 +238,7 @@ def test_modules_of_bfloat16(kind, bidirectional):
 
 @each_cell
 def test_cells_of_bfloat16(kind):
-    name, options = CELLS[kind]
+    name, options = CELL_KINDS[kind]
     _, ours = twins(name, I, H, dtype=LOW, **options)
     for given in (False, True):
         x, hx = torch.randn(B, I).to(LOW), states_of(ours, LOW) if given else None

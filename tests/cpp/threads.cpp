@@ -210,8 +210,8 @@ void modules(const Kernels& set) {
     set.of<T>().modules->sum_rows({rows, 11, V, ids.data(), values.data(), table.data(), threads});
     losses.insert(losses.end(), values.begin(), values.end());
     losses.insert(losses.end(), table.begin(), table.end());
-    set.of<T>().modules->take_rows(
-        {rows, V, ids.data(), table.data(), values.data(), threads, {}});
+    TakeRowsCall<T> call{rows, V, ids.data(), table.data(), values.data(), threads, {}};
+    set.of<T>().modules->take_rows(call);
     losses.insert(losses.end(), values.begin(), values.end());
     if (threads == 1) expected = losses;
     require(losses == expected, "modules on " + std::to_string(threads) + " threads");

@@ -16,19 +16,12 @@ py::array dropout_of(const py::object& x_given, const py::object& places_given, 
     places = copied<std::int64_t>(given);
   }
   py::array_t<T> y = result<T>({steps, B, C});
-  DropoutCall<T> call{steps,
-                      B,
-                      C,
-                      places_given.is_none() ? nullptr : places.data(),
-                      variational,
-                      p,
-                      seed,
-                      step,
-                      first_row,
-                      x.data(),
-                      y.mutable_data(),
-                      threads(),
-                      {}};
+  DropoutCall<T> call{};
+  call.steps = steps, call.B = B, call.C = C;
+  call.places = places_given.is_none() ? nullptr : places.data();
+  call.variational = variational, call.p = p;
+  call.seed = seed, call.step = step, call.first_row = first_row;
+  call.x = x.data(), call.y = y.mutable_data(), call.threads = threads();
   unlocked([&](const Interrupt& interrupt) {
     call.interrupt = interrupt;
     kernels().of<T>().modules->dropout(call);

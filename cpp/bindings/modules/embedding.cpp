@@ -10,10 +10,13 @@ py::tuple look_up_in(const Ids& ids, const py::object& table_given, Index n) {
   std::vector<Index> sizes(ids.shape(), ids.shape() + ids.ndim());
   sizes.push_back(table.shape(1));
   py::array_t<T> values = result<T>(sizes);
-  T* const found = values.mutable_data();
-  unlocked([&](const Interrupt&) {
-    kernels().of<T>().modules->take_rows(
-        {ids.size(), table.shape(1), ids.data(), table.data(), found, threads()});
+  TakeRowsCall<T> call{};
+  call.rows = ids.size(), call.C = table.shape(1);
+  call.ids = ids.data(), call.table = table.data(), call.values = values.mutable_data();
+  call.threads = threads();
+  unlocked([&](const Interrupt& interrupt) {
+    call.interrupt = interrupt;
+    kernels().of<T>().modules->take_rows(call);
   });
   return py::make_tuple(ids, values);
 }

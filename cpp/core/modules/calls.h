@@ -146,6 +146,7 @@ struct TakeRowsCall {
   const T* table;           // [N, C]
   T* values;                // [rows, C] the table's rows
   int threads;              // at most this many
+  Interrupt interrupt;
 };
 
 template <class T>

@@ -12,12 +12,13 @@ static void take_rows(const TakeRowsCall<T>& call) {
   constexpr Index fewest_of_a_thread = 1 << 14;  // elements
   const Index worthwhile = call.rows * call.C / fewest_of_a_thread;
   const int threads = static_cast<int>(most(1, least(call.threads, worthwhile)));
-  // Not to be interrupted: one pass over memory.
-  parallel(threads, Interrupt{}, [&](CancelToken&, int thread, int count) {
+  parallel(threads, call.interrupt, [&](CancelToken& token, int thread, int count) {
     const Range mine = share(call.rows, thread, count);
-    for (Index r = mine.first; r < mine.last; ++r)
+    for (Index r = mine.first; r < mine.last; ++r) {
       __builtin_memcpy(call.values + r * call.C, call.table + call.ids[r] * call.C,
                        static_cast<std::size_t>(call.C) * sizeof(T));
+      if (!go_on(token, kRowOperations + ceil_div(call.C, kLanes<T>))) return;
+    }
   });
 }
 

@@ -38,9 +38,9 @@ inline void round_to_bf16(const float* from, Index n, float* to) {
 }
 
 // Whether products sum pairs by vdpbf16ps: where the machine has it, and it is faster than two
-// fused multiply-adds of floats. Intel's is not: of Emerald Rapids one takes as long as four of
-// these. The functions that contain the instruction say so to the compiler themselves.
-#if defined(__AVX512F__) && !defined(__clang__)  // Clang 16 ends on these functions with a fault
+// fused multiply-adds of floats. On Intel it is slower: on Emerald Rapids it takes as long as four
+// of them. The functions that contain the instruction have a target attribute for it.
+#if defined(__AVX512F__) && !defined(__clang__)  // Clang 16 crashes on these functions
 #define RNNKERN_BF16_TARGET __attribute__((target("avx512bf16")))
 inline bool sums_pairs() {
   if (!__builtin_cpu_supports("avx512bf16")) return false;
