@@ -44,14 +44,17 @@ def ids_of(items: Any, least: int) -> dict[str, int]:
     return {item: i for i, item in enumerate(kept, UNKNOWN + 1)}
 
 
-def build(words: int, characters: int, tags: list[str], seed: int) -> dict[str, Any]:
+def build(
+    words: int, characters: int, tags: list[str], seed: int, compute: Any = None
+) -> dict[str, Any]:
+    options = {"bidirectional": True, "compute": compute}
     return {
         "words": rk.Embedding(words, WORD, padding_idx=0, seed=seed),
         "characters": rk.Embedding(characters, CHARACTER, padding_idx=0, seed=seed + 1),
-        "spelling": rk.GRU(CHARACTER, CHARACTER, bidirectional=True, seed=seed + 2),
+        "spelling": rk.GRU(CHARACTER, CHARACTER, **options, seed=seed + 2),
         "ends": rk.Pooling("ends"),
         "drop": rk.Dropout(0.4, seed=seed + 3),
-        "lstm": rk.LSTM(WORD + 2 * CHARACTER, HIDDEN, bidirectional=True, seed=seed + 4),
+        "lstm": rk.LSTM(WORD + 2 * CHARACTER, HIDDEN, **options, seed=seed + 4),
         "head": rk.Linear(2 * HIDDEN, len(tags), seed=seed + 5),
         "crf": rk.CRF(len(tags), forbidden=impossible(tags), seed=seed + 6),
     }
@@ -176,7 +179,7 @@ def prepare(args: argparse.Namespace) -> Training:
     tags = sorted({tag for s in train + choose + test for _, tag in s}, key=lambda t: (t != "O", t))
     encoder = Encoder(words, characters)
     numbers = {tag: i for i, tag in enumerate(tags)}
-    model = build(len(words) + 2, len(characters) + 2, tags, args.seed)
+    model = build(len(words) + 2, len(characters) + 2, tags, args.seed, args.compute)
     steps = QUICK_STEPS if args.quick else STEPS
     optimizer = rk.Adam(model, lr=rk.schedules.Cosine(4e-3, steps, warm_up=20))
     # The order alone comes from `Batches`: of each sentence it has the tags, and its number.

@@ -127,7 +127,7 @@ def prepare(args: argparse.Namespace) -> Training:
     length = CONTEXT + YEAR
     hidden = 24 if args.quick else 48
     model = {
-        "gru": rk.GRU(4, hidden, seed=args.seed),
+        "gru": rk.GRU(4, hidden, seed=args.seed, compute=args.compute),
         "head": rk.Linear(hidden, 2, seed=args.seed + 1),
     }
     steps = QUICK_STEPS if args.quick else STEPS

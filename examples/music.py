@@ -59,9 +59,9 @@ def rolls() -> list[np.ndarray]:
 class Roll:
     """The model of piano rolls."""
 
-    def __init__(self, hidden: int, seed: int, quick: bool) -> None:
+    def __init__(self, hidden: int, seed: int, quick: bool, compute: Any = None) -> None:
         self.model = {
-            "gru": rk.GRU(KEYS, hidden, seed=seed),
+            "gru": rk.GRU(KEYS, hidden, seed=seed, compute=compute),
             "drop": rk.Dropout(0.3, seed=seed + 1),
             "head": rk.Linear(hidden, KEYS, seed=seed + 2),
         }
@@ -115,12 +115,12 @@ def symbols() -> tuple[list[np.ndarray], list[int]]:
 class Voices:
     """The model of voices: the symbol to come from those before, and whose turn it is."""
 
-    def __init__(self, hidden: int, seed: int, quick: bool) -> None:
+    def __init__(self, hidden: int, seed: int, quick: bool, compute: Any = None) -> None:
         pieces, self.known = symbols()
         count = len(self.known) + 2
         self.model = {
             "symbols": rk.Embedding(count * VOICES, 48, seed=seed),
-            "gru": rk.GRU(48, hidden, num_layers=2, dropout=0.2, seed=seed + 1),
+            "gru": rk.GRU(48, hidden, num_layers=2, dropout=0.2, seed=seed + 1, compute=compute),
             "head": rk.Linear(hidden, count, seed=seed + 2),
         }
         self.count = count
@@ -240,7 +240,7 @@ def draw_roll(axes: Any, written: np.ndarray, known: list[int]) -> None:
 def of_options(args: argparse.Namespace) -> Roll | Voices:
     hidden = 48 if args.quick else 192
     made = Roll if args.model == "roll" else Voices
-    return made(hidden, args.seed, args.quick)
+    return made(hidden, args.seed, args.quick, args.compute)
 
 
 def prepare(args: argparse.Namespace) -> Training:

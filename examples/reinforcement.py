@@ -121,7 +121,7 @@ class Rollouts:
 def prepare(args: argparse.Namespace) -> Training:
     length = args.length or (10 if args.quick else 40)
     model = {
-        "gru": rk.GRU(SIGHTS, HIDDEN, seed=args.seed),
+        "gru": rk.GRU(SIGHTS, HIDDEN, seed=args.seed, compute=args.compute),
         "heads": rk.Linear(HIDDEN, 3 + 1, seed=args.seed + 1),  # three actions and the value
     }
     rollouts = Rollouts(model, length, args.seed)

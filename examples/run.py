@@ -99,7 +99,7 @@ def main(application: Application, arguments: list[str] | None = None) -> int:
         sys.exit(f"--steps: expected an integer from 1 to {whole}, the whole run, got {steps}")
     args.out.mkdir(parents=True, exist_ok=True)
     training = application.prepare(args)
-    settings = {"quick": args.quick, "seed": args.seed}
+    settings = {"quick": args.quick, "seed": args.seed, "compute": args.compute}
     if args.resume:
         _resume(path, training, settings)
     every = max(1, steps // 4) if args.quick else application.evaluate_every
@@ -131,6 +131,7 @@ def parser_of(application: Application, predicts: bool) -> argparse.ArgumentPars
         add("--quick", action="store_true", help="under a minute: smaller sizes, fewer steps")
         add("--resume", action="store_true", help="go on with the run in the folder")
         add("--steps", type=int, help=f"stop at this step of {application.steps}")
+        add("--compute", choices=["bf16"], help="products of the recurrent layers in bf16")
     application.options(parser)
     return parser
 

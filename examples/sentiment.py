@@ -38,11 +38,11 @@ def encoded(words: list[str], vocabulary: dict[str, int]) -> np.ndarray:
     return np.array([vocabulary.get(word, UNKNOWN) for word in words], np.int64)
 
 
-def build(vocabulary: int, hidden: int, seed: int) -> dict[str, Any]:
+def build(vocabulary: int, hidden: int, seed: int, compute: Any = None) -> dict[str, Any]:
     return {
         "embedding": rk.Embedding(vocabulary, hidden, padding_idx=0, seed=seed),
         "drop_in": rk.Dropout(0.5, variational=True, seed=seed + 1),
-        "lstm": rk.LSTM(hidden, hidden, bidirectional=True, seed=seed + 2),
+        "lstm": rk.LSTM(hidden, hidden, bidirectional=True, seed=seed + 2, compute=compute),
         "pool": rk.Pooling("max"),
         "drop_out": rk.Dropout(0.5, seed=seed + 3),
         "head": rk.Linear(2 * hidden, 1, seed=seed + 4),
@@ -98,7 +98,7 @@ def prepare(args: argparse.Namespace) -> Training:
     words = [word for word, count in counts.items() if count > 1]
     vocabulary = {word: i for i, word in enumerate(sorted(words), UNKNOWN + 1)}
     x = [encoded(text, vocabulary) for text in texts]
-    model = build(len(vocabulary) + 2, 24 if args.quick else 64, args.seed)
+    model = build(len(vocabulary) + 2, 24 if args.quick else 64, args.seed, args.compute)
     steps = QUICK_STEPS if args.quick else STEPS
     optimizer = rk.AdamW(
         model, lr=rk.schedules.Cosine(3e-3, steps, warm_up=20), weight_decay=WEIGHT_DECAY

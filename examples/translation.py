@@ -126,15 +126,15 @@ class Text:
         return str(self.target.decode(ids))
 
 
-def build(sizes: tuple[int, int], hidden: int, seed: int) -> dict[str, Any]:
+def build(sizes: tuple[int, int], hidden: int, seed: int, compute: Any = None) -> dict[str, Any]:
     source, target = sizes
     half = hidden // 2
     model = {
         "source": rk.Embedding(source, hidden, padding_idx=PAD, seed=seed),
-        "encoder": rk.GRU(hidden, half, bidirectional=True, seed=seed + 1),
+        "encoder": rk.GRU(hidden, half, bidirectional=True, seed=seed + 1, compute=compute),
         "bridge": rk.Linear(hidden, hidden, seed=seed + 2),
         "target": rk.Embedding(target, hidden, padding_idx=PAD, seed=seed + 3),
-        "decoder": rk.GRU(hidden, hidden, seed=seed + 4),
+        "decoder": rk.GRU(hidden, hidden, seed=seed + 4, compute=compute),
         "attention": rk.Attention(hidden, hidden, kind="general", seed=seed + 5),
         "mix": rk.Linear(2 * hidden, hidden, seed=seed + 6),
         "drop": rk.Dropout(0.2, seed=seed + 7),
@@ -288,7 +288,7 @@ def scores_of(model: dict[str, Any], text: Text, test: list[Any], beam: int) -> 
 def prepare(args: argparse.Namespace) -> Training:
     pairs = Pairs(args.task, args.seed, args.quick)
     text = Text(pairs.about)
-    model = build(text.sizes, 64 if args.quick else 256, args.seed)
+    model = build(text.sizes, 64 if args.quick else 256, args.seed, args.compute)
     steps = QUICK_STEPS if args.quick else STEPS[args.task]
     optimizer = rk.Adam(model, lr=rk.schedules.Cosine(2e-3, steps, warm_up=steps // 20))
     batches = rk.Batches(

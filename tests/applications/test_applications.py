@@ -92,7 +92,15 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tmp_path):
     assert "reinforcement.safetensors exists: --resume goes on with it" in again.stderr
     other = run("reinforcement", tmp_path / "run", "--quick", "--resume", "--seed", 1, check=False)
     assert other.returncode == 1
-    assert "expected a run with {'quick': True, 'seed': 1}, got one with" in other.stderr
+    given = "{'quick': True, 'seed': 1, 'compute': None}"
+    assert f"expected a run with {given}, got one with" in other.stderr
+
+
+def test_a_run_in_bf16_predicts_in_bf16(tmp_path):
+    run("reinforcement", tmp_path / "run", "--quick", "--steps", 2, "--compute", "bf16")
+    model = rk.load(tmp_path / "run" / "reinforcement.safetensors")
+    assert model["gru"].compute == "bf16"
+    assert "corridor of 4" in run("reinforcement", tmp_path / "run", "predict", 4).stdout
 
 
 @pytest.mark.parametrize("steps", [0, -1, 10**6])
