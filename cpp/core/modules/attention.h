@@ -96,9 +96,11 @@ class Attention {
   // `products`: of each query and key, as long as the keys and the values.
   int threads(int most_threads, double products) const {
     constexpr double of_tanh = 20;  // operations of a unit of additive attention, at most
+    constexpr double of_read = 8;   // that take as long as reading an element of a key
     const double width = as_double(in_.K) * (in_.v ? of_tanh : 2) + 2 * as_double(in_.V);
-    const double pairs = as_double(in_.B) * as_double(in_.queries.T) * as_double(in_.keys.T);
-    const int worthwhile = capped(most_threads, products * pairs * width / kFlopsOfAThread);
+    const double of_key = as_double(in_.queries.T) * width + of_read * as_double(in_.K + in_.V);
+    const double operations = products * as_double(in_.B) * as_double(in_.keys.T) * of_key;
+    const int worthwhile = capped(most_threads, operations / kFlopsOfAThread);
     return static_cast<int>(least(worthwhile, most(1, in_.B)));
   }
 
