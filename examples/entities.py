@@ -93,6 +93,16 @@ class Encoder:
                 "real": real}  # fmt: skip
 
 
+def sentences_in(batch: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
+    """Some sentences of a batch."""
+    ends = np.append(0, batch["lengths"].cumsum())
+    words = slice(ends[rows.start], ends[rows.stop])
+    of = {"ids": rows, "tags": rows, "characters": words}
+    found = {name: batch[name][:, own] for name, own in of.items()}
+    of = {"lengths": rows, "real": rows, "sizes": words}
+    return found | {name: batch[name][own] for name, own in of.items()}
+
+
 def vectors_of(words: np.ndarray, spellings: np.ndarray, real: np.ndarray) -> np.ndarray:
     """What the LSTM reads: each word's own vector and that of its spelling."""
     x = np.zeros((*words.shape[:2], words.shape[2] + spellings.shape[1]), np.float32)
@@ -200,7 +210,9 @@ def prepare(args: argparse.Namespace) -> Training:
     about = {"words": list(words), "characters": list(characters), "tags": tags}
     return Training(
         model, optimizer, max_norm=5.0, next_batch=next_batch, gradients=partial(gradients, model),
-        evaluate=evaluate, state={"batches": order}, about=about,
+        terms=lambda batch: len(batch["lengths"]), evaluate=evaluate,
+        rows=lambda batch: len(batch["lengths"]), part=sentences_in,
+        state={"batches": order}, about=about,
     )  # fmt: skip
 
 

@@ -149,7 +149,9 @@ def prepare(args: argparse.Namespace) -> Training:
 
     return Training(
         model, optimizer, max_norm=1.0, next_batch=next_batch, gradients=partial(gradients, model),
-        evaluate=evaluate,
+        terms=lambda batch: batch[2].sum(), evaluate=evaluate,
+        rows=lambda batch: BATCH,
+        part=lambda batch, rows: tuple(array[:, rows] for array in batch),
     )  # fmt: skip
 
 

@@ -259,7 +259,8 @@ def prepare(args: argparse.Namespace) -> Training:
     return Training(
         run.model, optimizer, max_norm=1.0,
         next_batch=lambda number: next(source), gradients=run.gradients,
-        evaluate=evaluate, state={"batches": run.batches}, about=about,
+        terms=lambda batch: np.maximum(batch.lengths - 1, 0).sum(), evaluate=evaluate,
+        state={"batches": run.batches}, about=about,
     )  # fmt: skip
 
 

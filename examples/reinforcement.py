@@ -131,8 +131,9 @@ def prepare(args: argparse.Namespace) -> Training:
 
     return Training(
         model, rk.Adam(model, lr=3e-3), max_norm=0.5,
-        next_batch=rollouts, gradients=partial(gradients, model),
-        evaluate=evaluate, state={"mazes": rollouts.state}, about={"length": length},
+        next_batch=rollouts, gradients=partial(gradients, model), terms=lambda r: r["x"].shape[1],
+        evaluate=evaluate, rows=lambda r: MAZES, part=mazes_of,
+        state={"mazes": rollouts.state}, about={"length": length},
     )  # fmt: skip
 
 
@@ -161,6 +162,11 @@ def play(
     resets = np.concatenate([begins[None], found["over"][:-1]])
     after = np.where(over, 0, after)
     return {**found, "resets": resets, "h": h.copy(), "last": last, "after": after}
+
+
+def mazes_of(rollout: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
+    """The rollout of some mazes."""
+    return {n: a[rows] if n == "after" else a[:, rows] for n, a in rollout.items()}
 
 
 def returns_of(rollout: dict[str, np.ndarray]) -> np.ndarray:

@@ -6,18 +6,19 @@ An application describes itself by an `Application`; `main` does the rest:
     python examples/sentiment.py predict [--out FOLDER] INPUT...
 
 Training saves each time it evaluates, at the end, and on Ctrl-C or SIGTERM. A run that is resumed
-ends with the same bits as one that was not interrupted.
+ends with the same bits as one that was not interrupted. Under ``mpiexec -n N`` the processes train
+one model together; see docs/several_machines.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from matplotlib.figure import Figure  # without pyplot: no display, nothing glob
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import rnnkern as rk
+from rnnkern.distributed import Communicator, Shard
 
 PRINT_EVERY = 5.0  # seconds, where there is no terminal for a bar
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -40,7 +41,11 @@ class Training:
     max_norm: float  # of a step's gradients, jointly
     next_batch: Callable[[int], Any]  # of the step with this number
     gradients: Callable[[Any], tuple[float, dict[str, Any]]]  # of a batch: loss and gradients
+    terms: Callable[[Any], float]  # of a batch: how many the loss is the mean of
     evaluate: Callable[[], dict[str, float]]  # on held-out data
+    # Of batches that are no rk.Batch: how many rows one has, and some of its rows.
+    rows: Callable[[Any], int] | None = None
+    part: Callable[[Any, slice], Any] | None = None
     state: dict[str, Any] = field(default_factory=dict)  # what else determines the next batches
     about: dict[str, Any] = field(default_factory=dict)  # in JSON: what `predict` needs, too
     history: list[float] = field(default_factory=list)  # each step's loss
@@ -51,11 +56,21 @@ class Training:
         """What a file of the run holds."""
         return {**self.model, "optimizer": self.optimizer, **self.state}
 
-    def step(self) -> float:
+    def step(self, comm: Communicator) -> float:
         """Train on the next batch; its loss."""
-        loss, grads = self.gradients(self.next_batch(len(self.history)))
-        self.optimizer.step(grads, max_norm=self.max_norm)
-        self.history.append(float(loss))
+        batch = self.next_batch(len(self.history))
+        terms = max(1.0, self.terms(batch))
+
+        def gradients(shard: Shard) -> dict[str, Any]:
+            part = self.part(batch, shard.rows) if self.part else shard.batch
+            loss, grads = self.gradients(part)
+            share = self.terms(part) / terms
+            shard.report(loss * share)
+            return grads if share == 1 else {name: own * share for name, own in grads.items()}
+
+        shards = comm.shard(self.rows(batch) if self.rows else batch, self.model)
+        self.optimizer.step(map(gradients, shards), max_norm=self.max_norm, comm=comm)
+        self.history.append(comm.reported[0])
         return self.history[-1]
 
 
@@ -80,33 +95,88 @@ class Application:
 
 
 def main(application: Application, arguments: list[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else arguments
-    # Intermixed: inputs may stand before and after options.
-    args = parser_of(application, predicts=given[:1] == ["predict"]).parse_intermixed_args(given)
+    comm = Communicator()  # of one rank, without a launcher
+    with ExitStack() as held:
+        if comm.rank > 0:
+            held.enter_context(redirect_stdout(held.enter_context(Path(os.devnull).open("w"))))
+        try:
+            return _main(application, sys.argv[1:] if arguments is None else arguments, comm)
+        except SystemExit as error:  # on all ranks alike; rank 0 says why
+            raise SystemExit(1 if comm.rank > 0 and error.code else error.code) from None
+
+
+def _main(application: Application, given: list[str], comm: Communicator) -> int:
+    parser = parser_of(application, predicts=given[:1] == ["predict"])
+    if comm.rank > 0:
+        parser.error = lambda message: sys.exit(2)  # type: ignore[method-assign, assignment]
+    args = parser.parse_intermixed_args(given)  # inputs may stand before and after options
     path = args.out / f"{application.name}.safetensors"
+    about = comm.first(lambda: _metadata(path))
     if given[:1] == ["predict"]:
-        if not path.exists():
+        if about is None:
             sys.exit(f"{path}: expected a trained model; train it with python {sys.argv[0]}")
-        with rk.files.Reader(path) as file:
-            about = json.loads(file.metadata["about"])
-        application.predict(rk.load(path), about, args)
+        if comm.rank == 0:
+            application.predict(rk.load(path), json.loads(about["about"]), args)
         return 0
-    if path.exists() and not args.resume:
+    if about is None and args.resume:
+        sys.exit(f"{path}: expected a run to resume, got none")
+    if about is not None and not args.resume:
         sys.exit(f"{path} exists: --resume goes on with it, --out FOLDER leaves it alone")
     whole = application.quick_steps if args.quick else application.steps
     steps = whole if args.steps is None else args.steps
     if not 1 <= steps <= whole:  # schedules end with the whole run
         sys.exit(f"--steps: expected an integer from 1 to {whole}, the whole run, got {steps}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    training = application.prepare(args)
     settings = {"quick": args.quick, "seed": args.seed, "compute": args.compute}
+    settings["shards"] = comm.size if args.shards is None else args.shards
+    if about is not None:
+        saved = json.loads(about["settings"])
+        if args.shards is None:
+            settings["shards"] = saved["shards"]
+        if saved != settings:
+            sys.exit(f"{path}: expected a run with {settings}, got one with {saved}")
+    try:
+        comm = comm.divided(settings["shards"])
+    except ValueError as error:
+        sys.exit(f"--{error}")
+    threads = rk.get_num_threads() // comm.ranks_per_core_set()
+    with rk.num_threads(max(1, threads)):
+        return _run(application, args, path, steps, settings, comm)
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """What a run keeps in its file, beside arrays; None without a file."""
+    if not path.exists():
+        return None
+    with rk.files.Reader(path) as file:
+        return file.metadata
+
+
+def _run(
+    application: Application,
+    args: argparse.Namespace,
+    path: Path,
+    steps: int,
+    settings: dict[str, Any],
+    comm: Communicator,
+) -> int:
+    if comm.rank == 0:  # which fetches the data
+        args.out.mkdir(parents=True, exist_ok=True)
+        training = application.prepare(args)
+    comm.gather(None)
+    if comm.rank > 0:
+        training = application.prepare(args)
     if args.resume:
-        _resume(path, training, settings)
+        metadata = comm.restore(path, training.saved)
+        training.history = json.loads(metadata["history"])
+        training.held_out = [(n, figures) for n, figures in json.loads(metadata["held_out"])]
+    comm.broadcast(training.saved)
     every = max(1, steps // 4) if args.quick else application.evaluate_every
-    number = _train(training, steps, every, lambda: _save(path, training, settings))
+    number = _train(training, steps, every, lambda: _save(path, training, settings, comm), comm)
     if number:
         print(f"interrupted at step {len(training.history)}; --resume goes on", flush=True)
         return 128 + number
+    if comm.rank > 0:
+        return 0
     figures, figure = application.finish(training, args)
     figure.savefig(args.out / f"{application.name}.png", dpi=110)
     kept = {**settings, "steps": steps, **figures, "held_out": training.held_out}
@@ -132,36 +202,30 @@ def parser_of(application: Application, predicts: bool) -> argparse.ArgumentPars
         add("--resume", action="store_true", help="go on with the run in the folder")
         add("--steps", type=int, help=f"stop at this step of {application.steps}")
         add("--compute", choices=["bf16"], help="products of the recurrent layers in bf16")
+        add("--shards", type=int, help="parts of a batch, a multiple of the ranks (their number)")
     application.options(parser)
     return parser
 
 
-def _save(path: Path, training: Training, settings: dict[str, Any]) -> None:
+def _save(path: Path, training: Training, settings: dict[str, Any], comm: Communicator) -> None:
     kept = {"about": training.about, "settings": settings}
     kept |= {"history": training.history, "held_out": training.held_out}
     metadata = {name: json.dumps(value) for name, value in kept.items()}
-    rk.save(path, training.saved, metadata)
+    comm.save(path, training.saved, metadata)
 
 
-def _resume(path: Path, training: Training, settings: dict[str, Any]) -> None:
-    metadata = rk.restore(path, training.saved)
-    saved = json.loads(metadata["settings"])
-    if saved != settings:
-        sys.exit(f"{path}: expected a run with {settings}, got one with {saved}")
-    training.history = json.loads(metadata["history"])
-    training.held_out = [(step, figures) for step, figures in json.loads(metadata["held_out"])]
-
-
-def _train(training: Training, steps: int, every: int, save: Callable[[], None]) -> int:
+def _train(
+    training: Training, steps: int, every: int, save: Callable[[], None], comm: Communicator
+) -> int:
     """Train up to a number of steps; the signal that came first, if one did, or 0."""
     shown = -PRINT_EVERY
     save()  # a run that cannot be saved does not start
-    with _signals() as came, _bar(steps) as show:
-        while len(training.history) < steps and not came:
-            loss = training.step()
+    with comm.signals(), _bar(steps, comm.rank == 0) as show:
+        while len(training.history) < steps and comm.stopped is None:
+            loss = training.step(comm)
             done = len(training.history)
             if done % every == 0 or done == steps:
-                training.held_out.append((done, training.evaluate()))
+                training.held_out.append((done, comm.first(training.evaluate)))
                 save()
             text = f"step {done}: loss {loss:.4f}"
             if training.held_out:
@@ -171,33 +235,13 @@ def _train(training: Training, steps: int, every: int, save: Callable[[], None])
             if show(text, done, done == steps or now - shown >= PRINT_EVERY):
                 shown = now
     save()
-    return int(came[0]) if came else 0
+    return comm.stopped or 0
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM; a second one is not waited for."""
-    came: list[int] = []
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def stop(number: int, frame: Any) -> None:
-        came.append(number)
-        restore()
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield came
-    finally:
-        restore()
-
-
-@contextmanager
-def _bar(steps: int) -> Iterator[Callable[[str, int, bool], bool]]:
+def _bar(steps: int, shown: bool) -> Iterator[Callable[[str, int, bool], bool]]:
     """A function that shows how far training is: a bar in a terminal, else a line now and then."""
-    terminal = sys.stdout.isatty()
+    terminal = shown and sys.stdout.isatty()
     columns = TextColumn("{task.description}"), BarColumn(bar_width=16), TaskProgressColumn()
     with Progress(*columns, TimeRemainingColumn(), disable=not terminal) as bar:
         task = bar.add_task("", total=steps)

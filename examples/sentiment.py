@@ -113,7 +113,7 @@ def prepare(args: argparse.Namespace) -> Training:
     return Training(
         model, optimizer, max_norm=1.0,
         next_batch=lambda number: next(source), gradients=partial(gradients, model),
-        evaluate=evaluate, state={"batches": batches},
+        terms=lambda batch: len(batch.lengths), evaluate=evaluate, state={"batches": batches},
         about={"words": sorted(words), "seed": args.seed},
     )  # fmt: skip
 

@@ -304,7 +304,8 @@ def prepare(args: argparse.Namespace) -> Training:
     return Training(
         model, optimizer, max_norm=1.0,
         next_batch=lambda number: next(source), gradients=functools.partial(gradients, model),
-        evaluate=evaluate, state={"batches": batches}, about={**pairs.about, "seed": args.seed},
+        terms=lambda batch: np.maximum(batch.y_lengths - 1, 0).sum(), evaluate=evaluate,
+        state={"batches": batches}, about={**pairs.about, "seed": args.seed},
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ Run by name, since it needs data and packages of its own::
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,8 +37,11 @@ OPTIONS = {"translation": ["--task", "phonemes"]}
 EXTRA = {"music-roll": ("music", ["--model", "roll"])}
 
 
-def run(name, out, *options, check=True):
+def run(name, out, *options, check=True, ranks=None):
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, options), "--out", str(out)]
+    if ranks:
+        folders = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = [shutil.which("mpiexec", path=folders), "-n", str(ranks), *command]
     done = subprocess.run(
         command,
         cwd=out.parent,
@@ -73,6 +77,29 @@ def test_a_quick_run_resumes_to_the_same_bits_and_predicts(name, tmp_path):
         assert expected in run(script, tmp_path / "whole", "predict", *given).stdout
 
 
+@pytest.mark.parametrize("name", [*INPUTS, *EXTRA])
+def test_ranks_train_one_model(name, tmp_path):
+    """Two ranks have the bits of one process, and a batch in shards nearly those of the whole."""
+    script, options = EXTRA.get(name, (name, OPTIONS.get(name, [])))
+    pytest.importorskip("mpi4py")
+    if script in NEEDS:
+        pytest.importorskip(NEEDS[script])
+    options = ["--quick", "--steps", 6, *options]
+    ways = {"alone": ["--shards", 2], "ranks": [], "whole": []}
+    losses = {}
+    for way, more in ways.items():
+        run(script, tmp_path / way, *options, *more, ranks=2 if way == "ranks" else None)
+        with rk.files.Reader(tmp_path / way / f"{script}.safetensors") as file:
+            losses[way] = json.loads(file.metadata["history"])
+    alone, ranks = (
+        rk.files.load(tmp_path / way / f"{script}.safetensors") for way in ("alone", "ranks")
+    )
+    assert all(array.tobytes() == ranks[key].tobytes() for key, array in alone.items())
+    # Dropout has the same masks, so only the order of sums differs: in float32, 1e-6 of a loss in
+    # the first steps. A wrong share of a shard changes the second loss by more than 1e-3.
+    assert losses["ranks"] == pytest.approx(losses["whole"], rel=1e-4)
+
+
 def test_a_signal_saves_the_run(tmp_path):
     command = [sys.executable, str(EXAMPLES / "reinforcement.py"), "--quick", "--out", "run"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -92,7 +119,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_settings(tmp_path):
     assert "reinforcement.safetensors exists: --resume goes on with it" in again.stderr
     other = run("reinforcement", tmp_path / "run", "--quick", "--resume", "--seed", 1, check=False)
     assert other.returncode == 1
-    given = "{'quick': True, 'seed': 1, 'compute': None}"
+    given = "{'quick': True, 'seed': 1, 'compute': None, 'shards': 1}"
     assert f"expected a run with {given}, got one with" in other.stderr
 
 

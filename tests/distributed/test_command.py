@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import command, environment, run
+
+from rnnkern import files
 
 NAME = "model.safetensors"
 TINY = ("--hidden=12", "--embedding=6", "--batch=6", "--length=8", "--layers=2", "--dropout=0.2")
@@ -41,6 +44,14 @@ def test_four_ranks_print_and_write_as_one(text, tmp_path, alone):
     assert done.stdout.count("A sample:") == 1
     assert sorted(path.name for path in out.iterdir()) == [NAME, "training.png"]
     assert (out / NAME).read_bytes() == alone
+
+
+def test_eight_ranks_give_the_bits_of_one_process(text, tmp_path):
+    for ranks in (None, 8):
+        done = train(ranks, text, tmp_path / str(ranks), *TINY, "--shards=8", "--steps=10")
+        assert done.returncode == 0, done.stderr
+    one, eight = ((tmp_path / str(ranks) / NAME).read_bytes() for ranks in (None, 8))
+    assert one == eight
 
 
 def test_a_signal_saves_and_other_ranks_go_on_to_the_same_file(text, tmp_path):
@@ -116,3 +127,25 @@ def test_a_full_standard_output_ends_all_ranks(text, tmp_path, writes):
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: standard output: [Errno 28]") == 1, done.stderr
     assert (out / NAME).exists() == (writes == 3)
+
+
+def test_an_example_trains_and_resumes_on_any_number_of_ranks(tmp_path):
+    """Of examples/, the one that needs no data; tests/applications has the others."""
+    example = Path(__file__).parents[2] / "examples" / "reinforcement.py"
+    options = (example, "--quick", "--out")
+
+    def arrays(folder):
+        return files.load(tmp_path / folder / "reinforcement.safetensors")
+
+    done = run(None, *options, tmp_path / "alone", "--shards=4", "--steps=20")
+    assert done.returncode == 0, done.stderr
+    for ranks, more in ((4, ("--steps=10",)), (2, ("--resume", "--steps=20"))):
+        done = run(ranks, *options, tmp_path / "ranks", *more)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote ") == 1
+    want, found = arrays("alone"), arrays("ranks")
+    assert want.keys() == found.keys()
+    assert all(found[name].tobytes() == array.tobytes() for name, array in want.items())
+    done = run(2, *options, tmp_path / "none", "--shards=3")
+    assert done.returncode != 0
+    assert done.stderr.count("--shards: expected a multiple of the 2 ranks, got 3") == 1
