@@ -20,6 +20,7 @@ from helpers import BRIDGES
 
 import rnnkern as rk
 from rnnkern import diagnose, distributed, files, reference, schedules
+from rnnkern.docstrings import complete
 from rnnkern.layers import LAYERS, _Layer
 
 MODULES = [
@@ -164,6 +165,78 @@ def test_all_parameters_are_described_and_no_others(name):
     thing = PUBLIC[name]
     if "Parameters" in sections(thing):  # where it must be: the tests above
         assert entries(thing, "Parameters") == parameters_of(thing)
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if n.rpartition(".")[0] not in PUBLIC])
+def test_classes_and_functions_describe_their_own_parameters(name):
+    """A page or a help text that sends its reader elsewhere for each parameter is of no use."""
+    parameters = inspect.getdoc(PUBLIC[name]).partition("Parameters\n----------\n")[2]
+    assert not re.search(r"^ +As (in|of) `\w", parameters.partition("\n\n")[0], re.MULTILINE)
+
+
+def test_shared_parameters_bring_their_references():
+    def first(a, b, c):
+        """First.
+
+        Parameters
+        ----------
+        a, b : int
+            Sizes [2]_.
+        c : str
+            A name.
+
+        References
+        ----------
+        .. [1] One.
+        .. [2] Two,
+           2020.
+        """
+
+    class Second:
+        """Second [1]_.
+
+        Parameters
+        ----------
+        d : float
+            Own.
+        c, b
+            As in `first`. Not with `d`.
+
+        References
+        ----------
+        .. [1] Three.
+
+        Examples
+        --------
+        >>> 1
+        1
+        """
+
+    complete(first, Second)
+    assert Second.__doc__ == inspect.cleandoc(
+        """Second [1]_.
+
+        Parameters
+        ----------
+        d : float
+            Own.
+        b : int
+            Sizes [2]_.
+        c : str
+            A name.
+            Not with `d`.
+
+        References
+        ----------
+        .. [1] Three.
+        .. [2] Two,
+           2020.
+
+        Examples
+        --------
+        >>> 1
+        1"""
+    )
 
 
 @pytest.mark.parametrize("name", [n for n, c in CLASSES.items() if c.__name__ in HANDED])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from . import _core
 from .checks import array as checked
 from .checks import group_name, integer, number, received, viewed
+from .docstrings import complete
 from .layers import ParameterGradients
 from .pickles import reduced
 from .rows import SparseRows, combined, stored, sums_of_squares
@@ -899,7 +900,9 @@ class Adam(_Optimizer):
 
     Parameters
     ----------
-    params, lr, l1, l2, ensemble
+    params, lr, ensemble
+        As in `SGD`.
+    l1, l2
         As in `SGD`. `l2` is part of the gradient, as PyTorch's ``weight_decay`` is in its Adam;
         see `AdamW` for the other kind.
     betas : tuple of float
@@ -1186,5 +1189,7 @@ def _kind_of(value: Any) -> str:
         return "a scalar"
     return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
 
+
+complete(SGD, RMSprop, Adam, AdamW)
 
 RULES: tuple[type[_Optimizer], ...] = (SGD, RMSprop, Adam, AdamW)

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import modules
 from .checks import group_name
+from .docstrings import complete
 from .files import Reader, _check, _object, naming
 from .files import save as save_arrays
 from .layers import LAYERS, _Layer
@@ -373,3 +374,6 @@ def _json(name: str, metadata: dict[str, str]) -> Any:
 def _tuples(value: Any) -> Any:
     """A value whose lists are the tuples that the constructors take."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+complete(save, of={"files.save": save_arrays})

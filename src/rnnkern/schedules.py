@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import choice, integer, number
+from .docstrings import complete
 from .pickles import reduced
 
 if TYPE_CHECKING:
@@ -519,3 +520,6 @@ class Plateau(_Schedule):
     def _resume(self, state: Mapping[str, Array]) -> None:
         best, *counts = state["plateau.reports"].tolist()
         self._seen[:] = best, *map(int, counts)
+
+
+complete(Constant, Cosine, Steps, Exponential, OneCycle, Plateau)

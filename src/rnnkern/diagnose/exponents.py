@@ -38,8 +38,10 @@ def lyapunov(
     layer : recurrent layer
         Forward in time, not bidirectional. Dropout does not act, zoneout by its mean; nothing of
         the layer is changed.
-    x, state
-        As in calling the layer; T at least 1. All rows have T steps.
+    x : ndarray, shape (T, B, I), laid out as the layer's, or (T, I) for one row
+        The inputs; T at least 1. All rows have T steps.
+    state : ndarray or tuple of ndarray, optional
+        The initial state, as in calling the layer; zeros if not given.
     block : int
         Steps between two normalisations, at least 1. A block whose product leaves the range of the
         dtype is taken again by halves.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..checks import integer, number
+from ..docstrings import complete
 from ..layers import Gradients, Trace
 from ..stream import join_state
 from ..tape import Tape
@@ -24,7 +25,7 @@ from .common import (
     trace_of,
     untrapped,
 )
-from .gates import Saturation, saturation_of, thresholds_of
+from .gates import Saturation, saturation, saturation_of, thresholds_of
 from .spectra import Block, spectrum
 
 __all__ = ["Flow", "Report", "report"]
@@ -349,3 +350,6 @@ def _steps(n: int) -> str:
 
 def _after(n: int) -> str:
     return f"after {_steps(n)}"
+
+
+complete(report, of={"saturation": saturation})

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..docstrings import complete
 from ..layers import Gradients
 from ..tape import Tape
 from .common import (
@@ -286,3 +287,6 @@ def _finished(figure: Any, axes: Any, *others: Any, loc: str = "best") -> Any:
     lines = [line for each in (axes, *others) for line in each.get_legend_handles_labels()[0]]
     axes.legend(handles=lines, fontsize="small", loc=loc)
     return figure
+
+
+complete(plot_flow, plot_clips, plot_spectrum, plot_saturation, of={"saturation": saturation})

@@ -14,6 +14,7 @@ import numpy as np
 from .. import layers
 from ..checks import choice, flag, probability, size
 from ..clip import Clip
+from ..docstrings import complete
 from ..layers.base import NO_CLIP, _Layer
 from .calls import Layer, Setup, layer_of
 from .primitives import forward_p
@@ -692,3 +693,9 @@ def to_layer(cell: CellName, params: Params, **options: Any) -> Any:
     _matched(layer_of(_description(layer)), repr(layer), own)
     layer.load_state_dict({name: np.asarray(a) for name, a in own.items()})
     return layer
+
+
+complete(
+    *(rnn, lstm, gru, min_gru, recurrent),
+    of={f"rnnkern.{cls.__name__}": cls for cls in (layers.RNN, layers.GRU, layers.MinGRU)},
+)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..docstrings import complete
 from .base import _Layer
 from .gru import GRU
 from .ind_rnn import IndRNN
@@ -32,6 +33,8 @@ __all__ = [
     "Trace",
     "_Layer",
 ]
+
+complete(RNN, LSTM, GRU, SLSTM, IndRNN, MinGRU, MinLSTM, RGLRU)
 
 # Every class of layers by the name that the command line gives it, such as "lstm".
 LAYERS: dict[str, Callable[..., _Layer[Any]]] = {

@@ -35,7 +35,7 @@ class IndRNN(_Layer[Array]):
     seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
-        As in `RNN`, but for u: uniform over [0, 1), so that there are units of long and of short
+        As in `RNN`. But u is uniform over [0, 1), so that there are units of long and of short
         memory; all ones with ``orthogonal`` and ``identity``.
 
     Attributes

@@ -36,8 +36,13 @@ class MinGRU(_Layer[Array]):
         sigmoid(a) elsewhere, so that states that start at or above zero stay there. ``identity`` is
         that of its plain form, and ``tanh`` the GRU's.
     bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
-    seed, init, params
-        As in `RNN`, but that there is no ``orthogonal``, which is about recurrent weights.
+    seed, params
+        As in `RNN`.
+    init : {"uniform", "xavier", "identity", "zeros"}
+        How parameters start. ``uniform``: all from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
+        ``xavier``: each gate's matrix from U(-b, b), b = sqrt(6 / (rows + columns)).
+        ``identity``: matrices from N(0, 0.001). Biases are zero in all but uniform. ``zeros``: all
+        zero, and nothing is drawn.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ class MinLSTM(_Layer[Array]):
     input_size, hidden_size, num_layers : int
         As in `RNN`.
     candidate : {"positive", "identity", "tanh"}
-        g, as in `MinGRU`.
+        As in `MinGRU`.
     bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
     seed, init, params
         As in `MinGRU`.

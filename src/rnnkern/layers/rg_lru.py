@@ -35,13 +35,13 @@ class RGLRU(_Layer[Array]):
     num_layers : int
         As in `RNN`.
     bidirectional : bool
-        As in `RNN`; with one layer only, as the two directions' outputs would be 2H inputs of the
+        As in `RNN`. With one layer only, as the two directions' outputs would be 2H inputs of the
         next.
     bias, batch_first, dropout, reverse, residual, ensemble, dtype, compute, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "identity", "zeros"}
-        As in `MinGRU`, but for lambda, which starts as in the paper's section 2.4 with each: where
-        r is 1, a is uniform over [0.9, 0.999).
+        As in `MinGRU`. But lambda starts as in the paper's section 2.4 with each: where r is 1, a
+        is uniform over [0.9, 0.999).
 
     Attributes
     ----------

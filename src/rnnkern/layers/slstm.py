@@ -44,7 +44,7 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
     seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity"}
-        As in `RNN`; each block of R counts as a matrix of H/N rows.
+        As in `RNN`. Each block of R counts as a matrix of H/N rows.
     forget_bias : float, optional
         What the forget gate's bias starts at; as `init` says if not given, which makes f about 1/2
         (``exp_forget``: about 1), and a state then lasts for a few steps. With 3 to 6 it lasts for

@@ -72,8 +72,12 @@ def crf(
 
     Parameters
     ----------
-    emissions, start, end, transitions
-        As of `crf_paths`.
+    emissions : array, (T, L)
+        The score of each label at each step; T at least 1.
+    start, end : array, (L,)
+        The scores of the first and of the last label.
+    transitions : array, (L, L)
+        The scores of a label (row) that is followed by another (column).
 
     Returns
     -------

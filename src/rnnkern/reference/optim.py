@@ -171,8 +171,13 @@ def adamw(
 
     Parameters
     ----------
-    p, g, m, v, t, lr, betas, eps
-        As in `adam`.
+    p, g, m, v : array, of one shape
+        The parameter, its gradient (see `penalized`), and the means of the gradient and of its
+        squares (both zeros before the first step).
+    t : int
+        The number of this step, from 1.
+    lr, betas, eps
+        As in ``torch.optim.AdamW``.
     weight_decay : float
         As in ``torch.optim.AdamW``.
 

@@ -20,6 +20,7 @@ from sklearn.utils.validation import (
 )
 
 from ..checks import size
+from ..docstrings import complete
 from .sequences import Sequences, per_step
 from .training import Recurrent, Task
 
@@ -161,8 +162,12 @@ class RNNClassifier(ClassifierMixin, _Labels):
     cell : {"gru", "indrnn", "lstm", "mingru", "minlstm", "rglru", "rnn", "slstm"}
         The class of the layer. An RG-LRU gets a linear layer before it, as it takes as many inputs
         as it has units.
-    hidden_size, num_layers, bidirectional, dropout
-        As in `rnnkern.GRU`. Of two directions, each one's own last output counts.
+    hidden_size, num_layers : int
+        Units of a layer, and layers, each at least 1.
+    bidirectional : bool
+        Whether each layer also runs backward in time. Each direction's own last output counts.
+    dropout : float
+        From 0 to below 1; acts between layers, in training. Above 0 it needs two layers.
     cell_options : dict, optional
         Other options of the layer's class, such as ``{"reset_after": False}``, ``{"residual":
         True}`` or ``{"init": "orthogonal"}``.
@@ -383,11 +388,13 @@ class RNNRegressor(RegressorMixin, Recurrent):
     n_iter_no_change, tol, warm_start, dtype, verbose, random_state
         As in `RNNClassifier`.
     standardize : bool
-        As in `RNNClassifier`; of the targets, too. Predictions are in the targets' own units.
+        As in `RNNClassifier`. Targets are standardized, too. Predictions are in their own units.
 
     Attributes
     ----------
-    layer_, head_, loss_curve_, validation_curve_, n_iter_, n_features_in_
+    layer_, head_, n_iter_, n_features_in_
+        As in `RNNClassifier`.
+    loss_curve_, validation_curve_
         As in `RNNClassifier`. Losses are those of standardized targets.
 
     Raises
@@ -536,9 +543,9 @@ class RNNTagger(_Labels):
     standardize, warm_start, dtype, verbose, random_state
         As in `RNNClassifier`.
     validation_fraction : float
-        As in `RNNClassifier`, but the sequences held out are drawn without regard to labels.
+        The part held out, above 0 and below 1, drawn without regard to labels.
     class_weight : dict or "balanced", optional
-        As in `RNNClassifier`, of the steps.
+        As in `RNNClassifier`. Labels are those of the steps.
 
     Attributes
     ----------
@@ -691,11 +698,11 @@ class RNNForecaster(Recurrent):
     cell, hidden_size, num_layers, dropout, cell_options, optimizer, learning_rate,
     optimizer_options, max_norm, batch_size, max_epochs, early_stopping, n_iter_no_change, tol,
     warm_start, dtype, verbose, random_state
-        As in `RNNClassifier`; only one direction, forward in time.
+        As in `RNNClassifier`.
     bidirectional : bool
         Must be False: a forecast sees no later step.
     validation_fraction : float
-        As in `RNNClassifier`: of whole series.
+        The part of the series that is held out, above 0 and below 1.
     standardize : bool
         As in `RNNClassifier`. Forecasts are in the series' own units.
     horizon : int
@@ -703,7 +710,9 @@ class RNNForecaster(Recurrent):
 
     Attributes
     ----------
-    layer_, head_, loss_curve_, validation_curve_, n_iter_, n_features_in_
+    layer_, head_, n_iter_, n_features_in_
+        As in `RNNClassifier`.
+    loss_curve_, validation_curve_
         As in `RNNClassifier`. Losses are those of standardized steps.
 
     Raises
@@ -942,3 +951,6 @@ def _counting(data: Sequences, weights: Array, *others: Array) -> tuple[Any, ...
     index, real = data.places(rows)
     kept = data._replace(steps=data.steps[index.T[real.T]], lengths=data.lengths[rows])
     return kept, weights[rows], *(other[rows] for other in others)
+
+
+complete(RNNClassifier, RNNRegressor, RNNTagger, RNNForecaster)

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import layers
 from ..clip import Clip
+from ..docstrings import complete
 from ..layers.base import NO_CLIP, _Layer
 from .calls import (
     DTYPES,
@@ -913,3 +914,6 @@ class Recurrent(_Calls):
         draws = self.training and self._is_noisy
         y, last = self._run_sequence(input, states, lengths, resets, dropout, draws)
         return y, last[0] if one else tuple(last)
+
+
+complete(RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell, Recurrent)
