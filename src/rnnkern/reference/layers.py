@@ -369,9 +369,9 @@ def backward(
         What to clip; None is nothing.
     flow_penalty : float
         The weight w of Omega = 1/B sum (norm(u) / norm(v) - 1)^2, Pascanu et al. 2013, arXiv
-        1211.5063 eq. 9, over layers, directions, steps and rows where neither is zero: v = dL/dh, complete,
-        and u what the step hands back to h_prev, before `step_norm`. W_hh gets w times Omega's
-        immediate derivative, v and da held fixed (eq. 10). Defined for the RNNs and the
+        1211.5063 eq. 9, over layers, directions, steps and rows where neither is zero: v = dL/dh,
+        complete, and u what the step hands back to h_prev, before `step_norm`. W_hh gets w times
+        Omega's immediate derivative, v and da held fixed (eq. 10). Defined for the RNNs and the
         reset-after GRU.
 
     Returns
