@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -269,10 +270,13 @@ def test_examples_of_compiled_methods_run(name):
 
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 ROOT = Path(__file__).parents[1]
-SNIPPETS = [
+TUTORIAL = ROOT / "docs/tutorial.md"  # whose snippets continue each other
+SNIPPETS = [pytest.param("\n".join(SNIPPET.findall(TUTORIAL.read_text())), id="docs/tutorial.md")]
+SNIPPETS += [
     pytest.param(code, id=f"{path.relative_to(ROOT)}-{i}")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     for i, code in enumerate(SNIPPET.findall(path.read_text()))
+    if path != TUTORIAL
 ]
 
 
@@ -304,6 +308,22 @@ def test_the_readmes_example_learns(capsys):
     losses = [float(loss) for loss in re.findall(r"mse (\S+)", capsys.readouterr().out)]
     assert len(losses) == 6
     assert losses[-1] < losses[0] / 100  # from 0.0098 to 0.00001
+
+
+def test_every_public_name_is_in_the_reference():
+    """Of the bridges too, whose frameworks need not be installed: their source is read."""
+    names = [name for name in rk.__all__ if name != "__version__"]
+    package = Path(rk.__file__).parent
+    modules = ("diagnose", "distributed", "files", "reference", "schedules", *BRIDGES, "jax.nnx")
+    for module in modules:
+        own = module.removeprefix("rnnkern.")
+        path = package / own.replace(".", "/")
+        source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+        (listed,) = re.findall(r"^__all__ = (\[.*?\])", source, re.DOTALL | re.MULTILINE)
+        names += [f"{own}.{name}" for name in ast.literal_eval(listed)]
+    text = (ROOT / "docs/reference.rst").read_text()
+    pages = re.findall(r"^(?:   |\.\. py:data:: )([\w.]+)$", text, re.MULTILINE)
+    assert sorted(pages) == sorted(names)
 
 
 def test_compiled_methods_have_signatures():
