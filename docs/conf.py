@@ -24,7 +24,7 @@ extensions = [
 
 root_doc = "docs/index"
 include_patterns = ["*.md", "benchmarks/*.md", "docs/**.md", "docs/**.rst"]
-exclude_patterns = ["README.md", "build", "docs/templates"]
+exclude_patterns = [".*", "README.md", "build", "docs/static", "docs/templates"]
 templates_path = [str(HERE / "templates")]
 nitpicky = True  # an unknown target is a warning
 myst_heading_anchors = 4  # as GitHub's
@@ -41,6 +41,8 @@ numpydoc_show_class_members = False  # the template shows them
 
 html_theme = "furo"
 html_title = "rnnkern"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_additional_pages = {"index": "redirect.html"}
 copybutton_exclude = ".linenos, .gp, .go"  # prompts and output
