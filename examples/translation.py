@@ -317,7 +317,9 @@ def finish(training: Training, args: argparse.Namespace) -> tuple[dict[str, Any]
     said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     print(f"test, {len(test)} {'words' if text.phonemes else 'verses'}, beam of 4: {said}")
     translator = Translator(training.model, 4)
-    source = min((s for s, _ in test), key=lambda s: abs(len(s) - (10 if text.phonemes else 60)))
+    source = min(
+        (s for s, _ in reversed(test)), key=lambda s: abs(len(s) - (10 if text.phonemes else 60))
+    )
     x = text.read(source)
     ids, attention = translator.best(x, 2 * len(x) + 10)
     print(f"{source}\n  {text.write(ids)}")
