@@ -12,7 +12,7 @@ import numpy as np
 import rnnkern as rk
 from rnnkern import reference
 from rnnkern.diagnose.common import cell_of
-from rnnkern.reference import CELLS
+from rnnkern.reference import CELLS, philox, splitmix
 
 # What needs another framework. Its tests are in tests/bridges.
 BRIDGES = ("rnnkern.jax", "rnnkern.keras", "rnnkern.onnx", "rnnkern.sklearn", "rnnkern.torch")
@@ -342,30 +342,6 @@ def config_of(layer):
         **options_of(layer),
         reverse=layer.reverse,
     )
-
-
-def philox(counter, key):
-    """Philox4x32-10 of counters (4, n) and a key of two words: (4, n) words of 32 bits.
-
-    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC'11, section 3.3.
-    """
-    mask = np.uint64(0xFFFFFFFF)
-    c = [np.asarray(word, np.uint64) for word in counter]
-    k = [np.uint64(word) for word in key]
-    for _ in range(10):
-        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        high, low = [p >> np.uint64(32) for p in (a, b)], [p & mask for p in (a, b)]
-        c = [high[1] ^ c[1] ^ k[0], low[1], high[0] ^ c[3] ^ k[1], low[0]]
-        k = [(k[0] + np.uint64(0x9E3779B9)) & mask, (k[1] + np.uint64(0xBB67AE85)) & mask]
-    return np.array(c)
-
-
-def splitmix(seed, step):
-    """Output number step of SplitMix64 from a seed (Steele, Lea & Flood 2014)."""
-    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return z ^ (z >> 31)
 
 
 NOISE = ("zoneout_h", "zoneout_c", "recurrent_dropout")  # as the core numbers them

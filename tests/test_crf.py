@@ -456,6 +456,11 @@ def but(array, place, value):
         ),
         (
             TypeError,
+            "forbidden: expected pairs of labels, got int",
+            lambda c: rk.CRF(2, forbidden=3),
+        ),
+        (
+            TypeError,
             "forbidden[0]: expected integers or None, got float",
             lambda c: rk.CRF(2, forbidden=[(0, 1.0)]),
         ),

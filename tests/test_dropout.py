@@ -14,6 +14,7 @@ from test_bits import LAYOUTS
 from test_modules import drawn
 
 import rnnkern as rk
+from rnnkern import reference
 
 either = pytest.mark.parametrize("variational", [False, True], ids=["plain", "variational"])
 
@@ -36,6 +37,23 @@ def test_elements_are_dropped_or_scaled(variational, dtype):
     assert dx.tobytes() == np.where(kept, dy * scale, dtype(0)).tobytes()
     assert (kept == kept[0]).all() == variational
     assert dropout(x) is x
+
+
+@either
+@in_each_dtype
+def test_masks_are_those_of_the_reference(variational, dtype):
+    lengths, T, B, C = np.array([7, 0, 3, 5]), 7, 4, 37
+    x = np.ones((T, B, C), dtype)
+    dropout = rk.Dropout(0.4, variational=variational, seed=3)
+    dropout.forward(x)  # the second forward draws other masks
+    dropout.first_row = 2
+    seed, step = dropout.dropout_state["seeds"][0], dropout.dropout_step
+    real = np.where(np.arange(T)[:, None] < lengths, np.arange(T)[:, None], -1)
+    want = reference.dropout_mask(
+        (T, B, C), 0.4, seed, step, first_row=2, steps=real, variational=variational
+    )
+    y, _ = dropout.forward(x, lengths=lengths)
+    assert y.tobytes() == want.astype(dtype).tobytes()
 
 
 @either

@@ -550,6 +550,7 @@ def test_it_is_a_snapshot_of_both():
             rk.Embedding(9, 6, dtype=np.float64),
             *(TypeError, "embedding: expected dtype float32, that of the layer, got float64"),
         ),
+        (3, TypeError, "embedding: expected an Embedding, got int"),
         (
             rk.Embedding(9, 5),
             *(ValueError, "embedding: expected embedding_dim 6, the layer's input_size, got 5"),

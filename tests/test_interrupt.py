@@ -348,6 +348,57 @@ def test_ctrl_c_ends_a_long_loss(threads):
     assert_all_is_well()
 
 
+def module_of(name):
+    """A module's long call: its arguments as a function of n, and what takes them."""
+
+    def numbers(*shape, scale=1.0):
+        return (scale * np.random.default_rng(0).normal(size=shape)).astype(np.float32)
+
+    linear, attention = rk.Linear(1024, 1024, seed=0), rk.Attention(64, 64, kind="dot")
+    crf = rk.CRF(512, seed=0)
+
+    def with_tape(module, *arguments):
+        y, tape = module.forward(*arguments)
+        return tape, np.ones_like(y)
+
+    def pairs(n):
+        return numbers(2048, n, 64), numbers(2048, n, 64)
+
+    return {
+        "linear": (lambda n: numbers(n, 1024), linear),
+        "linear gradients": (
+            lambda n: with_tape(linear, numbers(n, 1024)),
+            lambda given: linear.backward(*given),
+        ),
+        "attention": (pairs, lambda given: attention(*given)),
+        "attention gradients": (
+            lambda n: with_tape(attention, *pairs(n)),
+            lambda given: attention.backward(*given),
+        ),
+        "partition": (lambda n: numbers(n, 2, 512), crf.log_partition),
+        # Terms so far apart that the sums over labels are computed anew.
+        "exact partition": (lambda n: numbers(n, 2, 512, scale=1e4), crf.log_partition),
+        "best path": (lambda n: numbers(n, 2, 512), crf.decode),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("linear", "linear gradients", "attention", "attention gradients"),
+        *("partition", "exact partition", "best path"),
+    ],
+)
+def test_ctrl_c_ends_a_modules_call(name):
+    given, use = module_of(name)
+    arguments, sent = given(size_of(LONG / 4, use, given)), []
+    for threads in (1, 2):
+        with rk.num_threads(threads), pytest.raises(KeyboardInterrupt):
+            signalled(lambda: forever(lambda: use(arguments)), sent=sent)
+        sent[-1].assert_in_time()
+    assert_all_is_well()
+
+
 def test_a_step_of_an_optimizer_is_whole():
     """Parameters and the count of steps rise together, whenever Ctrl-C comes."""
     params = {name: np.zeros(400_000, np.float32) for name in ("a", "b")}

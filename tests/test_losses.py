@@ -634,3 +634,29 @@ def test_masked_arrays_are_refused():
     ):
         with pytest.raises(TypeError, match=r"expected an array without a mask, got MaskedArray"):
             use()
+
+
+class Lent:
+    """What lends its memory by DLPack, as a tensor does."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_gradients_are_written_into_a_tensors_memory():
+    z, t = np.array([[0.5, 2.0]], np.float32), np.zeros((1, 2), np.float32)
+    for use in (
+        lambda **o: rk.cross_entropy(z, np.array([1]), **o),
+        lambda **o: rk.mean_squared_error(z, t, **o),
+        lambda **o: rk.binary_cross_entropy(z, t, **o),
+    ):
+        out = np.full_like(z, np.nan)
+        _, dz = use(out=Lent(out))
+        assert np.shares_memory(dz, out)
+        assert out.tobytes() == use()[1].tobytes()

@@ -19,15 +19,14 @@ from helpers import (
     make_layer,
     on_threads,
     parts,
-    philox,
     random_problem,
     run_reference,
-    splitmix,
     wide,
 )
 from plan import plan_of
 
 import rnnkern as rk
+from rnnkern import reference
 from rnnkern.reference import CELLS, parameter_shapes
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -456,14 +455,11 @@ def test_unbatched_is_a_batch_of_one(kind, batch_first):
 def masks_of(layer, T, B):
     """The dropout masks of a layer's next forward: L-1 arrays (T, B, D*P) of 0 and 1 / (1 - p)."""
     C, p = layer.output_size * (1 + layer.bidirectional), layer.dropout
-    key = splitmix(layer._dropout_seeds[0], layer.dropout_step)
-    t, b, c = np.indices((T, B, -(-C // 4))).reshape(3, -1)
-    masks = []
-    for l in range(1, layer.num_layers):
-        words = philox([c, b, t, np.full_like(c, l)], [key % 2**32, key >> 32])
-        words = words.T.reshape(T, B, -1)[:, :, :C]
-        masks.append((words >= int(p * 2**32)) / (1 - p))
-    return masks
+    seed = layer.dropout_state["seeds"][0]
+    return [
+        reference.dropout_mask((T, B, C), p, seed, layer.dropout_step, layer=l)
+        for l in range(1, layer.num_layers)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -483,14 +479,14 @@ def masks_of(layer, T, B):
         ),
     ],
 )
-def test_the_tests_own_generator(counter, key, expected):
-    assert philox([[word] for word in counter], key).ravel().tolist() == expected
+def test_the_references_generator(counter, key, expected):
+    assert reference.philox([[word] for word in counter], key).ravel().tolist() == expected
 
 
-def test_the_tests_own_key():
+def test_the_references_key():
     # The first outputs of SplitMix64 from seed 1234567.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert [splitmix(1234567, step) for step in range(3)] == expected
+    assert [reference.splitmix(1234567, step) for step in range(3)] == expected
 
 
 @in_each_set

@@ -279,8 +279,8 @@ class Frozen(Inference[S]):
         self._layer: Any = weakref.ref(layer)
         # Not yet as text: the host may trap on what floats take for that.
         self._made_of = type(layer).__name__, list(layer._arguments())
-        self._embedding: Any = None if embedding is None else weakref.ref(embedding)
         self._table = None if embedding is None else _table_of(embedding, layer).copy()
+        self._embedding: Any = None if embedding is None else weakref.ref(embedding)
         self._params = self._pack()
 
     def _pack(self) -> Any:

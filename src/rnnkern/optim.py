@@ -540,8 +540,8 @@ class _Optimizer:
             ``second`` (second moment). The groups of a list are ``0``, ``1`` and so on, a single
             one is ``0``. A tied parameter's moments are under its first name. The settings of a
             schedule are under its name, such as ``adam.lr.cosine``, and what a `Plateau` has been
-            told under ``adam.lr.plateau.reports``; a plain function has nothing here, and there
-            are no other hyper-parameters.
+            told under ``adam.lr.plateau.reports``; a plain function and a dict of rates have
+            nothing here, and there are no other hyper-parameters.
 
         Examples
         --------

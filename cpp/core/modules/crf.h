@@ -43,6 +43,7 @@ RNNKERN_INLINE Vec<double> logarithm(Vec<double> x) {
 
 inline constexpr double kMinusInfinity = -__builtin_inf();
 inline constexpr double kSmallestSum = 0x1p-930;  // e^-708 is a share of 1e-28 of it
+inline constexpr Index kExactOperations = 20;     // of a vector, for a term of `sum_exactly`
 
 inline constexpr Index kCrfRows = kMostRows;  // of the batch, that a thread takes at a time
 inline constexpr Index kBytesOfGradients = Index{4}
@@ -289,13 +290,15 @@ class Crf {
         }
         multiply(token, own, alive, in_.L, 1, tables.forward);
       }
-      for (Index i = 0; i < alive; ++i) advance(tables, own, *own.alive[i], s);
-      if (!go_on(token, alive * blocks_ * 60)) return false;
+      Index exact = 0;
+      for (Index i = 0; i < alive; ++i) exact += advance(tables, own, *own.alive[i], s);
+      if (!go_on(token, alive * blocks_ * 60 + exact * kExactOperations)) return false;
     }
     return true;
   }
 
-  void advance(const CrfTables& tables, CrfWorkspace& own, CrfRow& row, Index s) const {
+  // How many terms were summed exactly.
+  Index advance(const CrfTables& tables, CrfWorkspace& own, CrfRow& row, Index s) const {
     double* const alpha = row.alpha + s * pitch_;
     const double* const sums = row.sums + s * pitch_;
     widen_emissions(row.b, s, own.e);
@@ -309,13 +312,17 @@ class Crf {
       }
       store(alpha + j, x + load(own.e + j));
     }
+    Index exact = 0;
     if (!all_zero<double>(small))
-      for (Index j = 0; j < in_.L; ++j)
-        if (!(sums[j] >= kSmallestSum))
-          alpha[j] = sum_exactly(tables, alpha - pitch_, j).logarithm_of_all() + own.e[j];
+      for (Index j = 0; j < in_.L; ++j) {
+        if (sums[j] >= kSmallestSum) continue;
+        alpha[j] = sum_exactly(tables, alpha - pitch_, j).logarithm_of_all() + own.e[j];
+        exact += in_.L;
+      }
     row.top = shift_of(largest(alpha, pitch_));
     for (Index j = 0; j < pitch_; j += lanes)
       store(row.powers + s * pitch_ + j, exponential<double>(load(alpha + j) - row.top));
+    return exact;
   }
 
   // The sum of exp(alpha[i] + transitions[i, j]) over i.
@@ -370,6 +377,7 @@ class Crf {
     };
     for (Index s = longest(own, n) - 1; s >= 0; --s) {
       const Index alive = alive_at(own, n, s);
+      Index exact = 0;
       for (Index i = 0; i < alive; ++i) {
         CrfRow& row = *own.alive[i];
         hand_out(row, s, call, of_row(row));
@@ -383,9 +391,10 @@ class Crf {
       }
       if (s > 0) {
         multiply(token, own, alive, in_.L, 1, tables.backward);
-        for (Index i = 0; i < alive; ++i) go_back(tables, *own.alive[i], s, of_row(*own.alive[i]));
+        for (Index i = 0; i < alive; ++i)
+          exact += go_back(tables, *own.alive[i], s, of_row(*own.alive[i]));
       }
-      if (!go_on(token, alive * blocks_ * 20)) return false;
+      if (!go_on(token, alive * blocks_ * 20 + exact * kExactOperations)) return false;
     }
     return true;
   }
@@ -405,8 +414,9 @@ class Crf {
     }
   }
 
-  // The marginals of step s - 1, from those of step s.
-  void go_back(const CrfTables& tables, CrfRow& row, Index s, double* gradients) const {
+  // The marginals of step s - 1, from those of step s; how many terms were summed exactly.
+  Index go_back(const CrfTables& tables, CrfRow& row, Index s, double* gradients) const {
+    Index exact = 0;
     const double* const alpha = row.alpha + (s - 1) * pitch_;
     const double* const shares = row.sums + s * pitch_;
     for (Index i = 0; i < pitch_; i += lanes)
@@ -414,6 +424,7 @@ class Crf {
     for (Index j = 0; j < in_.L; ++j) {
       if (shares[j] != 0 || row.p[j] == 0) continue;
       const PowerSum of = sum_exactly(tables, alpha, j);
+      exact += 2 * in_.L;
       for (Index i = 0; i < in_.L; ++i) {
         const double pair = row.p[j] * (power(tables, alpha, i, j, of.shift) / of.sum);
         row.before[i] += pair;
@@ -422,6 +433,7 @@ class Crf {
     }
     double* const done = row.p;
     row.p = row.before, row.before = done;
+    return exact;
   }
 
   // Of transitions: the marginals of pairs, summed over the steps, less the labels' pairs.

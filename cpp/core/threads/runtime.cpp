@@ -153,15 +153,18 @@ void record_call(Nanoseconds took, Nanoseconds computed) {
 
 bool look(CancelToken& token) {
   Stop& stop = *token.stop;
-  token.left = kWorkBetweenPolls;
+  token.left = 0;  // once the call is to end, every look says so
   if (__atomic_load_n(&stop.asked, __ATOMIC_RELAXED) != 0) return false;
   if (token.calling && is_due(stop.interrupt)) {
     leave_float_environment(token.environment);
     const bool asked = ask(stop.interrupt);
     token.environment = enter_float_environment();
-    if (asked) __atomic_store_n(&stop.asked, 1, __ATOMIC_RELAXED);
-    return !asked;
+    if (asked) {
+      __atomic_store_n(&stop.asked, 1, __ATOMIC_RELAXED);
+      return false;
+    }
   }
+  token.left = kWorkBetweenPolls;
   return true;
 }
 

@@ -107,6 +107,9 @@ class CRF(Parametrized):
         params: Mapping[str, Any] | None = None,
     ) -> None:
         L = self._num_labels = size("num_labels", num_labels)
+        if not isinstance(forbidden, Iterable):
+            got = type(forbidden).__name__
+            raise TypeError(f"forbidden: expected pairs of labels, got {got}")
         self._forbidden = tuple(_pair(i, pair, L) for i, pair in enumerate(forbidden))
         self._dtype = float_dtype(dtype)
         generator = np.random.default_rng(seed_sequence("seed", seed))

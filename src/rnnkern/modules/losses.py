@@ -120,9 +120,15 @@ def cross_entropy(
         smoothing,
         unmasked("class_weights", class_weights),
         reduction == "mean",
-        unmasked("out", out),
+        _written(out),
     )
     return losses if reduction == "none" else loss, dlogits
+
+
+def _written(out: Any) -> Any:
+    """`out`, of a tensor the array that shares its memory."""
+    found = None if out is None else viewed("out", out)
+    return out if found is None else found
 
 
 def _check_reduction(reduction: Any) -> None:
@@ -151,7 +157,7 @@ def _pointwise(
         unmasked("mask", mask),
         reduction == "mean",
         reduction == "none",
-        unmasked("out", out),
+        _written(out),
     )
     return loss if losses is None else losses, gradient
 

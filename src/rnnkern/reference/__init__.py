@@ -21,6 +21,7 @@ from .attention import attention, attention_gradient
 from .bf16 import bf16_bits, bf16_product, from_bf16_bits, to_bf16
 from .cells import CELLS, Cell
 from .crf import crf, crf_paths
+from .dropout import dropout_mask, philox, splitmix
 from .embedding import embedding, embedding_gradient, on_rows
 from .layer_norm import layer_norm, layer_norm_gradient
 from .layers import (
@@ -73,6 +74,7 @@ __all__ = [
     "crf",
     "crf_paths",
     "cross_entropy",
+    "dropout_mask",
     "embedding",
     "embedding_gradient",
     "forward",
@@ -88,9 +90,11 @@ __all__ = [
     "on_rows",
     "parameter_shapes",
     "penalized",
+    "philox",
     "pool",
     "quantile",
     "rmsprop",
     "sgd",
+    "splitmix",
     "to_bf16",
 ]
