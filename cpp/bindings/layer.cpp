@@ -225,7 +225,9 @@ bool has_heads(const KindInfo& info) {
 }
 
 CellConstants constants_of(const CellOptions& options) {
-  CellConstants constants{options.cell_clip, options.projection_clip, options.forward_clip, {}, {}};
+  CellConstants constants{};
+  constants.cell_clip = options.cell_clip, constants.projection_clip = options.projection_clip;
+  constants.forward_clip = options.forward_clip;
   for (const double clip : {options.cell_clip, options.projection_clip, options.forward_clip})
     if (!(clip > 0)) bad_value("clip", "a number > 0", std::to_string(clip));
   constexpr std::size_t most = std::size(CellConstants{}.activations);
@@ -308,11 +310,11 @@ py::array numbers_of(const Sizes& s, const py::object& given, Index n, bool batc
 LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index L, bool bias,
                        bool bidirectional, bool reverse, bool residual, bool is_double,
                        Index members, const CellOptions& options)
-    : sizes_{
-          kind_of(kind), constants_of(options), I,        H,       P,      L, bidirectional ? 2 : 1,
-          bias,          options.peephole,      residual, members, reverse},
-      is_double_(is_double),
-      id_(next_id()) {
+    : is_double_(is_double), id_(next_id()) {
+  sizes_.kind = kind_of(kind), sizes_.constants = constants_of(options);
+  sizes_.I = I, sizes_.H = H, sizes_.P = P, sizes_.L = L, sizes_.D = bidirectional ? 2 : 1;
+  sizes_.bias = bias, sizes_.peephole = options.peephole, sizes_.residual = residual;
+  sizes_.members = members, sizes_.reverse = reverse;
   const auto positive = [](const char* name, Index value) {
     if (value < 1) bad_value(name, "at least 1", std::to_string(value));
   };
@@ -404,8 +406,10 @@ py::tuple LayerStack::forward(const py::object& weights, const py::object& x,
   ForwardOptions options{batch_first, static_cast<Wanted>(wanted), samples_all, segment, {}};
   const auto [p, seeds, step, first_row, training] =
       dropout.cast<std::tuple<double, std::vector<std::uint64_t>, std::uint64_t, Index, bool>>();
-  for (const std::uint64_t seed : seeds)
-    options.dropouts.push_back({p, seed, step, 0, first_row, training});
+  for (const std::uint64_t seed : seeds) {
+    Dropout& of = options.dropouts.emplace_back();
+    of.p = p, of.seed = seed, of.step = step, of.first_row = first_row, of.training = training;
+  }
   if (static_cast<Index>(options.dropouts.size()) != sizes_.count())
     bad_value("dropout", std::to_string(sizes_.count()) + " seeds",
               std::to_string(options.dropouts.size()));
@@ -630,11 +634,14 @@ void bind_layer(py::module_& m) {
                        std::vector<std::tuple<std::string, double, double>> activations,
                        const std::array<double, kNoises>& noise, Index heads, bool exp_forget,
                        std::string precision) {
-             return std::make_unique<LayerStack>(
-                 kind, I, H, P, L, bias, bidirectional, reverse, residual, is_double, members,
-                 CellOptions{peephole, cell_clip, projection_clip, forward_clip,
-                             std::move(activations), noise, heads, exp_forget,
-                             std::move(precision)});
+             CellOptions options{};
+             options.peephole = peephole, options.cell_clip = cell_clip;
+             options.projection_clip = projection_clip, options.forward_clip = forward_clip;
+             options.activations = std::move(activations), options.noise = noise;
+             options.heads = heads, options.exp_forget = exp_forget;
+             options.precision = std::move(precision);
+             return std::make_unique<LayerStack>(kind, I, H, P, L, bias, bidirectional, reverse,
+                                                 residual, is_double, members, options);
            }),
            py::arg("kind"), py::arg("input_size"), py::arg("hidden_size"), py::arg("outputs"),
            py::arg("num_layers"), py::arg("bias"), py::arg("bidirectional"), py::arg("reverse"),

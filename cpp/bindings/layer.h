@@ -117,7 +117,7 @@ class LayerStack {
                          const py::object& dstate, const Clip& clip, bool trace,
                          double flow_penalty) const;
 
-  Sizes sizes_;
+  Sizes sizes_{};
   bool is_double_;
   std::vector<NamedParameter> parameters_;  // in the order of parameters_of
   std::uint64_t id_;                        // a tape knows its layer by it

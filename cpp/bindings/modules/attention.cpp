@@ -21,16 +21,12 @@ class AttentionArrays {
     additive_ = !v.is_none();
   }
   AttentionInputs<T> record() const {
-    return {query_.shape(1),
-            query_.shape(2),
-            value_.shape(2),
-            queries_.record(),
-            keys_.record(),
-            query_.data(),
-            key_.data(),
-            value_.data(),
-            additive_ ? v_.data() : nullptr,
-            scale_};
+    AttentionInputs<T> in{};
+    in.B = B(), in.K = K(), in.V = V();
+    in.queries = queries_.record(), in.keys = keys_.record();
+    in.query = query_.data(), in.key = key_.data(), in.value = value_.data();
+    in.v = additive_ ? v_.data() : nullptr, in.scale = scale_;
+    return in;
   }
   Index Tq() const { return query_.shape(0); }
   Index Tk() const { return key_.shape(0); }
@@ -55,7 +51,9 @@ py::tuple attention_of(const AttentionArrays<T>& in) {
   const bool some = in.leaves_some();
   py::array_t<T> context = result_or_zeros<T>({in.Tq(), in.B(), in.V()}, some);
   py::array_t<T> weights = result_or_zeros<T>({in.Tq(), in.B(), in.Tk()}, some);
-  AttentionCall<T> call{in.record(), weights.mutable_data(), context.mutable_data(), threads(), {}};
+  AttentionCall<T> call{};
+  call.in = in.record(), call.threads = threads();
+  call.weights = weights.mutable_data(), call.context = context.mutable_data();
   const auto& of_type = *kernels().of<T>().modules;
   const Block<char> workspace = block<char>(of_type.attention_workspace(call));
   unlocked([&](const Interrupt& interrupt) {
@@ -86,16 +84,12 @@ py::tuple attention_gradient_of(const AttentionArrays<T>& in, const py::object& 
   if (all) dvalue = result_or_zeros<T>({in.Tk(), in.B(), in.V()}, some);
   if (sums) dv_of_rows = result_or_zeros<T>({in.B(), in.K()}, true);
   if (sums) dv = result<T>({in.K()});
-  AttentionGradientCall<T> call{in.record(),
-                                weights.data(),
-                                dcontext.data(),
-                                dquery.mutable_data(),
-                                all ? dkey.mutable_data() : nullptr,
-                                all ? dvalue.mutable_data() : nullptr,
-                                sums ? dv_of_rows.mutable_data() : nullptr,
-                                sums ? dv.mutable_data() : nullptr,
-                                threads(),
-                                {}};
+  AttentionGradientCall<T> call{};
+  call.in = in.record(), call.threads = threads();
+  call.weights = weights.data(), call.dcontext = dcontext.data();
+  call.dquery = dquery.mutable_data();
+  if (all) call.dkey = dkey.mutable_data(), call.dvalue = dvalue.mutable_data();
+  if (sums) call.dv_of_rows = dv_of_rows.mutable_data(), call.dv = dv.mutable_data();
   const auto& of_type = *kernels().of<T>().modules;
   const Block<char> workspace = block<char>(of_type.attention_gradient_workspace(call));
   unlocked([&](const Interrupt& interrupt) {

@@ -22,8 +22,10 @@ class CrfArrays {
   Index L() const { return emissions_.shape(2); }
   const StepLists& steps() const { return steps_; }
   CrfInputs<T> record() const {
-    return {B(),           L(),         steps_.record(),    emissions_.data(),
-            start_.data(), end_.data(), transitions_.data()};
+    CrfInputs<T> in{};
+    in.B = B(), in.L = L(), in.steps = steps_.record(), in.emissions = emissions_.data();
+    in.start = start_.data(), in.end = end_.data(), in.transitions = transitions_.data();
+    return in;
   }
 
  private:
@@ -72,17 +74,16 @@ py::tuple crf_of(const CrfArrays<T>& in, const py::object& labels, const std::st
     dend = result<T>({L});
     dtransitions = result<T>({L, L});
   }
-  CrfCall<T> call{in.record(),
-                  learns ? ids.data() : nullptr,
-                  factor,
-                  log_partition.mutable_data(),
-                  learns ? losses.mutable_data() : nullptr,
-                  gradients ? demissions.mutable_data() : nullptr,
-                  learns ? dstart.mutable_data() : nullptr,
-                  learns ? dend.mutable_data() : nullptr,
-                  learns ? dtransitions.mutable_data() : nullptr,
-                  threads(),
-                  {}};
+  CrfCall<T> call{};
+  call.in = in.record(), call.factor = factor;
+  call.log_partition = log_partition.mutable_data();
+  if (gradients) call.demissions = demissions.mutable_data();
+  if (learns) {
+    call.labels = ids.data(), call.losses = losses.mutable_data();
+    call.dstart = dstart.mutable_data(), call.dend = dend.mutable_data();
+    call.dtransitions = dtransitions.mutable_data();
+  }
+  call.threads = threads();
   const auto& of_type = *kernels().of<T>().modules;
   const Block<char> workspace = block<char>(of_type.crf_workspace(call));
   unlocked([&](const Interrupt& interrupt) {
@@ -125,7 +126,9 @@ py::tuple decode_of(const CrfArrays<T>& in) {
   Ids paths = result<std::int64_t>({in.Steps(), in.B()});
   if (!in.steps().are_all()) std::fill_n(paths.mutable_data(), paths.size(), -1);
   py::array_t<double> scores = result<double>({in.B()});
-  CrfDecodeCall<T> call{in.record(), paths.mutable_data(), scores.mutable_data(), threads(), {}};
+  CrfDecodeCall<T> call{};
+  call.in = in.record(), call.paths = paths.mutable_data(), call.scores = scores.mutable_data();
+  call.threads = threads();
   const auto& of_type = *kernels().of<T>().modules;
   const Block<char> workspace = block<char>(of_type.crf_decode_workspace(call));
   unlocked([&](const Interrupt& interrupt) {

@@ -40,6 +40,36 @@ struct SpreadArrays {
   }
 };
 
+// Targets of logits (..., V): classes or, as floats, distributions; and what each row counts.
+template <class T>
+struct ClassTargets {
+  py::array array;  // as given
+  bool soft;
+  Ids ids;                                           // [rows], or
+  py::array_t<T, py::array::c_style> distributions;  // [rows, V], if soft
+  py::array_t<double> weights;                       // [rows]
+  ClassTargets(const py::object& given, const Shape& shape, const py::object& mask,
+               std::optional<std::int64_t> ignored)
+      : array(array_of("targets", given, "iuf", "an array of integers")),
+        soft(array.dtype().kind() == 'f' &&
+             array.ndim() == static_cast<py::ssize_t>(shape.size())) {
+    const Shape rows(shape.begin(), shape.end() - 1);
+    if (soft) {
+      distributions = as_contiguous<T>("targets", array, shape);
+      if (ignored)
+        bad_value("ignore_index", "None with targets of floats", std::to_string(*ignored));
+      weights = mask_weights(mask, rows);
+      return;
+    }
+    array_of("targets", array, "iu", "an array of integers");
+    check_shape("targets", array, rows);
+    ids = copied<std::int64_t>(array);
+    weights = row_weights(array, ids, mask, ignored);
+    const std::string also = ignored ? " or ignore_index " + std::to_string(*ignored) : "";
+    check_ids("targets", array, ids, shape.back().size, weights.data(), also);
+  }
+};
+
 template <class T>
 py::tuple cross_entropy_of(const py::array& logits_given, const py::object& targets_given,
                            const py::object& mask, std::optional<std::int64_t> ignored,
@@ -47,25 +77,11 @@ py::tuple cross_entropy_of(const py::array& logits_given, const py::object& targ
   const py::ssize_t axis = logits_given.ndim() - 1;
   if (axis < 0 || logits_given.shape(axis) == 0)
     bad_value("logits", "shape (..., V) with V at least 1", shape_of(logits_given));
-  const Shape shape = shape_like(logits_given), rows(shape.begin(), shape.end() - 1);
+  const Shape shape = shape_like(logits_given);
   const Index V = shape.back().size;
-  const py::array targets = array_of("targets", targets_given, "iuf", "an array of integers");
-  const bool soft = targets.dtype().kind() == 'f' && targets.ndim() == axis + 1;
-  Ids ids;
-  py::array_t<T, py::array::c_style> distributions;
-  py::array_t<double> weights;
-  if (soft) {
-    distributions = as_contiguous<T>("targets", targets, shape);
-    if (ignored) bad_value("ignore_index", "None with targets of floats", std::to_string(*ignored));
-    weights = mask_weights(mask, rows);
-  } else {
-    array_of("targets", targets, "iu", "an array of integers");
-    check_shape("targets", targets, rows);
-    ids = copied<std::int64_t>(targets);
-    weights = row_weights(targets, ids, mask, ignored);
-    const std::string also = ignored ? " or ignore_index " + std::to_string(*ignored) : "";
-    check_ids("targets", targets, ids, V, weights.data(), also);
-  }
+  const ClassTargets<T> targets(targets_given, shape, mask, ignored);
+  const bool soft = targets.soft;
+  const py::array_t<double>& weights = targets.weights;
   const bool weighted = !options.class_weights.is_none();
   py::array_t<double> of_classes, shares;
   if (weighted)
@@ -76,22 +92,24 @@ py::tuple cross_entropy_of(const py::array& logits_given, const py::object& targ
   if (weighted && !soft) {  // a row counts what its class does
     shares = spread ? copied<double>(weights) : weights;
     double* const share = shares.mutable_data();
-    for (Index r = 0; r < ids.size(); ++r)
-      if (share[r] > 0) share[r] *= of_classes.data()[ids.data()[r]];
+    for (Index r = 0; r < targets.ids.size(); ++r)
+      if (share[r] > 0) share[r] *= of_classes.data()[targets.ids.data()[r]];
   }
   const auto logits = as_contiguous<T>("logits", logits_given, shape);
   const py::array gradient = out.is_none() ? empty_like<T>(logits) : typed<T>("out", out);
   T* const written = writable<T>("out", gradient, shape);
   if (written != logits.data()) refuse_overlap("out", gradient, "logits", logits);
-  refuse_overlap("out", gradient, "targets", targets);
+  refuse_overlap("out", gradient, "targets", targets.array);
 
   py::array_t<double> losses = empty_like<double>(weights);
-  CrossEntropyCall<T> call{weights.size(), V,    logits.data(), ids.data(),
-                           weights.data(), mean, written,       losses.mutable_data(),
-                           threads(),      {}};
+  CrossEntropyCall<T> call{};
+  call.rows = weights.size(), call.V = V;
+  call.logits = logits.data(), call.targets = targets.ids.data(), call.weights = weights.data();
+  call.mean = mean, call.gradient = written, call.losses = losses.mutable_data();
+  call.threads = threads();
   if (spread || soft)
-    call.spread = {soft ? distributions.data() : nullptr, arrays.scale.data(), arrays.base.data(),
-                   weighted ? 1 : 0};
+    call.spread = {soft ? targets.distributions.data() : nullptr, arrays.scale.data(),
+                   arrays.base.data(), weighted ? 1 : 0};
   if (spread && shares.size() != 0) call.shares = shares.data();
   double loss;
   unlocked([&](const Interrupt& interrupt) {

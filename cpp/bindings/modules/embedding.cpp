@@ -35,11 +35,11 @@ py::array sum_rows_of(const Ids& ids, const py::object& dy_given, Index n, Index
   shape.emplace_back(columns);
   const auto dy = as_contiguous<T>("dy", dy_given, shape);
   py::array_t<T> table = result<T>({n, columns});
-  T* const sums = table.mutable_data();
-  unlocked([&](const Interrupt&) {
-    kernels().of<T>().modules->sum_rows(
-        {ids.size(), n, columns, ids.data(), dy.data(), sums, threads()});
-  });
+  SumRowsCall<T> call{};
+  call.rows = ids.size(), call.N = n, call.C = columns;
+  call.ids = ids.data(), call.values = dy.data(), call.table = table.mutable_data();
+  call.threads = threads();
+  unlocked([&](const Interrupt&) { kernels().of<T>().modules->sum_rows(call); });
   return std::move(table);
 }
 

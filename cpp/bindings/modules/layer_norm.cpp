@@ -18,17 +18,12 @@ py::tuple layer_norm_of(const py::object& x_given, const py::object& weight_give
   T* const written = writable<T>("out", y, {N, C});
   rows.clear(py::array_t<T>(y), written);
   py::array_t<double> moments = result<double>({rows.size(), 2});
-  LayerNormCall<T> call{rows.size(),
-                        C,
-                        rows.order(),
-                        x.data(),
-                        weight.data(),
-                        bias_given.is_none() ? nullptr : bias.data(),
-                        epsilon,
-                        written,
-                        moments.mutable_data(),
-                        threads(),
-                        {}};
+  LayerNormCall<T> call{};
+  call.rows = rows.size(), call.C = C, call.order = rows.order();
+  call.x = x.data(), call.weight = weight.data();
+  call.bias = bias_given.is_none() ? nullptr : bias.data();
+  call.epsilon = epsilon;
+  call.y = written, call.moments = moments.mutable_data(), call.threads = threads();
   unlocked([&](const Interrupt& interrupt) {
     call.interrupt = interrupt;
     kernels().of<T>().modules->layer_norm(call);
@@ -57,18 +52,13 @@ py::tuple layer_norm_gradient_of(const py::object& x_given, const py::object& we
   py::array_t<T> dx = result<T>({N, C}), dweight = result<T>({C});
   py::array_t<T> dbias = bias ? result<T>({C}) : py::array_t<T>();
   rows.clear(dx, dx.mutable_data());
-  LayerNormGradientCall<T> call{rows.size(),
-                                C,
-                                rows.order(),
-                                x.data(),
-                                weight.data(),
-                                dy.data(),
-                                moments.data(),
-                                dx.mutable_data(),
-                                dweight.mutable_data(),
-                                bias ? dbias.mutable_data() : nullptr,
-                                threads(),
-                                {}};
+  LayerNormGradientCall<T> call{};
+  call.rows = rows.size(), call.C = C, call.order = rows.order();
+  call.x = x.data(), call.weight = weight.data();
+  call.dy = dy.data(), call.moments = moments.data();
+  call.dx = dx.mutable_data(), call.dweight = dweight.mutable_data();
+  call.dbias = bias ? dbias.mutable_data() : nullptr;
+  call.threads = threads();
   unlocked([&](const Interrupt& interrupt) {
     call.interrupt = interrupt;
     kernels().of<T>().modules->layer_norm_gradient(call);

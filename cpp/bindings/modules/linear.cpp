@@ -31,16 +31,11 @@ py::array linear_of(const py::object& x_given, const py::object& weight_given,
   const py::array y = out.is_none() ? result<T>({N, O}) : typed<T>("out", out);
   T* const written = writable<T>("out", y, {N, O});
   rows.clear(py::array_t<T>(y), written);
-  LinearCall<T> call{rows.size(),
-                     I,
-                     O,
-                     rows.order(),
-                     x.data(),
-                     weight.data(),
-                     bias_given.is_none() ? nullptr : bias.data(),
-                     written,
-                     threads(),
-                     {}};
+  LinearCall<T> call{};
+  call.rows = rows.size(), call.I = I, call.O = O, call.order = rows.order();
+  call.x = x.data(), call.weight = weight.data();
+  call.bias = bias_given.is_none() ? nullptr : bias.data();
+  call.y = written, call.threads = threads();
   const auto& of_type = *kernels().of<T>().modules;
   const Block<char> workspace = block<char>(of_type.linear_workspace(call));
   unlocked([&](const Interrupt& interrupt) {
@@ -70,18 +65,12 @@ py::tuple linear_gradient_of(const py::object& x_given, const py::object& weight
   py::array_t<T> dbias = bias ? result<T>({O}) : py::array_t<T>();
   rows.clear(dx, dx.mutable_data());
   if (rows.size() == 0) std::fill_n(dweight.mutable_data(), dweight.size(), T(0));
-  LinearGradientCall<T> call{rows.size(),
-                             I,
-                             O,
-                             rows.order(),
-                             x.data(),
-                             weight.data(),
-                             dy.data(),
-                             dx.mutable_data(),
-                             dweight.mutable_data(),
-                             bias ? dbias.mutable_data() : nullptr,
-                             threads(),
-                             {}};
+  LinearGradientCall<T> call{};
+  call.rows = rows.size(), call.I = I, call.O = O, call.order = rows.order();
+  call.x = x.data(), call.weight = weight.data(), call.dy = dy.data();
+  call.dx = dx.mutable_data(), call.dweight = dweight.mutable_data();
+  call.dbias = bias ? dbias.mutable_data() : nullptr;
+  call.threads = threads();
   const auto& of_type = *kernels().of<T>().modules;
   const Block<char> workspace = block<char>(of_type.linear_gradient_workspace(call));
   unlocked([&](const Interrupt& interrupt) {

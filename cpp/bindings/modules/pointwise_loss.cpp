@@ -36,68 +36,85 @@ py::array_t<T, py::array::c_style> targets_of(const py::object& value, const Sha
   return copied<T>(given);
 }
 
+// The shapes of a call, by its outputs (..., K), or (..., 2 K) of gaussian.
+struct LossShapes {
+  Index rows, K;    // K losses a row
+  Shape outputs;    // as given
+  Shape of_rows;    // (...)
+  Shape of_losses;  // (..., K)
+  LossShapes(PointwiseLoss kind, const py::array& given) : outputs(shape_like(given)) {
+    const bool gaussian = kind == PointwiseLoss::gaussian;
+    const Index columns = outputs.empty() ? 0 : outputs.back().size;
+    if (columns == 0 || (gaussian && columns % 2 != 0))
+      bad_value(
+          name_of(kind),
+          gaussian ? "shape (..., 2 K) with K at least 1" : "shape (..., K) with K at least 1",
+          shape_of(given));
+    rows = given.size() / columns, K = gaussian ? columns / 2 : columns;
+    of_rows.assign(outputs.begin(), outputs.end() - 1);
+    of_losses = of_rows;
+    of_losses.emplace_back(K);
+  }
+};
+
+// What a loss reads besides outputs and targets: [1] of huber, [K] of others; empty of None.
+template <class T>
+py::array_t<T> loss_parameters(PointwiseLoss kind, const py::object& given, Index K) {
+  if (given.is_none()) return {};
+  const bool one = kind == PointwiseLoss::huber;
+  const char* const name = kind == PointwiseLoss::quantile ? "quantiles"
+                           : one                           ? "delta"
+                                                           : "pos_weight";
+  return copied<T>(
+      checked_weights(name, given, {one ? Index{1} : K}, "iuf", "an array of numbers"));
+}
+
+// The weights of rows, or of elements: of a mask with as many axes as the losses.
+struct LossWeights {
+  py::array_t<double> values;
+  bool each = false;  // of elements
+  LossWeights(const py::object& mask, const LossShapes& shapes) {
+    py::object own = mask;
+    if (!mask.is_none()) {
+      const py::array given = array_of("mask", mask, "biuf", "an array of booleans or weights");
+      each = given.ndim() == static_cast<py::ssize_t>(shapes.of_losses.size());
+      own = given;
+    }
+    values = mask_weights(own, each ? shapes.of_losses : shapes.of_rows);
+  }
+};
+
 template <class T>
 py::tuple pointwise_loss_of(PointwiseLoss kind, const py::array& outputs_given,
                             const py::object& targets_given, const py::object& parameters_given,
                             const py::object& mask, bool mean, bool each_loss,
                             const py::object& out) {
-  const bool gaussian = kind == PointwiseLoss::gaussian, quantile = kind == PointwiseLoss::quantile;
-  const bool binary = kind == PointwiseLoss::binary_cross_entropy;
   const char* const name = name_of(kind);
-  const Shape shape = shape_like(outputs_given);
-  const Index columns = shape.empty() ? 0 : shape.back().size;
-  if (columns == 0 || (gaussian && columns % 2 != 0))
-    bad_value(name,
-              gaussian ? "shape (..., 2 K) with K at least 1" : "shape (..., K) with K at least 1",
-              shape_of(outputs_given));
-  const Shape rows(shape.begin(), shape.end() - 1);
-  Shape of_losses = rows;
-  const Index K = gaussian ? columns / 2 : columns;
-  of_losses.emplace_back(K);
-  const auto targets = targets_of<T>(targets_given, quantile ? rows : of_losses, binary);
-  py::array_t<T> parameters;
-  if (!parameters_given.is_none()) {
-    const bool one = kind == PointwiseLoss::huber;
-    const char* const of = quantile ? "quantiles" : one ? "delta" : "pos_weight";
-    parameters = copied<T>(
-        checked_weights(of, parameters_given, {one ? Index{1} : K}, "iuf", "an array of numbers"));
-  }
-  // Of rows, or of elements: a mask with as many axes as the losses.
-  py::object own_mask = mask;
-  bool each = false;
-  if (!mask.is_none()) {
-    const py::array given = array_of("mask", mask, "biuf", "an array of booleans or weights");
-    each = given.ndim() == static_cast<py::ssize_t>(of_losses.size());
-    own_mask = given;
-  }
-  const py::array_t<double> weights = mask_weights(own_mask, each ? of_losses : rows);
-  const auto outputs = as_contiguous<T>(name, outputs_given, shape);
+  const LossShapes shapes(kind, outputs_given);
+  const auto targets = targets_of<T>(
+      targets_given, kind == PointwiseLoss::quantile ? shapes.of_rows : shapes.of_losses,
+      kind == PointwiseLoss::binary_cross_entropy);
+  const py::array_t<T> parameters = loss_parameters<T>(kind, parameters_given, shapes.K);
+  const LossWeights weights(mask, shapes);
+  const auto outputs = as_contiguous<T>(name, outputs_given, shapes.outputs);
   const py::array gradient = out.is_none() ? empty_like<T>(outputs) : typed<T>("out", out);
-  T* const written = writable<T>("out", gradient, shape);
+  T* const written = writable<T>("out", gradient, shapes.outputs);
   if (written != outputs.data()) refuse_overlap("out", gradient, name, outputs);
   refuse_overlap("out", gradient, "targets", targets);
 
-  const Index N = outputs.size() / columns;
-  py::array_t<double> sums = result<double>({N}), losses;
+  py::array_t<double> sums = result<double>({shapes.rows}), losses;
   if (each_loss) {
     std::vector<Index> sizes;
-    for (const Axis& axis : of_losses) sizes.push_back(axis.size);
+    for (const Axis& axis : shapes.of_losses) sizes.push_back(axis.size);
     losses = result<double>(sizes);
   }
-  PointwiseLossCall<T> call{kind,
-                            N,
-                            K,
-                            outputs.data(),
-                            targets.data(),
-                            parameters_given.is_none() ? nullptr : parameters.data(),
-                            weights.data(),
-                            each,
-                            mean,
-                            written,
-                            each_loss ? losses.mutable_data() : nullptr,
-                            sums.mutable_data(),
-                            threads(),
-                            {}};
+  PointwiseLossCall<T> call{};
+  call.kind = kind, call.rows = shapes.rows, call.K = shapes.K;
+  call.outputs = outputs.data(), call.targets = targets.data();
+  call.parameters = parameters_given.is_none() ? nullptr : parameters.data();
+  call.weights = weights.values.data(), call.each = weights.each, call.mean = mean;
+  call.gradient = written, call.losses = each_loss ? losses.mutable_data() : nullptr;
+  call.sums = sums.mutable_data(), call.threads = threads();
   double loss;
   unlocked([&](const Interrupt& interrupt) {
     call.interrupt = interrupt;

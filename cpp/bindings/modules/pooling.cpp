@@ -17,15 +17,12 @@ py::tuple pool_of(const py::object& x_given, const py::object& real_given, bool 
   const py::array_t<bool> real = real_of(real_given, steps, B);
   py::array_t<T> y = result<T>({B, C});
   py::array_t<Place> places = largest ? result<Place>({B, C}) : py::array_t<Place>();
-  PoolingCall<T> call{steps,
-                      B,
-                      C,
-                      real_given.is_none() ? nullptr : real.data(),
-                      x.data(),
-                      y.mutable_data(),
-                      largest ? places.mutable_data() : nullptr,
-                      threads(),
-                      {}};
+  PoolingCall<T> call{};
+  call.steps = steps, call.B = B, call.C = C;
+  call.real = real_given.is_none() ? nullptr : real.data();
+  call.x = x.data(), call.y = y.mutable_data();
+  call.places = largest ? places.mutable_data() : nullptr;
+  call.threads = threads();
   unlocked([&](const Interrupt& interrupt) {
     call.interrupt = interrupt;
     kernels().of<T>().modules->pool(call);
@@ -55,15 +52,11 @@ py::array pool_gradient_of(const py::object& dy_given, Index steps, const py::ob
         bad_element("places", given, i, "a step");
   }
   py::array_t<T> dx = result<T>({steps, B, C});
-  PoolingGradientCall<T> call{steps,
-                              B,
-                              C,
-                              real_given.is_none() ? nullptr : real.data(),
-                              dy.data(),
-                              places_given.is_none() ? nullptr : places.data(),
-                              dx.mutable_data(),
-                              threads(),
-                              {}};
+  PoolingGradientCall<T> call{};
+  call.steps = steps, call.B = B, call.C = C;
+  call.real = real_given.is_none() ? nullptr : real.data();
+  call.dy = dy.data(), call.places = places_given.is_none() ? nullptr : places.data();
+  call.dx = dx.mutable_data(), call.threads = threads();
   unlocked([&](const Interrupt& interrupt) {
     call.interrupt = interrupt;
     kernels().of<T>().modules->pool_gradient(call);
