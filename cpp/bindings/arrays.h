@@ -88,7 +88,7 @@ inline py::array new_ndarray(py::dtype dtype, std::initializer_list<Index> shape
 // padding).
 Index product_of(std::initializer_list<Index> sizes);
 
-// A new C-contiguous array for a result. A large one stands in a block, which a base object holds.
+// A new C-contiguous array for a result. A large one is in a block, which a base object holds.
 template <class T>
 py::array_t<T> result(const std::vector<Index>& shape) {
   Index n = 1;

@@ -13,7 +13,7 @@
 namespace rnnkern {
 namespace {
 
-// What stands between Python and a typed stream.
+// The interface between Python and a typed stream.
 class Stream {
  public:
   virtual ~Stream() = default;

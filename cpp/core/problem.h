@@ -68,7 +68,7 @@ struct Layer {
   Index inputs;         // I of this layer
   Sequence<const T> x;  // (T, B, inputs)
   Sequence<T> y;        // (T, B, D*P) h of every step
-  // (T, B, D*P) what the layer hands on: y itself, or in a residual layer above the first y + x,
+  // (T, B, D*P) the layer's output: y itself, or in a residual layer above the first y + x,
   // which may be written over y where nothing is kept.
   Sequence<T> out;
   Direction<T> direction[2];
@@ -98,7 +98,7 @@ template <class T>
 struct ForwardCall {
   Kind kind;
   CellConstants constants;
-  bool residual;  // layers above the first hand on y + x
+  bool residual;  // layers above the first output y + x
   Index L, D, H, P;
   Schedule rows;
   Layer<T>* layers;  // [L]
@@ -152,7 +152,7 @@ template <class T>
 struct BackwardCall {
   Kind kind;
   CellConstants constants;
-  bool residual;  // layers above the first hand on y + x
+  bool residual;  // layers above the first output y + x
   Index L, D, H, P;
   Schedule rows;
   const Layer<T>* layers;       // [L] as forward left them

@@ -163,7 +163,7 @@ class Batches:
     drop_last : bool
         Whether to leave out a batch of fewer than `batch_size` sequences; not with `tokens`.
     pad_value, y_pad_value : number
-        What stands behind the ends of the sequences of x, and of those of y.
+        The values after the ends of the sequences of x, and of those of y.
 
     Raises
     ------

@@ -20,7 +20,7 @@ class Clip:
     ----------
     step_value : float, optional
         Every step, each element of dL/da (a: the arguments of the gates' sigmoid, tanh or relu)
-        is limited to ``[-step_value, step_value]`` before it goes on [1]_.
+        is limited to ``[-step_value, step_value]`` before it is passed on [1]_.
     step_norm : float, optional
         Every step, each row of the gradient that the step hands back to the hidden state before
         it is scaled to at most this L2 norm, per layer and direction (the per-step form of [2]_).

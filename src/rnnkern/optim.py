@@ -833,7 +833,7 @@ class SGD(_Optimizer):
 
 
 class RMSprop(_Optimizer):
-    """RMSprop [1]_, in PyTorch's form: eps stands outside the root.
+    """RMSprop [1]_, in PyTorch's form: eps is outside the root.
 
     ``s = alpha s + (1 - alpha) g^2; v = momentum v + g / (sqrt(s) + eps); p = p - lr v``.
 

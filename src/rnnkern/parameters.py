@@ -97,7 +97,7 @@ class Parametrized:
         Parameters
         ----------
         prefix : str
-            Stands before each name, such as ``"encoder."``.
+            Precedes each name, such as ``"encoder."``.
 
         Returns
         -------

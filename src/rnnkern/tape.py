@@ -83,7 +83,7 @@ class Tape:
     gates, cells, hiddens : list of ndarray
         What was saved of each layer: the vectors that the cell's backward reads (T, B, n, H), with
         D n for two directions; c (T, B, H), if the cell carries one besides h; h (T, B, D*P).
-        Read-only. T steps are the caller's: zeros stand behind a row's end and at masked steps. A
+        Read-only. T steps are the caller's: zeros are after a row's end and at masked steps. A
         tape with a checkpoint has none of them.
     real_steps : ndarray of bool, shape (T, B)
         Where each row has a step: not behind its end, and not where it was masked.

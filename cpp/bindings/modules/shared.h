@@ -63,7 +63,7 @@ bool of_floats(const char* name, const py::object& value);
 Ids checked_input(const py::object& x, Index n);
 
 // Booleans (T, B), this package's own, of `lengths` (B,) or `mask` (T, B), one of them given; `of`
-// stands before their names in messages.
+// precedes their names in messages.
 py::array real_steps(const py::object& lengths, const py::object& mask, Index T, Index B,
                      const std::string& of);
 

@@ -2,8 +2,8 @@
 //
 // A cell is a value with pointwise functions on one or two vectors (V) of hidden units, each of one
 // row at one step. It knows nothing of products, threads, strides or instruction sets. Its sizes,
-// states and parameters are its row in the table of kinds (kinds.h); its formulas' source stands in
-// its own file and in the reference.
+// states and parameters are its row in the table of kinds (kinds.h); its own file and the
+// reference cite the source of its formulas.
 //
 // Phases. Most cells have one: all recurrent products act on h'. A cell whose later gates multiply
 // something computed from earlier gates (the reset-before GRU's r h') has two: phase 0 ends in

@@ -163,23 +163,23 @@ class Attention {
       const auto dkey = [&](Index k) { return call.dkey + at(in_.keys, b, k) * in_.K; };
       const auto weight = [&](Index k) { return own.weights + k; };
       const auto slope = [&](Index k) { return own.slopes + k; };
-      const bool goes_on = first > 0;
+      const bool accumulate = first > 0;
       if (in_.v && call.dkey)
         additive_gradient<true>(token, own, count, query, dquery, keys, key, dkey,
-                                call.dv_of_rows + b * in_.K, goes_on, first + count == queries);
+                                call.dv_of_rows + b * in_.K, accumulate, first + count == queries);
       else if (in_.v)
         additive_gradient<false>(token, own, count, query, dquery, keys, key, dkey, nullptr,
-                                 goes_on, true);
+                                 accumulate, true);
       else
         weighted_sums(
             token, own, count, [&](Index i) { return own.slopes + i * pitch_; }, 1, keys, key,
             in_.K, dquery, false);
       if (!call.dkey) return;
       if (!in_.v)
-        weighted_sums(token, own, keys, slope, pitch_, count, query, in_.K, dkey, goes_on);
+        weighted_sums(token, own, keys, slope, pitch_, count, query, in_.K, dkey, accumulate);
       weighted_sums(
           token, own, keys, weight, pitch_, count, dcontext, in_.V,
-          [&](Index k) { return call.dvalue + at(in_.keys, b, k) * in_.V; }, goes_on);
+          [&](Index k) { return call.dvalue + at(in_.keys, b, k) * in_.V; }, accumulate);
     });
   }
 
@@ -215,14 +215,14 @@ class Attention {
     });
   }
 
-  // to(i) = sum over k of from(i)[k stride] row(k), of `columns` elements; `goes_on`: added to what
-  // stands there.
+  // to(i) = sum over k of from(i)[k stride] row(k), of `columns` elements; `accumulate`: added to
+  // the values of to(i).
   template <class From, class Row, class To>
   void weighted_sums(CancelToken& token, const AttentionWorkspace<T>& own, Index count,
                      const From& from, Index stride, Index K, const Row& row, Index columns,
-                     const To& to, bool goes_on) const {
+                     const To& to, bool accumulate) const {
     if (count == 1)
-      return weighted_sum_of_one(token, from(0), stride, K, row, columns, to(0), goes_on);
+      return weighted_sum_of_one(token, from(0), stride, K, row, columns, to(0), accumulate);
     in_parts(token, {0, blocks_of<T>(columns)}, kPanelsAtOnce, [&](Index block, Index blocks) {
       const Index column = block * kLanes<T>;
       in_parts(token, {0, K}, chain_, [&](Index first, Index depth) {
@@ -236,7 +236,7 @@ class Attention {
           }
           product<1>(token, rows, own.from, Depth{1, depth, stride, {0}},
                      static_cast<const T*>(own.panels), Range{0, blocks}, false,
-                     Target<T>{own.to, nullptr, !goes_on && first == 0, false, columns - column},
+                     Target<T>{own.to, nullptr, !accumulate && first == 0, false, columns - column},
                      [](Index, int) {});
         });
       });
@@ -252,7 +252,7 @@ class Attention {
     constexpr Index lanes = kLanes<T>, line = kLine<T>;
     for (Index first = 0; first < rows; first += 2 * lanes) {
       const T* rows_of[2][lanes];
-      for (Index i = 0; i < 2 * lanes; ++i)  // what the last row stands in for is not read
+      for (Index i = 0; i < 2 * lanes; ++i)  // repeats of the last row are not read
         rows_of[i / lanes][i % lanes] = row(least(first + i, rows - 1));
       Vec<T> sums[2] = {};
       for (Index k = 0; k < K; k += line)
@@ -277,13 +277,14 @@ class Attention {
   }
   template <class Row>
   void weighted_sum_of_one(CancelToken& token, const T* from, Index stride, Index K, const Row& row,
-                           Index columns, T* to, bool goes_on) const {
+                           Index columns, T* to, bool accumulate) const {
     constexpr Index lanes = kLanes<T>, wide = 8;
     Index column = 0;
     for (; column + wide * lanes <= columns; column += wide * lanes) {
       Vec<T> sums[wide];
 #pragma GCC unroll 8
-      for (Index v = 0; v < wide; ++v) sums[v] = goes_on ? load(to + column + v * lanes) : Vec<T>{};
+      for (Index v = 0; v < wide; ++v)
+        sums[v] = accumulate ? load(to + column + v * lanes) : Vec<T>{};
       for (Index k = 0; k < K; ++k) {
         const T* const own = row(k) + column;
         const Vec<T> x = splat(from[k * stride]);
@@ -295,7 +296,7 @@ class Attention {
     }
     for (; column < columns; column += lanes) {
       const Index left = columns - column;
-      Vec<T> sum = goes_on ? load_n(to + column, left) : Vec<T>{};
+      Vec<T> sum = accumulate ? load_n(to + column, left) : Vec<T>{};
       for (Index k = 0; k < K; ++k)
         sum = fma(splat(from[k * stride]), load_n(row(k) + column, left), sum);
       store_n(to + column, sum, left);
@@ -326,12 +327,12 @@ class Attention {
   }
 
   // With u = tanh(q + k) and g = ds (1 - u^2): dq = v sum of g over the keys, dk = v sum of g over
-  // the queries, dv = sum of ds u over both. Vectors run over the units. `goes_on`: dk (without its
-  // v) and dv stand for the queries before; `ends`: there are none behind.
+  // the queries, dv = sum of ds u over both. Vectors run over the units. `accumulate`: dk (without
+  // its v) and dv hold the sums of earlier queries; `ends`: these are the last queries.
   template <bool all, class Query, class DQuery, class Key, class DKey>
   void additive_gradient(CancelToken& token, const AttentionWorkspace<T>& own, Index count,
                          const Query& query, const DQuery& dquery, Index keys, const Key& key,
-                         const DKey& dkey, T* dv, bool goes_on, bool ends) const {
+                         const DKey& dkey, T* dv, bool accumulate, bool ends) const {
     constexpr Index lanes = kLanes<T>;
     T* const packed = own.panels;  // the keys: [keys, lanes]
     T* const sums = packed + keys * lanes;
@@ -339,10 +340,10 @@ class Attention {
       const Index left = in_.K - a;
       for (Index k = 0; k < keys; ++k) {
         store(packed + k * lanes, load_n(key(k) + a, left));
-        if (all) store(sums + k * lanes, goes_on ? load_n(dkey(k) + a, left) : Vec<T>{});
+        if (all) store(sums + k * lanes, accumulate ? load_n(dkey(k) + a, left) : Vec<T>{});
       }
       const Vec<T> v = load_n(in_.v + a, left);
-      Vec<T> sum_v = all && goes_on ? load_n(dv + a, left) : Vec<T>{};
+      Vec<T> sum_v = all && accumulate ? load_n(dv + a, left) : Vec<T>{};
       for (Index i = 0; i < count; ++i) {
         const T* const slopes = own.slopes + i * pitch_;
         const Vec<T> q = load_n(query(i) + a, left);
@@ -376,7 +377,7 @@ class Attention {
   Index chain_;   // of a sum of rows that is packed at a time
 };
 
-// Rows of the batch are handed out in turns: long ones tend to stand together.
+// Rows of the batch are handed out in turns: long ones are often adjacent.
 template <class T, class Row>
 void attention_rows(const Attention<T>& all, Index B, int threads, const Interrupt& interrupt,
                     void* workspace, const Row& row) {

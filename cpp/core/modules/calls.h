@@ -159,7 +159,7 @@ struct SumRowsCall {
 };
 
 // A loss of each element of the targets, of outputs alike; of quantile K outputs share a target,
-// and of gaussian K means stand before K logarithms of variances.
+// and of gaussian K means precede K logarithms of variances.
 enum class PointwiseLoss { binary_cross_entropy, mean_squared_error, huber, quantile, gaussian };
 
 template <class T>
@@ -209,7 +209,7 @@ struct LayerNormGradientCall {
 };
 
 // y = x mask / (1 - p). A mask's element is a function of seed, training step, time step, row and
-// channel; of a variational mask the time step is 0. For backward the gradients stand for x and y.
+// channel; of a variational mask the time step is 0. In backward, x and y are gradients.
 template <class T>
 struct DropoutCall {
   Index steps, B, C;

@@ -185,7 +185,7 @@ inline double sum_in_order(const double* values, Index n, double divisor) {
 }
 
 // The loss: the rows' losses, by rising row, divided as the call says. Rows are handed out in
-// turns, because those that don't count tend to stand together.
+// turns, because those that don't count are often adjacent.
 template <class T>
 static double cross_entropy(const CrossEntropyCall<T>& call) {
   const double* const shares = call.shares ? call.shares : call.weights;

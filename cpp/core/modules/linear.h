@@ -63,7 +63,7 @@ inline LinearShare linear_share(Index rows, Index blocks, int thread, int thread
 template <class Body>
 void in_parts(CancelToken& token, Range range, Index size, const Body& body) {
   for (Index first = range.first; first < range.last; first += size) {
-    if (__atomic_load_n(&token.stop->asked, __ATOMIC_RELAXED) != 0) return;
+    if (canceled(token)) return;
     body(first, least(size, range.last - first));
   }
 }

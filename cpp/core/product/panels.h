@@ -187,7 +187,7 @@ inline const float* const* round_rows(const RoundedRows<float>& to, Index first,
   return to.rows + first;
 }
 
-// The sum of the gates' two biases, or one of them; [gates, padded H]. null stands for zeros.
+// The sum of the gates' two biases, or one of them; [gates, padded H]. null means zeros.
 template <class T>
 void pack_bias(const T* b, const T* b_too, int gates, Index H, T* out) {
   for (Index g = 0; g < gates; ++g)

@@ -312,7 +312,7 @@ struct Backward {
 
   // ---- through time --------------------------------------------------------------------------
 
-  // Whoever is to leave early goes on to where all threads meet.
+  // A thread that is to leave early continues to the barrier.
   void through_time(const WorkShare& part) const {
     for (Index i = 0; i < steps; ++i) {
       const Index t = step_at(i);

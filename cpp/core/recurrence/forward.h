@@ -208,7 +208,7 @@ struct Forward {
     return cell.projects ? part.team.share_of(blocks_of<T>(P)) : part.blocks;
   }
 
-  // Whoever is to leave early goes on to where all threads meet.
+  // A thread that is to leave early continues to the barrier.
   void run() {
     load_initial_state();
     if (!part.team.wait()) return;

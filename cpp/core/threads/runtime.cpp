@@ -151,16 +151,22 @@ void record_call(Nanoseconds took, Nanoseconds computed) {
   }
 }
 
+namespace {
+bool canceled(const CancelToken& token) {
+  return __atomic_load_n(&token.stop->canceled, __ATOMIC_RELAXED) != 0;
+}
+}  // namespace
+
 bool look(CancelToken& token) {
   Stop& stop = *token.stop;
   token.left = 0;  // once the call is to end, every look says so
-  if (__atomic_load_n(&stop.asked, __ATOMIC_RELAXED) != 0) return false;
+  if (canceled(token)) return false;
   if (token.calling && is_due(stop.interrupt)) {
     leave_float_environment(token.environment);
-    const bool asked = ask(stop.interrupt);
+    const bool cancel = ask(stop.interrupt);
     token.environment = enter_float_environment();
-    if (asked) {
-      __atomic_store_n(&stop.asked, 1, __ATOMIC_RELAXED);
+    if (cancel) {
+      __atomic_store_n(&stop.canceled, 1, __ATOMIC_RELAXED);
       return false;
     }
   }
@@ -219,19 +225,18 @@ void advance(Progress& progress) {
 
 bool reached(Progress& progress, int done, CancelToken& token) {
   const auto now_done = [&] { return __atomic_load_n(&progress.done, __ATOMIC_SEQ_CST); };
-  const auto asked = [&] { return __atomic_load_n(&token.stop->asked, __ATOMIC_RELAXED) != 0; };
   // What was read too early to be enough is what a sleep must not find changed.
   int seen = now_done();
-  const auto over = [&] { return (seen = now_done()) >= done || asked(); };
+  const auto over = [&] { return (seen = now_done()) >= done || canceled(token); };
   if (!over()) wait_for(over, progress.done, [&] { return seen; }, progress.asleep, token);
-  return !asked();
+  return !canceled(token);
 }
 
 bool wait(Barrier& barrier, int size, CancelToken& token) {
   const int generation = __atomic_load_n(&barrier.generation, __ATOMIC_RELAXED);
   if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == size) {
     // The last to arrive decides for all, or some would wait for others that have left.
-    barrier.stopped = __atomic_load_n(&token.stop->asked, __ATOMIC_RELAXED);
+    barrier.stopped = canceled(token) ? 1 : 0;
     const bool go_on = barrier.stopped == 0;
     __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_SEQ_CST);

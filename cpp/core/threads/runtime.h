@@ -32,8 +32,8 @@ void record_call(Nanoseconds took, Nanoseconds computed);
 // What the threads of a call tell each other.
 struct Stop {
   Interrupt interrupt;
-  int asked;             // 1 once the caller wants the call to end
-  Nanoseconds computed;  // for `learn`
+  int canceled;          // 1 once the caller wants the call to end
+  Nanoseconds computed;  // for record_call
 };
 
 // One thread's watch on that. `look` is for every kWorkBetweenPolls vector operations or so: the

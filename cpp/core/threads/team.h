@@ -27,6 +27,10 @@ inline int capped(int threads, double most) {
 inline double as_double(Index n) { return static_cast<double>(n); }
 inline constexpr double kFlopsOfAThread = 1e6;  // fewer take less time than a thread's start
 
+RNNKERN_INLINE bool canceled(const CancelToken& token) {
+  return __atomic_load_n(&token.stop->canceled, __ATOMIC_RELAXED) != 0;
+}
+
 // Whether to go on, after so many vector operations since the last time.
 RNNKERN_INLINE bool go_on(CancelToken& token, Index work) {
   return (token.left -= work) > 0 || look(token);
@@ -71,7 +75,7 @@ struct Team {
     if (size > 1) return rnnkern::wait(*barrier, size, *token);
     return !stopped();
   }
-  bool stopped() const { return __atomic_load_n(&token->stop->asked, __ATOMIC_RELAXED) != 0; }
+  bool stopped() const { return canceled(*token); }
   // Whether to go on, after so many vector operations. Whoever leaves goes to the next `wait`.
   bool worked(Index work) const { return go_on(*token, work); }
   Range share_of(Index n) const { return share(n, index, size); }

@@ -221,7 +221,7 @@ class ModelFile:
         return [self._numbered(path) for path in cell_places(entry.place, entry.node)]
 
     def _numbered(self, path: str) -> dict[str, Any]:
-        """The weights of a cell, which stand in the order in which it makes them."""
+        """The weights of a cell, in the order in which it makes them."""
         if "layers" not in self._file:  # Keras 2.12 and 2.13
             path = path.replace("layers/", "_layer_checkpoint_dependencies/")
         group = self._group(f"{path}/vars")

@@ -21,7 +21,7 @@ __all__ = ["GRU"]
 class GRU(_Layer[Array]):
     """GRU: r, z = sigmoid(.); h = (1 - z) n + z h' [1]_.
 
-    Gates stand in the order r, z, n.
+    The order of gates is r, z, n.
 
     Parameters
     ----------

@@ -49,12 +49,12 @@ class RNN(_Layer[Array]):
         Whether each layer also runs backward in time, its outputs beside the forward ones.
     reverse : bool
         Whether all layers run backward in time only, each row from its own last step to its first.
-        y stands at the steps of x, as the reverse half of a bidirectional layer's does; the last
-        state is that at the first step. Parameters have no ``_reverse`` in their names. Keras's
+        y is aligned with x, as the reverse half of a bidirectional layer's is; the last state is
+        that at the first step. Parameters have no ``_reverse`` in their names. Keras's
         ``go_backwards=True`` also turns y round: there, it is ``y[::-1]`` of rows of T steps. Not
         with ``bidirectional``, and not for streams.
     residual : bool
-        Whether each layer above the first hands on its h plus its input (before dropout), both of
+        Whether each layer above the first outputs its h plus its input (before dropout), both of
         D*H channels [5]_. Needs two layers.
     ensemble : int, optional
         E: that many layers of the same sizes, side by side in each call, on as many threads as

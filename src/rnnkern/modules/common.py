@@ -122,7 +122,7 @@ def pinned(
 def real_steps(lengths: Any, mask: Any, T: int, B: int, of: str = "") -> Array | None:
     """Which of (T, B) steps are real, as an array of this package's own; None: all are.
 
-    `of` stands before both names in messages.
+    `of` precedes both names in messages.
     """
     if lengths is None and mask is None:
         return None

@@ -198,8 +198,8 @@ class RNNClassifier(ClassifierMixin, _Labels):
     class_weight : dict or "balanced", optional
         What each class counts, 1 if not named. "balanced": inversely to its share of the labels.
     warm_start : bool
-        Whether `fit` goes on from where the last one ended, the optimizer and the random generator
-        included: two fits of 5 epochs give the bits of one of 10.
+        Whether `fit` continues from where the last one ended, the optimizer and the random
+        generator included: two fits of 5 epochs give the bits of one of 10.
     dtype : {"float32", "float64"}
         Of the network.
     verbose : bool
