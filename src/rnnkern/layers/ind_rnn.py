@@ -36,7 +36,7 @@ class IndRNN(_Layer[Array]):
         As in `RNN`.
     init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
         As in `RNN`. But u is uniform over [0, 1), so that there are units of long and of short
-        memory; all ones with ``orthogonal`` and ``identity``.
+        memory; all ones with ``orthogonal`` and ``identity``, zero with ``zeros``.
 
     Attributes
     ----------

@@ -22,7 +22,7 @@ __all__ = ["LSTM"]
 class LSTM(_Layer[tuple[Array, Array]]):
     """LSTM: i, f, o = sigmoid(.), g = tanh(.); c = f c' + i g; h = o tanh(c) [1]_ [2]_.
 
-    Gates stand in the order i, f, g, o. A state is the pair (h, c). With `proj_size`,
+    The order of gates is i, f, g, o. A state is the pair (h, c). With `proj_size`,
     h = W_hr (o tanh(c)) [4]_ has P channels: so have the outputs, and W_hh is (4H, P).
 
     Parameters
@@ -61,8 +61,8 @@ class LSTM(_Layer[tuple[Array, Array]]):
     layer_norm : str, optional
         Layer norm [7]_, LN(v) = gain (v - mean) / sqrt(variance + 1e-5), whose moments are those of
         all 4H values of a product, or of all H of c. Not with other options than `proj_size`.
-        Gains start at one and biases at zero, whatever `init` says. ``"haste"``, as the library
-        haste has it [8]_: the gates' arguments are LN(W_ih x) + LN(W_hh h') + b, and
+        Gains start at one and biases at zero with each `init` but ``zeros``. ``"haste"``, as the
+        library haste has it [8]_: the gates' arguments are LN(W_ih x) + LN(W_hh h') + b, and
         h = o tanh(LN(c) + b_c), where c itself is carried. ``"fastrnns"``, as PyTorch's benchmarks
         have it [9]_: a bias for each product, and c = LN(f c' + i g) + b_c is carried and seen by
         h. The gains are ``gain_ih_l{k}{_reverse}`` and ``gain_hh_l{k}{_reverse}`` (4H,), and

@@ -26,7 +26,7 @@ class RGLRU(_Layer[Array]):
     time steps are computed together, and there is no recurrent matrix.
 
     Where `resets` begins another sequence, a is 0 and the factor of x is 1, as in the authors'
-    code; not at the first step, which goes on from the state that it is given, or zeros.
+    code; not at the first step, which starts from the given state, or zeros.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ class RGLRU(_Layer[Array]):
     bias, batch_first, dropout, reverse, residual, ensemble, dtype, compute, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "identity", "zeros"}
-        As in `MinGRU`. But lambda starts as in the paper's section 2.4 with each: where r is 1, a
-        is uniform over [0.9, 0.999).
+        As in `MinGRU`. But with each except ``zeros``, lambda starts as in the paper's section 2.4:
+        where r is 1, a is uniform over [0.9, 0.999).
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
     With a_i, a_f, a_z, a_o = W_ih x + b_ih + R h' and log f = log(sigmoid(a_f)), m = max(a_i,
     log f + m'), i = exp(a_i - m) and f = exp(log f + m' - m); c = f c' + i tanh(a_z),
     n = f n' + i, and h = sigmoid(a_o) c / n: the mean of all past inputs tanh(a_z), weighted by
-    their gates. Gates stand in the order i, f, z, o. R consists of one block for each gate and
+    their gates. The order of gates is i, f, z, o. R consists of one block for each gate and
     head: a head's units see the h of this head alone, so the recurrent product takes 1/N of an
     LSTM's time.
 
@@ -43,7 +43,7 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
     bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
     seed, params
         As in `RNN`.
-    init : {"uniform", "xavier", "orthogonal", "identity"}
+    init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
         As in `RNN`. Each block of R counts as a matrix of H/N rows.
     forget_bias : float, optional
         What the forget gate's bias starts at; as `init` says if not given, which makes f about 1/2
