@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import Case
+from cases import GATES, Case
 from contenders import Call, Problem, Rnnkern, Torch, difference, importable, problem_of
 from machine import environment, facts, pin
 from report import duration, facts_lines, table, times, write_report
 from timing import interleaved
 
 import rnnkern as rk
+from rnnkern import reference
+from rnnkern.layers import LAYERS
 
 Settings = dict[str, Any]  # rounds, turn, quick
 
@@ -225,9 +227,10 @@ def lengths(settings: Settings) -> list[dict[str, Any]]:
 
 # A cell's name, how a layer of it is made, the one that it is measured against, and at which B of
 # B x T x H its time is to be at most so many times that one's: inference, training.
+Row = tuple[str, Callable[[int], Any], str, dict[int, tuple[float, float]]]
 NORMED, NOISY = {32: (1.25, 1.25)}, {32: (1.05, 1.05)}
 SOFT = ("HardSigmoid", "Softsign", "Softsign")
-CELLS: tuple[tuple[str, Callable[[int], Any], str, dict[int, tuple[float, float]]], ...] = (
+VARIANTS: tuple[Row, ...] = (
     ("LSTM, peephole", lambda H: rk.LSTM(H, H, peephole=True, seed=0), "LSTM", {32: (1.05, 1.05)}),
     ("LSTM, activations", lambda H: rk.LSTM(H, H, activations=SOFT, seed=0), "LSTM", {}),
     ("LSTM, coupled gates", lambda H: rk.LSTM(H, H, input_forget=True, seed=0), "LSTM", {}),
@@ -257,6 +260,18 @@ CELLS: tuple[tuple[str, Callable[[int], Any], str, dict[int, tuple[float, float]
 )
 
 
+def further_cells() -> list[Row]:
+    """`VARIANTS`, and without a target each class of layers that neither it nor peers.py has."""
+    known = {type(make(4)) for _, make, _, _ in VARIANTS}
+    rows = list(VARIANTS)
+    for cls in LAYERS.values():
+        layer = cls(4, 4, seed=0)
+        if cls not in known and layer._kind not in GATES:
+            base = "LSTM" if len(reference.CELLS[layer._kind].states) > 1 else "GRU"
+            rows.append((type(layer).__name__, lambda H, cls=cls: cls(H, H, seed=0), base, {}))
+    return rows
+
+
 def cells(settings: Settings) -> list[dict[str, Any]]:
     """Each further cell beside the LSTM or the GRU of its size."""
     bases: dict[str, Callable[[int], Any]] = {
@@ -264,19 +279,20 @@ def cells(settings: Settings) -> list[dict[str, Any]]:
         "GRU": lambda H: rk.GRU(H, H, seed=0),
     }
     sizes = [(4, 20, 64)] if settings["quick"] else [(1, 100, 256), (16, 100, 256), (32, 100, 256)]
+    further = further_cells()
     rng = np.random.default_rng(0)
     rows = []
     for B, T, H in sizes:
         x, dy = rng.normal(size=(2, T, B, H)).astype(np.float32)
         layers = {name: make(H) for name, make in bases.items()}
-        layers |= {name: make(H) for name, make, _, _ in CELLS}
+        layers |= {name: make(H) for name, make, _, _ in further}
         calls = {}
         for name, layer in layers.items():
             width = layer(x)[0].shape[-1]
             calls[f"{name}: inference"] = call(lambda layer=layer, x=x: layer(x))
             calls[f"{name}: training"] = call(plain_step(layer, x, dy[..., :width].copy()))
         found = medians(calls, settings)
-        for name, _, base, goals in CELLS:
+        for name, _, base, goals in further:
             goal = goals.get(B, (None, None))
             for mode, most in zip(("inference", "training"), goal, strict=True):
                 own, its = found[f"{name}: {mode}"], found[f"{base}: {mode}"]

@@ -28,6 +28,14 @@ def options_of(kind: str, size: int) -> dict[str, Any]:
 
 
 def layer_of(kind: str, size: int, dtype: Any = np.float32) -> Any:
+    """A layer of this kind, its class and options found from the parts of its name."""
+    layer = _layer_of(kind, size, dtype)
+    if layer._kind != kind:
+        raise ValueError(f"kind: expected one that layer_of can make, got {kind}")
+    return layer
+
+
+def _layer_of(kind: str, size: int, dtype: Any) -> Any:
     options = {"dtype": dtype, "seed": 0, **options_of(kind, size)}
     for name in ("haste", "fastrnns"):
         if name in kind:

@@ -131,6 +131,11 @@ def is_elementwise(kind):
     return all(p.role not in products for p in CELLS[kind].parameters)
 
 
+def has_recurrent_weights(kind):
+    """Whether a parameter weights h: as a matrix, as blocks, or unit by unit."""
+    return any(p.name == "weight_hh" for p in CELLS[kind].parameters)
+
+
 def both_ways(kind):
     """Whether several layers of a kind can have two directions: as options of a stack."""
     return {"bidirectional": not CELLS[kind].inputs_are_units}

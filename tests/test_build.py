@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import os
 import pkgutil
@@ -17,7 +18,7 @@ import pytest
 from helpers import BRIDGES
 
 import rnnkern as rk
-from rnnkern import _core
+from rnnkern import _core, layers
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(rk.__file__).parent
@@ -246,6 +247,21 @@ def test_public_names():
     assert len(set(rk.__all__)) == len(rk.__all__)
     for name in rk.__all__:
         assert inspect.getdoc(getattr(rk, name)), name
+
+
+def test_every_class_of_layers_is_public():
+    files = {module.name for module in pkgutil.iter_modules(layers.__path__, "rnnkern.layers.")}
+    modules = [importlib.import_module(name) for name in files]
+    classes = {thing for module in modules for thing in vars(module).values() if is_layer(thing)}
+    assert classes == set(layers.LAYERS.values())
+    names = {cls.__name__ for cls in classes}
+    assert names <= set(layers.__all__)
+    assert names <= set(rk.__all__)
+    assert all(getattr(rk, cls.__name__) is cls for cls in classes)
+
+
+def is_layer(thing):
+    return inspect.isclass(thing) and issubclass(thing, layers._Layer) and thing != layers._Layer
 
 
 def test_the_stub_is_the_module():

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from helpers import DTYPES, KINDS, MAKERS, in_each_dtype, make_layer
+from helpers import DTYPES, KINDS, MAKERS, has_recurrent_weights, in_each_dtype, make_layer
 
 import rnnkern as rk
 from rnnkern.reference import CELLS
@@ -14,7 +14,7 @@ from rnnkern.reference import CELLS
 I, H = 48, 96  # enough elements for their moments to be close
 
 INITS = ("uniform", "xavier", "orthogonal", "identity")
-NO_RECURRENT_WEIGHTS = tuple(kind for kind in KINDS if kind.startswith(("min_", "rg_lru")))
+NO_RECURRENT_WEIGHTS = tuple(kind for kind in KINDS if not has_recurrent_weights(kind))
 
 
 def inits_of(kind):

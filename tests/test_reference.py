@@ -564,6 +564,7 @@ def layer_norm_step(config, products, gains, biases, state, of_c, W_hr):
         (x_r, x_z, x_n), (h_r, h_z, h_n), h = of_x, of_h, state[0]
         r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
         return [(1 - z) * np.tanh(x_n + r * h_n) + z * h]
+    assert config.cell.startswith("lstm"), f"{config.cell}: expected a step here"
     i, f, g, o = of_x + of_h
     c = sigmoid(f) * state[1] + sigmoid(i) * np.tanh(g)
     seen = normalized(c, *of_c)
@@ -652,13 +653,13 @@ def test_one_step_of_one_output_is_the_equation(case):
             a_n = w[2] * x + b[2] + r * (u[2] * h + d[2])
         n = activated(np, config, "n", a_n)
         expected = [(1 - z) * n + z * h]
-    else:
+    elif cell.startswith(("rnn", "ind_rnn")):
         a = w * x + b + u * h + (0 if cell.startswith("ind") else d)
-        if "rnn" in cell:
-            expected = [activated(np, config, "h", a[0])]
-            assert "relu" not in cell or np.all(a > 0)
-        else:
-            expected = lstm_step(config, a, c, p, W_hr)
+        expected = [activated(np, config, "h", a[0])]
+        assert "relu" not in cell or np.all(a > 0)
+    else:
+        assert cell.startswith(("lstm", "cifg")), f"{cell}: expected a cell with an equation here"
+        expected = lstm_step(config, w * x + b + u * h + d, c, p, W_hr)
     if cell.endswith("noisy"):  # the mean of zoneout; that of recurrent dropout is a factor of 1
         zoneout = config.zoneout if isinstance(config.zoneout, tuple) else (config.zoneout,) * 2
         blends = zip(zoneout, (h, c), expected, strict=False)
@@ -1589,7 +1590,7 @@ def hooked_step(torch, config, x, state, w, clip):
         f, i = (torch.nn.functional.logsigmoid(clipped(from_x[k])) for k in (0, 1))
         f, v = torch.sigmoid(f - i), clipped(from_x[2])
         return [f * h_prev + (1 - f) * candidate(torch, cell, v)]
-    if cell.startswith("ind"):
+    if cell.startswith("ind_rnn"):
         return [act("h", clipped(from_x[0] + w["weight_hh"] * h_prev))]
     if cell == "rg_lru":
         r, i = torch.sigmoid(clipped(from_x[0])), torch.sigmoid(clipped(from_x[1]))
@@ -1616,6 +1617,7 @@ def hooked_step(torch, config, x, state, w, clip):
         if cell == "gru_haste":
             r, z = (torch.sigmoid(clipped(of_x[k] + of_h[k])) for k in (0, 1))
             return [(1 - z) * torch.tanh(clipped(of_x[2] + r * of_h[2])) + z * h_prev]
+        assert cell.startswith(("lstm_haste", "lstm_fastrnns")), f"{cell}: expected a step here"
         i, f, g, o = (clipped(of_x[k] + of_h[k]) for k in range(4))
         c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
         seen = layer_norm(c, c.shape, w["gain_c"], w["bias_c"])
@@ -1648,6 +1650,7 @@ def hooked_step(torch, config, x, state, w, clip):
         if "weight_hr" in w:
             h = limited(w["weight_hr"] @ h, config.proj_clip)
         return zoned_out(h, c)
+    assert cell.startswith("gru"), f"{cell}: expected a step here"
     r, z = act("r", a(0)), act("z", a(1))
     if "before" in cell:
         n = act("n", clipped(from_x[2] + W_h[2] @ (r * h_prev) + b_h[2]))

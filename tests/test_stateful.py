@@ -39,7 +39,16 @@ from attacks import (
     read_only_attributes,
     set_header,
 )
-from helpers import DTYPES, KINDS, fresh_like, fused_sets, joined, make_layer, parts
+from helpers import (
+    DTYPES,
+    KINDS,
+    fresh_like,
+    fused_sets,
+    has_recurrent_weights,
+    joined,
+    make_layer,
+    parts,
+)
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -520,7 +529,7 @@ class Sequences(RuleBasedStateMachine):
         init=st.sampled_from(["uniform", "xavier", "orthogonal", "identity"]),
     )
     def make_a_layer(self, kind, sizes, dtype, flags, init):
-        if kind.startswith(("min_", "rg_lru")) and init == "orthogonal":  # which they refuse
+        if init == "orthogonal" and not has_recurrent_weights(kind):  # which refuse it
             init = "xavier"
         options = {
             "bidirectional": bool(flags & 1),

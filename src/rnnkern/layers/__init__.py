@@ -34,9 +34,10 @@ __all__ = [
     "_Layer",
 ]
 
-complete(RNN, LSTM, GRU, SLSTM, IndRNN, MinGRU, MinLSTM, RGLRU)
-
 # Every class of layers by the name that the command line gives it, such as "lstm".
 LAYERS: dict[str, Callable[..., _Layer[Any]]] = {
     cls.__name__.lower(): cls for cls in sorted(_Layer.__subclasses__(), key=lambda c: c.__name__)
 }
+
+# Those that the others' docstrings refer to come first.
+complete(*dict.fromkeys((RNN, LSTM, GRU, *LAYERS.values())))

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layers import LAYERS, RGLRU, _Layer
+from ..layers import LAYERS, _Layer
 from ..modules import Linear, cross_entropy
 from ..optim import SGD, Adam, AdamW, RMSprop
+from ..reference import CELLS
 
 __all__ = ["OPTIMIZERS", "Network", "labels_loss", "values_loss"]
 
@@ -23,7 +24,7 @@ OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, 
 class Network:
     """The layer, and before or after it what makes its inputs and the outputs.
 
-    `front` (I, H) is there for an RG-LRU alone, whose inputs are as many as its units.
+    `front` maps the inputs to H values for a cell that reads x unit by unit; None for other cells.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Network:
         cls: Any = LAYERS[cell]
         hidden = options["hidden_size"]
         self.front: Linear | None = None
-        if cls is RGLRU:
+        if CELLS[cls(1, 1, seed=0)._kind].inputs_are_units:
             self.front = Linear(input_size, hidden, dtype=dtype, seed=of_front)
             input_size = hidden
         self.layer: _Layer[Any] = cls(input_size, **options, dtype=dtype, seed=of_layer)
