@@ -239,6 +239,24 @@ def test_what_inference_does_without_is_imported_when_asked_for():
     imported(*(asking_for(m, name) for m, names in LATER.items() for name in [m, *names]))
 
 
+def test_a_bridge_is_imported_when_asked_for():
+    pytest.importorskip("sklearn", reason="a bridge to a framework")
+    assert "sklearn" in dir(rk)
+    assert rk.sklearn.RNNTagger
+
+
+def test_a_bridge_without_its_framework_says_what_to_install():
+    imported("""import pydoc, rnnkern as rk
+        assert "torch" not in dir(rk)
+        pydoc.render_doc(rk)
+        try:
+            rk.torch
+        except ImportError as error:
+            assert "rnnkern[torch]" in str(error)
+        else:
+            raise AssertionError("no error")""")
+
+
 def test_all_public_names_can_be_had_at_once():
     imported("from rnnkern import *; import rnnkern; assert set(rnnkern.__all__) <= set(dir())")
 

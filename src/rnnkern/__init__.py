@@ -130,6 +130,7 @@ _LATER = {
     "truncated": ("Window", "truncated_bptt"),
     "weights": ("from_state_dict",),
 }
+_BRIDGES = ("jax", "keras", "onnx", "sklearn", "torch")  # each to the framework of its name
 if TYPE_CHECKING:
     from . import diagnose as diagnose
     from . import distributed as distributed
@@ -169,8 +170,14 @@ else:
                 found = import_module(f".{module}", __name__)  # which sets the module's attribute
                 globals().update({each: getattr(found, each) for each in names})
                 return globals()[name]
+        if name in _BRIDGES:
+            return import_module(f".{name}", __name__)  # or the error that says what to install
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_LATER})
+    from importlib.util import find_spec  # here: it takes a while, and few programs ask
+
+    # `help` and completion ask for each name in turn, so none of them may be an ImportError.
+    bridges = (name for name in _BRIDGES if find_spec(name))
+    return sorted({*globals(), *__all__, *_LATER, *bridges})

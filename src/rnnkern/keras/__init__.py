@@ -3,7 +3,7 @@
 `from_keras` makes layers of rnnkern of a Keras layer, a model or a file of Keras 2 or 3; `to_keras`
 makes a Keras layer of one of rnnkern; a `Recurrent` is called as the Keras layer is. Reading files
 takes h5py, but not Keras; `to_keras` takes Keras 3. ``pip install 'rnnkern[keras]'`` brings both.
-The package of this name is not imported by ``import rnnkern``: write ``import rnnkern.keras``.
+``import rnnkern`` does not import this package; ``rnnkern.keras`` does when it is first used.
 
 >>> import keras, numpy as np
 >>> import rnnkern as rk, rnnkern.keras

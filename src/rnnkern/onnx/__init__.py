@@ -1,7 +1,7 @@
 """The bridge to ONNX: recurrent nodes of a model as layers, and layers as ONNX models.
 
-It needs the package onnx, which ``pip install 'rnnkern[onnx]'`` brings. The package of this name is
-not imported by ``import rnnkern``: write ``import rnnkern.onnx``.
+It needs the package onnx, which ``pip install 'rnnkern[onnx]'`` brings. ``import rnnkern`` does not
+import it; ``rnnkern.onnx`` does when it is first used.
 """
 
 try:
