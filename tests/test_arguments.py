@@ -109,6 +109,17 @@ def test_an_optimizer_s_parameters_are_arrays_of_numpy(how):
             use()
 
 
+def test_an_optimizer_asks_for_a_copy_of_what_is_read_only():
+    """Such as an array of JAX, whose np.asarray it would refuse next."""
+    params = {"w": np.zeros(3)}
+    opt = rk.SGD(params, 0.1)
+    params["w"] = memoryview(params["w"].tobytes()).cast("d")
+    write = r"\(write np.array\(params\['w'\], np.float64\)\)$"
+    for use in (lambda: opt.step({"w": np.zeros(3)}), lambda: rk.SGD(params, 0.1)):
+        with pytest.raises(TypeError, match=write):
+            use()
+
+
 def test_tensors_of_pytorch_are_taken_or_say_what_to_write(tmp_path):
     torch = pytest.importorskip("torch", reason="its tensors")
     layer = rk.GRU(I, H, seed=0)

@@ -71,10 +71,18 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any]) -> Any:
     raise TypeError(f"{name}: expected an array of dtype {dtype}, got {got}")
 
 
-def received(name: str, value: Any, found: NDArray[Any] | None, dtype: np.dtype[Any] | None) -> str:
+def received(
+    name: str,
+    value: Any,
+    found: NDArray[Any] | None,
+    dtype: np.dtype[Any] | None,
+    *,
+    writable: bool = False,
+) -> str:
     """What a message says of `value`, and what to write where NumPy can convert it.
 
-    `found` is its view, if there is one, and `dtype` what to convert to; None: its own.
+    `found` is its view, if there is one, and `dtype` what to convert to; None: its own. `writable`:
+    the array that this makes must be.
     """
     kind = type(value).__name__
     if isinstance(value, np.generic):
@@ -86,7 +94,9 @@ def received(name: str, value: Any, found: NDArray[Any] | None, dtype: np.dtype[
         got = f"{found.dtype}" if isinstance(value, np.ndarray) else f"{kind} of {found.dtype}"
     if not castable:
         return got
-    return f"{got} (write np.asarray({name}{'' if dtype is None else f', np.{dtype}'}))"
+    is_read_only = found is None or not found.flags.writeable
+    convert = "np.array" if writable and is_read_only else "np.asarray"
+    return f"{got} (write {convert}({name}{'' if dtype is None else f', np.{dtype}'}))"
 
 
 def viewed(name: str, value: Any) -> NDArray[Any] | None:

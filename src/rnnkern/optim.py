@@ -708,7 +708,7 @@ class _Optimizer:
                 continue
             if not isinstance(array, np.ndarray):  # a view of a tensor may be read-only
                 name = f"params{place.text}"
-                got = received(name, array, found[place.number], place.dtype)
+                got = received(name, array, found[place.number], place.dtype, writable=True)
                 raise TypeError(f"{name}: expected a NumPy array, got {got}")
             if not array.flags.carray:
                 got = "one of another layout" if array.flags.writeable else "a read-only one"
@@ -1173,7 +1173,8 @@ def _check_dict(name: str, arrays: Any) -> None:
         found = viewed(place, array)
         if not isinstance(array, np.ndarray) or array.dtype not in DTYPES:
             own = DTYPES[0] if found is None else found.dtype.newbyteorder("=")
-            got = received(place, array, found, own if own in DTYPES else DTYPES[0])
+            wanted = own if own in DTYPES else DTYPES[0]
+            got = received(place, array, found, wanted, writable=True)
             raise TypeError(f"{place}: expected an array of dtype float32 or float64, got {got}")
 
 
