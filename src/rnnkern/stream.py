@@ -201,6 +201,7 @@ class Stream(_core.Stream, Generic[S]):
 
     @property
     def state(self) -> S:
+        """h (L, B, P), of an LSTM (h, c), of an sLSTM (h, c, n, m); reading copies it."""
         state: S = join_state(_core.stream_state(self))
         return state
 
