@@ -75,7 +75,9 @@ class Window:
         dy: Array | None = None,
         dstate: State | None = None,
         clip: Clip | None = None,
-        **options: Any,
+        *,
+        trace: bool = False,
+        flow_penalty: float = 0.0,
     ) -> Gradients:
         """Backpropagate from the new steps through all steps of `reach`.
 
@@ -87,7 +89,7 @@ class Window:
             dL/d(state), shaped like it; zeros if not given.
         clip : Clip, optional
             Gradient clips, of this window's gradients.
-        **options
+        trace, flow_penalty
             As of the layer's `backward`.
 
         Returns
@@ -116,7 +118,9 @@ class Window:
             raise RuntimeError(f"window: expected one backward, in its turn, got {self._over}")
         if dy is not None and self._steps != self._reach:
             dy = self._behind_zeros(dy)
-        grads = self._layer.backward(self._tape, dy, dstate, clip, **options)
+        grads = self._layer.backward(
+            self._tape, dy, dstate, clip, trace=trace, flow_penalty=flow_penalty
+        )
         self._end("a second one")
         return grads
 
