@@ -121,6 +121,12 @@ def test_an_unknown_option_is_said_to_be_the_class_s(cls):
         cls(3, 8, dropuot=0.1)
 
 
+@pytest.mark.parametrize("name", [n for n, thing in ROUTINES.items() if inspect.isfunction(thing)])
+def test_an_unknown_argument_is_never_said_to_be_a_private_class_s(name):
+    owner = PUBLIC[name].__qualname__.rpartition(".")[0]
+    assert not owner or owner in {cls.__name__ for cls in CLASSES.values()}
+
+
 def test_the_public_names_are_found():
     some = {
         "rnnkern.layers.lstm.LSTM",

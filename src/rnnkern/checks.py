@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ __all__ = [
     "group_name",
     "integer",
     "number",
+    "private_base",
     "probability",
     "received",
     "seed_sequence",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound=str)
+C = TypeVar("C", bound=type)
 Seed: TypeAlias = "int | np.random.SeedSequence | None"  # NumPy imports its random when asked for
 
 # Types that are no real numbers, although some of their values convert to float.
@@ -182,6 +185,14 @@ def alone(given: Mapping[str, Any], off: str, others: Mapping[str, Any]) -> None
         for other, set_to in others.items():
             if set_to not in (None, False, 0):
                 raise ValueError(f"{name}: expected {off} with {other}={set_to!r}, got {value!r}")
+
+
+def private_base(cls: C) -> C:
+    """Let Python's messages about arguments name the methods of `cls` alone, not the class."""
+    for name, method in vars(cls).items():
+        if inspect.isfunction(method) and (name == "__call__" or not name.startswith("_")):
+            method.__qualname__ = name
+    return cls
 
 
 def fixed(name: str, doc: str) -> Any:

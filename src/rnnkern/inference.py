@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bf16 import Compute, bf16_bits, bf16_or_none, from_bf16_bits
-from .checks import as_array, choice, flag, size, unmasked, unmasked_all
+from .checks import as_array, choice, flag, private_base, size, unmasked, unmasked_all
 from .pickles import LayerStack, reduced
 from .stream import Stream, join_state, split_state
 
@@ -27,6 +27,7 @@ OUTPUTS, LAST_OUTPUTS, HIDDENS, TAPE = range(4)
 ALL: Literal["all"] = "all"
 
 
+@private_base
 class Inference(Generic[S]):
     """What is called on whole sequences; S is the type of a state."""
 

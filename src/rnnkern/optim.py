@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .checks import array as checked
-from .checks import group_name, integer, number, received, viewed
+from .checks import group_name, integer, number, private_base, received, viewed
 from .docstrings import complete
 from .layers import ParameterGradients
 from .pickles import reduced
@@ -140,6 +140,7 @@ class _Slot:
         return f"{self.places[0].key}.{moment}"
 
 
+@private_base
 class _Optimizer:
     """What the optimizers have in common: all but the rule."""
 

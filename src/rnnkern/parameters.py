@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import array, unmasked_all
+from .checks import array, private_base, unmasked_all
 from .pickles import reduced
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = ["Parametrized"]
 Array = NDArray[Any]
 
 
+@private_base
 class Parametrized:
     """An object with parameters by name, or with none.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import choice, integer, number
+from .checks import choice, integer, number, private_base
 from .docstrings import complete
 from .pickles import reduced
 
@@ -70,6 +70,7 @@ def worst(mode: str) -> float:
     return math.inf if mode == "min" else -math.inf
 
 
+@private_base
 class _Schedule:
     """What the schedules have in common: a linear warm-up, and what an optimizer saves of them."""
 

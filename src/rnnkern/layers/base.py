@@ -22,6 +22,7 @@ from ..checks import (
     float_dtype,
     integer,
     number,
+    private_base,
     probability,
     seed_sequence,
     size,
@@ -65,6 +66,7 @@ class Cell(NamedTuple):
     exp_forget: bool = False
 
 
+@private_base
 class _Layer(DrawsMasks, Parametrized, Inference[S]):
     """What all layers have in common; S is the type of a state.
 
