@@ -244,6 +244,14 @@ W = [np.zeros((3, 2), np.float32)] * 2
             ValueError,
             "y_pad_value: expected a number that uint8 of y holds, got -1",
         ),
+        *(
+            (
+                lambda y=y: rk.Batches(W, y, batch_size=1, y_pad_value=7),
+                ValueError,
+                "y_pad_value: expected 0 where no y is a list of sequences, got 7",
+            )
+            for y in (None, np.zeros(2), {"a": np.zeros(2)})
+        ),
         (
             lambda: rk.Batches([np.zeros(3, int)], batch_size=1, pad_value=0.5),
             ValueError,

@@ -163,7 +163,7 @@ class Batches:
     drop_last : bool
         Whether to leave out a batch of fewer than `batch_size` sequences; not with `tokens`.
     pad_value, y_pad_value : number
-        The values after the ends of the sequences of x, and of those of y.
+        The values after the ends of the sequences of x, and of those of y, if it has any.
 
     Raises
     ------
@@ -223,6 +223,10 @@ class Batches:
                 raise ValueError(f"{name}: expected {expected}, got {column.count}")
             self._y.append(column)
         ragged = [column.lengths for column in (self._x, *self._y)]
+        is_given = not (np.isscalar(y_pad_value) and y_pad_value == 0)
+        if is_given and all(lengths is None for lengths in ragged[1:]):
+            expected = "0 where no y is a list of sequences"
+            raise ValueError(f"y_pad_value: expected {expected}, got {y_pad_value!r}")
         self._longest = np.maximum.reduce([own for own in ragged if own is not None])
         if (batch_size is None) == (tokens is None):
             got = "none" if tokens is None else "both"
