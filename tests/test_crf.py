@@ -191,7 +191,7 @@ def test_forbidden_transitions(dtype, isa):
     assert grads.params["transitions"][0, 2] == 0
     assert grads.params["start_transitions"][2] == grads.params["end_transitions"][1] == 0
     assert found(pickle.loads(pickle.dumps(crf)), e, labels) == found(crf, e, labels)
-    assert repr(crf).startswith("CRF(3, forbidden=[(0, 2), (None, 2), (1, None)], dtype=")
+    assert repr(crf).startswith("CRF(3, forbidden=((0, 2), (None, 2), (1, None))")
 
 
 def test_a_row_whose_paths_are_all_forbidden():
@@ -389,7 +389,7 @@ def test_initial_values_copies_and_state_dicts(dtype):
     e, labels = np.zeros((4, 2, 50), dtype), np.zeros((4, 2), int)
     want = found(crf, e, labels)
     for same in (crf.copy(), copy.deepcopy(crf), pickle.loads(pickle.dumps(crf))):
-        assert repr(same) == f"CRF(50, dtype={np.dtype(dtype)})"
+        assert repr(same) == repr(crf)
         assert found(same, e, labels) == want
     model = {f"crf.{name}": array for name, array in crf.params.items()}  # as pytorch-crf's names
     other = rk.CRF(50, dtype=dtype)

@@ -224,7 +224,7 @@ def test_a_tape_keeps_its_mask():
     assert (grads.norm, grads.finite) == (0.0, True)
     with pytest.raises(ValueError, match=r"one of another module$"):
         rk.Dropout(0.5).backward(tape, ones)
-    assert repr(dropout) == "Dropout(0.0, variational=False)"
+    assert repr(dropout) == "Dropout(p=0.0, seed=0)"
     with pytest.raises(AttributeError, match="variational"):
         dropout.variational = True
 

@@ -108,12 +108,34 @@ REPRS = [
     "RGLRU(5, 5, num_layers=2)",
     "SLSTM(3, 6, heads=3, exp_forget=True, forget_bias=2.0)",
     "IndRNN(3, 5, nonlinearity='tanh')",
+    "Linear(3, 4)",
+    "Linear(3, 4, bias=False, dtype='float64', seed=1)",
+    "Linear(3, 4, seed=np.random.SeedSequence(7, spawn_key=(2,)))",
+    "Embedding(9, 3, padding_idx=0, sparse=True)",
+    "LayerNorm(5)",
+    "LayerNorm(5, eps=0.25, bias=False, dtype='float64')",
+    "Attention(5)",
+    "Attention(5, key_size=4, kind='general', seed=1)",
+    "Attention(5, key_size=4, kind='additive')",
+    "Attention(5, kind='additive', hidden_size=7, dtype='float64')",
+    "CRF(3)",
+    "CRF(3, forbidden=((0, 2), (None, 2)), dtype='float64', seed=1)",
+    "Dropout()",
+    "Dropout(p=0.25, variational=True, seed=1)",
+    "Pooling('mean')",
 ]
 
 
 @pytest.mark.parametrize("code", REPRS)
 def test_repr_is_a_constructor_call(code):
-    assert repr(eval(code, vars(rk) | {"np": np})) == code
+    names = {name: getattr(rk, name) for name in rk.__all__}
+    assert repr(eval(code, names | {"np": np})) == code
+
+
+def test_a_seeded_module_s_repr_makes_the_same_values():
+    for one in (rk.Linear(3, 4, seed=1), rk.Embedding(3, 4, seed=1), rk.CRF(3, seed=1)):
+        again = eval(f"rk.{one!r}")
+        assert all(np.array_equal(again.params[n], array) for n, array in one.params.items())
 
 
 @each_kind

@@ -300,7 +300,7 @@ class Frozen(Inference[S]):
         return super()._input(x) if self._table is None else unmasked("x", x)
 
     def _text(self) -> str:
-        from .layers.base import as_call
+        from .parameters import as_call
 
         return as_call(*self._made_of)
 

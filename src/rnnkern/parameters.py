@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import array, private_base, unmasked_all
+from .checks import Seed, array, private_base, seed_sequence, unmasked_all
 from .pickles import reduced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Parametrized"]
+__all__ = ["Parametrized", "as_call"]
 
 Array = NDArray[Any]
 
@@ -32,6 +34,32 @@ class Parametrized:
     _params: dict[str, Array]
     _shapes: dict[str, tuple[int, ...]]  # of the parameters, by name
     _dtype: np.dtype[Any]
+    _seed: Any  # of a class that takes one
+
+    def _seeded(self, seed: Seed, params: Any = None) -> np.random.SeedSequence:
+        """The seed that draws, which `params` replace."""
+        own = seed_sequence("seed", seed)
+        self._seed = own  # as given: None, an integer or a SeedSequence of our own
+        if not isinstance(seed, np.random.SeedSequence):
+            self._seed = None if seed is None else own.entropy
+        return own
+
+    def _arguments(self) -> Iterator[tuple[str, Any, bool]]:
+        """Name and value of each argument that is needed or that is not its default's.
+
+        The last item says whether it is needed. With `params` they make the same object.
+        """
+        owner = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("rnnkern."))
+        for name, parameter in _parameters_of(owner).items():
+            if name != "params":
+                value = getattr(self, f"_{name}")
+                needed = parameter.default is parameter.empty
+                if needed or value != parameter.default:
+                    yield name, value, needed
+
+    def __repr__(self) -> str:
+        """A constructor call that makes the same; where it was seeded, with its first values."""
+        return as_call(type(self).__name__, self._arguments())
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return reduced(self, vars(self).copy())
@@ -247,3 +275,28 @@ class Parametrized:
         from . import files, saved  # here: most programs do without
 
         files.save(path, self, {saved.KEY: saved.configuration(self)})
+
+
+@functools.cache
+def _parameters_of(owner: type) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a class; reading a signature takes longer than a frozen layer."""
+    return inspect.signature(owner).parameters
+
+
+def as_call(name: str, arguments: Iterable[tuple[str, Any, bool]]) -> str:
+    """A constructor call with what `Parametrized._arguments` yields."""
+    shown = [
+        repr(value) if needed else f"{key}={_as_code(value)}" for key, value, needed in arguments
+    ]
+    return f"{name}({', '.join(shown)})"
+
+
+def _as_code(value: Any) -> str:
+    """An option's value in Python, where NumPy is imported as np."""
+    if isinstance(value, np.dtype):
+        return repr(value.name)
+    if isinstance(value, np.random.SeedSequence):
+        size = f", pool_size={value.pool_size}" * (value.pool_size != 4)
+        key = f", spawn_key={value.spawn_key}" * bool(value.spawn_key)
+        return f"np.random.SeedSequence({value.entropy}{key}{size})"
+    return repr(value)

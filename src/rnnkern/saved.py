@@ -16,7 +16,7 @@ from .checks import group_name
 from .docstrings import complete
 from .files import Reader, _check, _object, naming
 from .files import save as save_arrays
-from .layers import LAYERS, _Layer
+from .layers import LAYERS
 from .model import parameters_by_name
 from .parameters import Parametrized
 
@@ -48,23 +48,10 @@ def _about(part: Parametrized) -> dict[str, Any]:
         raise TypeError(f"{type(part).__name__}: expected one of the classes {', '.join(CLASSES)}")
     arguments = {
         name: value.name if isinstance(value, np.dtype) else value
-        for name, value in _arguments(part, CLASSES[kind])
+        for name, value, _ in part._arguments()
         if name not in NOT_SAVED
     }
     return {"class": kind, "arguments": arguments}
-
-
-def _arguments(part: Any, cls: Any) -> list[tuple[str, Any]]:
-    """Name and value of each argument that is needed or not its default's."""
-    if isinstance(part, _Layer):
-        return [(name, value) for name, value, _ in part._arguments()]
-    found = []
-    for name, parameter in inspect.signature(cls).parameters.items():
-        if name not in NOT_SAVED:
-            value = getattr(part, f"_{name}")
-            if parameter.default is parameter.empty or value != parameter.default:
-                found.append((name, value))
-    return found
 
 
 def save(
@@ -105,7 +92,7 @@ def save(
     ...     rk.save(f"{folder}/run.safetensors", {**model, "opt": opt})
     ...     again = rk.load(f"{folder}/run.safetensors")
     >>> again["head"]
-    Linear(5, 2, bias=True, dtype=float32)
+    Linear(5, 2)
     """
     parts = _parts(model)
     if metadata is not None and not isinstance(metadata, Mapping):

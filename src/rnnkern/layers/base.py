@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -139,10 +138,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         self._dtype = float_dtype(dtype)
         self._compute = bf16_or_none("compute", compute, self._dtype)
         self._init = initializer(init, cell.kind)
-        own_seed = seed_sequence("seed", seed)
-        self._seed: Any = own_seed  # as given: None, an integer or a SeedSequence of our own
-        if not isinstance(seed, np.random.SeedSequence):
-            self._seed = None if seed is None else own_seed.entropy
+        own_seed = self._seeded(seed)
         if params is not None and init != "uniform":
             raise ValueError(f"init: expected 'uniform' with params, got {init!r}")
         stack = self._new_stack(self._ensemble or 0)
@@ -249,23 +245,6 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
                 f"dropout: expected 0.0 with num_layers=1 (it acts between layers), got {p}"
             )
         self._dropout = p
-
-    def _arguments(self) -> Iterator[tuple[str, Any, bool]]:
-        """Name and value of each argument that the layer needs or that is not its default's.
-
-        The last item says whether it is needed. With `params` they make the same layer.
-        """
-        owner = next(cls for cls in type(self).__mro__ if _Layer in cls.__bases__)
-        for name, parameter in _parameters_of(owner).items():
-            if name != "params":
-                value = getattr(self, f"_{name}")
-                needed = parameter.default is parameter.empty
-                if needed or value != parameter.default:
-                    yield name, value, needed
-
-    def __repr__(self) -> str:
-        """A constructor call that gives the same layer; where it was seeded, its first values."""
-        return as_call(type(self).__name__, self._arguments())
 
     def forward(
         self,
@@ -598,31 +577,6 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         one._dropout_seeds = [self._dropout_seeds[index]]
         one._params = {name: values[index] for name, values in self._checked_params()}
         return one
-
-
-@functools.cache
-def _parameters_of(owner: type) -> Mapping[str, inspect.Parameter]:
-    """The arguments of a class; reading a signature takes longer than a frozen layer."""
-    return inspect.signature(owner).parameters
-
-
-def as_call(name: str, arguments: Iterable[tuple[str, Any, bool]]) -> str:
-    """A constructor call with what `_Layer._arguments` yields."""
-    shown = [
-        repr(value) if needed else f"{key}={_as_code(value)}" for key, value, needed in arguments
-    ]
-    return f"{name}({', '.join(shown)})"
-
-
-def _as_code(value: Any) -> str:
-    """An option's value in Python, where NumPy is imported as np."""
-    if isinstance(value, np.dtype):
-        return repr(value.name)
-    if isinstance(value, np.random.SeedSequence):
-        size = f", pool_size={value.pool_size}" * (value.pool_size != 4)
-        key = f", spawn_key={value.spawn_key}" * bool(value.spawn_key)
-        return f"np.random.SeedSequence({value.entropy}{key}{size})"
-    return repr(value)
 
 
 SHARED = tuple(inspect.signature(_Layer.__init__).parameters)[2:]  # without self and cell

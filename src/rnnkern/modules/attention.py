@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import _core
-from ..checks import Seed, as_array, choice, float_dtype, seed_sequence, size
+from ..checks import Seed, as_array, choice, float_dtype, size
 from ..layers.results import norm_of
-from ..parameters import Parametrized
+from ..parameters import Parametrized, as_call
 from ..tape import ModuleTape
 from .common import Array, ModuleGradients, parameters_of, pinned, real_steps
 
@@ -167,7 +167,8 @@ class Attention(Parametrized):
         Of the initial parameters, all from U(-1/sqrt(n), 1/sqrt(n)) with rows of n, as
         PyTorch's Linear does; from the system if not given.
     params : mapping of str to ndarray or tensor, optional
-        Parameters to copy instead of drawing them: all of them, of this dtype and no others.
+        Parameters to copy instead of drawing them, without `seed`: all of them, of this dtype and
+        no others.
 
     Attributes
     ----------
@@ -243,7 +244,7 @@ class Attention(Parametrized):
             self._shapes = {"weight_q": (A, Q), "weight_k": (A, K), "v": (A,)}
         self._scale = 1 / math.sqrt(Q) if self._kind == "scaled_dot" else 1.0
         self._dtype = float_dtype(dtype)
-        generator = np.random.default_rng(seed_sequence("seed", seed))
+        generator = np.random.default_rng(self._seeded(seed, params))
         if params is not None:
             self._params = self._copied(params)
             return
@@ -278,9 +279,9 @@ class Attention(Parametrized):
         return self._dtype
 
     def __repr__(self) -> str:
-        hidden = "" if self._hidden_size is None else f", hidden_size={self._hidden_size}"
-        sizes = f"{self._query_size}, {self._key_size}"
-        return f"Attention({sizes}, kind={self._kind!r}{hidden}, dtype={self._dtype})"
+        same = {"key_size": self._query_size, "hidden_size": self._key_size}  # as if not given
+        arguments = (a for a in self._arguments() if a[:2] not in same.items())
+        return as_call(type(self).__name__, arguments)
 
     def __call__(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import _core
-from ..checks import Seed, as_array, choice, float_dtype, integer, seed_sequence, size, unmasked
+from ..checks import Seed, as_array, choice, float_dtype, integer, size, unmasked
 from ..parameters import Parametrized
 from .common import Array, ModuleGradients, measured, parameters_of, real_steps
 
@@ -42,7 +42,8 @@ class CRF(Parametrized):
         Of the initial parameters, all from U(-0.1, 0.1) as pytorch-crf does; from the system if not
         given.
     params : mapping of str to ndarray or tensor, optional
-        Parameters to copy instead of drawing them: all of them, of this dtype and no others.
+        Parameters to copy instead of drawing them, without `seed`: all of them, of this dtype and
+        no others.
 
     Attributes
     ----------
@@ -112,7 +113,7 @@ class CRF(Parametrized):
             raise TypeError(f"forbidden: expected pairs of labels, got {got}")
         self._forbidden = tuple(_pair(i, pair, L) for i, pair in enumerate(forbidden))
         self._dtype = float_dtype(dtype)
-        generator = np.random.default_rng(seed_sequence("seed", seed))
+        generator = np.random.default_rng(self._seeded(seed, params))
         self._shapes = {
             "start_transitions": (L,),
             "end_transitions": (L,),
@@ -140,10 +141,6 @@ class CRF(Parametrized):
     def dtype(self) -> np.dtype[Any]:
         """Dtype of parameters and emissions."""
         return self._dtype
-
-    def __repr__(self) -> str:
-        forbidden = f", forbidden={list(self._forbidden)}" if self._forbidden else ""
-        return f"CRF({self._num_labels}{forbidden}, dtype={self._dtype})"
 
     def _with_forbidden(self, arrays: dict[str, Array], value: float) -> None:
         """Write `value` where a score is forbidden."""

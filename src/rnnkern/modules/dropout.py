@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import _core
-from ..checks import Seed, flag, probability, received, seed_sequence, viewed
+from ..checks import Seed, flag, probability, received, viewed
 from ..masks import DrawsMasks
 from ..parameters import Parametrized
 from ..tape import ModuleTape
 from .common import Array, ModuleGradients, measured, pinned, real_steps
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Dropout"]
 
@@ -81,7 +78,7 @@ class Dropout(DrawsMasks, Parametrized):
         self._params, self._shapes, self._dtype = {}, {}, np.dtype(np.float32)
         self.p = p
         self._variational = flag("variational", variational)
-        generator = np.random.default_rng(seed_sequence("seed", seed))
+        generator = np.random.default_rng(self._seeded(seed))
         self._dropout_seeds = [int(generator.integers(2**63))]
         self._dropout_step = self._first_row = 0
 
@@ -98,9 +95,6 @@ class Dropout(DrawsMasks, Parametrized):
     def variational(self) -> bool:
         """Whether a sequence has the same mask at all of its steps."""
         return self._variational
-
-    def __repr__(self) -> str:
-        return f"Dropout({self.p}, variational={self.variational})"
 
     def __call__(self, x: Array) -> Array:
         """Return x itself: dropout acts in training only, in `forward`.

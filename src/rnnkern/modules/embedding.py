@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import _core
-from ..checks import Seed, as_array, flag, float_dtype, integer, seed_sequence, size, unmasked
+from ..checks import Seed, as_array, flag, float_dtype, integer, size, unmasked
 from ..parameters import Parametrized
 from ..rows import SparseRows
 from ..tape import ModuleTape
@@ -35,8 +35,8 @@ class Embedding(Parametrized):
     seed : int or numpy.random.SeedSequence, optional
         Of the initial table, from N(0, 1) as PyTorch does; from the system if not given.
     params : mapping of str to ndarray or tensor, optional
-        A table ``weight`` of this dtype to copy instead of drawing it. Its row `padding_idx` is
-        copied, too, whatever it holds.
+        A table ``weight`` of this dtype to copy instead of drawing it, without `seed`. Its row
+        `padding_idx` is copied, too, whatever it holds.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Embedding(Parametrized):
         self._sparse = flag("sparse", sparse)
         self._dtype = float_dtype(dtype)
         self._shapes = {"weight": (n, self.embedding_dim)}
-        generator = np.random.default_rng(seed_sequence("seed", seed))
+        generator = np.random.default_rng(self._seeded(seed, params))
         if params is not None:
             self._params = self._copied(params)
             return
@@ -129,13 +129,6 @@ class Embedding(Parametrized):
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the table."""
         return self._dtype
-
-    def __repr__(self) -> str:
-        return (
-            f"Embedding({self.num_embeddings}, {self.embedding_dim}, "
-            f"padding_idx={self.padding_idx}{', sparse=True' if self.sparse else ''}, "
-            f"dtype={self.dtype})"
-        )
 
     def __call__(self, x: Array) -> Array:
         """Look up; `forward` also returns what backward needs.

@@ -109,9 +109,6 @@ class LayerNorm(Parametrized):
         """Dtype of parameters, inputs and outputs."""
         return self._dtype
 
-    def __repr__(self) -> str:
-        return f"LayerNorm({self.features}, {self.eps}, bias={self.bias}, dtype={self.dtype})"
-
     def __call__(self, x: Array, out: Array | None = None, *, mask: Array | None = None) -> Array:
         """Compute the outputs; `forward` also returns what backward needs.
 

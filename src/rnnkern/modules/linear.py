@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .. import _core
-from ..checks import Seed, flag, float_dtype, seed_sequence, size, unmasked
+from ..checks import Seed, flag, float_dtype, size, unmasked
 from ..parameters import Parametrized
 from ..tape import ModuleTape
 from .common import Array, ModuleGradients, measured, parameters_of, pinned
@@ -33,7 +33,8 @@ class Linear(Parametrized):
         Of the initial parameters, all from U(-1/sqrt(I), 1/sqrt(I)) as PyTorch does; from the
         system if not given.
     params : mapping of str to ndarray or tensor, optional
-        Parameters to copy instead of drawing them: all of them, of this dtype and no others.
+        Parameters to copy instead of drawing them, without `seed`: all of them, of this dtype and
+        no others.
 
     Attributes
     ----------
@@ -76,7 +77,7 @@ class Linear(Parametrized):
         self._out_features = size("out_features", out_features)
         self._bias = flag("bias", bias)
         self._dtype = float_dtype(dtype)
-        generator = np.random.default_rng(seed_sequence("seed", seed))
+        generator = np.random.default_rng(self._seeded(seed, params))
         bound = 1.0 / math.sqrt(self.in_features)
         self._shapes = {"weight": (self.out_features, self.in_features)}
         if self.bias:
@@ -108,11 +109,6 @@ class Linear(Parametrized):
     def dtype(self) -> np.dtype[Any]:
         """Dtype of parameters, inputs and outputs."""
         return self._dtype
-
-    def __repr__(self) -> str:
-        return (
-            f"Linear({self.in_features}, {self.out_features}, bias={self.bias}, dtype={self.dtype})"
-        )
 
     def __call__(self, x: Array, out: Array | None = None, *, mask: Array | None = None) -> Array:
         """Compute the outputs; `forward` also returns what backward needs.

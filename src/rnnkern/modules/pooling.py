@@ -64,9 +64,6 @@ class Pooling(Parametrized):
         """What is taken of the steps."""
         return self._kind
 
-    def __repr__(self) -> str:
-        return f"Pooling({self.kind!r})"
-
     def __call__(
         self, x: Array, *, lengths: Array | None = None, mask: Array | None = None
     ) -> Array:
