@@ -560,8 +560,21 @@ def test_initial_values(dtype):
     assert weight.std() == pytest.approx(1, abs=5 / math.sqrt(2 * weight.size))
     same = rk.Linear(400, 300, dtype=dtype, seed=1).params["weight"]
     assert same.tobytes() == linear.params["weight"].tobytes()
-    assert repr(linear) == f"Linear(400, 300, bias=True, dtype={np.dtype(dtype)})"
-    assert repr(table) == f"Embedding(400, 300, padding_idx=None, dtype={np.dtype(dtype)})"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: rk.Linear(3, 4, **options),
+        lambda **options: rk.Embedding(3, 4, **options),
+        lambda **options: rk.CRF(3, **options),
+        lambda **options: rk.Attention(3, kind="general", **options),
+    ],
+)
+def test_a_seed_beside_parameters_is_refused(make):
+    params = make(seed=1).params
+    with pytest.raises(ValueError, match=r"^seed: expected None with params, got 2$"):
+        make(params=params, seed=2)
 
 
 @pytest.mark.parametrize(

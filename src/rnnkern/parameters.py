@@ -38,6 +38,8 @@ class Parametrized:
 
     def _seeded(self, seed: Seed, params: Any = None) -> np.random.SeedSequence:
         """The seed that draws, which `params` replace."""
+        if seed is not None and params is not None:
+            raise ValueError(f"seed: expected None with params, got {seed!r}")
         own = seed_sequence("seed", seed)
         self._seed = own  # as given: None, an integer or a SeedSequence of our own
         if not isinstance(seed, np.random.SeedSequence):
