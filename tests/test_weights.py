@@ -519,6 +519,24 @@ def test_what_is_no_layer_is_said(state, options, error, said):
         rk.from_state_dict(state, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "fits"),
+    [
+        ({}, "bias_hh", "SLSTM or LSTM"),
+        ({"num_layers": 2, "bidirectional": True}, "bias_hh", "SLSTM or LSTM"),
+        ({"bias": False}, "weight_hh", "MinGRU"),
+        ({"bias": False, "proj_size": 2}, "weight_hr", "SLSTM or LSTM"),
+    ],
+)
+def test_a_layer_without_an_array_is_not_made_another(options, name, fits):
+    layer = rk.LSTM(I, H, **options)
+    state = {key: values for key, values in layer.params.items() if not key.startswith(name)}
+    with pytest.raises(ValueError, match=f"^cell: expected {fits}, as .*, got None$"):
+        rk.from_state_dict(state)
+    with pytest.raises(ValueError, match=f"expected the arrays of this LSTM, got missing {name}_l"):
+        rk.from_state_dict(state, cell=rk.LSTM)
+
+
 # ---- params, zeros, sizes ----------------------------------------------------------------------
 
 

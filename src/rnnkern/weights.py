@@ -20,6 +20,9 @@ Shape = tuple[int, ...]
 
 MOST_SHOWN = 8  # names in a message
 
+# How many gates the rows of weight_ih have, of classes with a weight_hh.
+GATES: dict[type[_Layer[Any]], int] = {RNN: 1, IndRNN: 1, GRU: 3, LSTM: 4, SLSTM: 4}
+
 # A recurrent layer's parameter in a state dict; PyTorch's cells have no "_l0".
 PARAMETER = re.compile(
     r"(?P<prefix>.*?)(?P<name>(?:weight|bias)_(?:ih|hh|hr|ch|c)|gain_(?:ih|hh|c)|lambda)(?:_l(?P<layer>\d+))?(?P<back>_reverse)?"
@@ -89,9 +92,10 @@ def from_state_dict(
     prefix : str, optional
         What the names of one layer's parameters begin with, such as ``"encoder."``, or ``""``.
     cell : class of layers, optional
-        Needed where the shapes fit several: `MinGRU` and `MinLSTM` of one layer, an `LSTM` with
-        ``input_forget``, whose shapes are a `GRU`'s, or an `SLSTM` whose shapes are another
-        class's: without biases, or with as many heads as gates.
+        Needed where the arrays fit several: `MinGRU` and `MinLSTM` of one layer, an `LSTM` with
+        ``input_forget``, whose shapes are a `GRU`'s, or an `SLSTM` without biases, of one head, or
+        with as many heads as gates. If it is given, an error names arrays that are missing; the
+        others may be another class's.
     nonlinearity : {"tanh", "relu"}, optional
         Of an `RNN` or `IndRNN`; the class's default if not given.
     reset_after : bool, optional
@@ -225,6 +229,7 @@ def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer[Any]] | Non
     options: dict[str, Any] = {}
     classes: dict[type[_Layer[Any]], int] = {}  # that fit, and their numbers of gates
     hidden: int | None = None
+    bias = any(m["name"].startswith("bias") for m in parameters)
     if "lambda" in shapes:
         classes, hidden = {RGLRU: 2}, shapes["lambda"][0]
     elif states is None:  # the second layer's inputs say what H is
@@ -234,9 +239,9 @@ def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer[Any]] | Non
         classes = {
             c: n for c, n in classes.items() if rows % n == 0 and hidden in (None, rows // n)
         }
-        if len(classes) == 2 and cell not in classes:
+        if cell is None and (len(classes) == 2 or (hidden is None and classes and not bias)):
             shown = f"{prefix}weight_ih_l0 has {rows} rows"
-            raise ValueError(f"cell: expected MinGRU or MinLSTM, as {shown}, got {_name(cell)}")
+            raise ValueError(f"cell: expected {_names(classes)}, as {shown}, got None")
     elif len(states) == 1:
         classes, hidden = {IndRNN: 1}, states[0]
     elif len(states) == 2:
@@ -260,14 +265,22 @@ def _inferred(prefix: str, own: Mapping[str, Any], cell: type[_Layer[Any]] | Non
             options["proj_size"] = projection[0]
         if peepholes:
             options["peephole"] = True
+    if cell is None and SLSTM in classes and not ("heads" in options and "bias_ih" in shapes):
+        shown = f"the arrays of {prefix!r} are an SLSTM's, or some of an LSTM's"
+        raise ValueError(f"cell: expected SLSTM or LSTM, as {shown}, got None")
+    if cell and cell not in classes and (count := GATES.get(cell)) and rows % count == 0:
+        two = {"bias_ih", "bias_hh"} if bias and cell in (RNN, GRU, LSTM) else set()
+        narrow = states[-1] if cell is LSTM and states and states[-1] < rows // 4 else 0
+        if narrow or not {"weight_hh", *two} <= shapes.keys():  # the constructor says what misses
+            classes, hidden = {cell: count}, rows // count
+            options = {"proj_size": narrow} if narrow else {}
     if not classes:
         shown = f"{prefix!r}: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"mapping: expected the shapes of a recurrent layer, got {shown}")
     if cell is not None and cell not in classes:
-        expected = f"{' or '.join(map(_name, classes))} for the shapes of {prefix!r}"
-        raise ValueError(f"cell: expected {expected}, got {_name(cell)}")
+        expected = f"{_names(classes)} for the shapes of {prefix!r}"
+        raise ValueError(f"cell: expected {expected}, got {cell.__name__}")
     cls = cell or next(iter(classes))
-    bias = any(m["name"].startswith("bias") for m in parameters)
     hidden = hidden or rows // classes[cls]
     return _Inferred(cls, width, hidden, layers, directions == 2, bias, ensemble, options)
 
@@ -329,8 +342,8 @@ def _shape(name: str, value: Any) -> Shape:
     return tuple(int(n) for n in shape)
 
 
-def _name(cls: type[_Layer[Any]] | None) -> str:
-    return "None" if cls is None else cls.__name__
+def _names(classes: Iterable[type[_Layer[Any]]]) -> str:
+    return " or ".join(cls.__name__ for cls in classes)
 
 
 def matched(
