@@ -24,6 +24,9 @@ class DrawsMasks:
     def first_row(self) -> int:
         """The row of a larger batch that row 0 of the next forward is, 0 at first; may be set.
 
+        It determines the masks, too. `dropout_state` and files do not hold it: after loading, set
+        it again unless it is 0.
+
         The rows of a batch have the masks of the whole one if they are given in parts:
 
         >>> import numpy as np, rnnkern as rk
@@ -42,7 +45,7 @@ class DrawsMasks:
 
     @property
     def dropout_step(self) -> int:
-        """How many training forwards have been; with the seed, it determines the next mask."""
+        """How many forwards have been; with seed and `first_row`, it determines the next mask."""
         return self._dropout_step
 
     @dropout_step.setter
