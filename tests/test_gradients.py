@@ -423,6 +423,23 @@ def test_repr_of_gradients_is_short():
     assert re.fullmatch(said, repr(three(3)[1][0]))
 
 
+def test_reprs_of_records_are_short():
+    layer = rk.LSTM(3, 4, seed=0)
+    *_, tape = layer.forward(np.ones((7, 2, 3), np.float32))
+    norms = ", ".join(f"{name}: (1, 7, 2)" for name in ("dh", "dh_before", "dc_before", "scale"))
+    trace = layer.backward(tape, trace=True).trace
+    assert repr(trace) == f"Trace({norms}, clipped: (1, 7, 2))"
+    x = [np.zeros((2, 3))] * 2
+    (batch,) = rk.Batches(x, {"a": np.zeros(2), "b": x}, batch_size=2)
+    assert repr(batch) == (
+        "Batch(x: (2, 2, 3), y={'a': (2,), 'b': (2, 2, 3)}, lengths: (2,), "
+        "y_lengths={'a': None, 'b': (2,)}, indices: (2,))"
+    )
+    layer, gradients = three(3)
+    said = r"Step\(norms \S+ to \S+, 3 of 3 members applied, 3 finite\)"
+    assert re.fullmatch(said, repr(rk.SGD(layer, 0.1, ensemble=3).step(gradients[0])))
+
+
 WAYS = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,

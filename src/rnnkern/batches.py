@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import array as checked
-from .checks import flag, integer, received, seed_sequence, size, viewed
+from .checks import brief, flag, integer, received, seed_sequence, size, viewed
 
 __all__ = ["Batch", "Batches"]
 
@@ -48,6 +48,10 @@ class Batch(NamedTuple):
     lengths: Array
     y_lengths: Any
     indices: Array
+
+    def __repr__(self) -> str:
+        """Shapes in place of arrays."""
+        return brief(self)
 
     @property
     def mask(self) -> Array:

@@ -17,6 +17,7 @@ __all__ = [
     "array",
     "as_array",
     "bound",
+    "brief",
     "cast_to",
     "choice",
     "fixed",
@@ -193,6 +194,21 @@ def private_base(cls: C) -> C:
         if inspect.isfunction(method) and (name == "__call__" or not name.startswith("_")):
             method.__qualname__ = name
     return cls
+
+
+def brief(record: Any) -> str:
+    """The `repr` of a named tuple, with the shapes of arrays in place of their elements."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key!r}: {shown(one)}" for key, one in value.items()) + "}"
+        return str(value.shape) if isinstance(value, np.ndarray) else repr(value)
+
+    fields = (
+        f"{name}{': ' if isinstance(value, np.ndarray) else '='}{shown(value)}"
+        for name, value in record._asdict().items()
+    )
+    return f"{type(record).__name__}({', '.join(fields)})"
 
 
 def fixed(name: str, doc: str) -> Any:

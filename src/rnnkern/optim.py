@@ -110,6 +110,15 @@ class Step(NamedTuple):
     applied: Any
     finite: Any = True
 
+    def __repr__(self) -> str:
+        """All of one step; of an ensemble what the gradients of one show."""
+        if not isinstance(self.norm, np.ndarray):
+            fields = (f"{name}={value!r}" for name, value in self._asdict().items())
+            return f"Step({', '.join(fields)})"
+        norms = f"norms {self.norm.min():.6g} to {self.norm.max():.6g}"
+        counts = f"{np.count_nonzero(self.applied)} of {self.norm.size} members applied"
+        return f"Step({norms}, {counts}, {np.count_nonzero(self.finite)} finite)"
+
 
 @dataclass
 class _Place:

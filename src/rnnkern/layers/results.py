@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..checks import fixed, number
+from ..checks import brief, fixed, number
 from ..pickles import reduced
 from ..rows import combined, stored, sums_of_squares
 
@@ -60,6 +60,10 @@ class Trace(NamedTuple):
     dc_before: Array | None
     scale: Array
     clipped: Array
+
+    def __repr__(self) -> str:
+        """Shapes in place of arrays."""
+        return brief(self)
 
 
 class ParameterGradients:
