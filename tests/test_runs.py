@@ -106,6 +106,27 @@ def test_load_makes_the_layers_and_modules_alone(path):
         assert all(np.array_equal(a, run[name].params[key]) for key, a in part.params.items())
 
 
+def test_a_tied_array_takes_one_value(path):
+    def parts(tied):
+        model = {"a": rk.Linear(3, 3), "b": rk.Linear(3, 3), "own": {"w": np.full(0, 1.0)}}
+        if tied:
+            model["b"].params["weight"] = model["a"].params["weight"]
+        return model
+
+    run, loose = parts(tied=True), parts(tied=False)
+    before = run["a"].state_dict() | run["b"].state_dict("b.")
+    rk.save(path, loose)
+    said = r": expected one value for a.weight and b.weight, the same array in the run, got two$"
+    with pytest.raises(rk.files.FileError, match=said):
+        rk.restore(path, run)
+    for key, array in (run["a"].state_dict() | run["b"].state_dict("b.")).items():
+        assert np.array_equal(array, before[key])
+    rk.save(path, run)
+    run["a"].params["weight"] += 1
+    assert rk.restore(path, run) == {}
+    assert np.array_equal(run["b"].params["weight"], before["weight"])
+
+
 def test_names_in_the_file_are_pytorchs(path):
     rk.save(path, {"rnn": rk.GRU(3, 5, seed=0), "fc": rk.Linear(5, 2)})
     names = ["fc.bias", "fc.weight", "rnn.bias_hh_l0", "rnn.bias_ih_l0"]
