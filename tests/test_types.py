@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from test_build import PACKAGE
+from test_docs import ROOT, SNIPPET
 
 GOOD = """
 import numpy as np
@@ -51,6 +52,24 @@ several = ensemble.backward(ensemble.forward(x)[2], y)
 assert isinstance(several, rk.EnsembleGradients)
 norms: Array = (several + several / 2).norm
 rk.SGD([gru, ensemble], lr=0.1).step([grads + grads, several])
+shape = grads.state.shape
+anything: rk.Gradients = rk.LSTM(3, 4).backward(rk.LSTM(3, 4).forward(x)[2], None, (h, c))
+dh, dc = rk.LSTM(3, 4).backward(rk.LSTM(3, 4).forward(x)[2], y).state
+shape = dc.shape
+gru.backward(gru.forward(x)[2], None, grads.state)
+head, y, tape_of_head = rk.Linear(4, 2), *rk.Linear(4, 2).forward(y)
+of_head = head.backward(tape_of_head, y)
+either: rk.ModuleGradients = of_head
+gru.backward(gru.forward(x)[2], of_head.x * (of_head.x > 0))
+shape = rk.CRF(2).loss(y, np.zeros((5, 2), int))[1].x.shape
+shape = rk.LayerNorm(2).backward(rk.LayerNorm(2).forward(y)[1], y).x.shape
+shape = rk.Dropout(0.5).backward(rk.Dropout(0.5).forward(y)[1], y).x.shape
+shape = rk.Pooling("max").backward(rk.Pooling("max").forward(y)[1], y[0]).x.shape
+nothing: None = rk.Embedding(9, 3).backward(rk.Embedding(9, 3).forward(x)[1], y).x
+for window in rk.truncated_bptt(gru, x, 2):
+    shape = window.state.shape
+    shape = window.backward(window.y, window.state, trace=True).state.shape
+h, c = next(rk.truncated_bptt(rk.LSTM(3, 4), x, 2)).state
 """
 BAD = {
     'rk.GRU(3, 4, init="unifrom")': "init",
@@ -72,6 +91,9 @@ BAD = {
     "rk.Frozen(rk.Linear(3, 4))": "Frozen",
     "rk.GRU(3, 4, seed=1.5)": "seed",
     "rk.GRU(3, 4).hidden_size = 5": "hidden_size",
+    "rk.LSTM(3, 4).backward(rk.LSTM(3, 4).forward(x)[2], y).state.shape": "shape",
+    "rk.Embedding(9, 3).backward(rk.Embedding(9, 3).forward(x)[1], y).x.shape": "shape",
+    "next(rk.truncated_bptt(gru, x, 2)).backward(y, tracee=True)": "tracee",
 }
 
 
@@ -101,3 +123,16 @@ def test_right_code_has_no_errors(found):
 def test_wrong_code_is_found(found, code):
     messages = found.get(GOOD.count("\n") + 1 + list(BAD).index(code), [])
     assert any(BAD[code] in message for message in messages), messages
+
+
+def test_snippets_of_models_have_no_errors(tmp_path):
+    api = pytest.importorskip("mypy.api", reason="checks the types")
+    for page in ("from_pytorch", "modules"):
+        for i, code in enumerate(SNIPPET.findall((ROOT / f"docs/{page}.md").read_text())):
+            if "import torch" not in code:  # whose types take long to read
+                (tmp_path / f"{page}_{i}.py").write_text(code)
+    options = ["--check-untyped-defs", "--ignore-missing-imports", "--no-incremental"]
+    options += ["--config-file", "", "--python-executable", sys.executable]
+    out, error, _ = api.run([*options, *map(str, sorted(tmp_path.iterdir()))])
+    assert not error
+    assert out.startswith("Success")

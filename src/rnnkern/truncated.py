@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checks import array, as_array, fixed, integer, viewed
 from .clip import Clip
-from .layers import Gradients, State, _Layer
+from .layers import Gradients, _Layer
+from .stream import join_state
 
 __all__ = ["Window", "truncated_bptt"]
 
 Array = NDArray[Any]
+if TYPE_CHECKING:  # the default is newer than Python 3.10
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", default=Any)  # a layer's state
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
 
 
-class Window:
+class Window(Generic[S]):
     """New steps of a sequence, and how to backpropagate from them. Made by `truncated_bptt`.
 
     Attributes
@@ -46,24 +55,24 @@ class Window:
     steps: Final[slice] = fixed("steps", "The k1 new steps.")
     reach: Final[slice] = fixed("reach", "The steps that gradients reach.")
     y: Final[Array] = fixed("y", "The outputs of the new steps.")
-    state: Final[State] = fixed("state", "The state after the window's last step.")
 
-    def __init__(
-        self, layer: _Layer[Any], x: Array, state: State, reach: slice, steps: slice
-    ) -> None:
+    def __init__(self, layer: _Layer[S], x: Array, state: S, reach: slice, steps: slice) -> None:
         self._steps, self._reach = steps, reach
         self._layer = layer
         self._axis = _time_axis(layer, x)
         y, last, self._tape = layer.forward(x, state)
         self._last = last  # the next window may start from it
-        self._state: State = (
-            tuple(_read_only(part) for part in last)
-            if isinstance(last, tuple)
-            else _read_only(last)
+        self._state: S = join_state(
+            tuple(map(_read_only, last if isinstance(last, tuple) else (last,)))
         )
         self._shape = y.shape
         self._y = _cut(y, self._axis, slice(steps.start - reach.start, None))
         self._over: str | None = None  # why there is no backward any more
+
+    @property
+    def state(self) -> S:
+        """The state after the window's last step."""
+        return self._state
 
     def __repr__(self) -> str:
         """The layer, the new steps and those that gradients reach; no array."""
@@ -73,12 +82,12 @@ class Window:
     def backward(
         self,
         dy: Array | None = None,
-        dstate: State | None = None,
+        dstate: S | None = None,
         clip: Clip | None = None,
         *,
         trace: bool = False,
         flow_penalty: float = 0.0,
-    ) -> Gradients:
+    ) -> Gradients[S]:
         """Backpropagate from the new steps through all steps of `reach`.
 
         Parameters
@@ -131,7 +140,7 @@ class Window:
         new[...] = array("dy", dy, errors.dtype, new.shape)
         return errors
 
-    def _state_after(self, count: int) -> State:
+    def _state_after(self, count: int) -> Any:
         """The state after so many of the steps in reach."""
 
         def last(parts: list[Array]) -> Array:
@@ -154,12 +163,12 @@ class Window:
 
 
 def truncated_bptt(
-    layer: _Layer[Any],
+    layer: _Layer[S],
     x: Array | Iterable[Array],
     k1: int,
     k2: int | None = None,
-    state: State | None = None,
-) -> Iterator[Window]:
+    state: S | None = None,
+) -> Iterator[Window[S]]:
     """Go through a long sequence for training: BPTT(h; h') [1]_, with h' = k1 and h = k2.
 
     Every `k1` steps the errors of these steps are backpropagated, all together, as far back as the
@@ -361,8 +370,8 @@ class _Chunks:
 
 
 def _windows(
-    layer: _Layer[Any], source: _Whole | _Chunks, k1: int, k2: int, state: State
-) -> Iterator[Window]:
+    layer: _Layer[S], source: _Whole | _Chunks, k1: int, k2: int, state: S
+) -> Iterator[Window[S]]:
     def begin(first: int) -> int:
         return max(0, first + k1 - k2)
 

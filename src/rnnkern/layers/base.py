@@ -356,7 +356,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         *,
         trace: bool = False,
         flow_penalty: float = 0.0,
-    ) -> Gradients:
+    ) -> Gradients[S]:
         """Backpropagate through time.
 
         Parameters

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,14 @@ __all__ = [
 
 Array = NDArray[Any]
 State = Array | tuple[Array, ...]
+if TYPE_CHECKING:  # the default is newer than Python 3.10
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", default=State, covariant=True)  # a layer's state
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
 
 
 class Trace(NamedTuple):
@@ -243,7 +251,7 @@ class ParameterGradients:
         return one
 
 
-class Gradients(ParameterGradients):
+class Gradients(ParameterGradients, Generic[S]):
     """What a backward pass returns; see also `ParameterGradients` for sums and multiples.
 
     Attributes
@@ -306,7 +314,7 @@ class Gradients(ParameterGradients):
         self,
         params: dict[str, Array],
         x: Array,
-        state: State,
+        state: S,
         norm: Any,
         scale: Any,
         finite: Any,
@@ -324,7 +332,7 @@ class Gradients(ParameterGradients):
         return self._own("x", "_x")  # type: ignore[no-any-return]
 
     @property
-    def state(self) -> State:
+    def state(self) -> S:
         """dL/d(initial state)."""
         return self._own("state", "_state_gradient")  # type: ignore[no-any-return]
 
@@ -344,7 +352,7 @@ class Gradients(ParameterGradients):
         return one
 
 
-class EnsembleGradients(Gradients):
+class EnsembleGradients(Gradients[S]):
     """What an ensemble's backward pass returns: `Gradients` whose numbers are arrays (E,).
 
     A layer has the same class with and without `ensemble`, so type checkers see `Gradients`;

@@ -21,7 +21,7 @@ __all__ = ["Attention", "AttentionGradients", "AttentionMemory"]
 KINDS = ("dot", "scaled_dot", "general", "additive")
 
 
-class AttentionGradients(ModuleGradients):
+class AttentionGradients(ModuleGradients[Array]):
     """What the backward of an `Attention` returns; see also `ModuleGradients`.
 
     Attributes

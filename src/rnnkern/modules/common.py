@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,18 @@ from ..layers.results import norm_of
 __all__ = ["Array", "ModuleGradients", "measured", "parameters_of", "pinned", "real_steps"]
 
 Array = NDArray[Any]
+if TYPE_CHECKING:  # the default is newer than Python 3.10
+    from typing_extensions import TypeVar
+
+    X = TypeVar("X", default=Array | None, covariant=True)  # dL/dx of a module
+    Y = TypeVar("Y")
+else:
+    from typing import TypeVar
+
+    X = Y = TypeVar("X")
 
 
-class ModuleGradients(ParameterGradients):
+class ModuleGradients(ParameterGradients, Generic[X]):
     """What the backward of an `Embedding` or a `Linear` returns; see also `ParameterGradients`.
 
     Attributes
@@ -69,7 +78,7 @@ class ModuleGradients(ParameterGradients):
     def __init__(
         self,
         params: dict[str, Array],
-        x: Array | None,
+        x: X,
         norm: float,
         finite: bool,
         of: Mapping[str, Array] | None = None,
@@ -78,12 +87,12 @@ class ModuleGradients(ParameterGradients):
         self._x = x
 
     @property
-    def x(self) -> Array | None:
+    def x(self) -> X:
         """dL/dx."""
         return self._own("x", "_x")  # type: ignore[no-any-return]
 
 
-def measured(params: dict[str, Any], x: Array | None, of: dict[str, Array]) -> ModuleGradients:
+def measured(params: dict[str, Any], x: Y, of: dict[str, Array]) -> ModuleGradients[Y]:
     norm = norm_of(params.values(), 1)[0] if params else 0.0
     return ModuleGradients(params, x, norm, math.isfinite(norm), of)
 

@@ -176,7 +176,7 @@ class CRF(Parametrized):
         lengths: Array | None = None,
         mask: Array | None = None,
         reduction: Literal["mean", "token_mean", "sum", "none"] = "mean",
-    ) -> tuple[Any, ModuleGradients]:
+    ) -> tuple[Any, ModuleGradients[Array]]:
         """Negative log likelihood of labels, and all of its gradients, in one go.
 
         Parameters

@@ -182,7 +182,7 @@ class Dropout(DrawsMasks, Parametrized):
         y = _core.dropout(sequence, places, p, seed, step, first_row, self._variational)
         return y.reshape(x.shape)
 
-    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
+    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients[Array]:
         """Backpropagate: apply the same mask to dy.
 
         Parameters

@@ -188,7 +188,7 @@ class Embedding(Parametrized):
         own, y = _core.look_up(unmasked("x", x), params["weight"])
         return y, ModuleTape(self, own, {})
 
-    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
+    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients[None]:
         """Sum up the gradients of each row, in the order in which they stand in `dy`.
 
         Parameters

@@ -202,7 +202,7 @@ class LayerNorm(Parametrized):
         found = found.reshape(x.shape) if out is None else out
         return found, x, params["weight"], rows, moments
 
-    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
+    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients[Array]:
         """Backpropagate.
 
         Parameters

@@ -198,7 +198,7 @@ class Linear(Parametrized):
         )
         return found.reshape(shape) if out is None else out, x, params["weight"], rows
 
-    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
+    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients[Array]:
         """Backpropagate.
 
         Parameters

@@ -152,7 +152,7 @@ class Pooling(Parametrized):
         y[~real.any(axis=0)] = 0
         return y, places
 
-    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients:
+    def backward(self, tape: ModuleTape, dy: Array) -> ModuleGradients[Array]:
         """Backpropagate.
 
         Parameters
