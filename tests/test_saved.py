@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -174,9 +175,10 @@ def given_arguments(cls="GRU", **arguments):
     return but(**{"class": cls, "arguments": GOOD["arguments"] | arguments})
 
 
+DEEP = "got maximum recursion" if sys.version_info < (3, 14) else "got Stack overflow"
 REFUSED = {
     "no JSON": ("{", "expected 'rnnkern' in JSON, got Expecting"),
-    "deep": ("[" * 10**5, "expected 'rnnkern' in JSON, got maximum recursion"),
+    "deep": ("[" * 10**5, f"expected 'rnnkern' in JSON, {DEEP}"),
     "name twice": ('{"version":1,"version":2}', "each name once, got 'version' again"),
     "long integer": ('{"version":' + "1" * 5000 + "}", "expected 'rnnkern' in JSON, got Exceeds"),
     "a list": ("[]", "expected version, class and arguments, or parts, as 'rnnkern' in the"),

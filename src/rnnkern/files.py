@@ -128,9 +128,10 @@ class Reader:
     def __init__(self, path: PathLike) -> None:
         self._path = _checked_path(path)
         # One descriptor for check and reading, so that no other file takes the place of the one
-        # checked; not blocking, so that a FIFO does not wait for a writer.
+        # checked; not blocking, so that a FIFO does not wait for a writer. The buffer is small on
+        # every Python: that of Python 3.14 has 128 KiB by default.
         self._file = open(  # noqa: SIM115
-            self._path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+            self._path, "rb", 2**13, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
         )
         try:
             with naming(self._path):
