@@ -15,5 +15,7 @@ for kind in KINDS:
     for case in CASES.values():
         for dtype in (np.float32, np.float64):
             layer, problem = case.make(kind, dtype, 7, 17, 9, 5)
-            found.update(repr(sorted(bits(layer, problem, case.clip).items())).encode())
+            for name, value in sorted(bits(layer, problem, case.clip).items()):
+                found.update(name.encode())
+                found.update(value if isinstance(value, bytes) else np.float64(value).tobytes())
     print(kind, found.hexdigest())
