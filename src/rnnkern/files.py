@@ -7,6 +7,7 @@ in JSON, the arrays' bytes.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
@@ -130,9 +131,8 @@ class Reader:
         # One descriptor for check and reading, so that no other file takes the place of the one
         # checked; not blocking, so that a FIFO does not wait for a writer. The buffer is small on
         # every Python: that of Python 3.14 has 128 KiB by default.
-        self._file = open(  # noqa: SIM115
-            self._path, "rb", 2**13, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
-        )
+        raw = io.FileIO(self._path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+        self._file = io.BufferedReader(raw, 2**13)
         try:
             with naming(self._path):
                 status = os.fstat(self._file.fileno())
