@@ -858,6 +858,7 @@ def test_save_refuses_the_names_of_groups_that_optimizers_refuse(path, name, gro
     assert names(path.parent) == []
 
 
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # of NumPy 2.5
 def test_save_writes_the_shapes_and_dtypes_that_it_checked(path):
     """The caller's array objects can change at any time, here while the metadata is read."""
     w = np.arange(6.0)
