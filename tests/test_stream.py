@@ -551,18 +551,21 @@ def test_steps_into_out_allocate_nothing(kind):
     out = np.empty((1, layer.output_size), np.float32)
     block, block_out = np.ones((3, *x.shape), np.float32), np.empty((3, *out.shape), np.float32)
     stream.run(block, block_out)
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        for _ in itertools.repeat(None, 4_000):
-            stream.step(x, out)
-        stream.run(block, block_out)
-        after, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert after - before < 256  # bytes: nothing stays
-    assert peak - before < out.nbytes  # nor is anything as large as an output ever made
+    for _ in range(5):  # other threads of the test runner allocate now and then
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            for _ in itertools.repeat(None, 4_000):
+                stream.step(x, out)
+            stream.run(block, block_out)
+            after, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # Nothing stays, and nothing as large as an output is ever made.
+        if after - before < 256 and peak - before < out.nbytes:
+            return
+    pytest.fail(f"{after - before} bytes stay; at most {peak - before} at a time")
 
 
 @every_kind
