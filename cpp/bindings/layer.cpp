@@ -179,7 +179,7 @@ class Traces {
   Traces(const Sizes& s, const Axes& axes, bool wanted) {
     if (!wanted) return;
     for (int i = 0; i < kNorms; ++i) {
-      if (i == kOfC && s.carried() == 0) continue;
+      if (i == kOfDcBefore && s.carried() == 0) continue;
       std::vector<py::ssize_t> shape{s.L * s.D, axes.T, axes.B};
       if (axes.members) shape.insert(shape.begin(), axes.members);
       array_[i] = py::array_t<double>(shape);
@@ -195,7 +195,13 @@ class Traces {
       for (Index j = 0; data_[i] && j < size_ && poll.go_on(at_once); j += at_once)
         std::fill_n(data_[i] + j, std::min(at_once, size_ - j), i == kScale ? 1.0 : 0.0);
   }
-  Trace whole() const { return {data_[0], data_[1], data_[2], data_[3], data_[4]}; }
+  Trace whole() const {
+    Trace trace;
+    trace.dh = data_[kOfDh], trace.dh_before = data_[kOfDhBefore];
+    trace.dc_before = data_[kOfDcBefore], trace.scale = data_[kScale];
+    trace.clipped = data_[kClipped];
+    return trace;
+  }
   // In the order of Trace, None for what the cell has not; None for all if not wanted.
   py::object arrays() const {
     if (!array_[0]) return py::none();
@@ -206,7 +212,8 @@ class Traces {
   }
 
  private:
-  static constexpr int kNorms = 5, kOfC = 2, kScale = 3;
+  static constexpr int kOfDh = 0, kOfDhBefore = 1, kOfDcBefore = 2, kScale = 3, kClipped = 4;
+  static constexpr int kNorms = 5;
   Index size_ = 0;
   std::optional<py::array_t<double>> array_[kNorms];
   double* data_[kNorms] = {};
@@ -403,7 +410,9 @@ py::tuple LayerStack::forward(const py::object& weights, const py::object& x,
                               const py::tuple& dropout) const {
   if (wanted < 0 || wanted > static_cast<int>(Wanted::tape))
     bad_value("wanted", "from 0 to 3", std::to_string(wanted));
-  ForwardOptions options{batch_first, static_cast<Wanted>(wanted), samples_all, segment, {}};
+  ForwardOptions options;
+  options.batch_first = batch_first, options.wanted = static_cast<Wanted>(wanted);
+  options.samples_all = samples_all, options.segment = segment;
   const auto [p, seeds, step, first_row, training] =
       dropout.cast<std::tuple<double, std::vector<std::uint64_t>, std::uint64_t, Index, bool>>();
   for (const std::uint64_t seed : seeds) {

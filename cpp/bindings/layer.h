@@ -55,10 +55,10 @@ enum class Wanted { outputs, last_outputs, hiddens, tape };
 
 // The options of a forward besides its arrays.
 struct ForwardOptions {
-  bool batch_first;
-  Wanted wanted;
-  bool samples_all;  // of the arrays that backward reads again: all elements, or few
-  Index segment;     // steps between the states that a tape keeps; 0: it keeps all
+  bool batch_first = false;
+  Wanted wanted = Wanted::outputs;
+  bool samples_all = false;  // of the arrays that backward reads again: all elements, or few
+  Index segment = 0;         // steps between the states that a tape keeps; 0: it keeps all
   std::vector<Dropout> dropouts;
 };
 

@@ -37,10 +37,11 @@ struct Sequence {
 // Which rows are alive at which step. Rows are sorted by falling length, so that those alive at a
 // step are the first count[t]; null arrays mean that every row lives for all of T.
 struct Schedule {
-  Index T, B;
-  const Index* order;   // [B] sorted place -> the caller's row
-  const Index* count;   // [T] rows alive at step t
-  const Index* offset;  // [T + 1] rows alive before step t, summed: where step t's rows start
+  Index T = 0, B = 0;
+  const Index* order = nullptr;  // [B] sorted place -> the caller's row
+  const Index* count = nullptr;  // [T] rows alive at step t
+  // [T + 1] rows alive before step t, summed: where step t's rows start
+  const Index* offset = nullptr;
   // [T + 1, B] by the caller's row: not 0 where another sequence begins, which sees nothing of the
   // steps before it; at a row's end that of the steps behind it, whose state the reverse direction
   // does not start from. Null: nowhere.

@@ -570,9 +570,11 @@ struct BackwardRun<T>::Plan {
 
   Trace trace_of(Index e, Index direction, Index step) const {
     const Index at = ((e * s.L * s.D + direction) * to.trace_steps + step) * rows.B;
-    const Trace& all = to.trace;
-    return {offset(all.dh, at), offset(all.dh_before, at), offset(all.dc_before, at),
-            offset(all.scale, at), offset(all.clipped, at)};
+    Trace trace = to.trace;
+    for (double** values :
+         {&trace.dh, &trace.dh_before, &trace.dc_before, &trace.scale, &trace.clipped})
+      *values = offset(*values, at);
+    return trace;
   }
 
   // After all segments: dx and the trace, which stand at the real steps' own places.

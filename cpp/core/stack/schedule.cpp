@@ -46,22 +46,20 @@ RowSchedule::RowSchedule(Index T, const std::vector<Index>& lengths) {
 }
 
 Schedule steps_of(const Schedule& s, Index from, Index steps) {
-  return {steps,
-          s.B,
-          s.order,
-          s.count ? s.count + from : nullptr,
-          s.offset ? s.offset + from : nullptr,
-          s.resets ? s.resets + from * s.B : nullptr};
+  Schedule part = s;
+  part.T = steps;
+  if (s.count) part.count += from;
+  if (s.offset) part.offset += from;
+  if (s.resets) part.resets += from * s.B;
+  return part;
 }
 
 Schedule RowSchedule::view() const {
-  const bool all = offset_.empty();
-  return {T_,
-          B_,
-          all ? nullptr : order_.data(),
-          all ? nullptr : count_.data(),
-          all ? nullptr : offset_.data(),
-          nullptr};
+  Schedule all;
+  all.T = T_, all.B = B_;
+  if (offset_.empty()) return all;
+  all.order = order_.data(), all.count = count_.data(), all.offset = offset_.data();
+  return all;
 }
 
 }  // namespace rnnkern
