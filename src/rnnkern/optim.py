@@ -380,6 +380,9 @@ class _Optimizer:
         """
         if max_norm is not None:
             max_norm = _number("max_norm", max_norm, above=True)
+        if comm is not None and not hasattr(comm, "_joint"):
+            expected = "a Communicator of rnnkern.distributed or None"
+            raise TypeError(f"comm: expected {expected}, got {type(comm).__name__}")
         lr = self.lr
         rates = [lr[pattern] for pattern in self._patterns] if isinstance(lr, dict) else []
         rates = rates or [lr] * len(self._slots)

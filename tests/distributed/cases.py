@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import rnnkern as rk
 from rnnkern.distributed import Communicator
@@ -295,7 +296,7 @@ def a_communicator_that_is_given(comm):
 @case
 def refusals_by_all_ranks(comm):
     two, gru = comm.divided(4), rk.GRU(3, 4, seed=0)
-    emb = rk.Embedding(5, 3, sparse=True)
+    emb = rk.Embedding(5, 3, sparse=True, seed=0)
     opt, of_emb = rk.SGD({"gru": gru}, lr=0.1), rk.SGD(emb, lr=0.1)
 
     def step(clip=None, shards=None):
@@ -359,10 +360,71 @@ def ranks_that_differ(comm):
 
 
 @case
+def ranks_that_differ_in_a_step(comm):
+    """Refused by all ranks in the first step that they take together; nothing is written."""
+    if comm.size == 1:
+        return []
+    last, head = comm.rank == comm.size - 1, f"on rank {comm.size - 1}"
+    comm, x = comm.divided(4), draw(0, 8, 3)
+
+    def step(one, outputs=2, rows=8, seed=0, fails=False, batches=None):
+        head = rk.Linear(3, outputs, seed=seed)
+        opt, before = rk.SGD(head, lr=0.1, momentum=0.5), digest(head)
+
+        def gradients(shard):
+            nonlocal fails
+            if fails:
+                fails = False
+                raise KeyError("caught by the program")
+            y, tape = head.forward(x[shard.rows])
+            return head.backward(tape, y)
+
+        for _ in range(2):
+            batch = rows if batches is None else next(iter(batches))
+            try:
+                opt.step(map(gradients, one.shard(batch, head)), comm=one)
+            except KeyError:
+                continue
+            except ValueError:
+                assert digest(head) == before
+                raise
+            before = digest(head)
+
+    def refused(**options):
+        one = comm.divided(4)
+        text = message(comm, lambda: step(one, **options))
+        assert text.removesuffix(" (comm.broadcast sends that of rank 0)").endswith(head), text
+        return text
+
+    assert "opt: expected params['weight'] ((2, 3), 'float32'), as" in refused(
+        outputs=3 if last else 2
+    )
+    assert "opt: expected params['weight'] with the checksum " in refused(seed=int(last))
+    assert "batch: expected rows 8, as on rank 0, got 7 on" in refused(rows=7 if last else 8)
+    assert "batch: expected step 1, as on rank 0, got 2 on" in refused(fails=last)
+    batches = rk.Batches([np.zeros((1, 3))] * 50, batch_size=8, seed=int(last))
+    assert "batch: expected indices with the checksum " in refused(batches=batches)
+    return []
+
+
+class Unsendable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+@case
 def an_error_of_rank_0_is_every_ranks(comm):
     def fails():
         raise ValueError("seven")
 
+    def fails_with_what_pickle_cannot_make_again():
+        raise Unsendable(7, 8)
+
+    kind, text = (
+        (Unsendable, "7 and 8") if comm.rank == 0 else (RuntimeError, "rank 0: Unsendable: 7 and 8")
+    )
+    with pytest.raises(kind, match=f"^{text}$"):
+        comm.first(fails_with_what_pickle_cannot_make_again)
     assert message(comm, lambda: comm.first(fails)) == "ValueError: seven"
     assert comm.first(lambda: [comm.rank]) == [0]
     missing = message(comm, lambda: comm.restore(__file__, {"w": {"w": np.zeros(3)}}))

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 import rnnkern as rk
 from rnnkern.distributed import Communicator
@@ -65,6 +66,12 @@ def test_any_number_of_ranks_sums_along_the_tree(shards):
         (lambda: Communicator().shard(-1), "batch: expected an integer of at least 0, got -1"),
         (lambda: Communicator().shard([1]), "batch: expected an integer, got list"),
         (lambda: Communicator().share(-1), "count: expected an integer of at least 0, got -1"),
+        (lambda: Communicator().rows(2.5), "batch_size: expected an integer, got float"),
+        (
+            lambda: rk.SGD({"w": np.zeros(1)}, lr=0.1).step([], comm=3),
+            "comm: expected a Communicator of rnnkern.distributed or None, got int",
+        ),
+        (lambda: Communicator(MPI.COMM_NULL), "comm: expected a group of ranks, got a null comm"),
         (lambda: Communicator().stop(9), "number: expected one of 0, 2, 15, got 9"),
         (lambda: Communicator().broadcast(3), "model: expected a dict of layers"),
         (
@@ -109,4 +116,11 @@ def test_without_mpi4py_the_extra_is_named(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
     with pytest.raises(ImportError, match=r"pip install 'rnnkern\[mpi\]'"):
+        Communicator()
+
+
+def test_a_launcher_of_another_mpi_is_noticed(monkeypatch):
+    """Each of its processes would be a run of its own, and write the same files."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(RuntimeError, match="comm: expected the 4 processes of the launcher, got 1"):
         Communicator()

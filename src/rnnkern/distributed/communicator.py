@@ -8,6 +8,7 @@ import pickle
 import platform
 import re
 import signal
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -24,7 +25,7 @@ from ..model import parameters_by_name
 from ..parameters import Parametrized
 from ..rows import SparseRows
 from .launch import Ends, launched_size, mpi
-from .sums import REPORTED, STOPS, Layout, Sums
+from .sums import CHECK, REPORTED, STOPS, Layout, Sums
 from .tree import Node
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ KEY = "rnnkern.distributed"  # of the number of shards, in a file's metadata
 MOST_SHARDS = 2**16
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REASONS = (0, *map(int, SIGNALS))  # for a stop; 0: the program's own
+CHECKS = 2**18  # values of a check, of which float64 holds the sum of squares over all shards
 
 
 class Shard:
@@ -130,8 +132,9 @@ class Communicator:
 
     Raises
     ------
-    ImportError
-        If there are several processes, and mpi4py or MPI is missing.
+    ImportError, RuntimeError
+        If there are several processes, and mpi4py or MPI is missing, or belongs to another
+        launcher.
     TypeError, ValueError
         If an argument is not what it must be, or differs between ranks, or the ranks have different
         versions of rnnkern or, some of them, the baseline instruction set; all ranks raise it.
@@ -151,12 +154,7 @@ class Communicator:
     """
 
     def __init__(self, comm: Any = None, *, shards: int | None = None, exact: bool = True) -> None:
-        if comm is None and launched_size() > 1:
-            comm = mpi().COMM_WORLD
-        if comm is not None and not (hasattr(comm, "Iallgatherv") and hasattr(comm, "Dup")):
-            raise TypeError(
-                f"comm: expected a communicator of mpi4py or None, got {type(comm).__name__}"
-            )
+        comm = _ranks(comm)
         self._comm = None if comm is None or comm.size == 1 else comm.Dup()
         self.rank: int = 0 if self._comm is None else comm.rank
         self.size: int = 1 if self._comm is None else comm.size
@@ -167,6 +165,8 @@ class Communicator:
         self.reported: tuple[float, ...] = ()
         self.stopped: int | None = None
         self._layouts: dict[Any, Layout] = {}
+        self._batch: dict[str, Any] = {}  # what ranks must have in common at a step
+        self._steps = 0
         self._divide(self.size if shards is None else shards)
 
     def _divide(self, shards: int) -> None:
@@ -213,7 +213,7 @@ class Communicator:
         """
         one = copy.copy(self)
         one._reports, one._asked, one._layouts = {}, [0.0] * STOPS, {}
-        one.reported, one.stopped = (), None
+        one.reported, one.stopped, one._batch, one._steps = (), None, {}, 0
         one._divide(shards)
         return one
 
@@ -273,21 +273,22 @@ class Communicator:
         found = np.empty(int(sizes.sum()), np.uint8)
         self._wait(self._comm.Iallgatherv(own, [found, sizes.tolist()]))
         parts = np.split(found, np.cumsum(sizes)[:-1])
-        return [pickle.loads(part.tobytes()) for part in parts]
+        return [pickle.loads(part.data) for part in parts]
 
-    def _agree(self, name: str, values: Mapping[str, Any]) -> None:
+    def _agree(self, name: str, values: Mapping[str, Any], hint: str = "") -> None:
         """Raise ValueError, on all ranks, unless all have the values of rank 0."""
         first, *others = self.gather(dict(values))
         for rank, own in enumerate(others, 1):
             if own.keys() != first.keys():
                 raise ValueError(
                     f"{name}: expected {list(first)}, as on rank 0, got {list(own)} on rank {rank}"
+                    f"{hint}"
                 )
             for key, value in own.items():
                 if value != first[key]:
                     raise ValueError(
                         f"{name}: expected {key} {first[key]!r}, as on rank 0, got {value!r} on "
-                        f"rank {rank}"
+                        f"rank {rank}{hint}"
                     )
 
     def first(self, function: Callable[[], T]) -> T:
@@ -306,7 +307,8 @@ class Communicator:
         Raises
         ------
         Exception
-            What the function raised, on all ranks.
+            What the function raised, on all ranks; on others than rank 0 a RuntimeError with its
+            text, if it cannot be pickled.
 
         Examples
         --------
@@ -314,18 +316,18 @@ class Communicator:
         >>> Communicator().first(lambda: 7)
         7
         """
-        found: tuple[bool, Any] = True, None
+        result, error = None, None
         if self.rank == 0:
             try:
-                found = True, function()
-            except Exception as error:
-                found = False, error
-        fine, result = self.gather(found)[0] if self._comm is not None else found
-        if self.rank == 0:
-            fine, result = found
-        if not fine:
-            raise result
-        return result  # type: ignore[no-any-return]
+                result = function()
+            except Exception as caught:
+                error = caught
+        others = self.gather((result, None if error is None else _sendable(error)))[0]
+        if self.rank > 0:
+            result, error = others
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
 
     def sum(self, value: float) -> float:
         """Add up a number over all ranks, in their order: the same bits for integers.
@@ -394,6 +396,7 @@ class Communicator:
         >>> Communicator().rows(10)
         slice(0, 10, None)
         """
+        batch_size = integer("batch_size", batch_size, "an integer of at least 0", 0, 2**31)
         first, last = self._sums.first, self._sums.first + self._sums.count
         return slice(first * batch_size // self.shards, last * batch_size // self.shards)
 
@@ -432,6 +435,11 @@ class Communicator:
             rows = len(batch.indices)
         else:
             rows = integer("batch", batch, "an integer of at least 0", 0, 2**31)
+        self._batch = {"rows": rows}
+        if isinstance(batch, Batch):
+            for name in ("indices", "lengths"):
+                values = np.ascontiguousarray(getattr(batch, name))
+                self._batch[f"{name} with the checksum"] = zlib.crc32(values.data)
         drawing = _drawing(model)
         steps = [part.dropout_step for part in drawing]
         self._reports.clear()
@@ -458,19 +466,28 @@ class Communicator:
         if isinstance(parts, (Mapping, str)) or not isinstance(parts, Iterable):
             expected = f"the gradients of {self._sums.count} shards, in order"
             raise TypeError(f"grads: expected {expected}, with comm, got {type(parts).__name__}")
+        self._steps += 1
         specs = tuple((place.shape, place.dtype) for place in opt._places)
         layout = self._layouts.get(specs)
         if layout is None:
+            self._agree_on_parameters(opt)
             layout = self._layouts[specs] = Layout(specs)
         found: list[tuple[Node, Array]] = []
         count = 0
         for part in parts:
             count += 1
             if count <= self._sums.count:
-                self._sums.push(layout, found, self._packed(opt, layout, count - 1, part))
+                buffer = self._packed(opt, layout, count - 1, part)
+                common = {"step": self._steps, **self._batch}
+                check = zlib.crc32(repr(common).encode()) % CHECKS
+                buffer[CHECK] = check, check**2
+                self._sums.push(layout, found, buffer)
         if count != self._sums.count:
             raise ValueError(f"grads: expected those of {self._sums.count} shards, got {count}")
         total = self._sums.total(layout, found)
+        checks, squares = map(int, total[CHECK])
+        if checks**2 != self.shards * squares:  # there are several values, as all ranks see
+            self._agree("batch", common)
         self._reports.clear()
         self.reported = tuple(total[:REPORTED].tolist())
         counts = total[REPORTED : REPORTED + STOPS].tolist()
@@ -482,6 +499,18 @@ class Communicator:
             name = list(opt._names[place.index])[len(groups[place.index])]
             groups[place.index][name] = array
         return dict(zip(opt._groups, groups, strict=True)) if opt._is_named else groups
+
+    def _agree_on_parameters(self, opt: Any) -> None:
+        """Raise ValueError, on all ranks, unless all optimize the same parameters and values."""
+        if self._comm is None:
+            return
+        values: dict[str, Any] = {}
+        for place, array in zip(opt._places, opt._arrays("params", opt._params()), strict=True):
+            values[f"params{place.text}"] = array.shape, str(array.dtype)
+            values[f"params{place.text} with the checksum"] = zlib.crc32(array.data)
+        for name, array in opt._state().items():
+            values[f"{name!r} with the checksum"] = zlib.crc32(array.data)
+        self._agree("opt", values, " (comm.broadcast sends that of rank 0)")
 
     def _packed(self, opt: Any, layout: Layout, index: int, part: Any) -> Array:
         """A shard's gradients in a buffer, with what it reports."""
@@ -707,6 +736,36 @@ class Communicator:
             yield self
         finally:
             restore()
+
+
+def _ranks(comm: Any) -> Any:
+    """The communicator of mpi4py that is given, or that of the launcher's processes, or None."""
+    if comm is None:
+        if (launched := launched_size()) == 1:
+            return None
+        comm = mpi().COMM_WORLD
+        if comm.size == 1:
+            raise RuntimeError(
+                f"comm: expected the {launched} processes of the launcher, got 1 (mpiexec and "
+                "mpi4py's library are of different MPIs)"
+            )
+    if not (hasattr(comm, "Iallgatherv") and hasattr(comm, "Dup")):
+        raise TypeError(
+            f"comm: expected a communicator of mpi4py or None, got {type(comm).__name__}"
+        )
+    if not comm or comm.is_inter:
+        kind = "an intercommunicator" if comm else "a null communicator"
+        raise ValueError(f"comm: expected a group of ranks, got {kind}")
+    return comm
+
+
+def _sendable(error: Exception) -> Exception:
+    """An error as it is, or where it does not survive pickling, its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+    return error
 
 
 def _drawing(model: Any) -> list[Any]:
