@@ -327,7 +327,9 @@ class _Optimizer:
             Whose ranks step together. `grads` are then several: of each of this rank's shards, in
             order, what `grads` are without; an iterator does, which computes them one by one. The
             step takes the sum over the shards of all ranks, and does the same on each rank.
-            `SparseRows` and gradients of a backward with ``Clip(value=, max_norm=)`` are refused.
+            Gradients of a backward with ``Clip(value=, max_norm=)`` are refused. `SparseRows` have
+            the rows of all shards. At the first step the ranks compare their parameters and
+            moments, at each step the batch; all raise ValueError if one differs.
 
         Returns
         -------

@@ -155,6 +155,48 @@ def ragged_batches(comm):
 
 
 @case
+def rows_of_tables(comm):
+    """The bits of a table with all its rows; few of them are sent."""
+    found, ids = [], np.random.default_rng(0).integers(0, 40, (3, 4, 7))
+    for sparse in (True, False):
+        one = comm.divided(4)
+        model = {
+            "wide": rk.Embedding(40, 4, sparse=sparse, seed=0),
+            "small": rk.Embedding(40, 2, padding_idx=3, sparse=sparse, dtype=np.float64, seed=1),
+            "gru": rk.GRU(4, 5, seed=2),
+        }
+        opt = rk.SGD(model, lr=0.1)
+
+        def gradients(shard, batch, model=model):
+            names, tokens = ("wide", "small"), batch[:, shard.rows]
+            (x, of_wide), (z, of_small) = (model[name].forward(tokens) for name in names)
+            y, _, of_gru = model["gru"].forward(x)
+            grads = {"gru": model["gru"].backward(of_gru, y / np.float32(shard.batch_size))}
+            grads["wide"] = model["wide"].backward(of_wide, grads["gru"].x)
+            grads["small"] = model["small"].backward(of_small, z)
+            return grads
+
+        seen = []
+        for step in range(4):
+            batch = ids[step % 3, :, : [7, 2, 0, 5][step]]  # shards without rows, too
+            shards = one.shard(batch.shape[1], model)
+            parts = (gradients(shard, batch) for shard in shards)
+            done = opt.step(parts, comm=one)  # norms are sums in another order
+            seen.append((done.norm, done.applied, *one.reported))
+        found.append([digest(*model.values()), repr(seen)])
+    assert found[0][0] == found[1][0]
+    lazy, one = rk.Embedding(40, 4, sparse=True, seed=0), comm.divided(8)
+    opt = rk.Adam(lazy, lr=0.1)
+    for _ in range(3):
+        parts = []
+        for shard in one.shard(7):
+            x, tape = lazy.forward(ids[0][:, shard.rows])
+            parts.append(lazy.backward(tape, x))
+        opt.step(parts, max_norm=0.5, comm=one)
+    return [*found, digest(lazy, opt)]
+
+
+@case
 def an_ensemble(comm):
     comm, layer = comm.divided(4), rk.GRU(3, 4, ensemble=3, seed=0)
     opt = rk.Adam(layer, lr=1e-2, ensemble=3)
@@ -296,8 +338,9 @@ def a_communicator_that_is_given(comm):
 @case
 def refusals_by_all_ranks(comm):
     two, gru = comm.divided(4), rk.GRU(3, 4, seed=0)
+    opt = rk.SGD({"gru": gru}, lr=0.1)
     emb = rk.Embedding(5, 3, sparse=True, seed=0)
-    opt, of_emb = rk.SGD({"gru": gru}, lr=0.1), rk.SGD(emb, lr=0.1)
+    of_emb = rk.SGD(emb, lr=0.1)
 
     def step(clip=None, shards=None):
         parts = []
@@ -306,19 +349,22 @@ def refusals_by_all_ranks(comm):
             parts.append({"gru": gru.backward(tape, y, clip=clip)})
         opt.step(parts[:shards], comm=two)
 
-    def sparse():
+    def mixed():
         parts = []
-        for _ in two.shard(8):
+        for _ in two.divided(2 * comm.size).shard(8):
             x, tape = emb.forward(np.array([[1, 2]]))
-            parts.append(emb.backward(tape, x))
-        of_emb.step(parts, comm=two)
+            grads = emb.backward(tape, x).params
+            if len(parts) == 1:
+                grads = {"weight": grads["weight"].to_dense()}
+            parts.append(grads)
+        of_emb.step(parts, comm=two.divided(2 * comm.size))
 
     step(clip=rk.Clip(step_value=1.0, step_norm=1.0))  # these are of one step and row
     return [
         message(comm, lambda: step(rk.Clip(value=1.0))),
         message(comm, lambda: step(rk.Clip(max_norm=2.0))),
         message(comm, lambda: step(shards=0)).replace(f"{4 // comm.size} shards", "N shards"),
-        message(comm, sparse),
+        message(comm, mixed),
         message(comm, lambda: opt.step({"gru": {}}, comm=two)).replace(
             f"{4 // comm.size} shards", "N shards"
         ),

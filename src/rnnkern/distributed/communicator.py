@@ -11,6 +11,7 @@ import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -467,21 +468,28 @@ class Communicator:
             expected = f"the gradients of {self._sums.count} shards, in order"
             raise TypeError(f"grads: expected {expected}, with comm, got {type(parts).__name__}")
         self._steps += 1
-        specs = tuple((place.shape, place.dtype) for place in opt._places)
-        layout = self._layouts.get(specs)
-        if layout is None:
-            self._agree_on_parameters(opt)
-            layout = self._layouts[specs] = Layout(specs)
         found: list[tuple[Node, Array]] = []
+        rows: list[list[SparseRows]] = []
         count = 0
         for part in parts:
             count += 1
-            if count <= self._sums.count:
-                buffer = self._packed(opt, layout, count - 1, part)
-                common = {"step": self._steps, **self._batch}
-                check = zlib.crc32(repr(common).encode()) % CHECKS
-                buffer[CHECK] = check, check**2
-                self._sums.push(layout, found, buffer)
+            if count > self._sums.count:
+                continue
+            gradients = self._gradients(opt, part)
+            own = [isinstance(gradient, SparseRows) for gradient in gradients]
+            if count == 1:
+                sparse, layout = own, self._layout(opt, own)
+            for place, kind, first in zip(opt._places, own, sparse, strict=True):
+                if kind != first:
+                    names = ("SparseRows", "an array")
+                    expected, got = names if first else names[::-1]
+                    raise TypeError(
+                        f"grads{place.text}: expected {expected}, as in the first shard, got {got}"
+                    )
+            dense = [g for g in gradients if not isinstance(g, SparseRows)]
+            rows.append([g for g in gradients if isinstance(g, SparseRows)])
+            common = {"step": self._steps, **self._batch}
+            self._sums.push(layout, found, self._packed(layout, count - 1, dense, common))
         if count != self._sums.count:
             raise ValueError(f"grads: expected those of {self._sums.count} shards, got {count}")
         total = self._sums.total(layout, found)
@@ -494,26 +502,63 @@ class Communicator:
         if self.stopped is None:
             asked = [reason for reason, n in zip(REASONS, counts, strict=True) if n > 0]
             self.stopped = asked[-1] if asked else None
-        groups: list[dict[str, Array]] = [{} for _ in opt._groups]
-        for place, array in zip(opt._places, layout.arrays(total), strict=True):
+        arrays, tables = iter(layout.arrays(total)), iter(self._joint_rows(rows))
+        groups: list[dict[str, Any]] = [{} for _ in opt._groups]
+        for place, kind in zip(opt._places, sparse, strict=True):
             name = list(opt._names[place.index])[len(groups[place.index])]
-            groups[place.index][name] = array
+            groups[place.index][name] = next(tables if kind else arrays)
         return dict(zip(opt._groups, groups, strict=True)) if opt._is_named else groups
 
-    def _agree_on_parameters(self, opt: Any) -> None:
-        """Raise ValueError, on all ranks, unless all optimize the same parameters and values."""
-        if self._comm is None:
-            return
-        values: dict[str, Any] = {}
-        for place, array in zip(opt._places, opt._arrays("params", opt._params()), strict=True):
-            values[f"params{place.text}"] = array.shape, str(array.dtype)
-            values[f"params{place.text} with the checksum"] = zlib.crc32(array.data)
-        for name, array in opt._state().items():
-            values[f"{name!r} with the checksum"] = zlib.crc32(array.data)
-        self._agree("opt", values, " (comm.broadcast sends that of rank 0)")
+    def _joint_rows(self, shards: list[list[SparseRows]]) -> list[SparseRows]:
+        """The sums of rows of tables over all shards: of the rows that any of them has."""
+        tables = list(zip(*shards, strict=True))
+        if not tables:
+            return []
+        own = [reduce(np.union1d, (rows.ids for rows in table)) for table in tables]
+        ids = [reduce(np.union1d, of) for of in zip(*self.gather(own), strict=True)]
+        layout = Layout(
+            [((len(n), t[0].shape[-1]), t[0].dtype) for n, t in zip(ids, tables, strict=True)]
+        )
+        found: list[tuple[Node, Array]] = []
+        for shard in shards:
+            buffer = layout.new(self.size)
+            for target, n, rows in zip(layout.arrays(buffer), ids, shard, strict=True):
+                target[np.searchsorted(n, rows.ids)] = rows.values
+            self._sums.push(layout, found, buffer)
+        sums = layout.arrays(self._sums.total(layout, found))
+        return [
+            SparseRows._made(n, values, table[0].shape)
+            for n, values, table in zip(ids, sums, tables, strict=True)
+        ]
 
-    def _packed(self, opt: Any, layout: Layout, index: int, part: Any) -> Array:
-        """A shard's gradients in a buffer, with what it reports."""
+    def _layout(self, opt: Any, sparse: list[bool]) -> Layout:
+        """The layout of the gradients that are arrays; at first all ranks compare what they have.
+
+        Raises
+        ------
+        ValueError
+            On all ranks, unless all optimize the same parameters, from the same values.
+        """
+        specs = tuple((place.shape, place.dtype) for place in opt._places)
+        key = specs, tuple(sparse)
+        if (known := self._layouts.get(key)) is not None:
+            return known
+        if self._comm is not None:
+            values: dict[str, Any] = {}
+            parameters = opt._arrays("params", opt._params())
+            for place, array, rows in zip(opt._places, parameters, sparse, strict=True):
+                values[f"params{place.text}"] = array.shape, str(array.dtype)
+                values[f"params{place.text} with the checksum"] = zlib.crc32(array.data)
+                values[f"grads{place.text}"] = "SparseRows" if rows else "an array"
+            for name, array in opt._state().items():
+                values[f"{name!r} with the checksum"] = zlib.crc32(array.data)
+            self._agree("opt", values, " (comm.broadcast sends that of rank 0)")
+        dense = [spec for spec, rows in zip(specs, sparse, strict=True) if not rows]
+        layout = self._layouts[key] = Layout(dense)
+        return layout
+
+    def _gradients(self, opt: Any, part: Any) -> list[Any]:
+        """A shard's gradients at the optimizer's places, checked."""
         given = opt._of_groups(part)
         for text, group in zip(opt._dicts, given, strict=True):
             if (clip := getattr(group, "_clip", None)) is not None:
@@ -521,22 +566,22 @@ class Communicator:
                     f"clip: expected no value and no max_norm in the backward of grads{text} with "
                     f"comm, got {clip} (the joint norm is for the max_norm of the optimizer's step)"
                 )
-        gradients = opt._gradients(given, opt._params())
+        found: list[Any] = opt._gradients(given, opt._params())
+        return found
+
+    def _packed(
+        self, layout: Layout, index: int, gradients: list[Array], common: Mapping[str, Any]
+    ) -> Array:
+        """A shard's gradients in a buffer, with what it reports and what ranks have in common."""
         buffer = layout.new(self.size)
-        for place, target, gradient in zip(
-            opt._places, layout.arrays(buffer), gradients, strict=True
-        ):
-            if isinstance(gradient, SparseRows):
-                raise TypeError(
-                    f"grads{place.text}: expected an array with comm, got SparseRows (make the "
-                    "Embedding with sparse=False)"
-                )
+        for target, gradient in zip(layout.arrays(buffer), gradients, strict=True):
             target[...] = gradient
-        number = self._sums.first + index
-        values = self._reports.get(number, [])
+        values = self._reports.get(self._sums.first + index, [])
         buffer[: len(values)] = values
         if index == 0:
             buffer[REPORTED : REPORTED + STOPS] = self._asked
+        check = zlib.crc32(repr(common).encode()) % CHECKS
+        buffer[CHECK] = check, check**2
         return buffer
 
     # ---------------------------------------------------------------------------- start, stop, save
