@@ -63,6 +63,7 @@ def test_any_number_of_ranks_sums_along_the_tree(shards):
         (lambda: Communicator(shards=0), "shards: expected an integer from 1 to 65536, got 0"),
         (lambda: Communicator(shards=1.5), "shards: expected an integer, got float"),
         (lambda: Communicator(exact=1), "exact: expected True or False, got int"),
+        (lambda: Communicator(timeout=0), "timeout: expected a number of seconds above 0, got 0"),
         (lambda: Communicator().shard(-1), "batch: expected an integer of at least 0, got -1"),
         (lambda: Communicator().shard([1]), "batch: expected an integer, got list"),
         (lambda: Communicator().share(-1), "count: expected an integer of at least 0, got -1"),

@@ -30,7 +30,7 @@ def resumed(folder, ranks, steps=STEPS):
     return (folder / f"digest-{steps}").read_text()
 
 
-@pytest.mark.parametrize(("fault", "ranks"), [("raise", 4), ("kill", 4), ("exit", 2)])
+@pytest.mark.parametrize(("fault", "ranks"), [("raise", 4), ("kill", 4), ("exit", 2), ("hang", 4)])
 def test_a_fault_of_a_rank_ends_all_and_a_restart_has_the_same_bits(
     tmp_path, uninterrupted, fault, ranks
 ):
@@ -43,6 +43,8 @@ def test_a_fault_of_a_rank_ends_all_and_a_restart_has_the_same_bits(
         assert "RuntimeError: this rank fails" in done.stderr
     if fault == "exit":
         assert "RuntimeError: rank 1: expected an exchange with it, got its exit" in done.stderr
+    if fault == "hang":
+        assert ": expected an exchange with all ranks within 4 s, the timeout" in done.stderr
     assert "step 3\n" in done.stdout
     assert "step 4\n" not in done.stdout
     names = [path.name for path in tmp_path.iterdir()]

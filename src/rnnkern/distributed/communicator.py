@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .. import runtime
 from ..batches import Batch
-from ..checks import flag, integer
+from ..checks import flag, integer, number
 from ..masks import DrawsMasks
 from ..model import parameters_by_name
 from ..parameters import Parametrized
@@ -118,6 +118,10 @@ class Communicator:
         Whether shards are summed in a fixed order. If not, MPI's reduction sums in an order of its
         own, which can be faster; the bits then depend on the number of ranks, and may vary from run
         to run.
+    timeout : float, optional
+        Seconds that a rank waits for the others in an exchange before it raises RuntimeError, which
+        ends all ranks if no one catches it: longer than anything that one rank does alone, such as
+        an evaluation within `first`. If not given, a rank that hangs makes the others wait forever.
 
     Attributes
     ----------
@@ -154,12 +158,21 @@ class Communicator:
     (0, 1, [2, 5, 7, 10])
     """
 
-    def __init__(self, comm: Any = None, *, shards: int | None = None, exact: bool = True) -> None:
+    def __init__(
+        self,
+        comm: Any = None,
+        *,
+        shards: int | None = None,
+        exact: bool = True,
+        timeout: float | None = None,
+    ) -> None:
         comm = _ranks(comm)
         self._comm = None if comm is None or comm.size == 1 else comm.Dup()
         self.rank: int = 0 if self._comm is None else comm.rank
         self.size: int = 1 if self._comm is None else comm.size
-        self._ends = None if self._comm is None else Ends(comm.Dup())
+        if timeout is not None:
+            timeout = number("timeout", timeout, "a number of seconds above 0", lambda x: x > 0)
+        self._ends = None if self._comm is None else Ends(comm.Dup(), timeout)
         self._exact = flag("exact", exact)
         self._reports: dict[int, list[float]] = {}
         self._asked = [0.0] * STOPS
@@ -773,8 +786,8 @@ class Communicator:
             self.stop(number)
 
         def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
         before = {number: signal.signal(number, handle) for number in SIGNALS}
         try:

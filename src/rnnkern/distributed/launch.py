@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import signal
 import sys
@@ -83,10 +84,12 @@ class Ends:
     ----------
     comm : mpi4py communicator
         Of more than one rank, for these messages alone.
+    timeout : float or None
+        Seconds to wait for an exchange.
     """
 
-    def __init__(self, comm: Any) -> None:
-        self._comm = comm
+    def __init__(self, comm: Any, timeout: float | None) -> None:
+        self._comm, self._timeout = comm, timeout
         end_all_on_error()
         atexit.register(self._leave)
 
@@ -109,9 +112,10 @@ class Ends:
         Raises
         ------
         RuntimeError
-            If a rank has left.
+            If a rank has left, or the time is up.
         """
         begin, found = time.perf_counter(), None
+        limit = math.inf if self._timeout is None else self._timeout
         Request = mpi().Request
         while not Request.Testall(list(requests)):
             waited = time.perf_counter() - begin
@@ -125,3 +129,8 @@ class Ends:
                     found, begin = status.Get_source(), time.perf_counter()
             elif waited > GRACE:
                 raise RuntimeError(f"rank {found}: expected an exchange with it, got its exit")
+            if waited > limit:
+                raise RuntimeError(
+                    f"rank {self._comm.rank}: expected an exchange with all ranks within "
+                    f"{limit:g} s, the timeout, got none (ranks without this error did not come)"
+                )
