@@ -381,12 +381,13 @@ class Communicator:
 
         Examples
         --------
-        One line spreads a search over the ranks, as an ensemble on each:
+        One line spreads a search over the ranks, as an ensemble on each; the members are the same
+        for any number of ranks:
 
-        >>> import numpy as np, rnnkern as rk
+        >>> import rnnkern as rk
         >>> from rnnkern.distributed import Communicator
-        >>> comm, seeds = Communicator(), np.arange(12)
-        >>> layers = rk.GRU(3, 5, ensemble=len(seeds[comm.share(len(seeds))]))
+        >>> comm = Communicator()
+        >>> layers = rk.GRU(3, 5, ensemble=12, seed=0).member(comm.share(12))
         """
         count = integer("count", count, "an integer of at least 0", 0, 2**62)
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
