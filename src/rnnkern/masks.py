@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .checks import integer
 
 __all__ = ["DrawsMasks"]
@@ -19,6 +21,12 @@ class DrawsMasks:
     _dropout_seeds: list[int]  # one for each member of an ensemble
     _dropout_step: int
     _first_row: int
+
+    @property
+    def _draws(self) -> bool:
+        """Whether any probability of the masks is above zero."""
+        names = ("_p", "_dropout", "_zoneout", "_recurrent_dropout")
+        return any(np.any(getattr(self, name, 0.0)) for name in names)
 
     @property
     def first_row(self) -> int:

@@ -103,6 +103,35 @@ def test_a_failed_step_writes_nothing():
     assert opt.state_dict()["adam.step"] == 0
 
 
+@pytest.mark.parametrize(
+    ("part", "draws"),
+    [
+        (rk.GRU(3, 4, 2, dropout=0.5, seed=0), True),
+        (rk.LSTM(3, 4, zoneout=(0.0, 0.1), seed=0), True),
+        (rk.GRU(3, 4, recurrent_dropout=0.1, seed=0), True),
+        (rk.Dropout(0.5), True),
+        (rk.LSTM(3, 4, zoneout=(0.0, 0.0), seed=0), False),
+        (rk.Dropout(0.0), False),
+    ],
+)
+def test_what_draws_masks_must_be_in_the_model_of_the_batch(part, draws):
+    comm, weights = Communicator(shards=2), {"w": np.zeros(2)}
+    opt = rk.SGD({"part": part, "weights": weights}, lr=0.1)
+    zeros = {name: np.zeros_like(values) for name, values in part.params.items()}
+    grads = {"part": zeros, "weights": {"w": np.ones(2)}}
+    assert opt.step((grads for _ in comm.shard(4, {"part": part})), comm=comm).applied
+    for model in (None, {"other": rk.Dropout(0.5)}):
+        before = weights["w"].tolist()
+        parts = (grads for _ in comm.shard(4, model))
+        if draws:
+            expected = r"model: expected params\['part'\] in comm.shard\(batch, model\), since it"
+            with pytest.raises(ValueError, match=f"^{expected}"):
+                opt.step(parts, comm=comm)
+            assert weights["w"].tolist() == before
+        else:
+            assert opt.step(parts, comm=comm).applied
+
+
 def test_layers_forget_the_first_row_after_a_batch():
     comm, layer = Communicator(shards=3), rk.GRU(3, 4, 2, dropout=0.5, seed=0)
     rows = []

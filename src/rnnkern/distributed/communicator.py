@@ -180,6 +180,7 @@ class Communicator:
         self.stopped: int | None = None
         self._layouts: dict[Any, Layout] = {}
         self._batch: dict[str, Any] = {}  # what ranks must have in common at a step
+        self._drawing: list[Any] = []  # of the batch's model
         self._steps = 0
         self._divide(self.size if shards is None else shards)
 
@@ -426,7 +427,8 @@ class Communicator:
             Whose dropout and noise draw the masks of the whole batch's rows: before each shard its
             layers and modules are told the first row (``first_row``) and the step
             (``dropout_step``). Needed where anything is drawn, since the masks would depend on the
-            number of ranks otherwise.
+            number of ranks otherwise: an optimizer's step refuses layers and modules that draw
+            and are not among these.
 
         Returns
         -------
@@ -455,7 +457,7 @@ class Communicator:
             for name in ("indices", "lengths"):
                 values = np.ascontiguousarray(getattr(batch, name))
                 self._batch[f"{name} with the checksum"] = zlib.crc32(values.data)
-        drawing = _drawing(model)
+        self._drawing = drawing = _drawing(model)
         steps = [part.dropout_step for part in drawing]
         self._reports.clear()
         return self._shards(batch if isinstance(batch, Batch) else None, rows, drawing, steps)
@@ -506,6 +508,10 @@ class Communicator:
             self._sums.push(layout, found, self._packed(layout, count - 1, dense, common))
         if count != self._sums.count:
             raise ValueError(f"grads: expected those of {self._sums.count} shards, got {count}")
+        for text, group in zip(opt._dicts, opt._groups.values(), strict=True):
+            if getattr(group, "_draws", False) and not any(group is d for d in self._drawing):
+                expected = f"params{text} in comm.shard(batch, model), since it draws masks"
+                raise ValueError(f"model: expected {expected}, got a model without it")
         total = self._sums.total(layout, found)
         checks, squares = map(int, total[CHECK])
         if checks**2 != self.shards * squares:  # there are several values, as all ranks see
