@@ -329,7 +329,8 @@ class _Optimizer:
             step takes the sum over the shards of all ranks, and does the same on each rank.
             Gradients of a backward with ``Clip(value=, max_norm=)`` are refused. `SparseRows` have
             the rows of all shards. At the first step the ranks compare their parameters and
-            moments, at each step the batch; all raise ValueError if one differs.
+            moments, at each step the batch, `lr` and `max_norm`; all raise ValueError if one
+            differs.
 
         Returns
         -------
@@ -388,7 +389,9 @@ class _Optimizer:
         lr = self.lr
         rates = [lr[pattern] for pattern in self._patterns] if isinstance(lr, dict) else []
         rates = rates or [lr] * len(self._slots)
-        given = self._of_groups(grads if comm is None else comm._joint(self, grads))
+        if comm is not None:
+            grads = comm._joint(self, grads, {"lr": lr, "max_norm": max_norm})
+        given = self._of_groups(grads)
         measured = [isinstance(g, MAPPINGS) for g in given]  # anew
         dicts = self._params()
         gradients = self._gradients(given, dicts)

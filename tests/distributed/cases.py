@@ -413,9 +413,9 @@ def ranks_that_differ_in_a_step(comm):
     last, head = comm.rank == comm.size - 1, f"on rank {comm.size - 1}"
     comm, x = comm.divided(4), draw(0, 8, 3)
 
-    def step(one, outputs=2, rows=8, seed=0, fails=False, batches=None):
+    def step(one, outputs=2, rows=8, seed=0, fails=False, batches=None, lr=0.1):
         head = rk.Linear(3, outputs, seed=seed)
-        opt, before = rk.SGD(head, lr=0.1, momentum=0.5), digest(head)
+        opt, before = rk.SGD(head, lr=lambda step: lr, momentum=0.5), digest(head)
 
         def gradients(shard):
             nonlocal fails
@@ -446,10 +446,11 @@ def ranks_that_differ_in_a_step(comm):
         outputs=3 if last else 2
     )
     assert "opt: expected params['weight'] with the checksum " in refused(seed=int(last))
-    assert "batch: expected rows 8, as on rank 0, got 7 on" in refused(rows=7 if last else 8)
-    assert "batch: expected step 1, as on rank 0, got 2 on" in refused(fails=last)
+    assert "step: expected rows 8, as on rank 0, got 7 on" in refused(rows=7 if last else 8)
+    assert "step: expected number 1, as on rank 0, got 2 on" in refused(fails=last)
+    assert "step: expected lr 0.1, as on rank 0, got 0.2 on" in refused(lr=0.2 if last else 0.1)
     batches = rk.Batches([np.zeros((1, 3))] * 50, batch_size=8, seed=int(last))
-    assert "batch: expected indices with the checksum " in refused(batches=batches)
+    assert "step: expected indices with the checksum " in refused(batches=batches)
     return []
 
 

@@ -478,7 +478,7 @@ class Communicator:
 
     # ------------------------------------------------------------------------------- the gradients
 
-    def _joint(self, opt: Any, parts: Any) -> Any:
+    def _joint(self, opt: Any, parts: Any, options: Mapping[str, Any]) -> Any:
         """The sum of the gradients of all shards, in the form that the optimizer's step takes."""
         if isinstance(parts, (Mapping, str)) or not isinstance(parts, Iterable):
             expected = f"the gradients of {self._sums.count} shards, in order"
@@ -504,7 +504,7 @@ class Communicator:
                     )
             dense = [g for g in gradients if not isinstance(g, SparseRows)]
             rows.append([g for g in gradients if isinstance(g, SparseRows)])
-            common = {"step": self._steps, **self._batch}
+            common = {"number": self._steps, **self._batch, **options}
             self._sums.push(layout, found, self._packed(layout, count - 1, dense, common))
         if count != self._sums.count:
             raise ValueError(f"grads: expected those of {self._sums.count} shards, got {count}")
@@ -515,7 +515,7 @@ class Communicator:
         total = self._sums.total(layout, found)
         checks, squares = map(int, total[CHECK])
         if checks**2 != self.shards * squares:  # there are several values, as all ranks see
-            self._agree("batch", common)
+            self._agree("step", common)
         self._reports.clear()
         self.reported = tuple(total[:REPORTED].tolist())
         counts = total[REPORTED : REPORTED + STOPS].tolist()
