@@ -146,9 +146,9 @@ class Communicator:
 
     Notes
     -----
-    With more than one rank, an exception that no one catches ends all ranks: ``sys.excepthook``
-    prints the traceback with the rank, and aborts. A rank that waits for one that has left raises
-    RuntimeError after a few seconds.
+    With more than one rank, an exception that no one catches ends all ranks: ``sys.excepthook``,
+    from the import of this package on, prints the traceback with the rank, and aborts. A rank that
+    waits for one that has left raises RuntimeError after a few seconds.
 
     Examples
     --------
