@@ -65,7 +65,8 @@ def _abort(kind: type[BaseException], error: BaseException, where: TracebackType
     if (started := sys.modules.get("mpi4py.MPI")) is not None:
         if started.Is_finalized():
             return sys.__excepthook__(kind, error, where)
-        rank, size = started.COMM_WORLD.rank, started.COMM_WORLD.size
+        if started.Is_initialized():
+            rank, size = started.COMM_WORLD.rank, started.COMM_WORLD.size
     lines = traceback.format_exception(kind, error, where)
     sys.stdout.flush()
     print(f"rank {rank} of {size}:\n{''.join(lines)}", file=sys.stderr)
@@ -73,7 +74,7 @@ def _abort(kind: type[BaseException], error: BaseException, where: TracebackType
     time.sleep(0.2)  # for the launcher to read it: it ends this process at once
     try:
         mpi().COMM_WORLD.Abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
-    except ImportError:  # launchers end all where a signal ends one
+    except Exception:  # MPI is missing or does not start; launchers end all where a signal ends one
         os.kill(os.getpid(), signal.SIGKILL)
 
 
