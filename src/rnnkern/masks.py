@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .checks import integer
 
 __all__ = ["DrawsMasks"]
@@ -26,7 +24,8 @@ class DrawsMasks:
     def _draws(self) -> bool:
         """Whether any probability of the masks is above zero."""
         names = ("_p", "_dropout", "_zoneout", "_recurrent_dropout")
-        return any(np.any(getattr(self, name, 0.0)) for name in names)
+        given = (getattr(self, name, 0.0) for name in names)
+        return any(any(p) if isinstance(p, tuple) else p > 0 for p in given)
 
     @property
     def first_row(self) -> int:
