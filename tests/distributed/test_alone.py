@@ -65,7 +65,11 @@ def test_any_number_of_ranks_sums_along_the_tree(shards):
         (lambda: Communicator(exact=1), "exact: expected True or False, got int"),
         (lambda: Communicator(timeout=0), "timeout: expected a number of seconds above 0, got 0"),
         (lambda: Communicator().shard(-1), "batch: expected an integer of at least 0, got -1"),
-        (lambda: Communicator().shard([1]), "batch: expected an integer, got list"),
+        (
+            lambda: Communicator().shard([1]),
+            "batch: expected a number of rows or a Batch, got list",
+        ),
+        (lambda: Communicator().shard(1, 3), "model: expected a dict or a list of layers and mod"),
         (lambda: Communicator().share(-1), "count: expected an integer of at least 0, got -1"),
         (lambda: Communicator().rows(2.5), "batch_size: expected an integer, got float"),
         (
@@ -135,7 +139,7 @@ def test_what_draws_masks_must_be_in_the_model_of_the_batch(part, draws):
 def test_layers_forget_the_first_row_after_a_batch():
     comm, layer = Communicator(shards=3), rk.GRU(3, 4, 2, dropout=0.5, seed=0)
     rows = []
-    for shard in comm.shard(7, {"layer": layer}):
+    for shard in comm.shard(7, {"parts": [layer], "arrays": {"w": np.zeros(2)}}):
         rows.append((layer.first_row, shard.rows.start))
         layer.forward(np.zeros((2, 2, 3), np.float32))
     assert rows == [(0, 0), (2, 2), (4, 4)]

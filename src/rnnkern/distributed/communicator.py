@@ -9,10 +9,10 @@ import platform
 import re
 import signal
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from contextlib import contextmanager
 from functools import reduce
-from types import FrameType
+from types import FrameType, NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -423,7 +423,7 @@ class Communicator:
         ----------
         batch : int or Batch
             The rows of the whole batch, the same on all ranks, or a `Batch` of `Batches`.
-        model : dict of str to parts, or a layer or module, optional
+        model : dict or list of parts, or a layer or module, optional
             Whose dropout and noise draw the masks of the whole batch's rows: before each shard its
             layers and modules are told the first row (``first_row``) and the step
             (``dropout_step``). Needed where anything is drawn, since the masks would depend on the
@@ -451,12 +451,16 @@ class Communicator:
         if isinstance(batch, Batch):
             rows = len(batch.indices)
         else:
-            rows = integer("batch", batch, "an integer of at least 0", 0, 2**31)
+            kind = "a number of rows or a Batch"
+            rows = integer("batch", batch, "an integer of at least 0", 0, 2**31, kind)
         self._batch = {"rows": rows}
         if isinstance(batch, Batch) and self._comm is not None:
             for name in ("indices", "lengths"):
                 values = np.ascontiguousarray(getattr(batch, name))
                 self._batch[f"{name} with the checksum"] = zlib.crc32(values.data)
+        if not isinstance(model, (Mapping, list, tuple, Parametrized, NoneType)):
+            expected = "a dict or a list of layers and modules, or one of these"
+            raise TypeError(f"model: expected {expected}, got {type(model).__name__}")
         self._drawing = drawing = _drawing(model)
         steps = [part.dropout_step for part in drawing]
         self._reports.clear()
@@ -835,11 +839,12 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _drawing(model: Any) -> list[Any]:
-    """The layers and modules of a model that draw masks."""
-    if model is None:
-        return []
-    parts: Sequence[Any] = list(model.values()) if isinstance(model, Mapping) else [model]
-    return [part for part in parts if isinstance(part, DrawsMasks)]
+    """The layers and modules of a model that draw masks, also within dicts and lists of it."""
+    if isinstance(model, DrawsMasks):
+        return [model]
+    parts = model.values() if isinstance(model, Mapping) else model
+    within = parts if isinstance(parts, (list, tuple, ValuesView)) else ()
+    return [drawing for part in within for drawing in _drawing(part)]
 
 
 def _cut(batch: Batch, rows: slice) -> Batch:
