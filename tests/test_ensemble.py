@@ -1,5 +1,6 @@
 """An ensemble is its members, each a layer alone, to the bit."""
 
+import pickle
 import re
 
 import numpy as np
@@ -212,6 +213,27 @@ def test_a_member_drops_out_what_it_does_in_the_ensemble():
         same(member.forward(x[:, e])[0], y[:, e])
 
 
+def test_some_members_are_an_ensemble_of_views_with_their_masks():
+    layer = ensemble_of("gru", num_layers=2, dropout=0.5)
+    some = layer.member(slice(1, 4))
+    assert (some.ensemble, some.dropout_state["seeds"]) == (3, layer.dropout_state["seeds"][1:4])
+    x = problem_of(layer).x
+    y = layer.forward(x)[0]
+    same(some.forward(x[:, 1:4])[0], y[:, 1:4])
+    same(some.member(2)(x[:, 3])[0], layer.member(3)(x[:, 3])[0])
+    copied = pickle.loads(pickle.dumps(some))
+    copied.dropout_step = 0
+    same(copied.forward(x[:, 1:4])[0], y[:, 1:4])
+    some.params["bias_hh_l0"][...] = 7
+    assert (layer.params["bias_hh_l0"] == 7).all(axis=1).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
 def test_forget_bias_is_every_member_s():
     layer = rk.LSTM(I, H, ensemble=2, forget_bias=3.0, seed=0)
     assert (layer.params["bias_ih_l0"][:, H : 2 * H] == 3).all()
@@ -306,6 +328,9 @@ def test_what_an_ensemble_has_not_is_said():
         layer.stream()
     with pytest.raises(ValueError, match="index: expected an integer from 0 to 4, got 5"):
         layer.member(E)
+    for index in (slice(2, 2), slice(0, 4, 2)):
+        with pytest.raises(ValueError, match="index: expected successive members, at least one"):
+            layer.member(index)
     with pytest.raises(ValueError, match="member: expected an ensemble, got a layer alone"):
         alone("gru", 0).member(0)
     state = np.zeros((1, B, H), np.float32)

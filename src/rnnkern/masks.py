@@ -21,6 +21,13 @@ class DrawsMasks:
     _first_row: int
 
     @property
+    def _draws(self) -> bool:
+        """Whether any probability of the masks is above zero."""
+        names = ("_p", "_dropout", "_zoneout", "_recurrent_dropout")
+        given = (getattr(self, name, 0.0) for name in names)
+        return any(any(p) if isinstance(p, tuple) else p > 0 for p in given)
+
+    @property
     def first_row(self) -> int:
         """The row of a larger batch that row 0 of the next forward is, 0 at first; may be set.
 

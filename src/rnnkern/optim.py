@@ -327,7 +327,10 @@ class _Optimizer:
             Whose ranks step together. `grads` are then several: of each of this rank's shards, in
             order, what `grads` are without; an iterator does, which computes them one by one. The
             step takes the sum over the shards of all ranks, and does the same on each rank.
-            `SparseRows` and gradients of a backward with ``Clip(value=, max_norm=)`` are refused.
+            Gradients of a backward with ``Clip(value=, max_norm=)`` are refused. `SparseRows` have
+            the rows of all shards. At the first step the ranks compare their parameters and
+            moments, at each step the batch, `lr` and `max_norm`; all raise ValueError if one
+            differs.
 
         Returns
         -------
@@ -380,10 +383,15 @@ class _Optimizer:
         """
         if max_norm is not None:
             max_norm = _number("max_norm", max_norm, above=True)
+        if comm is not None and not hasattr(comm, "_joint"):
+            expected = "a Communicator of rnnkern.distributed or None"
+            raise TypeError(f"comm: expected {expected}, got {type(comm).__name__}")
         lr = self.lr
         rates = [lr[pattern] for pattern in self._patterns] if isinstance(lr, dict) else []
         rates = rates or [lr] * len(self._slots)
-        given = self._of_groups(grads if comm is None else comm._joint(self, grads))
+        if comm is not None:
+            grads = comm._joint(self, grads, {"lr": lr, "max_norm": max_norm})
+        given = self._of_groups(grads)
         measured = [isinstance(g, MAPPINGS) for g in given]  # anew
         dicts = self._params()
         gradients = self._gradients(given, dicts)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import rnnkern as rk
 from rnnkern.distributed import Communicator
@@ -154,6 +155,48 @@ def ragged_batches(comm):
 
 
 @case
+def rows_of_tables(comm):
+    """The bits of a table with all its rows; few of them are sent."""
+    found, ids = [], np.random.default_rng(0).integers(0, 40, (3, 4, 7))
+    for sparse in (True, False):
+        one = comm.divided(4)
+        model = {
+            "wide": rk.Embedding(40, 4, sparse=sparse, seed=0),
+            "small": rk.Embedding(40, 2, padding_idx=3, sparse=sparse, dtype=np.float64, seed=1),
+            "gru": rk.GRU(4, 5, seed=2),
+        }
+        opt = rk.SGD(model, lr=0.1)
+
+        def gradients(shard, batch, model=model):
+            names, tokens = ("wide", "small"), batch[:, shard.rows]
+            (x, of_wide), (z, of_small) = (model[name].forward(tokens) for name in names)
+            y, _, of_gru = model["gru"].forward(x)
+            grads = {"gru": model["gru"].backward(of_gru, y / np.float32(shard.batch_size))}
+            grads["wide"] = model["wide"].backward(of_wide, grads["gru"].x)
+            grads["small"] = model["small"].backward(of_small, z)
+            return grads
+
+        seen = []
+        for step in range(4):
+            batch = ids[step % 3, :, : [7, 2, 0, 5][step]]  # shards without rows, too
+            shards = one.shard(batch.shape[1], model)
+            parts = (gradients(shard, batch) for shard in shards)
+            done = opt.step(parts, comm=one)  # norms are sums in another order
+            seen.append((done.norm, done.applied, *one.reported))
+        found.append([digest(*model.values()), repr(seen)])
+    assert found[0][0] == found[1][0]
+    lazy, one = rk.Embedding(40, 4, sparse=True, seed=0), comm.divided(8)
+    opt = rk.Adam(lazy, lr=0.1)
+    for _ in range(3):
+        parts = []
+        for shard in one.shard(7):
+            x, tape = lazy.forward(ids[0][:, shard.rows])
+            parts.append(lazy.backward(tape, x))
+        opt.step(parts, max_norm=0.5, comm=one)
+    return [*found, digest(lazy, opt)]
+
+
+@case
 def an_ensemble(comm):
     comm, layer = comm.divided(4), rk.GRU(3, 4, ensemble=3, seed=0)
     opt = rk.Adam(layer, lr=1e-2, ensemble=3)
@@ -295,8 +338,9 @@ def a_communicator_that_is_given(comm):
 @case
 def refusals_by_all_ranks(comm):
     two, gru = comm.divided(4), rk.GRU(3, 4, seed=0)
-    emb = rk.Embedding(5, 3, sparse=True)
-    opt, of_emb = rk.SGD({"gru": gru}, lr=0.1), rk.SGD(emb, lr=0.1)
+    opt = rk.SGD({"gru": gru}, lr=0.1)
+    emb = rk.Embedding(5, 3, sparse=True, seed=0)
+    of_emb = rk.SGD(emb, lr=0.1)
 
     def step(clip=None, shards=None):
         parts = []
@@ -305,19 +349,22 @@ def refusals_by_all_ranks(comm):
             parts.append({"gru": gru.backward(tape, y, clip=clip)})
         opt.step(parts[:shards], comm=two)
 
-    def sparse():
+    def mixed():
         parts = []
-        for _ in two.shard(8):
+        for _ in two.divided(2 * comm.size).shard(8):
             x, tape = emb.forward(np.array([[1, 2]]))
-            parts.append(emb.backward(tape, x))
-        of_emb.step(parts, comm=two)
+            grads = emb.backward(tape, x).params
+            if len(parts) == 1:
+                grads = {"weight": grads["weight"].to_dense()}
+            parts.append(grads)
+        of_emb.step(parts, comm=two.divided(2 * comm.size))
 
     step(clip=rk.Clip(step_value=1.0, step_norm=1.0))  # these are of one step and row
     return [
         message(comm, lambda: step(rk.Clip(value=1.0))),
         message(comm, lambda: step(rk.Clip(max_norm=2.0))),
         message(comm, lambda: step(shards=0)).replace(f"{4 // comm.size} shards", "N shards"),
-        message(comm, sparse),
+        message(comm, mixed),
         message(comm, lambda: opt.step({"gru": {}}, comm=two)).replace(
             f"{4 // comm.size} shards", "N shards"
         ),
@@ -359,10 +406,72 @@ def ranks_that_differ(comm):
 
 
 @case
+def ranks_that_differ_in_a_step(comm):
+    """Refused by all ranks in the first step that they take together; nothing is written."""
+    if comm.size == 1:
+        return []
+    last, head = comm.rank == comm.size - 1, f"on rank {comm.size - 1}"
+    comm, x = comm.divided(4), draw(0, 8, 3)
+
+    def step(one, outputs=2, rows=8, seed=0, fails=False, batches=None, lr=0.1):
+        head = rk.Linear(3, outputs, seed=seed)
+        opt, before = rk.SGD(head, lr=lambda step: lr, momentum=0.5), digest(head)
+
+        def gradients(shard):
+            nonlocal fails
+            if fails:
+                fails = False
+                raise KeyError("caught by the program")
+            y, tape = head.forward(x[shard.rows])
+            return head.backward(tape, y)
+
+        for _ in range(2):
+            batch = rows if batches is None else next(iter(batches))
+            try:
+                opt.step(map(gradients, one.shard(batch, head)), comm=one)
+            except KeyError:
+                continue
+            except ValueError:
+                assert digest(head) == before
+                raise
+            before = digest(head)
+
+    def refused(**options):
+        one = comm.divided(4)
+        text = message(comm, lambda: step(one, **options))
+        assert text.removesuffix(" (comm.broadcast sends that of rank 0)").endswith(head), text
+        return text
+
+    assert "opt: expected params['weight'] ((2, 3), 'float32'), as" in refused(
+        outputs=3 if last else 2
+    )
+    assert "opt: expected params['weight'] with the checksum " in refused(seed=int(last))
+    assert "step: expected rows 8, as on rank 0, got 7 on" in refused(rows=7 if last else 8)
+    assert "step: expected number 1, as on rank 0, got 2 on" in refused(fails=last)
+    assert "step: expected lr 0.1, as on rank 0, got 0.2 on" in refused(lr=0.2 if last else 0.1)
+    batches = rk.Batches([np.zeros((1, 3))] * 50, batch_size=8, seed=int(last))
+    assert "step: expected indices with the checksum " in refused(batches=batches)
+    return []
+
+
+class Unsendable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+@case
 def an_error_of_rank_0_is_every_ranks(comm):
     def fails():
         raise ValueError("seven")
 
+    def fails_with_what_pickle_cannot_make_again():
+        raise Unsendable(7, 8)
+
+    kind, text = (
+        (Unsendable, "7 and 8") if comm.rank == 0 else (RuntimeError, "rank 0: Unsendable: 7 and 8")
+    )
+    with pytest.raises(kind, match=f"^{text}$"):
+        comm.first(fails_with_what_pickle_cannot_make_again)
     assert message(comm, lambda: comm.first(fails)) == "ValueError: seven"
     assert comm.first(lambda: [comm.rank]) == [0]
     missing = message(comm, lambda: comm.restore(__file__, {"w": {"w": np.zeros(3)}}))
@@ -377,7 +486,14 @@ def shares(comm):
     rows = comm.gather(comm.divided(8).rows(13))
     assert [i for part in rows for i in range(13)[part]] == list(range(13))
     assert comm.sum(comm.rank) == sum(range(comm.size))
-    return []
+    own = comm.share(6)
+    layer = rk.GRU(3, 4, 2, dropout=0.3, ensemble=6, seed=0).member(own)
+    opt, x = rk.Adam(layer, lr=1e-2, ensemble=layer.ensemble), draw(0, 5, 6, 2, 3)[:, own]
+    for _ in range(3):
+        y, _, tape = layer.forward(x)
+        opt.step(layer.backward(tape, y, clip=rk.Clip(max_norm=0.1)))
+    members = [digest(layer.member(e)) for e in range(layer.ensemble)]
+    return [member for part in comm.gather(members) for member in part]
 
 
 def main():

@@ -23,6 +23,8 @@ def fail(fault, folder):
         raise RuntimeError("this rank fails")
     if fault == "exit":
         sys.exit(3)
+    if fault == "hang":
+        time.sleep(3600)
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "term":  # to one rank alone
@@ -32,7 +34,7 @@ def fail(fault, folder):
 def main():
     folder, steps = Path(sys.argv[1]), int(sys.argv[2])
     fault, rank, at = (*sys.argv[3:], None, 0, 0)[:3]
-    comm = Communicator(shards=SHARDS)
+    comm = Communicator(shards=SHARDS, timeout=4 if fault == "hang" else None)
     layer = rk.GRU(3, 6, 2, dropout=0.3, seed=1)
     run = Regression(layer)
     x = [np.ones((n, 3), np.float32) for n in range(1, 12)]

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 import rnnkern as rk
 from rnnkern.distributed import Communicator
@@ -62,9 +63,20 @@ def test_any_number_of_ranks_sums_along_the_tree(shards):
         (lambda: Communicator(shards=0), "shards: expected an integer from 1 to 65536, got 0"),
         (lambda: Communicator(shards=1.5), "shards: expected an integer, got float"),
         (lambda: Communicator(exact=1), "exact: expected True or False, got int"),
+        (lambda: Communicator(timeout=0), "timeout: expected a number of seconds above 0, got 0"),
         (lambda: Communicator().shard(-1), "batch: expected an integer of at least 0, got -1"),
-        (lambda: Communicator().shard([1]), "batch: expected an integer, got list"),
+        (
+            lambda: Communicator().shard([1]),
+            "batch: expected a number of rows or a Batch, got list",
+        ),
+        (lambda: Communicator().shard(1, 3), "model: expected a dict or a list of layers and mod"),
         (lambda: Communicator().share(-1), "count: expected an integer of at least 0, got -1"),
+        (lambda: Communicator().rows(2.5), "batch_size: expected an integer, got float"),
+        (
+            lambda: rk.SGD({"w": np.zeros(1)}, lr=0.1).step([], comm=3),
+            "comm: expected a Communicator of rnnkern.distributed or None, got int",
+        ),
+        (lambda: Communicator(MPI.COMM_NULL), "comm: expected a group of ranks, got a null comm"),
         (lambda: Communicator().stop(9), "number: expected one of 0, 2, 15, got 9"),
         (lambda: Communicator().broadcast(3), "model: expected a dict of layers"),
         (
@@ -95,10 +107,39 @@ def test_a_failed_step_writes_nothing():
     assert opt.state_dict()["adam.step"] == 0
 
 
+@pytest.mark.parametrize(
+    ("part", "draws"),
+    [
+        (rk.GRU(3, 4, 2, dropout=0.5, seed=0), True),
+        (rk.LSTM(3, 4, zoneout=(0.0, 0.1), seed=0), True),
+        (rk.GRU(3, 4, recurrent_dropout=0.1, seed=0), True),
+        (rk.Dropout(0.5), True),
+        (rk.LSTM(3, 4, zoneout=(0.0, 0.0), seed=0), False),
+        (rk.Dropout(0.0), False),
+    ],
+)
+def test_what_draws_masks_must_be_in_the_model_of_the_batch(part, draws):
+    comm, weights = Communicator(shards=2), {"w": np.zeros(2)}
+    opt = rk.SGD({"part": part, "weights": weights}, lr=0.1)
+    zeros = {name: np.zeros_like(values) for name, values in part.params.items()}
+    grads = {"part": zeros, "weights": {"w": np.ones(2)}}
+    assert opt.step((grads for _ in comm.shard(4, {"part": part})), comm=comm).applied
+    for model in (None, {"other": rk.Dropout(0.5)}):
+        before = weights["w"].tolist()
+        parts = (grads for _ in comm.shard(4, model))
+        if draws:
+            expected = r"model: expected params\['part'\] in comm.shard\(batch, model\), since it"
+            with pytest.raises(ValueError, match=f"^{expected}"):
+                opt.step(parts, comm=comm)
+            assert weights["w"].tolist() == before
+        else:
+            assert opt.step(parts, comm=comm).applied
+
+
 def test_layers_forget_the_first_row_after_a_batch():
     comm, layer = Communicator(shards=3), rk.GRU(3, 4, 2, dropout=0.5, seed=0)
     rows = []
-    for shard in comm.shard(7, {"layer": layer}):
+    for shard in comm.shard(7, {"parts": [layer], "arrays": {"w": np.zeros(2)}}):
         rows.append((layer.first_row, shard.rows.start))
         layer.forward(np.zeros((2, 2, 3), np.float32))
     assert rows == [(0, 0), (2, 2), (4, 4)]
@@ -109,4 +150,11 @@ def test_without_mpi4py_the_extra_is_named(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
     with pytest.raises(ImportError, match=r"pip install 'rnnkern\[mpi\]'"):
+        Communicator()
+
+
+def test_a_launcher_of_another_mpi_is_noticed(monkeypatch):
+    """Each of its processes would be a run of its own, and write the same files."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(RuntimeError, match="comm: expected the 4 processes of the launcher, got 1"):
         Communicator()

@@ -30,7 +30,7 @@ def resumed(folder, ranks, steps=STEPS):
     return (folder / f"digest-{steps}").read_text()
 
 
-@pytest.mark.parametrize(("fault", "ranks"), [("raise", 4), ("kill", 4), ("exit", 2)])
+@pytest.mark.parametrize(("fault", "ranks"), [("raise", 4), ("kill", 4), ("exit", 2), ("hang", 4)])
 def test_a_fault_of_a_rank_ends_all_and_a_restart_has_the_same_bits(
     tmp_path, uninterrupted, fault, ranks
 ):
@@ -43,6 +43,8 @@ def test_a_fault_of_a_rank_ends_all_and_a_restart_has_the_same_bits(
         assert "RuntimeError: this rank fails" in done.stderr
     if fault == "exit":
         assert "RuntimeError: rank 1: expected an exchange with it, got its exit" in done.stderr
+    if fault == "hang":
+        assert ": expected an exchange with all ranks within 4 s, the timeout" in done.stderr
     assert "step 3\n" in done.stdout
     assert "step 4\n" not in done.stdout
     names = [path.name for path in tmp_path.iterdir()]
@@ -95,3 +97,27 @@ def test_a_run_of_another_number_of_shards_is_refused(tmp_path):
     assert done.returncode != 0
     expected = "run.safetensors: expected 2 shards, as this communicator has, got 4"
     assert done.stderr.count(expected) >= 1
+
+
+EARLY = """
+import os, sys
+import rnnkern.distributed
+rank = os.environ["PMI_RANK"]
+if rank == "1" and "missing" in sys.argv:
+    sys.modules["mpi4py"] = None
+elif "started" in sys.argv:
+    from mpi4py import MPI
+if rank == "1":
+    raise RuntimeError("this rank fails")
+rnnkern.distributed.Communicator()
+"""
+
+
+@pytest.mark.parametrize("mpi", ["started", "not started", "missing"])
+def test_an_error_before_there_is_a_communicator_ends_all_ranks(mpi):
+    begin = time.perf_counter()
+    done = run(3, "-c", EARLY, mpi)
+    assert time.perf_counter() - begin < LIMIT
+    assert done.returncode != 0
+    assert "rank 1 of 3:\nTraceback (most recent call last):" in done.stderr
+    assert "RuntimeError: this rank fails" in done.stderr

@@ -24,7 +24,7 @@ def test_ranks_give_the_bits_of_one_process(found, name, ranks):
 
 
 def test_what_is_refused_is_named(found):
-    value, norm, shards, sparse, mapping, _ = found[1]["refusals_by_all_ranks"]
+    value, norm, shards, mixed, mapping, _ = found[1]["refusals_by_all_ranks"]
     for text, clip in ((value, "value=1.0"), (norm, "max_norm=2.0")):
         assert text.startswith(
             "ValueError: clip: expected no value and no max_norm in the backward of grads['gru'] "
@@ -32,5 +32,8 @@ def test_what_is_refused_is_named(found):
         )
         assert clip in text
     assert shards == "ValueError: grads: expected those of N shards, got 0"
-    assert sparse.startswith("TypeError: grads['weight']: expected an array with comm, got Sparse")
+    expected = (
+        "TypeError: grads['weight']: expected SparseRows, as in the first shard, got an array"
+    )
+    assert mixed == expected
     assert mapping.startswith("TypeError: grads: expected the gradients of N shards, in order")

@@ -21,5 +21,9 @@ True
 """
 
 from .communicator import MOST_SHARDS, Communicator, Shard
+from .launch import end_all_on_error, launched_size
 
 __all__ = ["MOST_SHARDS", "Communicator", "Shard"]
+
+if launched_size() > 1:  # others may wait for this process before it has a communicator
+    end_all_on_error()

@@ -8,9 +8,11 @@ import pickle
 import platform
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from contextlib import contextmanager
-from types import FrameType
+from functools import reduce
+from types import FrameType, NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,13 +20,13 @@ from numpy.typing import NDArray
 
 from .. import runtime
 from ..batches import Batch
-from ..checks import flag, integer
+from ..checks import flag, integer, number
 from ..masks import DrawsMasks
 from ..model import parameters_by_name
 from ..parameters import Parametrized
 from ..rows import SparseRows
 from .launch import Ends, launched_size, mpi
-from .sums import REPORTED, STOPS, Layout, Sums
+from .sums import CHECK, REPORTED, STOPS, Layout, Sums
 from .tree import Node
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ KEY = "rnnkern.distributed"  # of the number of shards, in a file's metadata
 MOST_SHARDS = 2**16
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REASONS = (0, *map(int, SIGNALS))  # for a stop; 0: the program's own
+CHECKS = 2**18  # values of a check, of which float64 holds the sum of squares over all shards
 
 
 class Shard:
@@ -115,6 +118,10 @@ class Communicator:
         Whether shards are summed in a fixed order. If not, MPI's reduction sums in an order of its
         own, which can be faster; the bits then depend on the number of ranks, and may vary from run
         to run.
+    timeout : float, optional
+        Seconds that a rank waits for the others in an exchange before it raises RuntimeError, which
+        ends all ranks if no one catches it: longer than anything that one rank does alone, such as
+        an evaluation within `first`. If not given, a rank that hangs makes the others wait forever.
 
     Attributes
     ----------
@@ -130,17 +137,18 @@ class Communicator:
 
     Raises
     ------
-    ImportError
-        If there are several processes, and mpi4py or MPI is missing.
+    ImportError, RuntimeError
+        If there are several processes, and mpi4py or MPI is missing, or belongs to another
+        launcher.
     TypeError, ValueError
         If an argument is not what it must be, or differs between ranks, or the ranks have different
         versions of rnnkern or, some of them, the baseline instruction set; all ranks raise it.
 
     Notes
     -----
-    With more than one rank, an exception that no one catches ends all ranks: ``sys.excepthook``
-    prints the traceback with the rank, and aborts. A rank that waits for one that has left raises
-    RuntimeError after a few seconds.
+    With more than one rank, an exception that no one catches ends all ranks: ``sys.excepthook``,
+    from the import of this package on, prints the traceback with the rank, and aborts. A rank that
+    waits for one that has left raises RuntimeError after a few seconds.
 
     Examples
     --------
@@ -150,23 +158,30 @@ class Communicator:
     (0, 1, [2, 5, 7, 10])
     """
 
-    def __init__(self, comm: Any = None, *, shards: int | None = None, exact: bool = True) -> None:
-        if comm is None and launched_size() > 1:
-            comm = mpi().COMM_WORLD
-        if comm is not None and not (hasattr(comm, "Iallgatherv") and hasattr(comm, "Dup")):
-            raise TypeError(
-                f"comm: expected a communicator of mpi4py or None, got {type(comm).__name__}"
-            )
+    def __init__(
+        self,
+        comm: Any = None,
+        *,
+        shards: int | None = None,
+        exact: bool = True,
+        timeout: float | None = None,
+    ) -> None:
+        comm = _ranks(comm)
         self._comm = None if comm is None or comm.size == 1 else comm.Dup()
         self.rank: int = 0 if self._comm is None else comm.rank
         self.size: int = 1 if self._comm is None else comm.size
-        self._ends = None if self._comm is None else Ends(comm.Dup())
+        if timeout is not None:
+            timeout = number("timeout", timeout, "a number of seconds above 0", lambda x: x > 0)
+        self._ends = None if self._comm is None else Ends(comm.Dup(), timeout)
         self._exact = flag("exact", exact)
         self._reports: dict[int, list[float]] = {}
         self._asked = [0.0] * STOPS
         self.reported: tuple[float, ...] = ()
         self.stopped: int | None = None
         self._layouts: dict[Any, Layout] = {}
+        self._batch: dict[str, Any] = {}  # what ranks must have in common at a step
+        self._drawing: list[Any] = []  # of the batch's model
+        self._steps = 0
         self._divide(self.size if shards is None else shards)
 
     def _divide(self, shards: int) -> None:
@@ -213,7 +228,7 @@ class Communicator:
         """
         one = copy.copy(self)
         one._reports, one._asked, one._layouts = {}, [0.0] * STOPS, {}
-        one.reported, one.stopped = (), None
+        one.reported, one.stopped, one._batch, one._steps = (), None, {}, 0
         one._divide(shards)
         return one
 
@@ -273,21 +288,22 @@ class Communicator:
         found = np.empty(int(sizes.sum()), np.uint8)
         self._wait(self._comm.Iallgatherv(own, [found, sizes.tolist()]))
         parts = np.split(found, np.cumsum(sizes)[:-1])
-        return [pickle.loads(part.tobytes()) for part in parts]
+        return [pickle.loads(part.data) for part in parts]
 
-    def _agree(self, name: str, values: Mapping[str, Any]) -> None:
+    def _agree(self, name: str, values: Mapping[str, Any], hint: str = "") -> None:
         """Raise ValueError, on all ranks, unless all have the values of rank 0."""
         first, *others = self.gather(dict(values))
         for rank, own in enumerate(others, 1):
             if own.keys() != first.keys():
                 raise ValueError(
                     f"{name}: expected {list(first)}, as on rank 0, got {list(own)} on rank {rank}"
+                    f"{hint}"
                 )
             for key, value in own.items():
                 if value != first[key]:
                     raise ValueError(
                         f"{name}: expected {key} {first[key]!r}, as on rank 0, got {value!r} on "
-                        f"rank {rank}"
+                        f"rank {rank}{hint}"
                     )
 
     def first(self, function: Callable[[], T]) -> T:
@@ -306,7 +322,8 @@ class Communicator:
         Raises
         ------
         Exception
-            What the function raised, on all ranks.
+            What the function raised, on all ranks; on others than rank 0 a RuntimeError with its
+            text, if it cannot be pickled.
 
         Examples
         --------
@@ -314,18 +331,18 @@ class Communicator:
         >>> Communicator().first(lambda: 7)
         7
         """
-        found: tuple[bool, Any] = True, None
+        result, error = None, None
         if self.rank == 0:
             try:
-                found = True, function()
-            except Exception as error:
-                found = False, error
-        fine, result = self.gather(found)[0] if self._comm is not None else found
-        if self.rank == 0:
-            fine, result = found
-        if not fine:
-            raise result
-        return result  # type: ignore[no-any-return]
+                result = function()
+            except Exception as caught:
+                error = caught
+        others = self.gather((result, None if error is None else _sendable(error)))[0]
+        if self.rank > 0:
+            result, error = others
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
 
     def sum(self, value: float) -> float:
         """Add up a number over all ranks, in their order: the same bits for integers.
@@ -365,12 +382,13 @@ class Communicator:
 
         Examples
         --------
-        One line spreads a search over the ranks, as an ensemble on each:
+        One line spreads a search over the ranks, as an ensemble on each; the members are the same
+        for any number of ranks:
 
-        >>> import numpy as np, rnnkern as rk
+        >>> import rnnkern as rk
         >>> from rnnkern.distributed import Communicator
-        >>> comm, seeds = Communicator(), np.arange(12)
-        >>> layers = rk.GRU(3, 5, ensemble=len(seeds[comm.share(len(seeds))]))
+        >>> comm = Communicator()
+        >>> layers = rk.GRU(3, 5, ensemble=12, seed=0).member(comm.share(12))
         """
         count = integer("count", count, "an integer of at least 0", 0, 2**62)
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
@@ -394,6 +412,7 @@ class Communicator:
         >>> Communicator().rows(10)
         slice(0, 10, None)
         """
+        batch_size = integer("batch_size", batch_size, "an integer of at least 0", 0, 2**31)
         first, last = self._sums.first, self._sums.first + self._sums.count
         return slice(first * batch_size // self.shards, last * batch_size // self.shards)
 
@@ -404,11 +423,12 @@ class Communicator:
         ----------
         batch : int or Batch
             The rows of the whole batch, the same on all ranks, or a `Batch` of `Batches`.
-        model : dict of str to parts, or a layer or module, optional
+        model : dict or list of parts, or a layer or module, optional
             Whose dropout and noise draw the masks of the whole batch's rows: before each shard its
             layers and modules are told the first row (``first_row``) and the step
             (``dropout_step``). Needed where anything is drawn, since the masks would depend on the
-            number of ranks otherwise.
+            number of ranks otherwise: an optimizer's step refuses layers and modules that draw
+            and are not among these.
 
         Returns
         -------
@@ -431,8 +451,17 @@ class Communicator:
         if isinstance(batch, Batch):
             rows = len(batch.indices)
         else:
-            rows = integer("batch", batch, "an integer of at least 0", 0, 2**31)
-        drawing = _drawing(model)
+            kind = "a number of rows or a Batch"
+            rows = integer("batch", batch, "an integer of at least 0", 0, 2**31, kind)
+        self._batch = {"rows": rows}
+        if isinstance(batch, Batch) and self._comm is not None:
+            for name in ("indices", "lengths"):
+                values = np.ascontiguousarray(getattr(batch, name))
+                self._batch[f"{name} with the checksum"] = zlib.crc32(values.data)
+        if not isinstance(model, (Mapping, list, tuple, Parametrized, NoneType)):
+            expected = "a dict or a list of layers and modules, or one of these"
+            raise TypeError(f"model: expected {expected}, got {type(model).__name__}")
+        self._drawing = drawing = _drawing(model)
         steps = [part.dropout_step for part in drawing]
         self._reports.clear()
         return self._shards(batch if isinstance(batch, Batch) else None, rows, drawing, steps)
@@ -453,38 +482,107 @@ class Communicator:
 
     # ------------------------------------------------------------------------------- the gradients
 
-    def _joint(self, opt: Any, parts: Any) -> Any:
+    def _joint(self, opt: Any, parts: Any, options: Mapping[str, Any]) -> Any:
         """The sum of the gradients of all shards, in the form that the optimizer's step takes."""
         if isinstance(parts, (Mapping, str)) or not isinstance(parts, Iterable):
             expected = f"the gradients of {self._sums.count} shards, in order"
             raise TypeError(f"grads: expected {expected}, with comm, got {type(parts).__name__}")
-        specs = tuple((place.shape, place.dtype) for place in opt._places)
-        layout = self._layouts.get(specs)
-        if layout is None:
-            layout = self._layouts[specs] = Layout(specs)
+        self._steps += 1
         found: list[tuple[Node, Array]] = []
+        rows: list[list[SparseRows]] = []
         count = 0
         for part in parts:
             count += 1
-            if count <= self._sums.count:
-                self._sums.push(layout, found, self._packed(opt, layout, count - 1, part))
+            if count > self._sums.count:
+                continue
+            gradients = self._gradients(opt, part)
+            own = [isinstance(gradient, SparseRows) for gradient in gradients]
+            if count == 1:
+                sparse, layout = own, self._layout(opt, own)
+            for place, kind, first in zip(opt._places, own, sparse, strict=True):
+                if kind != first:
+                    names = ("SparseRows", "an array")
+                    expected, got = names if first else names[::-1]
+                    raise TypeError(
+                        f"grads{place.text}: expected {expected}, as in the first shard, got {got}"
+                    )
+            dense = [g for g in gradients if not isinstance(g, SparseRows)]
+            rows.append([g for g in gradients if isinstance(g, SparseRows)])
+            common = {"number": self._steps, **self._batch, **options}
+            self._sums.push(layout, found, self._packed(layout, count - 1, dense, common))
         if count != self._sums.count:
             raise ValueError(f"grads: expected those of {self._sums.count} shards, got {count}")
+        for text, group in zip(opt._dicts, opt._groups.values(), strict=True):
+            if getattr(group, "_draws", False) and not any(group is d for d in self._drawing):
+                expected = f"params{text} in comm.shard(batch, model), since it draws masks"
+                raise ValueError(f"model: expected {expected}, got a model without it")
         total = self._sums.total(layout, found)
+        checks, squares = map(int, total[CHECK])
+        if checks**2 != self.shards * squares:  # there are several values, as all ranks see
+            self._agree("step", common)
         self._reports.clear()
         self.reported = tuple(total[:REPORTED].tolist())
         counts = total[REPORTED : REPORTED + STOPS].tolist()
         if self.stopped is None:
             asked = [reason for reason, n in zip(REASONS, counts, strict=True) if n > 0]
             self.stopped = asked[-1] if asked else None
-        groups: list[dict[str, Array]] = [{} for _ in opt._groups]
-        for place, array in zip(opt._places, layout.arrays(total), strict=True):
+        arrays, tables = iter(layout.arrays(total)), iter(self._joint_rows(rows))
+        groups: list[dict[str, Any]] = [{} for _ in opt._groups]
+        for place, kind in zip(opt._places, sparse, strict=True):
             name = list(opt._names[place.index])[len(groups[place.index])]
-            groups[place.index][name] = array
+            groups[place.index][name] = next(tables if kind else arrays)
         return dict(zip(opt._groups, groups, strict=True)) if opt._is_named else groups
 
-    def _packed(self, opt: Any, layout: Layout, index: int, part: Any) -> Array:
-        """A shard's gradients in a buffer, with what it reports."""
+    def _joint_rows(self, shards: list[list[SparseRows]]) -> list[SparseRows]:
+        """The sums of rows of tables over all shards: of the rows that any of them has."""
+        tables = list(zip(*shards, strict=True))
+        if not tables:
+            return []
+        own = [reduce(np.union1d, (rows.ids for rows in table)) for table in tables]
+        ids = [reduce(np.union1d, of) for of in zip(*self.gather(own), strict=True)]
+        layout = Layout(
+            [((len(n), t[0].shape[-1]), t[0].dtype) for n, t in zip(ids, tables, strict=True)]
+        )
+        found: list[tuple[Node, Array]] = []
+        for shard in shards:
+            buffer = layout.new(self.size)
+            for target, n, rows in zip(layout.arrays(buffer), ids, shard, strict=True):
+                target[np.searchsorted(n, rows.ids)] = rows.values
+            self._sums.push(layout, found, buffer)
+        sums = layout.arrays(self._sums.total(layout, found))
+        return [
+            SparseRows._made(n, values, table[0].shape)
+            for n, values, table in zip(ids, sums, tables, strict=True)
+        ]
+
+    def _layout(self, opt: Any, sparse: list[bool]) -> Layout:
+        """The layout of the gradients that are arrays; at first all ranks compare what they have.
+
+        Raises
+        ------
+        ValueError
+            On all ranks, unless all optimize the same parameters, from the same values.
+        """
+        specs = tuple((place.shape, place.dtype) for place in opt._places)
+        key = specs, tuple(sparse)
+        if (known := self._layouts.get(key)) is not None:
+            return known
+        if self._comm is not None:
+            values: dict[str, Any] = {}
+            parameters = opt._arrays("params", opt._params())
+            for place, array, rows in zip(opt._places, parameters, sparse, strict=True):
+                values[f"params{place.text}"] = array.shape, str(array.dtype)
+                values[f"params{place.text} with the checksum"] = zlib.crc32(array.data)
+                values[f"grads{place.text}"] = "SparseRows" if rows else "an array"
+            for name, array in opt._state().items():
+                values[f"{name!r} with the checksum"] = zlib.crc32(array.data)
+            self._agree("opt", values, " (comm.broadcast sends that of rank 0)")
+        dense = [spec for spec, rows in zip(specs, sparse, strict=True) if not rows]
+        layout = self._layouts[key] = Layout(dense)
+        return layout
+
+    def _gradients(self, opt: Any, part: Any) -> list[Any]:
+        """A shard's gradients at the optimizer's places, checked."""
         given = opt._of_groups(part)
         for text, group in zip(opt._dicts, given, strict=True):
             if (clip := getattr(group, "_clip", None)) is not None:
@@ -492,22 +590,23 @@ class Communicator:
                     f"clip: expected no value and no max_norm in the backward of grads{text} with "
                     f"comm, got {clip} (the joint norm is for the max_norm of the optimizer's step)"
                 )
-        gradients = opt._gradients(given, opt._params())
+        found: list[Any] = opt._gradients(given, opt._params())
+        return found
+
+    def _packed(
+        self, layout: Layout, index: int, gradients: list[Array], common: Mapping[str, Any]
+    ) -> Array:
+        """A shard's gradients in a buffer, with what it reports and what ranks have in common."""
         buffer = layout.new(self.size)
-        for place, target, gradient in zip(
-            opt._places, layout.arrays(buffer), gradients, strict=True
-        ):
-            if isinstance(gradient, SparseRows):
-                raise TypeError(
-                    f"grads{place.text}: expected an array with comm, got SparseRows (make the "
-                    "Embedding with sparse=False)"
-                )
+        for target, gradient in zip(layout.arrays(buffer), gradients, strict=True):
             target[...] = gradient
-        number = self._sums.first + index
-        values = self._reports.get(number, [])
+        values = self._reports.get(self._sums.first + index, [])
         buffer[: len(values)] = values
         if index == 0:
             buffer[REPORTED : REPORTED + STOPS] = self._asked
+        if self._comm is not None:
+            check = zlib.crc32(repr(common).encode()) % CHECKS
+            buffer[CHECK] = check, check**2
         return buffer
 
     # ---------------------------------------------------------------------------- start, stop, save
@@ -699,8 +798,8 @@ class Communicator:
             self.stop(number)
 
         def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
         before = {number: signal.signal(number, handle) for number in SIGNALS}
         try:
@@ -709,12 +808,43 @@ class Communicator:
             restore()
 
 
+def _ranks(comm: Any) -> Any:
+    """The communicator of mpi4py that is given, or that of the launcher's processes, or None."""
+    if comm is None:
+        if (launched := launched_size()) == 1:
+            return None
+        comm = mpi().COMM_WORLD
+        if comm.size == 1:
+            raise RuntimeError(
+                f"comm: expected the {launched} processes of the launcher, got 1 (mpiexec and "
+                "mpi4py's library are of different MPIs)"
+            )
+    if not (hasattr(comm, "Iallgatherv") and hasattr(comm, "Dup")):
+        raise TypeError(
+            f"comm: expected a communicator of mpi4py or None, got {type(comm).__name__}"
+        )
+    if not comm or comm.is_inter:
+        kind = "an intercommunicator" if comm else "a null communicator"
+        raise ValueError(f"comm: expected a group of ranks, got {kind}")
+    return comm
+
+
+def _sendable(error: Exception) -> Exception:
+    """An error as it is, or where it does not survive pickling, its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+    return error
+
+
 def _drawing(model: Any) -> list[Any]:
-    """The layers and modules of a model that draw masks."""
-    if model is None:
-        return []
-    parts: Sequence[Any] = list(model.values()) if isinstance(model, Mapping) else [model]
-    return [part for part in parts if isinstance(part, DrawsMasks)]
+    """The layers and modules of a model that draw masks, also within dicts and lists of it."""
+    if isinstance(model, DrawsMasks):
+        return [model]
+    parts = model.values() if isinstance(model, Mapping) else model
+    within = parts if isinstance(parts, (list, tuple, ValuesView)) else ()
+    return [drawing for part in within for drawing in _drawing(part)]
 
 
 def _cut(batch: Batch, rows: slice) -> Batch:

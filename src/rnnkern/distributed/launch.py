@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
+import signal
 import sys
 import time
 import traceback
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Ends", "launched_rank", "launched_size", "mpi"]
+__all__ = ["Ends", "end_all_on_error", "launched_rank", "launched_size", "mpi"]
 
 # What the launchers tell their processes: those of MPICH and Slurm (PMI), Open MPI.
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -52,30 +54,45 @@ def mpi() -> Any:
     return MPI
 
 
+def end_all_on_error() -> None:
+    """Have an exception that no one catches end all processes of the launcher, from now on."""
+    sys.excepthook = _abort
+
+
+def _abort(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Print the traceback, and end all ranks, also where MPI has not started yet."""
+    rank, size = launched_rank(), launched_size()
+    if (started := sys.modules.get("mpi4py.MPI")) is not None:
+        if started.Is_finalized():
+            return sys.__excepthook__(kind, error, where)
+        if started.Is_initialized():
+            rank, size = started.COMM_WORLD.rank, started.COMM_WORLD.size
+    lines = traceback.format_exception(kind, error, where)
+    sys.stdout.flush()
+    print(f"rank {rank} of {size}:\n{''.join(lines)}", file=sys.stderr)
+    sys.stderr.flush()
+    time.sleep(0.2)  # for the launcher to read it: it ends this process at once
+    try:
+        mpi().COMM_WORLD.Abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
+    except Exception:  # MPI is missing or does not start; launchers end all where a signal ends one
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Ends:
-    """The end of a rank: its error ends all ranks, and those that wait for it learn of its exit.
+    """The end of a rank, by an error or not, of which those that wait for it learn.
 
     Parameters
     ----------
     comm : mpi4py communicator
         Of more than one rank, for these messages alone.
+    timeout : float or None
+        Seconds to wait for an exchange.
     """
 
-    def __init__(self, comm: Any) -> None:
-        self._comm, self._before = comm, sys.excepthook
-        sys.excepthook = self._abort
+    def __init__(self, comm: Any, timeout: float | None) -> None:
+        self._comm, self._timeout = comm, timeout
+        end_all_on_error()
         atexit.register(self._leave)
-
-    def _abort(
-        self, kind: type[BaseException], error: BaseException, where: TracebackType | None
-    ) -> None:
-        """Print the traceback, and end all ranks."""
-        lines = traceback.format_exception(kind, error, where)
-        sys.stdout.flush()
-        print(f"rank {self._comm.rank} of {self._comm.size}:\n{''.join(lines)}", file=sys.stderr)
-        sys.stderr.flush()
-        time.sleep(0.2)  # for the launcher to read it: it ends this process at once
-        self._comm.Abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
     def _leave(self) -> None:
         """Tell the other ranks, at exit, and wait for the same of them, as MPI's end would."""
@@ -96,9 +113,10 @@ class Ends:
         Raises
         ------
         RuntimeError
-            If a rank has left.
+            If a rank has left, or the time is up.
         """
         begin, found = time.perf_counter(), None
+        limit = math.inf if self._timeout is None else self._timeout
         Request = mpi().Request
         while not Request.Testall(list(requests)):
             waited = time.perf_counter() - begin
@@ -112,3 +130,8 @@ class Ends:
                     found, begin = status.Get_source(), time.perf_counter()
             elif waited > GRACE:
                 raise RuntimeError(f"rank {found}: expected an exchange with it, got its exit")
+            if waited > limit:
+                raise RuntimeError(
+                    f"rank {self._comm.rank}: expected an exchange with all ranks within "
+                    f"{limit:g} s, the timeout, got none (ranks without this error did not come)"
+                )

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from .tree import Node, nodes_of, parents
 
-__all__ = ["REPORTED", "STOPS", "Layout", "Sums"]
+__all__ = ["CHECK", "REPORTED", "STOPS", "Layout", "Sums"]
 
 Array = NDArray[Any]
 
 REPORTED = 8  # numbers that a shard can report
 STOPS = 3  # reasons for a stop, each with a count of the ranks that ask for it
-HEADER = 16  # float64 numbers before the arrays; those behind the stops are zero
+CHECK = slice(REPORTED + STOPS, REPORTED + STOPS + 2)  # of what ranks have in common; its square
+HEADER = 16  # float64 numbers before the arrays; those behind the check are zero
 SMALL = 1 << 16  # bytes of a buffer that is gathered whole, since latency outweighs them
 DOUBLE = np.dtype(np.float64)
 SINGLE = np.dtype(np.float32)

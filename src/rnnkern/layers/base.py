@@ -537,13 +537,13 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         batch_size = size("batch_size", batch_size)
         return self.freeze().stream(batch_size)
 
-    def member(self, index: int) -> Self:
-        """One member of an ensemble, as a layer alone.
+    def member(self, index: int | slice) -> Self:
+        """One member of an ensemble, as a layer alone, or some of them, as a smaller ensemble.
 
         Parameters
         ----------
-        index : int
-            From 0 to E - 1.
+        index : int or slice
+            From 0 to E - 1; or successive members, at least one.
 
         Returns
         -------
@@ -554,7 +554,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         Raises
         ------
         ValueError
-            If the layer is no ensemble, or has no such member.
+            If the layer is no ensemble, or has no such members.
 
         Examples
         --------
@@ -566,16 +566,22 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         """
         if not self._ensemble:
             raise ValueError("member: expected an ensemble, got a layer alone")
-        expected = f"an integer from 0 to {self._ensemble - 1}"
-        index = integer("index", index, expected, 0, self._ensemble - 1)
         one = copy.copy(self)
-        one._ensemble = None
-        if self._seed is not None:
-            one._seed = spawned(seed_sequence("seed", self._seed), index)
-        one._stack = self._new_stack(0)
-        one._shapes = {name: shape[1:] for name, shape in self._shapes.items()}
-        one._dropout_seeds = [self._dropout_seeds[index]]
+        if isinstance(index, slice):
+            members = range(self._ensemble)[index]
+            if not members or members.step != 1:
+                raise ValueError(f"index: expected successive members, at least one, got {index}")
+            one._ensemble, one._seed = len(members), None  # no seed draws these alone
+        else:
+            expected = f"an integer from 0 to {self._ensemble - 1}"
+            index = integer("index", index, expected, 0, self._ensemble - 1)
+            one._ensemble, members = None, range(index, index + 1)
+            if self._seed is not None:
+                one._seed = spawned(seed_sequence("seed", self._seed), index)
+        one._stack = self._new_stack(one._ensemble or 0)
         one._params = {name: values[index] for name, values in self._checked_params()}
+        one._shapes = {name: values.shape for name, values in one._params.items()}
+        one._dropout_seeds = [self._dropout_seeds[member] for member in members]
         return one
 
 
