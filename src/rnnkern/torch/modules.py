@@ -27,7 +27,7 @@ from .calls import (
     run_forward,
     view,
 )
-from .operators import Call, TransformedRecurrence, apply, forward, infer, refuse_tangents
+from .operators import TransformedRecurrence, apply, forward, infer, refuse_tangents
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
 
@@ -207,7 +207,7 @@ class _Calls(torch.nn.Module):
             if not keep:
                 params = arrays.of(layer_of(setup.layer).names, weights)
                 return run_forward(setup, integers, params, input, states, False)[0]
-            return apply(Call(setup, integers, arrays, len(states)), *tensors)[:-1]
+            return apply((setup, integers, arrays, len(states)), *tensors)
         except RuntimeError:
             if any(t.is_meta for t in tensors):
                 return self._trace(setup, integers, input, states, weights, keep, is_copy)
@@ -255,7 +255,7 @@ class _Calls(torch.nn.Module):
             self._refuse(input, states, integers)
             self._refuse_others(input, states, weights)
         if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-            call = Call(setup, integers, self._arrays, len(states))
+            call = setup, integers, self._arrays, len(states)
             return TransformedRecurrence.apply(call, input, *states, *weights)[:-1]
         operator = forward if keep else infer
         outputs = operator(*setup, *integers, input, list(states), weights)
