@@ -141,10 +141,8 @@ def view(name: str, tensor: Tensor, writable: bool = False) -> Array:
             return np.from_dlpack(_Lent(tensor))
     except (AttributeError, BufferError, RuntimeError, TypeError):
         raise _no_view(name, tensor) from None
-    size = tensor.untyped_storage().nbytes()
-    raise RuntimeError(
-        f"{name}: expected a tensor with memory, got one whose storage has {size} bytes"
-    )
+    got = f"got one on {tensor.device} whose storage has {tensor.untyped_storage().nbytes()} bytes"
+    raise RuntimeError(f"{name}: expected a tensor with memory on the CPU, {got}")
 
 
 def _no_view(name: str, tensor: Any) -> Exception:

@@ -196,9 +196,9 @@ class _Calls(torch.nn.Module):
             integers = integers._replace(seed=torch.randint(2**63 - 1, (), device="cpu"))
         clip = NO_BOUNDS if self.clip is None else self.clip.bounds()
         setup = Setup(self._descriptions[precision], batch_first, is_step, dropout, draws, clip)
-        keep = torch.is_grad_enabled() and (
-            weight.requires_grad or any(t.requires_grad for t in tensors)
-        )
+        # torch.jit.trace records with gradients, and checks without that the graph is the same.
+        differentiates = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+        keep = differentiates and (weight.requires_grad or any(t.requires_grad for t in tensors))
         if forward_ad._current_level >= 0:
             refuse_tangents(tensors)
         if is_traced or not is_plain:
