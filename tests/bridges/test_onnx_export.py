@@ -222,7 +222,10 @@ def test_layers_that_onnx_lacks(layer):
 
 
 def test_modules_of_pytorch_are_told_from_layers():
-    module = pytest.importorskip("rnnkern.torch").LSTM(3, H)
+    pytest.importorskip("torch")
+    from rnnkern.torch import LSTM
+
+    module = LSTM(3, H)
     with pytest.raises(TypeError, match=r"^layer: .* got LSTM \(its as_layer\(\) gives one\)$"):
         rk.onnx.export(module)
     assert rk.onnx.export(module.as_layer()).graph.node
