@@ -29,6 +29,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkern as rk
 import rnnkern.torch as rkt
+from rnnkern.inference import TAPE
+from rnnkern.torch import calls, operators
 
 # What a call may cost over the NumPy API's, in seconds: forward, and forward and backward.
 OVERHEAD = (15e-6, 35e-6)
@@ -50,13 +52,13 @@ def numpy_step(layer: Any, x: Any, dy: Any) -> Callable[[], Any]:
     return step
 
 
-def torch_step(module: Any, x: Any, dy: Any) -> Callable[[], Any]:
-    parameters = list(module.parameters())
-
+def torch_step(
+    call: Any, parameters: list[Any], x: Any, dy: Any, keep: bool = False
+) -> Callable[[], Any]:
     def step() -> None:
         for p in parameters:
             p.grad = None
-        torch.autograd.backward(module(x)[0], dy)
+        torch.autograd.backward(call(x)[0], dy, retain_graph=keep)
 
     return step
 
@@ -69,6 +71,32 @@ def without_gradients(module: Any, x: Any) -> Callable[[], Any]:
     return infer
 
 
+class Nothing(torch.autograd.Function):
+    """What PyTorch itself takes for a function of so many tensors; its results are zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, results: Any, *tensors: Any) -> Any:
+        outputs, ctx.gradients = results
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(map(torch.from_numpy, outputs))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        _ = ctx.saved_tensors
+        return None, *map(torch.from_numpy, ctx.gradients)
+
+
+def function_of(module: Any, x: Any) -> Callable[[Any], Any]:
+    """`Nothing` as a module: of its tensors, and called as the bridge calls its function."""
+    parameters = list(module.parameters())
+    with torch.no_grad():
+        y, (h, c) = module(x)
+    results = [t.numpy() for t in (y, h, c)], [np.zeros_like(t.detach()) for t in (x, *parameters)]
+    apply = super(torch.autograd.Function, Nothing).apply
+    return lambda x: apply(results, x, *parameters)
+
+
 def overhead(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """An LSTM's calls by the NumPy API, by the bridge, and PyTorch's own."""
     rows = []
@@ -77,7 +105,8 @@ def overhead(settings: dict[str, Any]) -> list[dict[str, Any]]:
         theirs = torch.nn.LSTM(H, H)
         theirs.load_state_dict(module.state_dict())
         layer, x = module.as_layer(), torch.randn(T, B, H)
-        dy = torch.randn(T, B, H)
+        dy, parameters = torch.randn(T, B, H), list(module.parameters())
+        function = function_of(module, x)
         found = interleaved(
             {
                 "infer NumPy": call(partial(layer, x.numpy())),
@@ -86,15 +115,62 @@ def overhead(settings: dict[str, Any]) -> list[dict[str, Any]]:
                 "forward NumPy": call(partial(layer.forward, x.numpy())),
                 "forward bridge": call(partial(module, x)),
                 "forward PyTorch": call(partial(theirs, x)),
+                "forward function": call(partial(function, x)),
                 "train NumPy": call(numpy_step(layer, x.numpy(), dy.numpy())),
-                "train bridge": call(torch_step(module, x, dy)),
-                "train PyTorch": call(torch_step(theirs, x, dy)),
+                "train bridge": call(torch_step(module, parameters, x, dy)),
+                "train PyTorch": call(torch_step(theirs, list(theirs.parameters()), x, dy)),
+                "train function": call(torch_step(function, parameters, x, dy)),
             },
             settings["rounds"],
             settings["turn"],
         )
         rows.append({"case": f"LSTM {B},{T},{H}", "times": found})
     return rows
+
+
+def parts(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The smallest call again, from the core outward: each level contains the one before."""
+    B, T, H = CALLS[0]
+    module, x = rkt.LSTM(H, H), torch.randn(T, B, H)
+    layer, dy, parameters = module.as_layer(), torch.randn(T, B, H), tuple(module.parameters())
+    setup = calls.Setup(module._descriptions[torch.float32])
+    arrays, stack = calls.Arrays(), calls.layer_of(setup.layer).stack
+    params = arrays.of(module._names, parameters)
+    own = setup, calls.NO_INTEGERS, arrays, 0
+    forward = partial(
+        *(stack.forward, params, x.numpy(), None, None, None, None, False, TAPE, False, 0),
+        (0.0, [0], 0, 0, False),
+    )
+    run = partial(calls.run_forward, setup, calls.NO_INTEGERS, params, x, (), True)
+    (y, *_), tape = run()
+    saved, dys = (tape, y, x, *parameters), (dy, None, None)
+    core = forward()[2]
+    back = partial(stack.backward, params, core, dy.numpy(), None, setup.clip, False, 0.0)
+    kept = module(x)[0]
+    levels = {
+        "forward: NumPy API": partial(layer.forward, x.numpy()),
+        "forward: the core": forward,
+        "forward: tensors as arrays, results as tensors, the tape": run,
+        "forward: addresses and layouts of the parameters": partial(
+            operators.called_on, own, x, parameters
+        ),
+        "forward: autograd's function": partial(operators.apply, own, x, *parameters),
+        "forward: checks of the call": partial(module.forward, x),
+        "forward: the module": partial(module, x),
+        "backward: NumPy API": partial(layer.backward, layer.forward(x.numpy())[2], dy.numpy()),
+        "backward: the core": back,
+        "backward: tensors as arrays, results as tensors": partial(
+            *(calls.run_backward, setup, calls.NO_INTEGERS, params, x, (), tape, y, dys)
+        ),
+        "backward: addresses and layouts of the parameters": partial(
+            operators.gradients_of, own, saved, dys
+        ),
+        "backward: autograd": torch_step(lambda _: [kept], list(parameters), x, dy, True),
+    }
+    found = interleaved(
+        {name: call(level) for name, level in levels.items()}, settings["rounds"], settings["turn"]
+    )
+    return [{"case": name, "times": {"bridge": found[name]}} for name in levels]
 
 
 # ---- whole models ------------------------------------------------------------------------------
@@ -225,7 +301,7 @@ def spinning(settings: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-SECTIONS = {"overhead": overhead, "models": models, "spinning": spinning}
+SECTIONS = {"overhead": overhead, "parts": parts, "models": models, "spinning": spinning}
 
 
 # ---- the report --------------------------------------------------------------------------------
@@ -248,9 +324,22 @@ def overhead_lines(rows: list[dict[str, Any]]) -> list[str]:
             )
             shown = [duration(s) for s in (own, bridge, theirs)]
             over = f"{(bridge - own) * 1e6:+.1f} us"
-            lines.append([f"{mode} {row['case']}", *shown, over, *goal, times(theirs / bridge)])
-    head = ["call", "NumPy API", "bridge", "PyTorch", "over NumPy", "target", "met"]
-    return table([*head, "PyTorch / bridge"], lines)
+            function = duration(t[f"{mode} function"]) if most else "-"
+            shown += [over, function, *goal, times(theirs / bridge)]
+            lines.append([f"{mode} {row['case']}", *shown])
+    head = ["call", "NumPy API", "bridge", "PyTorch", "over NumPy", "an empty function"]
+    return table([*head, "target", "met", "PyTorch / bridge"], lines)
+
+
+def parts_lines(rows: list[dict[str, Any]]) -> list[str]:
+    lines, before = [], 0.0
+    for row in rows:
+        took = row["times"]["bridge"]["median"]
+        begins = row["case"].endswith(("NumPy API", "the core"))
+        added = "-" if begins else f"{(took - before) * 1e6:+.1f} us"
+        lines.append([row["case"], duration(took), added])
+        before = took
+    return table(["up to this part", "time", "added"], lines)
 
 
 def models_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -271,9 +360,15 @@ def spinning_lines(rows: list[dict[str, Any]]) -> list[str]:
     return table(["inference", "alone", "behind a product of PyTorch's", "ratio"], found)
 
 
-LINES = {"overhead": overhead_lines, "models": models_lines, "spinning": spinning_lines}
+LINES = {
+    "overhead": overhead_lines,
+    "parts": parts_lines,
+    "models": models_lines,
+    "spinning": spinning_lines,
+}
 TITLES = {
     "overhead": "One call of an LSTM",
+    "parts": "The smallest call, from the core outward",
     "models": "Training steps of whole models, Adam included",
     "spinning": "The NumPy API behind PyTorch's threads, which spin",
 }

@@ -217,8 +217,18 @@ def test_layers_that_onnx_lacks(layer):
     with pytest.raises(TypeError) as caught:
         rk.onnx.export(layer)
     assert str(caught.value) == (
-        f"layer: expected one of RNN, GRU, LSTM, got {type(layer).__name__}"
+        f"layer: expected one of rnnkern's RNN, GRU, LSTM, got {type(layer).__name__}"
     )
+
+
+def test_modules_of_pytorch_are_told_from_layers():
+    pytest.importorskip("torch")
+    from rnnkern.torch import LSTM
+
+    module = LSTM(3, H)
+    with pytest.raises(TypeError, match=r"^layer: .* got LSTM \(its as_layer\(\) gives one\)$"):
+        rk.onnx.export(module)
+    assert rk.onnx.export(module.as_layer()).graph.node
 
 
 @pytest.mark.parametrize("name", ["state", "lengths"])

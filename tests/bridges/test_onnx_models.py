@@ -317,6 +317,11 @@ def test_a_loop_of_no_steps_whose_body_declares_less():
         declared.CopyFrom(value("scan", shape=shape))
         found = rk.onnx.load(model).run({**feeds, "count": np.array(0)})
         assert found["scans"].shape == want
+    declared.ClearField("type")
+    with pytest.raises(
+        ValueError, match="scan: expected one of ONNX's types of elements, got none"
+    ):
+        rk.onnx.load(model).run({**feeds, "count": np.array(0)})
 
 
 @each_engine
@@ -1006,6 +1011,58 @@ def test_what_is_no_file_of_onnx(tmp_path):
     assert found.startswith(f"model: expected an ONNX file, got '{tmp_path / 'notes.onnx'}' (")
     with pytest.raises(FileNotFoundError):
         rk.onnx.load(tmp_path / "nothing.onnx")
+
+
+def test_values_in_another_file(tmp_path):
+    """`load` reads them with the model's file; a ModelProto must have them."""
+    model, feeds = problem("GRU")
+    want = rk.onnx.load(model).run(feeds)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location="values")
+    assert np.array_equal(rk.onnx.load(path).run(feeds)["Y"], want["Y"])
+    found = message_of(ValueError, onnx.load(path, load_external_data=False))
+    expected = "Y: W: expected values that the onnx package can read, got 'W' ("
+    assert found.startswith(expected)
+    (tmp_path / "values").unlink()
+    assert message_of(ValueError, path).startswith(f"model: expected an ONNX file, got '{path}' (")
+
+
+def test_unknown_types_of_elements():
+    model, _ = problem("GRU")
+    model.graph.initializer[0].data_type = 99
+    expected = "Y: W: expected values that the onnx package can read, got 'W' ("
+    assert message_of(ValueError, model).startswith(expected)
+    model, _ = problem("GRU")
+    for number, got in ((0, "none"), (99, "99")):
+        model.graph.input[0].type.tensor_type.elem_type = number
+        expected = f"inputs['X']: expected one of ONNX's types of elements, got {got}"
+        assert message_of(ValueError, model) == expected
+
+
+def test_a_value_of_another_node_that_cannot_be_read():
+    model, _ = problem("GRU", outputs=["", "Y_h"])
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(H, np.float32), "more"))
+    model.graph.initializer[-1].raw_data = b"1"
+    model.graph.output[0].name = "more"
+    model.graph.output.append(value("Y_h"))
+    expected = "expected values that the onnx package can read, got 'more' ("
+    assert message_of(ValueError, model).startswith(expected)
+
+
+def test_an_input_that_is_a_sequence():
+    """It has no dtype to be checked, and is refused where a part would take it."""
+    weights, feeds = weights_of("GRU"), feeds_of("GRU")
+    nodes = [
+        helper.make_node("SequenceAt", ["rows", "place"], ["X"]),
+        node_of("GRU", {*weights, *feeds}, ["Y"], hidden_size=H),
+    ]
+    model = model_of(nodes, feeds, ["Y"], {**weights, "place": np.array(0)})
+    model.graph.input[0].CopyFrom(
+        helper.make_tensor_sequence_value_info("rows", TensorProto.FLOAT, None)
+    )
+    loaded = rk.onnx.load(model)
+    with pytest.raises(TypeError, match=r"^rows: expected a tensor between parts of the model"):
+        loaded.run({"rows": [feeds["X"]]})
 
 
 def test_onnxs_domain_may_be_spelled_out():

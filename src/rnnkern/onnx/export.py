@@ -88,7 +88,9 @@ def operator_of(layer: Any) -> str:
     found = next((name for cls, name in operators.items() if isinstance(layer, cls)), None)
     if found is None:
         names = ", ".join(cls.__name__ for cls in operators)
-        raise TypeError(f"layer: expected one of {names}, got {type(layer).__name__}")
+        hint = " (its as_layer() gives one)" if hasattr(layer, "as_layer") else ""
+        got = f"{type(layer).__name__}{hint}"
+        raise TypeError(f"layer: expected one of rnnkern's {names}, got {got}")
     for option in ("ensemble", "proj_size", "cell_clip", "layer_norm", "zoneout"):
         value = getattr(layer, option, None)
         if value not in (None, 0, (0, 0)):

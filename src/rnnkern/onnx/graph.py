@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-__all__ = ["Region", "constants_as_initializers", "part_of"]
+__all__ = ["Region", "constants_as_initializers", "dtype_of", "part_of", "values_of"]
 
 Array = NDArray[Any]
 
@@ -146,7 +146,7 @@ class Region:
             left += [(owner, read) for read in sorted(owner.reads(i))]
 
         if not found:
-            return np.asarray(onnx.numpy_helper.to_array(initializers[name]))
+            return values_of(initializers[name])
         # All regions are around this one: what an outer one computes, it computes before the inner.
         nodes = [found[place] for place in sorted(found)]
         part = part_of(model, nodes, [], [name], list(initializers.values()))
@@ -159,6 +159,26 @@ class Region:
                 f"{operators} ({type(error).__name__}: {error})"
             ) from error
         return np.asarray(value)
+
+
+def dtype_of(name: str, kind: Any) -> np.dtype[Any]:
+    """The dtype of a declared tensor."""
+    if kind.elem_type not in onnx.helper.get_all_tensor_dtypes():
+        expected = "expected one of ONNX's types of elements"
+        raise ValueError(f"{name}: {expected}, got {kind.elem_type or 'none'}")
+    found: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return found
+
+
+def values_of(tensor: onnx.TensorProto) -> Array:
+    """The values of an initializer."""
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except Exception as error:  # of a wrong type or size, or in a file that was not read
+        kind = type(error).__name__
+        raise ValueError(
+            f"expected values that the onnx package can read, got {tensor.name!r} ({kind}: {error})"
+        ) from error
 
 
 def constants_as_initializers(graph: onnx.GraphProto) -> None:

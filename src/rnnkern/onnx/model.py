@@ -17,7 +17,7 @@ from ..checks import as_array
 from ..layers import _Layer
 from .check import check
 from .engines import Engine, engine_of
-from .graph import Region, constants_as_initializers
+from .graph import Region, constants_as_initializers, dtype_of
 from .nodes import KINDS, WEIGHTS, Recurrent, kind_of
 from .program import Program, live
 
@@ -68,7 +68,7 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, *, engine: Engine | No
     elif isinstance(model, (str, os.PathLike)):
         try:
             proto = onnx.load(model)
-        except DecodeError as error:
+        except (DecodeError, onnx.checker.ValidationError) as error:
             path = os.fspath(model)
             raise ValueError(f"model: expected an ONNX file, got {path!r} ({error})") from error
     else:
@@ -315,8 +315,9 @@ class Declared:
 
     def __init__(self, value: onnx.ValueInfoProto) -> None:
         kind = value.type.tensor_type
-        self.place, self.is_tensor = f"inputs[{value.name!r}]", value.type.HasField("tensor_type")
-        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        self.place = f"inputs[{value.name!r}]"
+        #: None of what is no tensor.
+        self.dtype = dtype_of(self.place, kind) if value.type.HasField("tensor_type") else None
         #: Numbers, and names of what is left open; None if nothing is said.
         self.dims: list[int | str] | None = None
         if kind.HasField("shape"):
@@ -324,7 +325,7 @@ class Declared:
 
     def checked(self, value: Any) -> Any:
         """The value, if it is as declared."""
-        if not self.is_tensor:
+        if self.dtype is None:
             return value
         found = as_array(self.place, value, self.dtype)
         if self.dims is None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from .engines import Runner, value_info
-from .graph import Region, part_of
+from .graph import Region, dtype_of, part_of, values_of
 from .nodes import Recurrent
 
 __all__ = ["Program", "Recurrents", "live", "reads"]
@@ -89,7 +89,7 @@ class Program:
             visible.update(*(read[i] for i in others))
         owners = {name: region.owner(name) for name in visible}
         self.constants = {
-            name: np.asarray(onnx.numpy_helper.to_array(owner.initializers[name]))
+            name: values_of(owner.initializers[name])
             for name, owner in owners.items()
             if owner is not None and name in owner.initializers
         }
@@ -202,6 +202,7 @@ class _Loop:
         """A scan output; of no steps, it has the dimensions that the body declares."""
         if scan:
             return np.stack(scan)
-        declared = self.body.region.graph.output[1 + self.carried + k].type.tensor_type
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type)
+        output = self.body.region.graph.output[1 + self.carried + k]
+        declared = output.type.tensor_type
+        dtype = dtype_of(f"{self.body.region.path}{output.name}", declared)
         return np.empty((0, *(dim.dim_value for dim in declared.shape.dim)), dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -140,10 +141,8 @@ def view(name: str, tensor: Tensor, writable: bool = False) -> Array:
             return np.from_dlpack(_Lent(tensor))
     except (AttributeError, BufferError, RuntimeError, TypeError):
         raise _no_view(name, tensor) from None
-    size = tensor.untyped_storage().nbytes()
-    raise RuntimeError(
-        f"{name}: expected a tensor with memory, got one whose storage has {size} bytes"
-    )
+    got = f"got one on {tensor.device} whose storage has {tensor.untyped_storage().nbytes()} bytes"
+    raise RuntimeError(f"{name}: expected a tensor with memory on the CPU, {got}")
 
 
 def _no_view(name: str, tensor: Any) -> Exception:
@@ -249,15 +248,8 @@ def follow_threads() -> None:
 # ---- forward and backward ----------------------------------------------------------------------
 
 
-class Tape(NamedTuple):
-    """What a forward has kept."""
-
-    core: _core.Tape
-    stack: LayerStack
-    x: int  # the address that the tape reads again
-    y: int | None  # likewise, of the y that the caller has
-
-
+# What a forward has kept: the core's tape, its layer, and the places of what the tape reads again.
+Tape = tuple[_core.Tape, LayerStack, tuple[int, int | None]]
 _tapes: dict[int, Tape] = {}  # by the address of the tensors that stand for them
 
 
@@ -277,10 +269,14 @@ class _Place(np.ndarray[Any, Any]):
 def _tape_tensor(core: _core.Tape, layer: Layer, x: Tensor, y: Tensor | None) -> Tensor:
     place = np.zeros(1, np.uint8).view(_Place)
     tensor = torch.from_numpy(place)
-    address = tensor.data_ptr()
-    _tapes[address] = Tape(core, layer.stack, x.data_ptr(), None if y is None else y.data_ptr())
-    place.address = address
+    place.address = address = tensor.data_ptr()
+    _tapes[address] = core, layer.stack, _places(x, y)
     return tensor
+
+
+def _places(x: Tensor, y: Tensor | None) -> tuple[int, int | None]:
+    """The addresses of x, and of y if the caller has the y that the tape reads."""
+    return x.data_ptr(), None if y is None else y.data_ptr()
 
 
 def run_forward(
@@ -361,7 +357,7 @@ def run_backward(
     states: tuple[Tensor, ...],
     tape: Tensor,
     y: Tensor | None,
-    gradients: list[Tensor | None],
+    gradients: Sequence[Tensor | None],
 ) -> list[Tensor]:
     """Gradients of x, of the states that were given, and of the parameters.
 
@@ -369,10 +365,11 @@ def run_backward(
     tensors that were saved elsewhere or computed again), the forward runs again.
     """
     own = _tapes.get(tape.data_ptr())
-    if own is None or own.x != x.data_ptr() or (own.y and y is not None and own.y != y.data_ptr()):
+    if own is None or own[2] != _places(x, y):
         _, again = run_forward(setup, integers, params, x, states, True)
         assert again is not None
         own = _tapes[again.data_ptr()]
+    core, stack, _ = own
     packing, dy = None, None
     if integers is not NO_INTEGERS and integers.batch_sizes is not None:
         packing = Packing(integers.batch_sizes, integers.order)
@@ -384,9 +381,7 @@ def run_backward(
     if setup.is_step:
         dstate = tuple([None if g is None else g[None] for g in dstate])
     follow_threads()
-    of_params, dx, first, *_ = own.stack.backward(
-        params, own.core, dy, dstate, setup.clip, False, 0.0
-    )
+    of_params, dx, first, *_ = stack.backward(params, core, dy, dstate, setup.clip, False, 0.0)
     if layer_of(setup.layer).members and x.dim() == 3:  # all members have read the same x
         dx = dx.sum(axis=1)
     if packing:

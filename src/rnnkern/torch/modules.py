@@ -27,7 +27,7 @@ from .calls import (
     run_forward,
     view,
 )
-from .operators import Call, TransformedRecurrence, apply, forward, infer, refuse_tangents
+from .operators import TransformedRecurrence, apply, forward, infer, refuse_tangents
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
 
@@ -196,9 +196,9 @@ class _Calls(torch.nn.Module):
             integers = integers._replace(seed=torch.randint(2**63 - 1, (), device="cpu"))
         clip = NO_BOUNDS if self.clip is None else self.clip.bounds()
         setup = Setup(self._descriptions[precision], batch_first, is_step, dropout, draws, clip)
-        keep = torch.is_grad_enabled() and (
-            weight.requires_grad or any(t.requires_grad for t in tensors)
-        )
+        # torch.jit.trace records with gradients, and checks without that the graph is the same.
+        differentiates = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+        keep = differentiates and (weight.requires_grad or any(t.requires_grad for t in tensors))
         if forward_ad._current_level >= 0:
             refuse_tangents(tensors)
         if is_traced or not is_plain:
@@ -207,7 +207,7 @@ class _Calls(torch.nn.Module):
             if not keep:
                 params = arrays.of(layer_of(setup.layer).names, weights)
                 return run_forward(setup, integers, params, input, states, False)[0]
-            return apply(Call(setup, integers, arrays, len(states)), *tensors)[:-1]
+            return apply((setup, integers, arrays, len(states)), *tensors)
         except RuntimeError:
             if any(t.is_meta for t in tensors):
                 return self._trace(setup, integers, input, states, weights, keep, is_copy)
@@ -255,7 +255,7 @@ class _Calls(torch.nn.Module):
             self._refuse(input, states, integers)
             self._refuse_others(input, states, weights)
         if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-            call = Call(setup, integers, self._arrays, len(states))
+            call = setup, integers, self._arrays, len(states)
             return TransformedRecurrence.apply(call, input, *states, *weights)[:-1]
         operator = forward if keep else infer
         outputs = operator(*setup, *integers, input, list(states), weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +16,8 @@ __all__ = ["Call", "TransformedRecurrence", "apply", "forward", "infer", "refuse
 # ---- eager -------------------------------------------------------------------------------------
 
 
-class Call(NamedTuple):
-    """What a function gets besides tensors."""
-
-    setup: Setup
-    integers: Integers
-    arrays: Arrays
-    states: int  # how many of the tensors behind x
+Call = tuple[Setup, Integers, Arrays, int]
+"""What a function gets besides tensors; the number says how many of those behind x are states."""
 
 
 class TransformedRecurrence(torch.autograd.Function):
@@ -30,49 +25,78 @@ class TransformedRecurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(call: Call, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        setup, integers, arrays, states = call
-        params = arrays.of(layer_of(setup.layer).names, tensors[states:])
-        outputs, tape = run_forward(setup, integers, params, x, tensors[:states], True)
+        outputs, tape = called_on(call, x, tensors)
         return (*outputs, tape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.call = call = inputs[0]
-        tape = output[-1]
+        call, *tensors = inputs
+        *outputs, tape = output
         ctx.mark_non_differentiable(tape)
-        ctx.set_materialize_grads(False)
-        y = read_again(call.setup, call.integers, output)
-        if call.integers is NO_INTEGERS:
-            ctx.save_for_backward(tape, y, *inputs[1:])
-        else:  # saved, too, so that autograd sees if they change
-            ctx.save_for_backward(tape, y, *inputs[1:], *call.integers)
+        save(ctx, call, tensors, outputs, tape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        call, saved = ctx.call, ctx.saved_tensors
-        if call.integers is not NO_INTEGERS:
-            count = len(Integers._fields)
-            call = call._replace(integers=Integers(*saved[-count:]))
-            saved = saved[:-count]
-        if torch.is_grad_enabled():  # create_graph=True, as in each transform
-            return None, *Gradient.apply(call, *saved, *gradients[:-1])
-        return None, *Gradient.forward(call, *saved, *gradients[:-1])
+        return differentiated(ctx, gradients[:-1])
 
 
-class Recurrence(TransformedRecurrence):
-    """A call in eager mode: in one part, as PyTorch takes much longer over two."""
+class Recurrence(torch.autograd.Function):
+    """A call in eager mode: in one part, as PyTorch takes much longer over two.
+
+    The tape is saved without being an output.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = TransformedRecurrence.forward(*inputs)
-        TransformedRecurrence.setup_context(ctx, inputs, output)
-        return output
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs, tape = called_on(call, tensors[0], tensors[1:])
+        save(ctx, call, tensors, outputs, tape)
+        return tuple(outputs)
 
-    setup_context = torch.autograd.Function.setup_context
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return differentiated(ctx, gradients)
 
 
 # Without the part of `apply` that is about transforms, which takes as long as the rest of it.
 apply = super(torch.autograd.Function, Recurrence).apply
+
+
+def called_on(call: Call, x: Tensor, tensors: tuple[Tensor, ...]) -> tuple[list[Tensor], Any]:
+    """The outputs and the tape."""
+    setup, integers, arrays, states = call
+    params = arrays.of(layer_of(setup.layer).names, tensors[states:])
+    return run_forward(setup, integers, params, x, tensors[:states], True)
+
+
+def save(ctx: Any, call: Call, tensors: Any, outputs: Any, tape: Any) -> None:
+    """Keep what backward reads."""
+    ctx.call = call
+    ctx.set_materialize_grads(False)
+    y = read_again(call[0], call[1], outputs)
+    if call[1] is NO_INTEGERS:
+        ctx.save_for_backward(tape, y, *tensors)
+    else:  # saved, too, so that autograd sees if they change
+        ctx.save_for_backward(tape, y, *tensors, *call[1])
+
+
+def differentiated(ctx: Any, gradients: Any) -> tuple[Tensor | None, ...]:
+    """The gradients of a function's arguments."""
+    call, saved = ctx.call, ctx.saved_tensors
+    if call[1] is not NO_INTEGERS:
+        count = len(Integers._fields)
+        call = call[0], Integers(*saved[-count:]), *call[2:]
+        saved = saved[:-count]
+    if torch.is_grad_enabled():  # create_graph=True, as in each transform
+        return None, *Gradient.apply(call, *saved, *gradients)
+    return None, *gradients_of(call, saved, gradients)
+
+
+def gradients_of(call: Call, saved: tuple[Any, ...], gradients: Any) -> list[Tensor]:
+    """The gradients of x, of the states that were given, and of the parameters."""
+    setup, integers, arrays, states = call
+    tape, y, x = saved[:3]
+    params = arrays.of(layer_of(setup.layer).names, saved[3 + states :])
+    return run_backward(setup, integers, params, x, saved[3 : 3 + states], tape, y, gradients)
 
 
 def read_again(setup: Setup, integers: Integers, output: Any) -> Any:
@@ -86,18 +110,9 @@ class Gradient(torch.autograd.Function):
     """Backward, which can't be differentiated."""
 
     @staticmethod
-    def forward(
-        call: Call, tape: Tensor, y: Tensor | None, x: Tensor, *tensors: Any
-    ) -> tuple[Tensor, ...]:
-        setup, integers, arrays, states = call
-        names = layer_of(setup.layer).names
-        last = states + len(names)
-        params = arrays.of(names, tensors[states:last])
-        return tuple(
-            run_backward(
-                *(setup, integers, params, x, tensors[:states], tape, y, list(tensors[last:]))
-            )
-        )
+    def forward(call: Call, *tensors: Any) -> tuple[Tensor, ...]:
+        last = 3 + call[3] + len(layer_of(call[0].layer).names)
+        return tuple(gradients_of(call, tensors[:last], tensors[last:]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
