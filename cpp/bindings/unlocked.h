@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csetjmp>
 #include <stdexcept>
 
@@ -22,6 +23,9 @@ inline void take_lock(PyThreadState* state) {
     for (;;) pause();
   }
 }
+
+// Ends the calls of this thread as Ctrl-C does, once it is true; null: nothing does.
+inline thread_local const std::atomic<bool>* given_up = nullptr;
 
 // The interpreter's lock, released for a call of the core. The call polls `asked`, which takes the
 // lock and lets Python run its signal handlers, as the interpreter does between two instructions.
@@ -54,7 +58,9 @@ class ReleasedLock {
     if (self.raised_) return true;
     take_lock(self.state_);
     self.state_ = nullptr;
-    self.raised_ = PyErr_CheckSignals() != 0;  // the error waits in the thread's state
+    if (given_up && *given_up) PyErr_SetNone(PyExc_KeyboardInterrupt);
+    // The error waits in the thread's state.
+    self.raised_ = PyErr_Occurred() || PyErr_CheckSignals() != 0;
     // The core's frames hold nothing that a destructor would have to free.
     if (forks() != self.forks_) std::longjmp(self.child_, 1);
     self.state_ = PyEval_SaveThread();

@@ -5,6 +5,8 @@
 // append fields, and that a change of what is there increments the major version.
 #include <array>
 #include <atomic>
+#include <chrono>
+#include <thread>
 
 #include "../core/threads/runtime.h"
 #include "layer.h"
@@ -85,16 +87,21 @@ struct Frame {
 };
 using Handler = XlaError*(Frame*);
 
-// XLA's threads call while JAX holds the interpreter's lock at the end of the process and waits for
-// them, so a call must not ask for the lock then. The order of these two makes it sure: a call
-// first counts itself, then looks whether calls are refused.
+// When the process ends, Python gives its lock to no other thread, and then JAX waits for XLA's
+// threads: a call must not ask for the lock then. The order of these two ensures it: a call first
+// counts itself, then looks whether calls are refused.
 std::atomic<Index> calls{0};  // that have the lock, wait for it, or are about to be refused
 std::atomic<bool> refused{false};
+const char* const kRefused = "rnnkern.jax: calls are refused: Python ends";
 
 class Call {
  public:
-  Call() { ++calls; }
+  Call() {
+    ++calls;
+    given_up = &refused;
+  }
   ~Call() {
+    given_up = nullptr;
     if (forks_ == forks()) --calls;  // a child has counted anew
   }
   Call(const Call&) = delete;
@@ -180,7 +187,7 @@ XlaError* handle(Frame* frame) {
   const Api& api = *frame->api;
   if (frame->extension && frame->extension->type == kMetadata) return answer_version(*frame);
   const Call call;
-  if (refused) return failure(api, kCancelled, "rnnkern.jax: calls are refused: Python ends");
+  if (refused) return failure(api, kCancelled, kRefused);
   const py::gil_scoped_acquire lock;
   try {  // nothing can be thrown into XLA
     const Attributes& attributes = frame->attributes;
@@ -191,7 +198,7 @@ XlaError* handle(Frame* frame) {
     function(py::bytes(text.data, text.size), arrays_of(frame->operands, false),
              arrays_of(frame->results, true));
   } catch (const py::error_already_set& error) {
-    return failure(api, error);
+    return refused ? failure(api, kCancelled, kRefused) : failure(api, error);
   } catch (const std::exception& error) {
     return failure(api, kInternal, error.what());
   }
@@ -207,9 +214,11 @@ std::uintptr_t xla_handler(const py::function& function) {
   return reinterpret_cast<std::uintptr_t>(kHandlers[functions_count++]);
 }
 
-Index refuse_xla_calls() {
+// A signal is handled after this, so that none ends the wait.
+void refuse_xla_calls() {
   refused = true;
-  return calls;
+  const py::gil_scoped_release unlocked;
+  while (calls) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
 }  // namespace
@@ -218,7 +227,7 @@ void bind_xla(py::module_& m) {
   pthread_atfork(nullptr, nullptr, [] { calls = 0; });
   m.def("xla_handler", &xla_handler, py::arg("function"));
   m.def("refuse_xla_calls", &refuse_xla_calls,
-        "Refuse XLA's calls from now on; how many have come before that are not done.");
+        "Refuse XLA's calls from now on, end those that run, and wait until they have ended.");
 }
 
 }  // namespace rnnkern

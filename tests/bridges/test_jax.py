@@ -992,6 +992,51 @@ print("at the end", flush=True)
     assert ended(code) == "at the end\n"
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_process_ends_while_a_long_call_runs(interrupted):
+    """The call, of minutes, is given up. Ctrl-C at that time does not end the wait for it."""
+    code = """
+import atexit, signal, time, jax, jax.numpy as jnp, rnnkern.jax as rkj
+params, x = rkj.init(jax.random.key(0), "rnn", 1, 4096), jnp.ones((20000, 1, 1))
+@jax.jit
+def f(params, x):  # XLA runs programs without a loop at once
+    call = lambda _, total: rkj.rnn(params, x + total)[0].mean()
+    return jax.lax.fori_loop(0, 2, call, 0.0)
+f.lower(params, x).compile()
+f(params, x)
+time.sleep(0.5)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+"""
+    if interrupted:
+        code += "atexit.register(signal.setitimer, signal.ITIMER_REAL, 0.02)\n"
+    assert ended(code + "print('at the end')") == "at the end\n"
+
+
+def test_programs_on_several_devices_end_before_the_process():
+    """Where a call fails on one device, the others would wait for its part of a sum."""
+    code = """
+import jax, jax.numpy as jnp, rnnkern.jax as rkj
+from jax.sharding import NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((2,), ("rows",))
+params, x = rkj.init(jax.random.key(0), "gru", 8, 16), jnp.ones((10, 4, 8))
+x = jax.device_put(x, NamedSharding(mesh, P(None, "rows")))
+def over(p, x):
+    def call(total):
+        return rkj.gru(p, x + total)[0].mean()
+    def step(_, total):
+        one = jax.lax.cond(jax.lax.axis_index("rows") == 0, lambda x: x, call, total)
+        return jax.lax.psum(one, "rows") / 2
+    return jax.lax.fori_loop(0, 2000, step, 0.0)
+specs = P(), P(None, "rows")
+f = jax.jit(jax.shard_map(over, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False))
+f.lower(params, x).compile()
+f(params, x)
+print("at the end")
+"""
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    assert ended(code, env={**os.environ, **env}) == "at the end\n"
+
+
 def test_programs_with_effects_end_before_the_process():
     code = (
         MANY

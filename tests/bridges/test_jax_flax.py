@@ -106,6 +106,18 @@ def test_initial_carries_and_axes_of_rows(cls):
     close(many, ours(normal(2, B, T, I), return_carry=False))
 
 
+@each_cell
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths_of_several_axes_of_rows(cls, reverse):
+    """Those of one axis of as many rows; flax's own carry mixes the rows here."""
+    ours = rkx.RNN(made(cls), return_carry=True, reverse=reverse)
+    x, lengths = normal(2, 3, T, I), jnp.arange(6).reshape(2, 3) % (T + 1)
+    carry, y = ours(x.reshape(6, T, I), seq_lengths=lengths.reshape(6))
+    carries, many = ours(x, seq_lengths=lengths)
+    np.testing.assert_array_equal(many, y.reshape(2, 3, T, H))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.reshape(2, 3, H)), carries, carry)
+
+
 def test_a_cells_own_initial_carry():
     with pytest.warns(UserWarning, match="carry_init is provided"):
         cells = [made(nnx.GRUCell, carry_init=nnx.initializers.ones) for _ in range(2)]

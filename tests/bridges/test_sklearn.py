@@ -681,7 +681,21 @@ REFUSED = {
         {"X": np.zeros((4, 5, 2, 2))},
         r"X: expected shape \(n, T, I\) or \(n, T\), got \(4, 5, 2, 2\)",
     ),
-    "a class of one": ({"early_stopping": True}, {"y": [0, 0, 0, 1]}, "only 1 member"),
+    "a class of one": (
+        {"early_stopping": True},
+        {"y": [0, 0, 0, 1]},
+        "early_stopping: expected sequences of which 0.1 can be held out, got 4 .*only 1 member",
+    ),
+    "one sequence": (
+        {"early_stopping": True},
+        {"X": X3[:1], "y": [0]},
+        "early_stopping: expected sequences of which 0.1 can be held out, got 1",
+    ),
+    "labels of two kinds": (
+        {},
+        {"y": np.array(["a", 1, "a", 1], object)},
+        "y: expected labels that can be sorted, got int, str",
+    ),
     "large numbers": ({"standardize": False}, {"X": X3 + 1e39}, "X: expected values that float32"),
     "no rows": ({}, {"X": [], "y": []}, "X: expected at least 1 sequence, got an empty list"),
     "no steps": ({}, {"X": np.zeros((4, 0, 2))}, "X: expected at least 1 step of a feature, got"),

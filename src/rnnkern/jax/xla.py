@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.ffi
+import jax.numpy as jnp
 from numpy.typing import NDArray
 
 from .. import _core
@@ -21,8 +21,6 @@ Array = NDArray[Any]
 # arrays are valid during the call alone.
 Function = Callable[[bytes, list[Array], list[Array]], None]
 
-INTERVAL = 0.001  # seconds between looks
-
 
 def register(name: str, function: Function) -> None:
     """Let XLA's programs for the CPU call a function by a name.
@@ -33,20 +31,24 @@ def register(name: str, function: Function) -> None:
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
 
 
-def end_programs(process: int) -> None:
-    """Refuse all further calls, and wait for those that have begun.
+def finish_programs(process: int) -> None:
+    """Wait for programs that must not fail: those with effects, and those on several devices.
 
-    JAX runs programs without waiting for them. At exit it holds the interpreter's lock while it
-    waits for those that still run, and these would wait for the lock in order to call Python. So
-    programs with effects end first, and all others, whose results nobody can read, fail.
+    Where a call fails on one device, the others would wait for it in their next exchange of values.
     """
-    if os.getpid() != process:  # a fork has none of its parent's threads
-        return
-    try:
-        jax.effects_barrier()
-    finally:
-        while _core.refuse_xla_calls():
-            time.sleep(INTERVAL)  # without the lock
+    from .calls import layer_of  # which imports this module
+
+    if os.getpid() != process or not layer_of.cache_info().currsize:
+        return  # a fork has none of its parent's threads; without a call JAX may not have begun
+    jax.effects_barrier()
+    devices = jax.local_devices(backend="cpu")
+    if len(devices) > 1:  # XLA runs one program on several devices after the other
+        mesh = jax.sharding.Mesh(devices, ("devices",))
+        each = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+        last = jax.jit(lambda: jnp.zeros(len(devices)), out_shardings=each)
+        jax.block_until_ready(last())
 
 
-atexit.register(end_programs, os.getpid())  # after JAX, so before what JAX does at exit
+# At exit Python calls the last one first, and after both of them what JAX has registered.
+atexit.register(_core.refuse_xla_calls)
+atexit.register(finish_programs, os.getpid())

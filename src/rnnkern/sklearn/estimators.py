@@ -119,7 +119,11 @@ class _Labels(Recurrent):
 
     def _numbered(self, labels: Array, *, fresh: bool, classes: Any, part: bool) -> Array:
         """The labels' numbers among `classes_`."""
-        check_classification_targets(labels)
+        try:
+            check_classification_targets(labels)
+        except TypeError as error:
+            kinds = ", ".join(sorted({type(label).__name__ for label in labels.tolist()}))
+            raise TypeError(f"y: expected labels that can be sorted, got {kinds}") from error
         if part and self.class_weight == "balanced":
             raise ValueError(
                 "class_weight: expected None or a dict for partial_fit, which does not see all "

@@ -370,12 +370,18 @@ class Recurrent(BaseEstimator):
         inputs = self._standardized(data.steps)
         rows, held_out = np.arange(len(data.lengths)), None
         if stop:
-            rows, held_out = train_test_split(
-                rows,
-                test_size=options["validation_fraction"],
-                stratify=task.strata,
-                random_state=int(run.generator.integers(2**31)),
-            )
+            part = options["validation_fraction"]
+            try:
+                rows, held_out = train_test_split(
+                    rows,
+                    test_size=part,
+                    stratify=task.strata,
+                    random_state=int(run.generator.integers(2**31)),
+                )
+            except ValueError as error:
+                expected = f"expected sequences of which {part} can be held out"
+                text = f"early_stopping: {expected}, got {len(rows)} ({error})"
+                raise ValueError(text) from error
         weights = task.weights[self._items(data, rows)]
         task = task._replace(weights=(task.weights / weights.mean()).astype(dtype))
         best, best_loss, waited, skipped = None, np.inf, 0, run.optimizer.skipped
