@@ -150,6 +150,40 @@ void packed_weights(const Kernels& set, Kind kind) {
   }
 }
 
+// The workspace of a forward with checkpoints holds each of its segments: one of a single step may
+// use more threads than one of two.
+template <class T>
+void segments(const Kernels& set) {
+  static const TypedKernels<T>* real;
+  static Index reserved, needed;
+  real = &set.of<T>(), reserved = needed = 0;
+  TypedKernels<T> watched = *real;
+  watched.forward_workspace = [](const ForwardCall<T>& call) {
+    const Index bytes = real->forward_workspace(call);
+    reserved = std::max(reserved, bytes);
+    return bytes;
+  };
+  watched.forward = [](const ForwardCall<T>& call, void*) {
+    needed = std::max(needed, real->forward_workspace(call));
+  };
+  Sizes sizes{};
+  sizes.kind = Kind::min_gru, sizes.I = 20000, sizes.H = sizes.P = 16, sizes.L = sizes.D = 1;
+  TapeRecord<T> tape;
+  tape.sizes = sizes, tape.B = 1, tape.rows = RowSchedule(3, 1), tape.segment = 2;
+  tape.dropouts.resize(1);
+  std::vector<T> x(3 * sizes.I), y(3 * sizes.H);
+  tape.x = {{x.data(), sizes.I, sizes.I}, 0};
+  const PackedWeights<T> packed(watched, sizes);
+  ForwardArguments<T> arguments{};
+  arguments.packed = &packed, arguments.keep = true;
+  arguments.y = {{y.data(), sizes.H, sizes.H}, 0};
+  set_threads(64);
+  ForwardRun<T>(tape, arguments).run({});
+  set_threads(0);
+  require(needed > 0 && needed <= reserved, "segments: a workspace of " + std::to_string(reserved) +
+                                                " bytes, and a call of " + std::to_string(needed));
+}
+
 // Steps on an array, and on every third row of it, of 7 elements each.
 template <class T>
 void optimizers(const Kernels& set, bool rows) {
@@ -399,6 +433,7 @@ int main() {
         }
     packed_weights<float>(*set, Kind::lstm), packed_weights<double>(*set, Kind::gru);
     packed_weights<float>(*set, Kind::slstm);
+    segments<float>(*set), segments<double>(*set);
     for (const bool rows : {false, true})
       optimizers<float>(*set, rows), optimizers<double>(*set, rows);
     modules<float>(*set), modules<double>(*set);

@@ -78,6 +78,7 @@ struct Segments {
         reverse(from_end) {}
   Index first(Index i) const { return (reverse ? count - 1 - i : i) * length; }
   Index longest() const { return reverse ? count - 1 : 0; }
+  Index shortest() const { return reverse ? 0 : count - 1; }
   Schedule of(const Schedule& s, Index i) const {
     return steps_of(s, first(i), std::min(length, T - first(i)));
   }
@@ -366,8 +367,15 @@ struct ForwardRun<T>::Plan {
       records.emplace_back(s, segments.length, rows.B, tape.rows.alive_rows(), keeps_all,
                            tape.mask.moves(), hiddens);
     }
-    prepare(segments.longest());
-    workspace = block<char>(calls.workspaces(use.forward_workspace(calls.of(0))));
+    // A shorter segment may use more threads.
+    Index size = 0;
+    const auto fit = [&](Index segment) {
+      prepare(segment);
+      size = std::max(size, calls.workspaces(use.forward_workspace(calls.of(0))));
+    };
+    if (segments.count > 1) fit(segments.shortest());
+    fit(segments.longest());
+    workspace = block<char>(size);
   }
 
   // The tape's copy of a first state; a fresh one needs none without segments.
@@ -509,9 +517,15 @@ struct BackwardRun<T>::Plan {
       own.emplace_back(s, segments.length, rows.B, segments.length * rows.B, true);
       own.back().set_y({y_again.get() + e * between, rows.B * s.channels(), s.channels()});
     }
-    prepare(segments.longest());
-    workspace = block<char>(std::max(forward.workspaces(use.forward_workspace(forward.of(0))),
-                                     backward.workspaces(use.backward_workspace(backward.of(0)))));
+    Index size = 0;
+    const auto fit = [&](Index segment) {
+      prepare(segment);
+      size = std::max({size, forward.workspaces(use.forward_workspace(forward.of(0))),
+                       backward.workspaces(use.backward_workspace(backward.of(0)))});
+    };
+    if (segments.count > 1) fit(segments.shortest());
+    fit(segments.longest());
+    workspace = block<char>(size);
   }
 
   // The calls of segment i, of which the last is the first to run.
