@@ -96,7 +96,10 @@ class Python:
 
 
 def installed(version: str) -> Python | None:
-    """The Python of this version on PATH."""
+    """The Python of this version on PATH, unless it is Debian's.
+
+    Debian's pyconfig.h includes another of /usr/include, which the compiler's sysroot hides.
+    """
     code = "import sys, sysconfig; print(sys.executable, sysconfig.get_path('include'))"
     command = [f"python{version}", "-c", code]
     try:
@@ -104,6 +107,8 @@ def installed(version: str) -> Python | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     executable, include = done.stdout.split()
+    if Path("/usr/include") in Path(include).parents:
+        return None
     return Python(version, "x86_64", Path(include), [executable])
 
 
