@@ -466,7 +466,7 @@ def import_lines(found: dict[str, Any]) -> list[str]:
 
 
 def wheel_lines(found: dict[str, Any]) -> list[str]:
-    return [f"{found['name']}: {mebibytes(found['bytes'])}. Target: 2 MiB.", ""]
+    return [f"{found['name']}: {found['bytes'] / 2**20:.2f} MiB. Limit: 4 MiB with libgomp.", ""]
 
 
 def threads_lines(found: list[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The peer benchmark's results as Markdown and two pictures."""
+"""The peer benchmark's results as Markdown and pictures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from typing import Any
 from cases import (
     BLOCK_STEPS,
     GRIDS,
+    LABELS,
     TRAINING_MEAN_BEST,
     TRAINING_MEAN_TORCH,
     TRAINING_WORST,
 )
 from machine import LEVELS
+
+try:
+    import matplotlib.style
+    from matplotlib.figure import Figure  # without pyplot: no display, nothing global
+except ImportError:
+    Figure = None  # type: ignore[assignment,misc]
 
 TITLES = {
     "step": "One step: B = 1, T = 1",
@@ -27,6 +34,7 @@ TITLES = {
     "bf16": "bf16, compared with float32 and with the peers",
 }
 PICTURED = [grid for grid in GRIDS if grid != "bf16"]  # whose limits are those of float32
+STYLE = Path(__file__).parents[1] / "examples" / "pictures.mplstyle"
 MODEL = """\
 A ratio is a peer's median divided by rnnkern's: above 1, rnnkern is faster. Times are medians over
 all timed calls of all rounds, with the minimum in parentheses. Calls of less than 0.1 ms are timed
@@ -197,66 +205,123 @@ def markdown(results: dict[str, Any], pictures: list[str]) -> str:
     return "\n".join(lines)
 
 
-COLORS = dict(zip(PICTURED, ("C0", "C9", "C2", "C3", "C4", "C5"), strict=True))
+def kind_of(case: dict[str, Any]) -> str:
+    """The kind of cases that share a picture."""
+    if case["grid"] == "tails":
+        return "tails-training" if case["training"] else "tails-inference"
+    return str(case["grid"])
 
 
-def ratio_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
-    cases = [case for case in run["cases"] if case["best"] and case["grid"] in PICTURED]
-    figure, axes = plt.subplots(figsize=(8, 1.4 + 0.17 * len(cases)), layout="constrained")
-    rows = range(len(cases))
-    for grid in PICTURED:
-        points = [(best_ratio(c), y) for y, c in zip(rows, cases, strict=True) if c["grid"] == grid]
-        if points:
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, "o", color=COLORS[grid], markersize=5, label=grid)
-    marks = [
-        (case["target"]["at_least"], y)
-        for y, case in zip(rows, cases, strict=True)
-        if run["threads"] == 1 and case["target"] and case["target"]["what"] == "ratio"
+def size_words(case: dict[str, Any]) -> dict[str, str]:
+    """A case's sizes in words."""
+    of = {"B": "row", "T": "step", "H": "unit", "I": "input"}
+    words = {letter: f"{case[letter]} {word}s" for letter, word in of.items()}
+    words |= {letter: words[letter][:-1] for letter in of if case[letter] == 1}
+    if case["I"] == case["H"]:
+        words["I"] = ""
+    return words
+
+
+def ratio_picture(runs: list[dict[str, Any]], kind: str) -> Any:
+    """Bars from 1 to each ratio to the best peer: a panel a cell, a colour a thread count."""
+    runs = [
+        {**run, "cases": [c for c in run["cases"] if c["best"] and kind_of(c) == kind]}
+        for run in runs
     ]
-    if marks:
-        x, y = zip(*marks, strict=True)
-        axes.plot(x, y, "|", color="black", markersize=9, label="target")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "25" else "")
-    axes.grid(axis="x", which="both", alpha=0.3)
-    axes.set_yticks(rows, [case["name"] for case in cases], fontsize=7)
-    axes.set_ylim(len(cases) - 0.5, -0.5)
-    axes.set_xlabel(f"best peer's median / rnnkern's, {threads_of(run)}")
-    figure.legend(loc="outside upper center", ncols=7, fontsize=8)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    every = [case for run in runs for case in run["cases"]]
+    sizes = [size_words(case) for case in every]
+    varying = [letter for letter in "BTIH" if len({words[letter] for words in sizes}) > 1]
+
+    def label(case: dict[str, Any], panels: bool) -> str:
+        cell = [] if panels else [LABELS[case["kind"]]]
+        both = ["training" if case["training"] else "inference"] if kind == "deepbench" else []
+        words = size_words(case)
+        return ", ".join([*cell, *both, *(words[letter] for letter in varying if words[letter])])
+
+    cells = list(dict.fromkeys(case["kind"] for case in every))
+    of_cell = [{label(case, True) for case in every if case["kind"] == cell} for cell in cells]
+    panels = all(labels == of_cell[0] for labels in of_cell)
+    groups = cells if panels else [None]
+    rows = list(dict.fromkeys(label(case, panels) for case in every))
+    high = 0.8 / len(runs)  # of a bar, where a row is 1
+    inches = 0.21 * len(rows) * (len(runs) + 0.6) + 1.6
+    figure = Figure(figsize=(10, inches))
+    axes = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, cell in zip(axes, groups, strict=True):
+        for k, run in enumerate(runs):
+            cases = [case for case in run["cases"] if cell in (None, case["kind"])]
+            y = [rows.index(label(c, panels)) + (k + 0.5) * high - 0.4 for c in cases]
+            ratios = [best_ratio(case) or 1.0 for case in cases]
+            panel.barh(y, [r - 1 for r in ratios], high, left=1, label=threads_of(run))
+            targets = {
+                at: case["target"]["at_least"]
+                for case, at in zip(cases, y, strict=True)
+                if run["threads"] == 1 and case["target"] and case["target"]["what"] == "ratio"
+            }
+            for ratio, at in zip(ratios, y, strict=True):
+                text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+                target = targets.get(at, 1.0)
+                right = max(1.0, ratio, target if target < 1.4 * ratio else 1.0)
+                panel.annotate(text, (right, at), (4, 0), textcoords="offset points", va="center",
+                               fontsize=10)  # fmt: skip
+            if targets:
+                panel.plot(list(targets.values()), list(targets), "|", color="black", markersize=9,
+                           markeredgewidth=2, label="target")  # fmt: skip
+        panel.axvline(1, color="black", linewidth=1)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        panel.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "25" else "")
+        panel.tick_params(which="minor", labelsize=10)
+        panel.grid(axis="x")
+        panel.margins(x=0.2)
+        if cell:
+            panel.set_title(LABELS[cell])
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    streaming = kind in ("step", "block")  # whose titles say how many steps
+    letters = [letter for letter in ("B" if streaming else "BTIH") if letter not in varying]
+    fixed = ", ".join(filter(None, (sizes[0][letter] for letter in letters)))
+    title = TITLES[every[0]["grid"]].partition(":")[0].partition(",")[0]
+    if kind.startswith("tails"):
+        title = f"{kind.removeprefix('tails-').capitalize()}, sizes that fill no vector"
+    figure.suptitle(f"{title} ({fixed})" if fixed else title)
+    axes[len(axes) // 2].set_xlabel("best peer's median time / rnnkern's")
+    known = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(known.values(), known, loc="outside lower center", ncols=len(known))
+    return figure
 
 
-def roofline_picture(plt: Any, run: dict[str, Any], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+def roofline_picture(run: dict[str, Any]) -> Any:
+    figure = Figure(figsize=(9, 5.5))
+    axes = figure.subplots()
     rates = run["machine"]["best"]
-    for grid in PICTURED:
+    markers = dict(zip(PICTURED, "osD^vP", strict=True))
+    for k, (grid, marker) in enumerate(markers.items()):
         cases = [case for case in run["cases"] if case["grid"] == grid]
         if cases:
             x = [case["flops"] / case["weight_bytes"] for case in cases]
             y = [case["flops"] / case["times"]["rnnkern"]["median"] / 1e9 for case in cases]
-            axes.plot(x, y, "o", color=COLORS[grid], markersize=5, alpha=0.8, label=grid)
+            axes.plot(x, y, marker, color=f"C{k}", markersize=6, alpha=0.8, label=grid)
     pictured = [case for case in run["cases"] if case["grid"] in PICTURED]
     intensities = [case["flops"] / case["weight_bytes"] for case in pictured]
-    low, high = min([0.25, *intensities]) / 1.5, max([64.0, *intensities]) * 1.5
-    for level in LEVELS:
-        ridge = rates["flops"] / rates[level]
-        axes.plot([low, ridge], [low * rates[level] / 1e9, rates["flops"] / 1e9], lw=1, c="gray")
-        start = (low * 1.05, low * rates[level] / 1e9)
-        axes.annotate(f"{level} {rates[level] / 1e9:.0f} GB/s", start, fontsize=8, va="bottom")
-    axes.plot([low, high], [rates["flops"] / 1e9] * 2, lw=1, c="black")
-    peak = f"multiply-adds {rates['flops'] / 1e9:.0f} GFLOP/s"
-    axes.annotate(peak, (high / 1.1, rates["flops"] / 1e9), fontsize=8, va="bottom", ha="right")
+    low, high = min([0.25, *intensities]) / 3, max([64.0, *intensities]) * 1.5
     axes.set(xscale="log", yscale="log", xlim=(low, high))
+    peak = rates["flops"] / 1e9
+    for level in LEVELS:
+        rate = rates[level] / 1e9
+        axes.plot([low, peak / rate], [low * rate, peak], lw=1, c="gray")
+        # Along the line, above its beginning; the angle is that in units of the axes.
+        x, y = 1.1 * low, 1.3 * low * rate
+        axes.text(x, y, f"{level}, {rate:.0f} GB/s", fontsize=10, rotation_mode="anchor",
+                  rotation=math.degrees(math.atan2(y, x)), transform_rotates_text=True)  # fmt: skip
+    axes.plot([low, high], [peak] * 2, lw=1, c="black")
+    axes.annotate(f"multiply-adds, {peak:.0f} GFLOP/s", (high, peak), (0, 4),
+                  textcoords="offset points", fontsize=10, va="bottom", ha="right")  # fmt: skip
     axes.set_xlabel("FLOPs a byte of recurrent weights read")
     axes.set_ylabel(f"GFLOP/s, {threads_of(run)}")
-    axes.grid(which="both", alpha=0.2)
-    axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    axes.grid()
+    axes.legend(loc="lower right")
+    return figure
 
 
 def write_report(folder: Path, name: str, results: dict[str, Any], lines: list[str]) -> None:
@@ -269,22 +334,18 @@ def write_report(folder: Path, name: str, results: dict[str, Any], lines: list[s
 
 def write(results: dict[str, Any], folder: Path) -> Path:
     """Write RESULTS.md and its pictures; return the report's path."""
-    pictures = []
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+    pictures = {}
+    if Figure is None:
         print("matplotlib is missing: no pictures")
     else:
-        for run in results["runs"]:
-            if not any(case["grid"] in PICTURED for case in run["cases"]):
-                continue
-            for name, draw in (("ratios", ratio_picture), ("roofline", roofline_picture)):
-                path = folder / f"{name}-{run['threads']}.png"
-                draw(plt, run, path)
-                pictures.append(path.name)
+        matplotlib.style.use(STYLE)
+        cases = [c for run in results["runs"] for c in run["cases"] if c["grid"] in PICTURED]
+        for kind in dict.fromkeys(kind_of(case) for case in cases if case["best"]):
+            pictures[f"ratios-{kind}.png"] = ratio_picture(results["runs"], kind)
+        for run in results["runs"] if cases else ():
+            pictures[f"roofline-{run['threads']}.png"] = roofline_picture(run)
+        for name, figure in pictures.items():
+            figure.savefig(folder / name, dpi=100)
     report = folder / "RESULTS.md"
-    report.write_text(markdown(results, pictures))
+    report.write_text(markdown(results, list(pictures)))
     return report

@@ -237,7 +237,7 @@ def finish(training: Training, args: argparse.Namespace) -> tuple[dict[str, Any]
         right.plot(steps, [f[name] for _, f in training.held_out], "o-", color=color, label=name)
         right.axhline(scores[name], color=color, linestyle=":", label=f"{name}, test")
     right.set(xlabel="step", ylim=(0, 1), title=f"Entities: F1 {scores['F1']:.2f} on the test")
-    right.grid(alpha=0.3)
+    right.grid()
     right.legend()
     return {"test": scores, "test_sentences": len(test)}, figure
 

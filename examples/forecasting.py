@@ -183,7 +183,7 @@ def draw(axes: Any, phases: np.ndarray, values: np.ndarray, origin: int, drawn: 
     shown = slice(origin - CONTEXT, origin + YEAR)
     axes.plot(phases[shown], values[shown], ".", color="0.2", markersize=3, label="measured")
     axes.set(xlabel="year", ylabel="CO2 (ppm)")
-    axes.grid(alpha=0.3)
+    axes.grid()
     axes.legend()
 
 

@@ -230,7 +230,7 @@ def draw_roll(axes: Any, written: np.ndarray, known: list[int]) -> None:
                           solid_capstyle="butt", label=label)  # fmt: skip
                 label = None
     axes.set(xlabel="quarter notes", ylabel="pitch (MIDI)")
-    axes.grid(alpha=0.3)
+    axes.grid()
     axes.legend(ncols=4, loc="upper center", fontsize=8)
 
 

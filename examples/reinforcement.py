@@ -268,7 +268,7 @@ def finish(training: Training, args: argparse.Namespace) -> tuple[dict[str, Any]
     right_axes.axhline(0.5, color="0.5", linestyle="--", label="without memory")
     right_axes.set(xlabel="step", ylabel="share of right turns", ylim=(0, 1.02),
                    title=f"T-maze, corridor of {length}")  # fmt: skip
-    right_axes.grid(alpha=0.3)
+    right_axes.grid()
     right_axes.legend()
     figures = {"largest_relative_difference_of_gradients": apart, "frames_a_second": frames,
                "times_as_fast": faster, "right_turns_by_length": right}  # fmt: skip

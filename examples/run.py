@@ -23,12 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 from matplotlib.figure import Figure  # without pyplot: no display, nothing global
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import rnnkern as rk
 from rnnkern.distributed import Communicator, Shard
 
+matplotlib.style.use(Path(__file__).with_name("pictures.mplstyle"))
 PRINT_EVERY = 5.0  # seconds, where there is no terminal for a bar
 
 
@@ -272,7 +274,7 @@ def learning_curve(
     axes.plot(steps, losses, color="0.8", linewidth=0.8, label="training, each step")
     axes.plot(steps, means, color="#0072b2", label=f"training, mean of {width} steps")
     axes.set(xlabel="step", ylabel=unit)
-    axes.grid(alpha=0.3)
+    axes.grid()
     if held_out is not None:
         points = [(step, figures[held_out]) for step, figures in training.held_out]
         other = axes if same_unit else axes.twinx()

@@ -257,6 +257,16 @@ def test_another_sequence_goes_on_from_the_state(kind):
     assert np.concatenate(pieces).tobytes() == np.concatenate(whole).tobytes()
 
 
+@pytest.mark.parametrize("T", [0, 1, 4, 7, 8])
+def test_the_windows_of_an_array_are_counted(T):
+    layer, p = make("gru")
+    windows = rk.truncated_bptt(layer, p.x[:T], 4, 6)
+    left = [len(windows), *(len(windows) for _ in windows)]
+    assert left == list(range(-(-T // 4), -1, -1))
+    assert len(rk.truncated_bptt(layer, p.x[:, :0], 4)) == 0  # no rows: no window
+    assert not hasattr(rk.truncated_bptt(layer, [p.x], 4), "__len__")  # chunks have no known end
+
+
 def test_no_errors():
     layer, p = make("gru")
     for window in rk.truncated_bptt(layer, p.x, 4, 6):

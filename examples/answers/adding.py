@@ -83,7 +83,7 @@ def main():
             figures[f"{name}, T = {T}"] = {"squared error": last, "seconds": seconds}
         axes.axhline(TRIVIAL, color="0.5", linestyle=":", label="always 1: 0.167")
         axes.set(title=f"adding problem, T = {T}", xlabel=f"step (of {B} sequences)")
-        axes.grid(alpha=0.3)
+        axes.grid()
     panels[0].set_ylabel(f"squared error (mean of {window} steps)")
     panels[-1].legend(loc="lower left")
     keep(args.out, "adding", figure, figures)

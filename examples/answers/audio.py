@@ -81,7 +81,7 @@ for panel, by_step in zip(panels, (False, True), strict=True):
     panel.text(DEADLINE * 0.9, 0.5, "deadline", rotation=90, ha="right", va="center")
     panel.set(xscale="log", yscale="log", title=f"{name} a callback")
     panel.set(xlabel="latency of a callback (µs)", xlim=(5, 3000))
-    panel.grid(alpha=0.3)
+    panel.grid()
 panels[0].set_ylabel("share of callbacks that take longer")
 panels[0].legend()
 figure.suptitle(

@@ -42,16 +42,47 @@ def train(clip, steps):
     return np.array(seen, np.float64).T, opt.skipped
 
 
+def picture(runs, window):
+    """The loss of each run, and the gradient norm of each clip's without and with the clip."""
+    figure = Figure(figsize=(12, 5.6))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.4))
+    losses = left.subplots()
+    panels = iter(right.subplots(2, 2, sharex=True, sharey=True).ravel())
+    for k, (name, (seen, broken)) in enumerate(runs.items()):
+        loss, before, after = seen
+        if broken:
+            at = np.isfinite(loss) & np.isfinite(before)
+            label = f"{name}: not finite from step {at.argmin() + 1}"
+            losses.semilogy(np.flatnonzero(at) + 1, loss[at], "x", color="black", label=label)
+            continue
+        running = np.convolve(loss, np.ones(window) / window, "valid")
+        color, style = f"C{k - 1}", ("-", "--", "-.", ":")[k - 1]
+        at = np.arange(window, len(loss) + 1)
+        losses.semilogy(at, running, style, color=color, label=name)
+        axes = next(panels)
+        axes.semilogy(before, color="0.75", linewidth=0.8)
+        axes.semilogy(after, color=color, linewidth=1.2)
+        axes.set_title(name)
+        axes.grid()
+    losses.axhline(0.5, color="0.5", linewidth=1)
+    losses.annotate("always 0", (1, 0.5), (0, 3), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", ha="right")  # fmt: skip
+    losses.set(title=f"squared error (mean of {window} steps)", xlabel="training step")
+    losses.legend(loc="upper right")
+    losses.grid()
+    right.suptitle("gradient norm (grey: without the clip)")
+    right.supxlabel("training step", fontsize="medium")
+    return figure
+
+
 def main():
     args = options(__doc__)
     steps = 40 if args.quick else 2000
     window = steps // 20
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
-    panels = figure.subplots(2, 3).ravel()
-    losses, figures = panels[0], {}
+    runs, figures = {}, {}
     print(f"{'':16} {'last loss':>10} {'largest norm':>13} {'clipped to':>11} {'not finite':>11}")
-    for k, ((name, clip), axes) in enumerate(zip(CLIPS.items(), panels[1:], strict=True)):
-        (loss, before, after), broken = train(clip, steps)
+    for name, clip in CLIPS.items():
+        (loss, before, after), broken = runs[name] = train(clip, steps)
         finite = np.isfinite(loss) & np.isfinite(before)
         last = "not finite" if broken else loss[-window:].mean()
         worst, clipped = before[finite].max(), after[finite].max()
@@ -59,23 +90,7 @@ def main():
                          "steps not finite": broken}  # fmt: skip
         said = last if broken else f"{last:.3g}"
         print(f"{name:16} {said:>10} {worst:13.3g} {clipped:11.3g} {broken:11}", flush=True)
-        mark = "x" if broken else None
-        running = loss if broken else np.convolve(loss, np.ones(window) / window, "valid")
-        label = f"{name}: not finite from step {finite.argmin() + 1}" if broken else name
-        losses.semilogy(np.where(np.isfinite(running), running, np.nan), color=f"C{k}", label=label,
-                        marker=mark)  # fmt: skip
-        axes.semilogy(before, color="C3", linewidth=1, marker=mark, label="without the clip")
-        axes.semilogy(after, color="C2", linewidth=1, marker=mark, label="with it")
-        axes.set(title=name, xlabel="training step", ylabel="gradient norm (L2)")
-        axes.set(xlim=(-0.05 * steps, 1.05 * steps))
-        axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
-    losses.axhline(0.5, color="0.5", linestyle=":", label="always 0: 0.5")
-    losses.set(title=f"loss (mean of {window} steps)", xlabel="training step")
-    losses.set_ylabel("squared error")
-    losses.legend(fontsize="small")
-    losses.grid(alpha=0.3)
-    keep(args.out, "clips_rescue", figure, figures)
+    keep(args.out, "clips_rescue", picture(runs, window), figures)
 
 
 if __name__ == "__main__":

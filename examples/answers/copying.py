@@ -94,7 +94,7 @@ def main():
             figures[f"{name}, T = {T}"] = {"loss": last, "right": said, "seconds": seconds}
         axes.axhline(trivial, color="0.5", linestyle=":", label=f"memoryless: {trivial:.3f}")
         axes.set(title=f"copy problem, T = {T}", xlabel=f"step (of {B} sequences)")
-        axes.grid(alpha=0.3)
+        axes.grid()
         axes.legend(fontsize="small")
     panels[0].set_ylabel(f"cross-entropy (nats a step, mean of {window})")
     keep(args.out, "copying", figure, figures)

@@ -2,7 +2,7 @@
 
 On the adding problem: initialisation (orthogonal, identity), the flow penalty of Pascanu et al.
 2013, L1 and L2 penalties on the recurrent weights only. How far gradients get is measured before
-and after training, by a random gradient at the final state. Curves are medians over three seeds.
+and after training, by a random gradient at the final state. Shares are medians over three seeds.
 """
 
 import numpy as np
@@ -80,16 +80,47 @@ def train(layer, steps, flow_penalty, penalties):
     return errors
 
 
+def picture(figures):
+    """A row for each case: how far gradients get before and after training, and what it learned."""
+    figure = Figure(figsize=(11, 4.6))
+    flows, errors = figure.subplots(1, 2, sharey=True)
+    names = list(figures)
+    rows = range(len(names))
+    before, after = (
+        [figures[name][f"reaches the first step {when}"] for name in names]
+        for when in ("before", "after")
+    )
+    lowest = 1e-8  # at the left edge: that and less
+    for row, *ends in zip(rows, before, after, strict=True):
+        flows.plot(np.maximum(ends, lowest), (row, row), color="0.7", zorder=1)
+    for shares, marker, label in ((before, "o", "before training"), (after, "D", "after")):
+        shown = np.maximum(shares, lowest)
+        flows.plot(shown, rows, marker, markersize=8, clip_on=False, label=label)
+    for row, share in zip(rows, after, strict=True):
+        if share < lowest:
+            flows.annotate(f"after: {share:.0g}", (lowest, row), (8, 7), textcoords="offset points")
+    flows.set(xscale="log", xlim=(lowest, 2), yticks=rows, yticklabels=names)
+    flows.set(title="share of the gradient's norm\nthat reaches the first step")
+    for row, name in zip(rows, names, strict=True):
+        found = figures[name]["squared errors"]
+        errors.plot(found, [row] * len(found), "o", color="C0", markersize=8, alpha=0.6)
+    errors.axvline(1 / 6, color="0.3", linestyle=":")
+    errors.annotate("always 1", (1 / 6, 0), (6, 0), textcoords="offset points", va="center")
+    errors.set(xscale="log", xlim=(1e-4, 1), title="squared error after training\n(one dot a seed)")
+    flows.invert_yaxis()
+    for axes in (flows, errors):
+        axes.grid()
+    figure.legend(*flows.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
 def main():
     args = options(__doc__)
     steps = 60 if args.quick else 5000
     window = steps // 20
-    figure = Figure(figsize=(14, 4.8), layout="constrained")
-    first, then, curves = figure.subplots(1, 3)
     figures = {}
     print(f"{'':32} squared errors         reaches the first step: before, after   radius after")
-    for k, (name, (make, flow_penalty, penalties)) in enumerate(CASES.items()):
-        style = {"color": f"C{k}", "linestyle": "--" if k < 7 else "-", "label": name}
+    for name, (make, flow_penalty, penalties) in CASES.items():
         runs, flows = [], []
         for seed in SEEDS[: 1 if args.quick else None]:
             layer = make(seed)
@@ -98,32 +129,18 @@ def main():
             flows.append((before, flow(layer)))
         last = sorted(np.mean(run[-window:]) for run in runs)
         before, after = (
-            np.median([f.curve for f in each], axis=0) for each in zip(*flows, strict=True)
+            np.median([f.curve[-1] for f in each]) for each in zip(*flows, strict=True)
         )
         radius = np.median([f.spectrum[0].radius for _, f in flows])
         figures[name] = {
             "squared errors": last,
-            "reaches the first step before": before[-1],
-            "reaches the first step after": after[-1],
+            "reaches the first step before": before,
+            "reaches the first step after": after,
             "radius after": radius,
         }
         errors = " ".join(f"{e:.4f}" for e in last)
-        print(f"{name:32} {errors:22} {before[-1]:22.1e} {after[-1]:15.1e} {radius:14.2f}",
-              flush=True)  # fmt: skip
-        first.semilogy(before, **style)
-        then.semilogy(after, **style)
-        running = np.convolve(np.median(runs, axis=0), np.ones(window) / window, "valid")
-        curves.semilogy(np.arange(window, steps + 1), running, **style)
-    curves.axhline(1 / 6, color="0.5", linestyle=":")
-    for axes, title in ((first, "at the start"), (then, "after training")):
-        axes.set(title=f"how far gradients get, {title}", xlabel="steps back")
-        axes.set(ylabel="norm relative to the last step's", ylim=(1e-9, 1e1))
-        axes.grid(alpha=0.3)
-    curves.set(title=f"adding problem, T = {T}", xlabel=f"training step (of {B} sequences)")
-    curves.set_ylabel(f"squared error (mean of {window} steps; dotted: always 1)")
-    curves.grid(alpha=0.3)
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    keep(args.out, "cures", figure, figures)
+        print(f"{name:32} {errors:22} {before:22.1e} {after:15.1e} {radius:14.2f}", flush=True)
+    keep(args.out, "cures", picture(figures), figures)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main():
         axes.set_xticks(depths, depths)
         axes.set_xticks([], minor=True)
         axes.set(title=title, xlabel=f"layers (GRU, H = {H}, T = {T})", ylabel="milliseconds")
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(which="both")
     per_layer.set_ylim(per_layer.get_ylim()[0] / 2, per_layer.get_ylim()[1] * 2)
     whole.legend(fontsize="small")
     for color, (name, runs) in zip(("0.5", "C3", "C2"), learnt.items(), strict=True):
@@ -114,7 +114,7 @@ def main():
     curves.set(xlabel="step (of 32 x 48 characters)")
     curves.set_ylabel(f"bits per character (mean of {window} steps)")
     curves.legend()
-    curves.grid(alpha=0.3)
+    curves.grid()
     figures = {
         "layers": list(depths),
         "ms": {

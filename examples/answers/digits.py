@@ -139,7 +139,7 @@ def main() -> None:
     right.axhline(0.95, color="black", lw=0.8, ls=":", label="95 %")
     right.legend()
     for panel in (left, right):
-        panel.grid(alpha=0.3)
+        panel.grid()
     keep(args.out, "digits", figure, {"cases": cases})
 
 

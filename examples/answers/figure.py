@@ -11,8 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import matplotlib.style
 from matplotlib.figure import Figure  # without pyplot: no display, nothing global
 from PIL import Image  # which matplotlib brings along
+
+matplotlib.style.use(Path(__file__).parents[1] / "pictures.mplstyle")
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -59,7 +62,7 @@ def draw_into(out: Path, name: str, figure: Figure) -> None:
     """Write `name`.png."""
     out.mkdir(parents=True, exist_ok=True)
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110, bbox_inches="tight")
+    figure.savefig(drawn, bbox_inches="tight")
     # A palette of 256 colours, taken by octree, makes the file a third of the size.
     few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)
     few.save(out / f"{name}.png", optimize=True)

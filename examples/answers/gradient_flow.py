@@ -58,7 +58,7 @@ def main():
             axes.semilogy(back, powers, ":", color=f"C{k}", linewidth=2.5, alpha=0.6)
         axes.plot([], [], ":", color="0.4", label="the radius to that power")
         axes.set(title=title, xlabel="steps back from the loss", ylabel="norm of dL/dh (L2)")
-        axes.grid(alpha=0.3)
+        axes.grid()
         axes.legend(fontsize="small")
     rk.diagnose.plot_spectrum(network("tanh", 1.0), panels[3])
     keep(args.out, "gradient_flow", figure, figures)

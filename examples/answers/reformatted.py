@@ -453,7 +453,7 @@ def picture(runs: list[dict[str, Any]], problems: dict[str, Problem], seconds: f
         if name == "adding":
             learning.set_yscale("log")
         for panel in (learning, back):
-            panel.grid(alpha=0.3)
+            panel.grid()
     panels[1, 0].set_ylabel("gradient's norm, relative to the last step's")
     handles = panels[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=len(CELLS))

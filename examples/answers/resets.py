@@ -151,7 +151,7 @@ def main():
     right.set(title=f"rows that end early: T = {T}, B = {B}", xlabel="real steps (%)")
     right.set(ylabel="milliseconds of a training step", ylim=(0, None))
     right.legend()
-    right.grid(alpha=0.3)
+    right.grid()
     figures = {
         "sequences": count,
         "real steps": real,

@@ -121,6 +121,40 @@ def train_in_pytorch(text: str, lr: float = 4e-3) -> Iterator[float]:
             yield loss.item()
 
 
+def picture(bits: dict[str, np.ndarray], best: dict[str, float], epochs: int) -> Figure:
+    """The time of an epoch; rnnkern's loss, and how far the others' are from it."""
+    colors = {"rnnkern": "C0", "PyTorch": "C1", "Python reference": "0.4"}
+    figure = Figure(figsize=(10, 4.4))
+    times, curves = figure.subfigures(1, 2, width_ratios=(1, 1.3))
+    left = times.subplots()
+    bars = left.barh(list(best), list(best.values()), color=[colors[name] for name in best])
+    left.bar_label(bars, [f" {s:.2f} s" for s in best.values()])
+    left.set(title=f"Time of an epoch (best of {epochs})", xlabel="seconds")
+    left.margins(x=0.25)
+    left.grid(axis="x")
+    left.invert_yaxis()
+    loss, distance = curves.subplots(2, 1, sharex=True, height_ratios=(1.3, 1))
+    own = bits["rnnkern"]
+    steps = len(own) // epochs
+    width = max(1, steps // 8)  # of the running mean
+    mean = np.convolve(own, np.full(width, 1 / width), "valid")
+    loss.plot((np.arange(len(mean)) + width) / steps, mean, label="rnnkern")
+    loss.set(title=f"Training loss (mean of {width} steps)", ylabel="bits per character")
+    loss.legend()
+    for name, values in bits.items():
+        if name != "rnnkern":
+            at = np.arange(1, len(own) + 1) / steps
+            distance.semilogy(
+                at, np.abs(values - own), ".", markersize=4, color=colors[name], label=name
+            )
+    distance.set(title="Distance of each step's loss from rnnkern's", xlabel="epochs")
+    distance.set_ylabel("bits")
+    distance.legend(loc="upper left", markerscale=2, ncols=2)
+    for axes in (loss, distance):
+        axes.grid()
+    return figure
+
+
 def main() -> None:
     given = options(__doc__)
     epochs, characters = (2, 30_000) if given.quick else (5, 250_000)
@@ -153,21 +187,6 @@ def main() -> None:
 
     bits = {name: np.array(values) / np.log(2) for name, values in losses.items()}
     best = {name: min(values) for name, values in seconds.items()}
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
-    colors = {"rnnkern": "C0", "PyTorch": "C1", "Python reference": "0.4"}
-    bars = left.bar(list(best), list(best.values()), color=[colors[name] for name in best])
-    left.bar_label(bars, [f"{s:.2f} s\n{s / best['rnnkern']:.1f} x" for s in best.values()])
-    left.set(title=f"Time of an epoch (best of {epochs})", ylabel="seconds")
-    left.margins(y=0.15)
-    width = max(1, steps // 8)  # of the running mean
-    for (name, values), style in zip(bits.items(), ("-", "--", ":"), strict=False):
-        mean = np.convolve(values, np.full(width, 1 / width), "valid")
-        at = (np.arange(len(mean)) + width) / steps
-        right.plot(at, mean, style, color=colors[name], label=name, linewidth=3 - len(style) / 2)
-    right.set(title=f"Training loss (running mean, steps: {width})")
-    right.set(xlabel="epochs", ylabel="bits per character")
-    right.legend()
     apart = {
         name: float(np.abs(values - bits["rnnkern"]).max())
         for name, values in bits.items()
@@ -186,7 +205,7 @@ def main() -> None:
         "instruction_set": rk.info()["isa"],
         "torch": None if torch is None else torch.__version__,
     }
-    keep(given.out, "training_loop", figure, figures)
+    keep(given.out, "training_loop", picture(bits, best, epochs), figures)
 
 
 if __name__ == "__main__":

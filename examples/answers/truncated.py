@@ -75,7 +75,7 @@ for i, k2 in enumerate(REACHES):
 left.set(title=f"A sign, asked for {LAG} steps later", ylim=(0.4, 1.02))
 left.set(xlabel="steps of the sequence that have gone by", ylabel="share of right answers")
 left.legend()
-left.grid(alpha=0.3)
+left.grid()
 cases = figures["cases"]
 right.plot([c["k2"] for c in cases], [c["us_a_step"] for c in cases], "o-", label="time")
 right.set(title=f"What it costs (k1 = {K1})", xlabel="k2 (steps)", ylim=(0, None))
@@ -85,5 +85,5 @@ memory.plot([c["k2"] for c in cases], [c["mb"] for c in cases], "s--", color="C1
 memory.set_ylabel("kept for backward (MB)")
 memory.set_ylim(0, None)
 right.legend(handles=[*right.lines, *memory.lines])
-right.grid(alpha=0.3)
+right.grid()
 keep(args.out, "truncated", figure, figures)

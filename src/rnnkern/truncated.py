@@ -199,6 +199,8 @@ def truncated_bptt(
     iterator of Window
         ``ceil(T / k1)`` windows, none of a batch without rows, each computed when it is asked for.
         Call ``window.backward(dy)``, or leave it, and update the parameters, before the next one.
+        If `x` is an array, ``len`` gives how many windows are left, which progress bars such as
+        tqdm show.
 
     Raises
     ------
@@ -282,7 +284,10 @@ def truncated_bptt(
         raise TypeError(f"x: expected {expected}, got {type(x).__name__}")
     # A call on no steps checks all else, and copies the state, or makes a fresh one.
     _, first = layer(source.cut(0, 0), state)
-    return _windows(layer, source, k1, k2, first)
+    windows = _windows(layer, source, k1, k2, first)
+    if isinstance(source, _Chunks):
+        return windows
+    return _Counted(windows, -(-source.until(2**62) // k1))
 
 
 def _check_shape(layer: _Layer[Any], name: str, x: Array) -> None:
@@ -388,6 +393,21 @@ def _windows(
         yield window
         window._end("one after the next window was asked for")
         first = stop
+
+
+class _Counted(Iterator[Window[S]]):
+    """Windows whose number is known."""
+
+    def __init__(self, windows: Iterator[Window[S]], count: int) -> None:
+        self._windows, self._left = windows, count
+
+    def __next__(self) -> Window[S]:
+        window = next(self._windows)
+        self._left -= 1
+        return window
+
+    def __len__(self) -> int:
+        return self._left
 
 
 def _read_only(part: Array) -> Array:

@@ -469,6 +469,28 @@ def test_verbose_prints_a_line_after_each_epoch(capsys):
     assert out[1].endswith(" s")
 
 
+def test_progress_is_asked_for_the_epochs_of_fit():
+    seen = []
+
+    class Bar:  # reads its argument as tqdm does
+        def __init__(self, iterable):
+            self.iterable, self.total = iterable, len(iterable)
+
+        def __iter__(self):
+            for epoch in self.iterable:
+                yield epoch
+                seen.append((epoch, self.total))
+
+    X, y = problem(RNNClassifier)
+    plain = RNNClassifier(**SMALL).fit(X, y)
+    model = RNNClassifier(**SMALL, progress=Bar).fit(X, y)
+    assert seen == [(0, 3), (1, 3), (2, 3)]
+    assert model.loss_curve_ == plain.loss_curve_
+    model.partial_fit(X, y)  # an epoch is not worth a bar
+    assert len(seen) == 3
+    assert clone(model).progress is Bar
+
+
 def test_targets_and_features_of_any_size_are_learned():
     X, y = problem(RNNRegressor)
     plain = RNNRegressor(**SMALL, dtype="float64").fit(X, y)
@@ -664,6 +686,7 @@ REFUSED = {
     "warm_start": ({"warm_start": 1}, {}, "warm_start: expected True or False, got int"),
     "dtype": ({"dtype": "float16"}, {}, "dtype: expected float32 or float64, got float16"),
     "verbose": ({"verbose": -1}, {}, "verbose: expected an integer >= 0, got -1"),
+    "progress": ({"progress": True}, {}, "progress: expected a callable, such as tqdm, or None"),
     "random_state": ({"random_state": "a"}, {}, "'a' cannot be used to seed"),
     "class_weight": ({"class_weight": {0: -1.0}}, {}, "class_weight: expected weights of at least"),
     "weight's name": ({"class_weight": "even"}, {}, "class_weight"),

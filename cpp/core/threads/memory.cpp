@@ -1,12 +1,11 @@
 #include "threads/memory.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <mutex>
 #include <vector>
+
+#include "threads/system.h"
 
 // A block that waits is poisoned: AddressSanitizer sees who still uses it.
 #if __has_include(<sanitizer/asan_interface.h>)
@@ -46,7 +45,8 @@ class BlockCache {
   bool put(void* p, std::size_t bytes) noexcept {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock || bytes > kMostCachedBytes) return false;
-    while (bytes_ + bytes > kMostCachedBytes || blocks_.size() == most_blocks) std::free(remove(0));
+    while (bytes_ + bytes > kMostCachedBytes || blocks_.size() == most_blocks)
+      os::free_aligned(remove(0));
     ASAN_POISON_MEMORY_REGION(p, bytes);
     blocks_.push_back({p, bytes});
     bytes_ += bytes;
@@ -56,7 +56,7 @@ class BlockCache {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock) return 0;
     const std::size_t bytes = bytes_;
-    while (!blocks_.empty()) std::free(remove(blocks_.size() - 1));
+    while (!blocks_.empty()) os::free_aligned(remove(blocks_.size() - 1));
     return bytes;
   }
 
@@ -88,18 +88,16 @@ void* allocate(std::size_t bytes) {
   const std::size_t size = rounded(bytes);
   if (size >= kFewestCachedBytes)
     if (void* const p = block_cache().take(size)) return p;
-  void* p = std::aligned_alloc(unit_of(bytes), size);
-  if (!p && release_cached() > 0) p = std::aligned_alloc(unit_of(bytes), size);
+  void* p = os::allocate_aligned(unit_of(bytes), size);
+  if (!p && release_cached() > 0) p = os::allocate_aligned(unit_of(bytes), size);
   if (!p) throw OutOfMemory("no memory for " + std::to_string(bytes) + " bytes");
-#ifdef MADV_HUGEPAGE
-  if (size >= kLarge) madvise(p, size, MADV_HUGEPAGE);  // advice: that it fails is of no account
-#endif
+  if (size >= kLarge) os::request_large_pages(p, size);
   return p;
 }
 
 void release(void* p, std::size_t bytes) noexcept {
   const std::size_t size = rounded(bytes);
-  if (size < kFewestCachedBytes || !block_cache().put(p, size)) std::free(p);
+  if (size < kFewestCachedBytes || !block_cache().put(p, size)) os::free_aligned(p);
 }
 
 std::size_t release_cached() noexcept { return block_cache().clear(); }

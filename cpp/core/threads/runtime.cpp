@@ -1,20 +1,12 @@
 #include "threads/runtime.h"
 
 #include "threads/cores.h"
+#include "threads/system.h"
 
 #include <omp.h>
-#include <pthread.h>
-#include <sched.h>
-#include <time.h>
 
 #include <algorithm>
 #include <atomic>
-
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -31,36 +23,13 @@ std::atomic<int> choices{0};       // how often the program chose
 // GNU OpenMP's pool does not survive fork: a child that asked for it would wait for ever.
 std::atomic<int> fork_count{0};
 void stay_single_after_fork() { fork_count.fetch_add(1, std::memory_order_relaxed); }
-[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, stay_single_after_fork);
+[[maybe_unused]] const bool fork_handler = os::in_forked_children(stay_single_after_fork);
 
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
-#endif
-}
-
-Nanoseconds read(clockid_t clock) {
-  timespec t;
-  clock_gettime(clock, &t);
-  return Nanoseconds{1000000000} * t.tv_sec + t.tv_nsec;
-}
-
-// Until woken, or not for long; at once where `word` is not `expected`, and at any time for
-// nothing.
-void sleep([[maybe_unused]] int* word, [[maybe_unused]] int expected) {
-#if defined(__linux__)
-  constexpr timespec limit{0, 10000000};  // short against the time between two questions
-  syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &limit, nullptr, 0);
-#else
-  sched_yield();
-#endif
-}
-
-void wake([[maybe_unused]] int* word, [[maybe_unused]] int most) {
-#if defined(__linux__)
-  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, most, nullptr, nullptr, 0);
 #endif
 }
 
@@ -83,21 +52,7 @@ thread_local AdaptiveThreads adaptive;
 // since then is not in the trial, nor is what other threads take meanwhile: likely, not certain.
 int startable_threads(int n) {
   thread_local int last = 1;
-  if (n > last) {
-    pthread_mutex_t hold = PTHREAD_MUTEX_INITIALIZER;
-    pthread_mutex_lock(&hold);
-    const auto pass = [](void* held) -> void* {
-      pthread_mutex_lock(static_cast<pthread_mutex_t*>(held));
-      pthread_mutex_unlock(static_cast<pthread_mutex_t*>(held));
-      return nullptr;
-    };
-    pthread_t trial[kMostThreads];
-    int started = 0;
-    while (started < n - 1 && pthread_create(&trial[started], nullptr, pass, &hold) == 0) ++started;
-    pthread_mutex_unlock(&hold);
-    for (int i = 0; i < started; ++i) pthread_join(trial[i], nullptr);
-    n = started + 1;
-  }
+  if (n > last) n = 1 + os::startable(n - 1);
   return last = n;
 }
 
@@ -135,8 +90,8 @@ int usable_threads(int n) {
   return startable_threads(n);
 }
 
-Nanoseconds now() { return read(CLOCK_MONOTONIC); }
-Nanoseconds thread_time() { return read(CLOCK_THREAD_CPUTIME_ID); }
+Nanoseconds now() { return os::wall_clock(); }
+Nanoseconds thread_time() { return os::thread_clock(); }
 
 void record_call(Nanoseconds took, Nanoseconds computed) {
   AdaptiveThreads& e = adaptive;
@@ -210,7 +165,7 @@ void wait_for(const Over& over, int& word, const Expected& expected, int& asleep
   token.spun += std::min(spun, longest_spin);
   while (!over()) {
     __atomic_add_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
-    sleep(&word, expected());
+    os::sleep(&word, expected());
     __atomic_sub_fetch(&asleep, 1, __ATOMIC_RELAXED);
     look(token);
   }
@@ -220,7 +175,8 @@ void wait_for(const Over& over, int& word, const Expected& expected, int& asleep
 
 void advance(Progress& progress) {
   __atomic_add_fetch(&progress.done, 1, __ATOMIC_SEQ_CST);
-  if (__atomic_load_n(&progress.asleep, __ATOMIC_SEQ_CST) != 0) wake(&progress.done, kMostThreads);
+  if (__atomic_load_n(&progress.asleep, __ATOMIC_SEQ_CST) != 0)
+    os::wake(&progress.done, kMostThreads);
 }
 
 bool reached(Progress& progress, int done, CancelToken& token) {
@@ -240,7 +196,8 @@ bool wait(Barrier& barrier, int size, CancelToken& token) {
     const bool go_on = barrier.stopped == 0;
     __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&barrier.asleep, __ATOMIC_SEQ_CST) != 0) wake(&barrier.generation, size);
+    if (__atomic_load_n(&barrier.asleep, __ATOMIC_SEQ_CST) != 0)
+      os::wake(&barrier.generation, size);
     return go_on;
   }
   const auto all_arrived = [&] {

@@ -22,7 +22,7 @@ from sklearn.utils.validation import (
 from ..checks import size
 from ..docstrings import complete
 from .sequences import Sequences, per_step
-from .training import Recurrent, Task
+from .training import Progress, Recurrent, Task
 
 __all__ = ["RNNClassifier", "RNNForecaster", "RNNRegressor", "RNNTagger"]
 
@@ -59,6 +59,7 @@ class _Labels(Recurrent):
         warm_start: bool = False,
         dtype: str = "float32",
         verbose: bool = False,
+        progress: Progress | None = None,
         random_state: Any = None,
     ) -> None:
         super().__init__(
@@ -82,6 +83,7 @@ class _Labels(Recurrent):
             warm_start=warm_start,
             dtype=dtype,
             verbose=verbose,
+            progress=progress,
             random_state=random_state,
         )
         self.class_weight = class_weight
@@ -208,6 +210,9 @@ class RNNClassifier(ClassifierMixin, _Labels):
         Of the network.
     verbose : bool
         Whether to print the loss and the time after each epoch.
+    progress : callable, optional
+        Shows how far `fit` is, such as ``tqdm.auto.tqdm``: it is called with the range of epochs,
+        and returns an iterable of them.
     random_state : int, RandomState or None
         For the initial parameters, the order of sequences, dropout and the sequences that early
         stopping holds out. The same integer gives the same bits.
@@ -389,7 +394,7 @@ class RNNRegressor(RegressorMixin, Recurrent):
     ----------
     cell, hidden_size, num_layers, bidirectional, dropout, cell_options, optimizer, learning_rate,
     optimizer_options, max_norm, batch_size, max_epochs, early_stopping, validation_fraction,
-    n_iter_no_change, tol, warm_start, dtype, verbose, random_state
+    n_iter_no_change, tol, warm_start, dtype, verbose, progress, random_state
         As in `RNNClassifier`.
     standardize : bool
         As in `RNNClassifier`. Targets are standardized, too. Predictions are in their own units.
@@ -544,7 +549,7 @@ class RNNTagger(_Labels):
     ----------
     cell, hidden_size, num_layers, bidirectional, dropout, cell_options, optimizer, learning_rate,
     optimizer_options, max_norm, batch_size, max_epochs, early_stopping, n_iter_no_change, tol,
-    standardize, warm_start, dtype, verbose, random_state
+    standardize, warm_start, dtype, verbose, progress, random_state
         As in `RNNClassifier`.
     validation_fraction : float
         The part held out, above 0 and below 1, drawn without regard to labels.
@@ -701,7 +706,7 @@ class RNNForecaster(Recurrent):
     ----------
     cell, hidden_size, num_layers, dropout, cell_options, optimizer, learning_rate,
     optimizer_options, max_norm, batch_size, max_epochs, early_stopping, n_iter_no_change, tol,
-    warm_start, dtype, verbose, random_state
+    warm_start, dtype, verbose, progress, random_state
         As in `RNNClassifier`.
     bidirectional : bool
         Must be False: a forecast sees no later step.
@@ -761,6 +766,7 @@ class RNNForecaster(Recurrent):
         warm_start: bool = False,
         dtype: str = "float32",
         verbose: bool = False,
+        progress: Progress | None = None,
         random_state: Any = None,
     ) -> None:
         super().__init__(
@@ -784,6 +790,7 @@ class RNNForecaster(Recurrent):
             warm_start=warm_start,
             dtype=dtype,
             verbose=verbose,
+            progress=progress,
             random_state=random_state,
         )
         self.horizon = horizon

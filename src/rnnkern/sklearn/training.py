@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,9 +33,10 @@ from ..layers import LAYERS
 from .network import OPTIMIZERS, Network, labels_loss, values_loss
 from .sequences import FLOATS, Sequences, as_list, joined, padded
 
-__all__ = ["Recurrent", "Task"]
+__all__ = ["Progress", "Recurrent", "Task"]
 
 Array = NDArray[Any]
+Progress = Callable[[Iterable[int]], Iterable[int]]  # such as tqdm
 
 # What an estimator says itself of its layer and its optimizer.
 OWN_OPTIONS: tuple[str, ...] = ("input_size", "hidden_size", "num_layers", "bidirectional")
@@ -117,6 +118,7 @@ class Recurrent(BaseEstimator):
         warm_start: bool = False,
         dtype: str = "float32",
         verbose: bool = False,
+        progress: Progress | None = None,
         random_state: Any = None,
     ) -> None:
         self.cell = cell
@@ -139,6 +141,7 @@ class Recurrent(BaseEstimator):
         self.warm_start = warm_start
         self.dtype = dtype
         self.verbose = verbose
+        self.progress = progress
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Any:
@@ -246,8 +249,9 @@ class Recurrent(BaseEstimator):
             data, task = self._task(y, data, weights, fresh=fresh, classes=classes, part=part)
             if fresh:
                 self._begin(data, task, options)
-            epochs = 1 if part else options["max_epochs"]
-            self._train(data, task, epochs, options, stop=options["early_stopping"] and not part)
+            if part:
+                options |= {"max_epochs": 1, "progress": None}
+            self._train(data, task, options, stop=options["early_stopping"] and not part)
         except Exception:  # what was fitted before goes on to predict; Ctrl-C keeps what is trained
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -271,6 +275,9 @@ class Recurrent(BaseEstimator):
                 if option not in takes:
                     expected = f"options of {cls.__name__}: {', '.join(takes)}"
                     raise ValueError(f"{name}: expected {expected}; got {option!r}")
+        if self.progress is not None and not callable(self.progress):
+            got = type(self.progress).__name__
+            raise TypeError(f"progress: expected a callable, such as tqdm, or None, got {got}")
         most, above = float(np.finfo(np.float32).max), "a number > 0"
         fraction = "a number above 0 and below 1"
         return {
@@ -298,6 +305,7 @@ class Recurrent(BaseEstimator):
             "verbose": self.verbose
             if isinstance(self.verbose, bool)
             else bool(integer("verbose", self.verbose, "an integer >= 0", 0, 2**31)),
+            "progress": self.progress,
         }
 
     def _check_unchanged(self) -> None:
@@ -355,7 +363,6 @@ class Recurrent(BaseEstimator):
         self,
         data: Sequences,
         task: Task,
-        epochs: int,
         options: Mapping[str, Any],
         *,
         stop: bool,
@@ -386,7 +393,8 @@ class Recurrent(BaseEstimator):
         task = task._replace(weights=(task.weights / weights.mean()).astype(dtype))
         best, best_loss, waited, skipped = None, np.inf, 0, run.optimizer.skipped
         started = time.perf_counter()
-        for epoch in range(epochs):
+        epochs = options["max_epochs"]
+        for epoch in (options["progress"] or iter)(range(epochs)):
             order = rows[run.generator.permutation(len(rows))]
             total = 0.0
             for batch in _batches(order, options["batch_size"]):
