@@ -92,7 +92,7 @@ def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, 
     """Return the plan of a call that may use so many threads; P is H if not given."""
     L, D, P = num_layers, 1 + bidirectional, P or H
     work = flops(kind, I, H, P, T, B, L, D, heads)
-    few, fewest = threshold("rows_of_a_step"), constant("core/threads/team.h", "kFewestRows")
+    few, fewest = threshold("rows_of_a_step"), threshold("kFewestRows")
     to_share = work * few / B if T == 1 and 0 < B < few else work
     n = capped(threads, to_share / flops_of_a_thread())
     if 4 * n > B * D and not kinds()[kind].elementwise:

@@ -37,8 +37,8 @@ void plan(int kind, Index I, Index H, Index P, int heads, Index steps, Index B, 
     backward.allocate(arena, functions.layout, call.constants, call.rows, I, H, P, false, false,
                       stack.pipeline.chunk);
     CancelToken token{};
-    Barrier barriers[2];
-    const WorkShare part = work_share_of(token, 0, stack.threads, D, B, H, barriers);
+    Barrier barriers[16];
+    const WorkShare part = work_share_of(token, 0, stack.grid, D, B, H, barriers);
     const char* shared = stack.pipeline.threads > 1 ? "layers"
                          : part.team.size > 1       ? "units"
                          : part.rows.size() < B     ? "rows"

@@ -52,6 +52,17 @@ inline int worthwhile(const CellLayout& cell, int threads, const Call& call) {
   return n;
 }
 
+inline constexpr Index kFewestRows = 4;  // that a thread takes for its own
+
+// Threads share rows where there are enough for each of them, and units where there are not.
+template <class Call>
+inline Grid grid_of(const CellLayout& cell, const Call& call) {
+  Grid grid{worthwhile(cell, call.threads, call), 1};
+  const Index size = ceil_div(grid.threads, call.D);  // threads of a direction
+  if (call.rows.B >= kFewestRows * size) grid.row_groups = static_cast<int>(size);
+  return grid;
+}
+
 // Layers side by side: where there are too few rows and units to share, each thread runs whole
 // layers, some steps behind the layer that it gets its input from.
 struct LayerPipeline {
@@ -59,27 +70,31 @@ struct LayerPipeline {
   Index chunk;  // steps that a layer is behind: few, or threads wait; many, or weights come often
 };
 template <class Call>
-inline LayerPipeline pipeline_of(const CellLayout& cell, const Call& call) {
+inline LayerPipeline pipeline_of(const CellLayout& cell, const Call& call, const Grid& grid) {
   constexpr Index fewest_steps = 32, chunks = 8;
   const Index n = least(call.threads, call.L);
   if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
     return {1, call.rows.T};
   const int threads = capped(static_cast<int>(n), work_of(cell, call) / kFlopsOfAThread);
-  if (threads == 1 || worthwhile(cell, call.threads, call) > 1) return {1, call.rows.T};
+  if (threads == 1 || grid.threads > 1) return {1, call.rows.T};
   return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
 }
 
-// The barriers of a call: all threads', and one for each direction.
+// The barriers of a call: all threads', and one for each team.
 struct Barriers {
+  int count;
   Barrier* of;
-  void allocate(Arena& arena) { of = arena.allocate<Barrier>(3); }
+  void allocate(Arena& arena, int threads) {
+    count = 1 + threads;
+    of = arena.allocate<Barrier>(count);
+  }
   void clear() const {
-    for (int i = 0; i < 3; ++i) of[i] = Barrier{};
+    for (int i = 0; i < count; ++i) of[i] = Barrier{};
   }
   Team all(CancelToken& token, int thread, int threads) const {
     return {thread, threads, &of[0], &token};
   }
-  Barrier* directions() const { return of + 1; }
+  Barrier* teams() const { return of + 1; }
 };
 
 // to = a + b on the rows alive; zeros behind a row's end.
@@ -108,6 +123,7 @@ struct Stack {
   const Call& call;
   const CellFunctions<T>& functions;
   const CellLayout& cell;
+  Grid grid;
   LayerPipeline pipeline;
   int threads;
   Barriers barriers;
@@ -117,11 +133,12 @@ struct Stack {
       : call(c),
         functions(of),
         cell(of.layout),
-        pipeline(pipeline_of(cell, c)),
-        threads(pipeline.threads > 1 ? pipeline.threads : worthwhile(cell, c.threads, c)) {}
+        grid(grid_of(cell, c)),
+        pipeline(pipeline_of(cell, c, grid)),
+        threads(pipeline.threads > 1 ? pipeline.threads : grid.threads) {}
 
   void allocate(Arena& arena) {
-    barriers.allocate(arena);
+    barriers.allocate(arena, threads);
     progress = arena.allocate<Progress>(call.L);
   }
   void begin() const {
@@ -131,6 +148,11 @@ struct Stack {
   Index most_inputs() const {  // of a layer
     const Index first = call.layers[0].inputs;
     return call.L > 1 ? most(first, call.D * call.P) : first;
+  }
+  // What this one of `count` threads computes of each layer. There may be fewer than planned.
+  WorkShare share_of(CancelToken& token, int thread, int count) const {
+    return work_share_of(token, thread, {count, grid.row_groups}, call.D, call.rows.B,
+                         blocks_of<T>(call.H), barriers.teams());
   }
   // Workspaces: one a direction; in a pipeline, one a thread.
   Index workspace_count() const { return pipeline.threads > 1 ? threads : call.D; }
@@ -199,8 +221,7 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
       all.wait();  // here the calling thread asks whether to go on, when its own layers are done
       return;
     }
-    const WorkShare part = work_share_of(token, thread, count, call.D, call.rows.B,
-                                         blocks_of<T>(call.H), barriers.directions());
+    const WorkShare part = this->share_of(token, thread, count);
     for (Index l = 0; l < call.L; ++l) {
       drop_input(l, 0, call.rows.T, all);
       const ForwardWeights<T, W>* weights[2];
@@ -396,8 +417,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
     Backward<T, W> loops[2] = {loop(l, 0, workspace[0], row_ptrs[thread]),
                                loop(l, last, workspace[last], row_ptrs[thread])};
     loops[0].alone = loops[1].alone = count == 1;
-    const WorkShare part = work_share_of(*all.token, all.index, count, call.D, rows.B,
-                                         blocks_of<T>(call.H), barriers.directions());
+    const WorkShare part = this->share_of(*all.token, all.index, count);
     const bool both = call.D == 2 && count == 1;
     const auto mine = [&](Index d) { return !part.idle && (both || d == part.direction); };
 

@@ -109,9 +109,14 @@ inline bool is_reset(const Schedule& s, Index t, Index r, bool reverse) {
   return s.resets && s.resets[(reverse ? t + 1 : t) * s.B + row_of(s, r)] != 0;
 }
 
-// Which part of a layer a thread works on: a direction, some of its rows, some of its units.
-// Rows are shared out where there are enough for every thread (no thread waits for another);
-// units where there are not (the team meets after each step).
+// How the threads of a call are arranged. Each direction has half of them. They form `row_groups`
+// teams; each team has rows of its own, and its members share the units.
+struct Grid {
+  int threads, row_groups;
+};
+
+// Which part of a layer a thread works on: a direction, some of its rows, some of its units. Teams
+// do not wait for each other; the members of a team meet after each step.
 struct WorkShare {
   int direction;
   bool idle;
@@ -120,30 +125,23 @@ struct WorkShare {
   Team team;
 };
 
-inline constexpr Index kFewestRows = 4;  // that a thread takes for its own
-
-// barriers: one a direction.
-inline WorkShare work_share_of(CancelToken& token, int thread, int threads, Index D, Index B,
+// barriers: one for each thread. A team meets at that of its first thread.
+inline WorkShare work_share_of(CancelToken& token, int thread, const Grid& grid, Index D, Index B,
                                Index blocks, Barrier* barriers) {
-  const bool side_by_side = D == 2 && threads > 1;
   WorkShare part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr, &token}};
-  int index = thread, size = threads;
-  if (side_by_side) {
-    const int first = threads - threads / 2;
-    part.direction = thread >= first;
-    index = part.direction ? thread - first : thread;
-    size = part.direction ? threads - first : first;
-  }
-  if (B >= kFewestRows * size) {
-    part.rows = share(B, index, size);
-  } else {
-    size = static_cast<int>(least(size, blocks));
-    part.idle = index >= size;
-    if (!part.idle) {
-      part.blocks = share(blocks, index, size);
-      part.team = {index, size, &barriers[part.direction], &token};
-    }
-  }
+  if (grid.threads == 1) return part;  // a step alone is too short for divisions
+  Index first = 0, size = ceil_div(grid.threads, D);  // of the direction's threads
+  if (thread >= size) part.direction = 1, first = size, size = grid.threads - size;
+  if (size == 1) return part;
+  const Index place = thread - first, groups = least(grid.row_groups, size);
+  const Range members = share(size, ((place + 1) * groups - 1) / size, groups);
+  part.rows = {B * members.first / size, B * members.last / size};
+  const auto index = static_cast<int>(place - members.first);
+  const auto sharing = static_cast<int>(least(members.size(), blocks));
+  part.idle = index >= sharing;
+  if (part.idle) return part;
+  part.blocks = share(blocks, index, sharing);
+  part.team = {index, sharing, &barriers[first + members.first], &token};
   return part;
 }
 
