@@ -75,6 +75,21 @@ struct Functions {
   template <class W>
   using Backwards = BackwardStack<T, W>;
 
+  static CallPlan plan(const ForwardCall<T>& call) {
+    return with_format<T>(call.constants, [&](auto w) {
+      Arena arena{nullptr};
+      const auto stack = laid_out<Forwards<decltype(w)>>(call, arena);
+      const Index I = stack.most_inputs(), steps = stack.pipeline.chunk;
+      ForwardWorkspace<T, decltype(w)> forward;
+      forward.allocate(arena, stack.cell, call.constants, call.rows, I, call.H, call.P, false,
+                       steps);
+      BackwardWorkspace<T, decltype(w)> backward;
+      backward.allocate(arena, stack.cell, call.constants, call.rows, I, call.H, call.P, false,
+                        false, steps);
+      return CallPlan{stack.threads, stack.grid.row_groups, stack.pipeline.threads > 1,
+                      forward.chunk, backward.chunk};
+    });
+  }
   static Index forward_workspace(const ForwardCall<T>& call) {
     return with_format<T>(call.constants, [&](auto w) {
       Arena arena{nullptr};
@@ -215,7 +230,8 @@ struct Functions {
 template <class T>
 constexpr TypedKernels<T> typed_table(const ModuleKernels<T>& modules) {
   using F = Functions<T>;
-  return {F::forward_workspace,
+  return {F::plan,
+          F::forward_workspace,
           F::forward,
           F::prepare_forward,
           F::run_forward,
