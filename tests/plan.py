@@ -91,7 +91,8 @@ def plan_of(layer, T, B, threads=1):
     elif of_direction == 1:
         shared = "directions" if n > 1 else "nothing"
     else:
-        shared = {1: "units", of_direction: "rows"}.get(row_groups, "grid")
+        teams = min(row_groups, of_direction)
+        shared = {1: "units", of_direction: "rows"}.get(teams, "grid")
     return Plan(n, shared, *chunks)
 
 

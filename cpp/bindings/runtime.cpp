@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "../core/threads/cores.h"
+#include "../core/threads/grid.h"
 #include "../core/threads/runtime.h"
 #include "layer.h"
 #include "unlocked.h"
@@ -36,6 +37,12 @@ void check_count(const char* name, Index count, Index most) {
   if (count < 1 || count > most)
     bad_value(name, "from 1 to " + std::to_string(most), std::to_string(count));
 }
+// For tests: (0, 1) leaves the choice to the core.
+void force_grid(int threads, int row_groups) {
+  check_count("row_groups", row_groups, kMostThreads);
+  forced_grid = {threads, row_groups};
+}
+
 constexpr Index kMostRounds = Index{1} << 40;  // so that the work can be counted
 
 template <class Use>
@@ -64,6 +71,7 @@ void bind_runtime(py::module_& m) {
   m.def("is_forked_child", [] { return forks() > 0; });
   m.def("set_num_threads", &set_threads, py::arg("n"));
   m.def("set_usable_cores", &set_usable_cores, py::arg("n"));
+  m.def("force_grid", &force_grid, py::arg("threads"), py::arg("row_groups"));
   m.def("release_memory", &release_cached);
   m.def(
       "activation",

@@ -1,6 +1,6 @@
-// The core on many threads: the same bits as the naive reference's on 1 to 8 threads, whether they
-// share rows or units, also from several callers at once on the same weights; and calls that end
-// early. What they meet at, and what a thread learns from its calls. For ThreadSanitizer and
+// The core on many threads: the same bits as the naive reference's on 1 to 12 threads, whether they
+// share rows, units or both, also from several callers at once on the same weights; and calls that
+// end early. What they meet at, and what a thread learns from its calls. For ThreadSanitizer and
 // Valgrind, too. Exits with 1 and says so at the first fault.
 #include <algorithm>
 #include <chrono>
@@ -90,6 +90,17 @@ void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
   naive::forward(expected.forward_call(), lengths);
   expected.norm = naive::backward(expected.backward_call(), lengths);
   leave_float_environment(saved);
+
+  const int each_way = static_cast<int>(D);
+  for (const Grid grid : {Grid{4 * each_way, 2}, Grid{6 * each_way, 2}, Grid{6 * each_way, 3}}) {
+    Outputs<T> ours = outputs();
+    forced_grid = grid;
+    run_kernels(kernels, ours, grid.threads);
+    forced_grid = {0, 1};
+    const std::string found = difference(ours, expected);
+    require(found.empty(), std::to_string(grid.threads) + " threads, teams for each direction: " +
+                               std::to_string(grid.row_groups) + ": " + found + "\n  " + p.text());
+  }
 
   Index workspace = 0;
   for (const int threads : {1, 2, 3, 5, kThreads}) {

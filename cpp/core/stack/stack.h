@@ -57,6 +57,8 @@ inline constexpr Index kFewestRows = 4;  // that a thread takes for its own
 // Threads share rows where there are enough for each of them, and units where there are not.
 template <class Call>
 inline Grid grid_of(const CellLayout& cell, const Call& call) {
+  if (forced_grid.threads > 0)
+    return {static_cast<int>(least(forced_grid.threads, call.threads)), forced_grid.row_groups};
   Grid grid{worthwhile(cell, call.threads, call), 1};
   const Index size = ceil_div(grid.threads, call.D);  // threads of a direction
   if (call.rows.B >= kFewestRows * size) grid.row_groups = static_cast<int>(size);

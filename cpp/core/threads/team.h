@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include "simd/simd.h"
+#include "threads/grid.h"
 #include "threads/runtime.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -108,12 +109,6 @@ inline Index rows_before(const Schedule& s, Index t) {
 inline bool is_reset(const Schedule& s, Index t, Index r, bool reverse) {
   return s.resets && s.resets[(reverse ? t + 1 : t) * s.B + row_of(s, r)] != 0;
 }
-
-// How the threads of a call are arranged. Each direction has half of them. They form `row_groups`
-// teams; each team has rows of its own, and its members share the units.
-struct Grid {
-  int threads, row_groups;
-};
 
 // Which part of a layer a thread works on: a direction, some of its rows, some of its units. Teams
 // do not wait for each other; the members of a team meet after each step.
