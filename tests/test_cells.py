@@ -17,6 +17,7 @@ from helpers import (
     assert_close,
     assert_same,
     both_ways,
+    forced_grid,
     handed_through,
     in_each,
     in_each_dtype,
@@ -240,10 +241,10 @@ def test_threads_that_share_units(isa, kind, dtype, threads, B, bidirectional):
     H, T = units_to_share(kind, B, threads, bidirectional)
     options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": 2}
     layer, *problem = case(kind, 9, H, T, B, **options)
-    found = plan_of(layer, T, B, threads)
     shared = "directions" if bidirectional and threads == 2 else "units"
-    assert (found.threads, found.shared) == (threads, shared)
-    with rk.force_isa(isa):
+    with rk.force_isa(isa), forced_grid(threads, 1):
+        found = plan_of(layer, T, B, threads)
+        assert (found.threads, found.shared) == (threads, shared)
         check(layer, *problem, threads=threads)
 
 

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from . import _core
 from .checks import integer
-from .machine import usable_cores
+from .machine import caches, usable_cores
 
 __all__ = [
     "Info",
@@ -33,6 +33,7 @@ class Info(TypedDict):
     isa: str
     available: list[str]
     threads: int
+    caches: dict[str, int]
     compiler: str
     flags: str
 
@@ -199,12 +200,14 @@ def debug() -> Iterator[None]:
 
 
 def info() -> Info:
-    """Return version, instruction set in use and available, threads, compiler and its flags.
+    """Return version, instruction sets in use and available, threads, caches, compiler and flags.
 
     Returns
     -------
     dict
-        Keys ``version``, ``isa``, ``available``, ``threads``, ``compiler``, ``flags``.
+        Keys ``version``, ``isa``, ``available``, ``threads``, ``caches``, ``compiler``, ``flags``.
+        ``caches`` has the bytes of each core's L2 cache and of an L3 cache, and how many cores
+        share the latter. By these, a call chooses how its threads share rows and units.
 
     Examples
     --------
@@ -212,11 +215,13 @@ def info() -> Info:
     >>> rk.info()["isa"] in rk.info()["available"]
     True
     """
+    l2, l3, l3_cores = _core.caches()
     return {
         "version": _core.__version__,
         "isa": _core.instruction_set(),
         "available": _core.available_instruction_sets(),
         "threads": _core.num_threads(),
+        "caches": {"l2": int(l2), "l3": int(l3), "l3_cores": l3_cores},
         "compiler": _core.compiler,
         "flags": _core.flags,
     }
@@ -233,7 +238,8 @@ def _use(name: str) -> None:
 
 
 def _from_environment() -> None:
-    """Apply RNNKERN_ISA, and find the number of threads; called once, on import."""
+    """Apply RNNKERN_ISA, and find caches and the number of threads; called once, on import."""
+    _core.set_caches(*caches())
     if "OMP_NUM_THREADS" not in os.environ:
         _core.set_usable_cores(usable_cores() or 0)
     name = os.environ.get("RNNKERN_ISA")

@@ -124,7 +124,7 @@ struct WorkShare {
 inline WorkShare work_share_of(CancelToken& token, int thread, const Grid& grid, Index D, Index B,
                                Index blocks, Barrier* barriers) {
   WorkShare part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr, &token}};
-  if (grid.threads == 1) return part;  // a step alone is too short for divisions
+  if (grid.threads == 1) return part;                 // a step alone is too short for divisions
   Index first = 0, size = ceil_div(grid.threads, D);  // of the direction's threads
   if (thread >= size) part.direction = 1, first = size, size = grid.threads - size;
   if (size == 1) return part;
