@@ -84,16 +84,7 @@ class Plan:
 
 def plan_of(layer, T, B, threads=1):
     """Return the plan of a call of a layer that is no ensemble."""
-    n, row_groups, pipeline, *chunks = layer._stack.plan(T, B, threads)
-    of_direction = -(-n // (1 + layer.bidirectional))
-    if pipeline:
-        shared = "layers"
-    elif of_direction == 1:
-        shared = "directions" if n > 1 else "nothing"
-    else:
-        teams = min(row_groups, of_direction)
-        shared = {1: "units", of_direction: "rows"}.get(teams, "grid")
-    return Plan(n, shared, *chunks)
+    return Plan(*layer._stack.plan(T, B, threads))
 
 
 def threads_of_members(layer, T, B, threads):

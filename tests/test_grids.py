@@ -9,11 +9,12 @@ import itertools
 import shutil
 import subprocess
 from collections import Counter, OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from helpers import KINDS, forced_grid, in_each, make_layer, random_problem
+from helpers import KINDS, forced_grid, in_each, make_layer, on_threads, random_problem
 from plan import CPP, plan_of
 from test_bits import CLIP, bits, differing
 
@@ -23,14 +24,15 @@ from rnnkern import _core
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def check_all_grids(most, first, *layer_and_problem):
-    layer, problem = layer_and_problem
+GRIDS = [(threads, teams) for threads in range(2, 17) for teams in range(1, threads + 1)]
+
+
+def check_grids(grids, layer, problem):
     want = bits(layer, problem, CLIP)
-    for threads in range(first, most + 1):
-        for row_groups in range(1, threads + 1):
-            with forced_grid(threads, row_groups):
-                got = bits(layer, problem, CLIP, forward=threads)
-            assert not differing(got, want), f"{threads} threads, {row_groups} teams"
+    for threads, teams in grids:
+        with forced_grid(threads, teams):
+            got = bits(layer, problem, CLIP, forward=threads)
+        assert not differing(got, want), f"{threads} threads, {teams} teams"
 
 
 def random_case(kind, bidirectional, **options):
@@ -45,9 +47,11 @@ def random_case(kind, bidirectional, **options):
 
 @in_each("bidirectional", [False, True])
 @every_kind
-def test_every_grid_of_8_threads(kind, bidirectional):
+def test_grids_give_the_same_bits(kind, bidirectional):
+    """Units, rows and both; and the kinds together take every grid of up to 16 threads."""
     dtype = np.float64 if bidirectional else np.float32
-    check_all_grids(8, 2, *random_case(kind, bidirectional, dtype=dtype))
+    own = GRIDS[KINDS.index(kind) :: len(KINDS)]
+    check_grids([(3, 1), (3, 3), (4, 2), *own], *random_case(kind, bidirectional, dtype=dtype))
 
 
 @pytest.mark.slow
@@ -55,12 +59,13 @@ def test_every_grid_of_8_threads(kind, bidirectional):
 @every_kind
 def test_every_grid_of_16_threads(kind, bidirectional):
     dtype = np.float32 if bidirectional else np.float64
-    check_all_grids(16, 9, *random_case(kind, bidirectional, dtype=dtype))
+    check_grids(GRIDS, *random_case(kind, bidirectional, dtype=dtype))
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru_reset_before", "lstm_projected"])
-def test_every_grid_of_products_in_bf16(kind):
-    check_all_grids(6, 2, *random_case(kind, bidirectional=True, compute="bf16"))
+def test_grids_of_products_in_bf16(kind):
+    grids = [grid for grid in GRIDS if grid[0] <= 5]
+    check_grids(grids, *random_case(kind, bidirectional=True, compute="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,40 @@ def test_streams_take_a_forced_grid():
                 stream = layer.stream(5)
                 got = np.stack([stream.step(x_t) for x_t in x])
             assert got.tobytes() == want.tobytes(), (threads, row_groups)
+
+
+@pytest.mark.parametrize(
+    ("grid", "bidirectional", "shared"),
+    [
+        ((1, 1), False, "nothing"),
+        ((2, 1), True, "directions"),
+        ((3, 3), False, "rows"),
+        ((3, 1), True, "units"),
+        ((4, 2), False, "grid"),
+    ],
+)
+def test_info_says_how_the_last_call_was_shared(grid, bidirectional, shared):
+    layer = make_layer("lstm", 5, 70, bidirectional=bidirectional)
+    problem = random_problem(layer, 3, 8)
+    _, _, tape = problem.forward(layer)
+    for call in (lambda: layer(problem.x), lambda: problem.backward(layer, tape)):
+        on_threads(1, call)
+        assert rk.info()["last_call"] == {"shared": "nothing", "planned": 1, "threads": 1}
+        with forced_grid(*grid):
+            on_threads(5, call)
+        assert rk.info()["last_call"] == {"shared": shared, "planned": grid[0], "threads": grid[0]}
+
+
+def test_info_says_that_members_or_layers_were_shared_and_nothing_before_the_first_call():
+    def shared():
+        assert rk.info()["last_call"] is None
+        make_layer("gru", 9, 64, ensemble=8)(np.zeros((50, 3, 9), np.float32))
+        members = rk.info()["last_call"]["shared"]
+        make_layer("lstm", 64, 64, num_layers=4)(np.zeros((400, 1, 64), np.float32))
+        return members, rk.info()["last_call"]["shared"]
+
+    with rk.num_threads(2), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(shared).result() == ("members", "layers")
 
 
 @pytest.mark.parametrize("row_groups", [0, -1, 1025])

@@ -140,7 +140,7 @@ def test_unknown_set_by_environment(name):
 def test_info():
     info = rk.info()
     assert set(info) == {
-        *("version", "isa", "available", "threads", "caches", "compiler", "flags"),
+        *("version", "isa", "available", "threads", "caches", "last_call", "compiler", "flags"),
     }
     assert info["version"] == rk.__version__
     assert info["isa"] in info["available"] == sets()

@@ -368,8 +368,7 @@ CallPlan plan_of(const Sizes& s, Index steps, Index rows, Index threads) {
 py::tuple LayerStack::plan(Index steps, Index rows, Index threads) const {
   const CallPlan found =
       (is_double_ ? plan_of<double> : plan_of<float>)(sizes_, steps, rows, threads);
-  return py::make_tuple(found.threads, found.row_groups, found.pipeline, found.forward_chunk,
-                        found.backward_chunk);
+  return py::make_tuple(found.threads, found.shared, found.forward_chunk, found.backward_chunk);
 }
 
 py::list LayerStack::parameter_shapes() const {

@@ -81,6 +81,11 @@ void bind_runtime(py::module_& m) {
   m.def("caches",
         [] { return py::make_tuple(machine.l2_bytes, machine.l3_bytes, machine.l3_cores); });
   m.def("set_caches", &set_caches, py::arg("l2_bytes"), py::arg("l3_bytes"), py::arg("l3_cores"));
+  m.def("last_sharing", []() -> py::object {
+    const Sharing last = last_sharing();
+    if (!last.shared) return py::none();
+    return py::make_tuple(last.shared, last.planned, last.threads);
+  });
   m.def("force_grid", &force_grid, py::arg("threads"), py::arg("row_groups"));
   m.def("release_memory", &release_cached);
   m.def(

@@ -16,8 +16,7 @@ struct Probe {
 // How a call is divided, for tests: among threads, and into chunks of steps.
 struct CallPlan {
   int threads;
-  int row_groups;  // see Grid
-  bool pipeline;   // each thread runs whole layers
+  const char* shared;  // see Sharing
   Index forward_chunk, backward_chunk;
 };
 

@@ -86,8 +86,7 @@ struct Functions {
       BackwardWorkspace<T, decltype(w)> backward;
       backward.allocate(arena, stack.cell, call.constants, call.rows, I, call.H, call.P, false,
                         false, steps);
-      return CallPlan{stack.threads, stack.grid.row_groups, stack.pipeline.threads > 1,
-                      forward.chunk, backward.chunk};
+      return CallPlan{stack.threads, stack.shared(), forward.chunk, backward.chunk};
     });
   }
   static Index forward_workspace(const ForwardCall<T>& call) {
@@ -151,7 +150,7 @@ struct Functions {
     const double flops = work_of(functions.layout, *calls) + ThreadingThresholds::flops_of_a_call;
     threads = capped(static_cast<int>(least(threads, n)), as_double(n) * flops / kFlopsOfAThread);
     Barrier end;  // where the calling thread still polls once its own members are done
-    parallel(threads, calls->interrupt, [&](CancelToken& token, int thread, int count) {
+    const auto work = [&](CancelToken& token, int thread, int count) {
       const Range mine = share(n, thread, count);
       for (Index i = mine.first; i < mine.last; ++i) {
         Arena arena{static_cast<char*>(workspaces) + thread * workspace};
@@ -161,7 +160,8 @@ struct Functions {
         done(stack, i);
       }
       wait(end, count, token);
-    });
+    };
+    record_sharing({"members", threads, parallel(threads, calls->interrupt, work)});
   }
   // Packed weights begin with the record of where they are.
   static Index packed_bytes(Kind kind, const CellConstants& constants, Index I, Index H, Index P) {

@@ -26,6 +26,14 @@ __all__ = [
 debugging = False  # see `debug`
 
 
+class LastCall(TypedDict):
+    """How the threads of a call shared its work."""
+
+    shared: str
+    planned: int
+    threads: int
+
+
 class Info(TypedDict):
     """What `info` returns."""
 
@@ -34,6 +42,7 @@ class Info(TypedDict):
     available: list[str]
     threads: int
     caches: dict[str, int]
+    last_call: LastCall | None
     compiler: str
     flags: str
 
@@ -200,14 +209,22 @@ def debug() -> Iterator[None]:
 
 
 def info() -> Info:
-    """Return version, instruction sets in use and available, threads, caches, compiler and flags.
+    """Return what was built, what was found on the machine, and how the last call used it.
 
     Returns
     -------
     dict
-        Keys ``version``, ``isa``, ``available``, ``threads``, ``caches``, ``compiler``, ``flags``.
+        Keys ``version``, ``isa``, ``available``, ``threads``, ``caches``, ``last_call``,
+        ``compiler``, ``flags``.
+
         ``caches`` has the bytes of each core's L2 cache and of an L3 cache, and how many cores
         share the latter. By these, a call chooses how its threads share rows and units.
+
+        ``last_call`` says how the last call of a layer in the calling thread was shared; None
+        before the first. Its threads shared ``"nothing"``, ``"directions"``, ``"rows"``,
+        ``"units"``, rows and units in a ``"grid"``, ``"layers"``, or ``"members"`` of an ensemble.
+        ``planned`` threads is what the call could use well, ``threads`` what it used: fewer where
+        parallel calls were slower lately, or where threads can't be started.
 
     Examples
     --------
@@ -222,9 +239,15 @@ def info() -> Info:
         "available": _core.available_instruction_sets(),
         "threads": _core.num_threads(),
         "caches": {"l2": int(l2), "l3": int(l3), "l3_cores": l3_cores},
+        "last_call": _last_call(),
         "compiler": _core.compiler,
         "flags": _core.flags,
     }
+
+
+def _last_call() -> LastCall | None:
+    last = _core.last_sharing()
+    return last and {"shared": last[0], "planned": last[1], "threads": last[2]}
 
 
 def _use(name: str) -> None:

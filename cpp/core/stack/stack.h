@@ -151,6 +151,11 @@ struct Stack {
     barriers.clear();
     for (Index l = 0; l < call.L; ++l) progress[l] = Progress{};
   }
+  const char* shared() const { return pipeline.threads > 1 ? "layers" : shared_in(grid, call.D); }
+  template <class Work>
+  void on_all_threads(const Work& work) const {
+    record_sharing({shared(), threads, parallel(threads, call.interrupt, work)});
+  }
   Index most_inputs() const {  // of a layer
     const Index first = call.layers[0].inputs;
     return call.L > 1 ? most(first, call.D * call.P) : first;
@@ -216,8 +221,8 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
 
   void run() const {
     Base::begin();
-    parallel(threads, call.interrupt,
-             [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
+    this->on_all_threads(
+        [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
   }
 
   void work(CancelToken& token, int thread, int count) const {
@@ -375,8 +380,8 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
   }
   GradientNorm run() const {
     begin();
-    parallel(threads, call.interrupt,
-             [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
+    this->on_all_threads(
+        [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
     return *result;
   }
 

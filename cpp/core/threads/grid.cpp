@@ -14,21 +14,34 @@ double largest_share(Index n, Index count) {
 
 // How a grid divides a step.
 struct Division {
-  Index size, members;  // threads of a direction and of a team
-  Index together;       // threads that share an L3 cache
-  double rows, units;   // a thread's share of all: of rows on average, of units the largest
+  Index size;          // threads of a direction; the other may have one more
+  Index members;       // threads of a team
+  Index together;      // threads that share an L3 cache
+  double rows, units;  // a thread's share of all: of rows on average, of units the largest
 };
 Division division_of(const Machine& m, const StepWork& work, const Grid& grid) {
-  const Index size = ceil_div(grid.threads, work.directions);
+  const Index size = std::max<Index>(1, grid.threads / work.directions);
   const Index groups = std::min<Index>(grid.row_groups, size), members = ceil_div(size, groups);
   return {size, members, std::min<Index>(grid.threads, m.l3_cores), 1 / static_cast<double>(groups),
           largest_share(work.blocks, members)};
 }
 
+thread_local Sharing last{nullptr, 0, 0};
+
 }  // namespace
 
 Machine machine;
 Grid forced_grid{0, 1};
+
+const char* shared_in(const Grid& grid, Index directions) {
+  if (grid.threads == 1) return "nothing";
+  const Index size = ceil_div(grid.threads, directions);
+  if (size == 1) return "directions";
+  return grid.row_groups == 1 ? "units" : grid.row_groups >= size ? "rows" : "grid";
+}
+
+void record_sharing(const Sharing& sharing) { last = sharing; }
+Sharing last_sharing() { return last; }
 
 Traffic step_traffic(const Machine& m, const StepWork& work, const Grid& grid) {
   const Division d = division_of(m, work, grid);

@@ -12,6 +12,18 @@ struct Grid {
   int threads, row_groups;
 };
 
+// What the threads of a grid share: "nothing", "directions", "rows", "units", or both in a "grid".
+const char* shared_in(const Grid& grid, Index directions);
+
+// How a call was shared: what its threads shared (also "layers", or "members" of an ensemble), how
+// many were planned, and how many there were. Kept of each thread's last call.
+struct Sharing {
+  const char* shared;  // null: no call yet
+  int planned, threads;
+};
+void record_sharing(const Sharing& sharing);
+Sharing last_sharing();
+
 // Times are in nanoseconds, rates in bytes per nanosecond (GB/s). The rates were measured on Zen 5.
 struct Machine {
   double l2_bytes = 1 << 20;     // of each core

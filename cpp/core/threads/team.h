@@ -40,10 +40,10 @@ RNNKERN_INLINE bool go_on(CancelToken& token, Index work) {
 // What a row costs a loop that touches some of its memory for the first time, in vector operations.
 inline constexpr Index kRowOperations = 64;
 
-// Runs body(watch, thread, threads) on up to `threads` threads, the calling thread being the first.
-// One thread does not enter OpenMP at all.
+// Runs body(watch, thread, threads) on up to `threads` threads, the calling thread being the first,
+// and returns how many there were. One thread does not enter OpenMP at all.
 template <class Body>
-void parallel(int threads, const Interrupt& interrupt, const Body& body) {
+int parallel(int threads, const Interrupt& interrupt, const Body& body) {
   Stop stop{interrupt, 0, 0};
   const auto one = [&](int thread, int count) {
     CancelToken token{&stop, thread == 0, enter_float_environment(), kWorkBetweenPolls, 0};
@@ -52,7 +52,10 @@ void parallel(int threads, const Interrupt& interrupt, const Body& body) {
     return token.spun;
   };
   if (threads > 1) threads = usable_threads(threads);
-  if (threads == 1) return static_cast<void>(one(0, 1));
+  if (threads == 1) {
+    one(0, 1);
+    return 1;
+  }
   const Nanoseconds begin = now();
   int started = 1;
 #pragma omp parallel num_threads(threads)
@@ -64,6 +67,7 @@ void parallel(int threads, const Interrupt& interrupt, const Body& body) {
     if (thread == 0) started = count;
   }
   if (started > 1) record_call(now() - begin, stop.computed);
+  return started;
 }
 
 // Threads that work on one thing together.
