@@ -4,6 +4,7 @@ import gc
 import os
 
 import hypothesis
+import pytest
 
 # NumPy's products run on one thread, here and in child processes: its idle threads spin, on cores
 # that pytest's other workers need. NumPy reads this when it is imported, after this file.
@@ -25,3 +26,11 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches():
+    """Plans of calls do not depend on the machine that runs the tests."""
+    from rnnkern import _core
+
+    _core.set_caches(1 << 20, 32 << 20, 8)

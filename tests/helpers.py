@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import rnnkern as rk
-from rnnkern import reference
+from rnnkern import _core, reference
 from rnnkern.diagnose.common import cell_of
 from rnnkern.reference import CELLS, philox, splitmix
 
@@ -207,6 +208,16 @@ def on_threads(n, use, *args, **options):
     """
     with rk.num_threads(n):
         return use(*args, **options)
+
+
+@contextmanager
+def forced_grid(threads, row_groups):
+    """Calls that may use so many threads use them all, in so many teams for each direction."""
+    _core.force_grid(threads, row_groups)
+    try:
+        yield
+    finally:
+        _core.force_grid(0, 1)
 
 
 def parts(state):

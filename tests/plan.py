@@ -1,7 +1,7 @@
 """How the core divides a call: into chunks of steps, among threads.
 
 A test that is written for one of these cases takes its sizes from here and asserts that it reaches
-the case. The constants are read from the headers; test_plan.py compares the formulas with the core.
+the case. The core itself says how it divides a call; the constants are read from the headers.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 CPP = Path(__file__).parents[1] / "cpp"
 
@@ -61,17 +59,12 @@ def capped(threads, most):
     return max(1, math.floor(most)) if most < threads else threads
 
 
-def recurrent_flops_of_step(kind, H, P, B, D, heads=1):
-    """Of the products of a step that need the step before."""
-    of = kinds()[kind]
-    recurrent = 0 if of.elementwise else of.gates * H * (P // heads)
-    return 2 * (recurrent + of.projects * P * H) * B * D
-
-
 def flops(kind, I, H, P, T, B, L, D, heads=1):
     """Of the products of a forward."""
-    inputs = 2 * kinds()[kind].gates * H * B * D * (I + (L - 1) * D * P)
-    return T * (inputs + L * recurrent_flops_of_step(kind, H, P, B, D, heads))
+    of = kinds()[kind]
+    recurrent = 0 if of.elementwise else of.gates * H * (P // heads)
+    inputs = of.gates * H * (I + (L - 1) * D * P)
+    return 2 * T * B * D * (inputs + L * (recurrent + of.projects * P * H))
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,8 @@ class Plan:
     """How the core runs a call.
 
     `threads` are those of a forward; a backward's differ for a single step only. They share
-    "directions", "rows", "units" or "layers"; a single thread shares "nothing".
+    "directions", "rows", "units", rows and units in a "grid", or "layers"; a single thread shares
+    "nothing".
     """
 
     threads: int
@@ -88,61 +82,9 @@ class Plan:
     backward_chunk: int  # steps whose parameter gradients are summed at once
 
 
-def plan(kind, dtype, I, H, T, B, num_layers=1, bidirectional=False, threads=1, P=None, heads=1):
-    """Return the plan of a call that may use so many threads; P is H if not given."""
-    L, D, P = num_layers, 1 + bidirectional, P or H
-    work = flops(kind, I, H, P, T, B, L, D, heads)
-    few, fewest = threshold("rows_of_a_step"), constant("core/threads/team.h", "kFewestRows")
-    to_share = work * few / B if T == 1 and 0 < B < few else work
-    n = capped(threads, to_share / flops_of_a_thread())
-    if 4 * n > B * D and not kinds()[kind].elementwise:
-        of_step = recurrent_flops_of_step(kind, H, P, B, D, heads)
-        n = capped(n, of_step / threshold("flops_of_a_thread_and_step"))
-    team = n - n // 2 if D == 2 and n > 1 else n  # of one direction
-    shared = "rows" if fewest * team <= B else "units"
-    team = team if shared == "rows" else min(team, H)  # a thread has a unit at least
-    if team == 1:
-        shared = "directions" if n > 1 else "nothing"
-
-    most_steps, side_by_side = T, min(threads, L)
-    if n == D == 1 and fewest * side_by_side > B and 2 * threshold("fewest_steps") <= T:
-        side_by_side = capped(side_by_side, work / flops_of_a_thread())
-        if side_by_side > 1:
-            n, shared = side_by_side, "layers"
-            most_steps = max(threshold("fewest_steps"), math.ceil(T / threshold("chunks")))
-
-    itemsize = np.dtype(dtype).itemsize
-    line = constant("core/problem.h", "kLineBytes") // itemsize
-    values = max(kinds()[kind].gates, kinds()[kind].saved)
-    row_bytes = math.ceil(H / line) * line * itemsize * values
-    z_rows, z_bytes = (
-        constant("core/recurrence/forward.h", name) for name in ("z_rows", "z_bytes")
-    )
-    forward, backward = (
-        max(1, min(most_steps, rows // max(1, B)))
-        for rows in (
-            max(z_rows, z_bytes // row_bytes),
-            constant("core/recurrence/backward.h", "rows_at_once"),
-        )
-    )
-    return Plan(n, shared, forward, backward)
-
-
 def plan_of(layer, T, B, threads=1):
     """Return the plan of a call of a layer that is no ensemble."""
-    return plan(
-        layer._kind,
-        layer.dtype,
-        layer.input_size,
-        layer.hidden_size,
-        T,
-        B,
-        layer.num_layers,
-        layer.bidirectional,
-        threads,
-        layer.output_size,
-        layer._cell.heads,
-    )
+    return Plan(*layer._stack.plan(T, B, threads))
 
 
 def threads_of_members(layer, T, B, threads):

@@ -17,6 +17,7 @@ from helpers import (
     assert_close,
     assert_same,
     both_ways,
+    forced_grid,
     handed_through,
     in_each,
     in_each_dtype,
@@ -211,24 +212,15 @@ def test_a_long_sequence_through_layers_side_by_side(kind, dtype, threads):
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_threads_that_share_rows(isa, kind, dtype, threads, bidirectional):
-    I, H, B = 17, 33, 4 * threads + 1
+    I, H, T, B = 17, 33, 7, 4 * threads + 1
     options = {"dtype": dtype, "bidirectional": bidirectional}
     layer = make_layer(kind, I, H, **options)
-    T = next(T for T in count(3) if plan_of(layer, T, B, threads).threads == threads)
     shared = "directions" if bidirectional and threads == 2 else "rows"
-    assert plan_of(layer, T, B, threads).shared == shared
-    for lengths in (None, "random"):
-        with rk.force_isa(isa):
+    with rk.force_isa(isa), forced_grid(threads, threads):
+        found = plan_of(layer, T, B, threads)
+        assert (found.threads, found.shared) == (threads, shared)
+        for lengths in (None, "random"):
             check(*case(kind, I, H, T, B, lengths=lengths, **options), threads=threads)
-
-
-@cache
-def units_to_share(kind, B, threads, bidirectional=False):
-    """H and T of the smallest odd layer whose units so many threads share, of 9 inputs."""
-    layers = (make_layer(kind, 9, H, bidirectional=bidirectional) for H in count(33, 2))
-    layer = next(one for one in layers if plan_of(one, 1000, B, threads).threads == threads)
-    T = next(T for T in count(3) if plan_of(layer, T, B, threads).threads == threads)
-    return layer.hidden_size, T
 
 
 @in_each_set
@@ -237,13 +229,13 @@ def units_to_share(kind, B, threads, bidirectional=False):
 @pytest.mark.parametrize(("threads", "B"), [(2, 1), (3, 1), (3, 3)])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_threads_that_share_units(isa, kind, dtype, threads, B, bidirectional):
-    H, T = units_to_share(kind, B, threads, bidirectional)
+    H, T = 49, 7
     options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": 2}
     layer, *problem = case(kind, 9, H, T, B, **options)
-    found = plan_of(layer, T, B, threads)
     shared = "directions" if bidirectional and threads == 2 else "units"
-    assert (found.threads, found.shared) == (threads, shared)
-    with rk.force_isa(isa):
+    with rk.force_isa(isa), forced_grid(threads, 1):
+        found = plan_of(layer, T, B, threads)
+        assert (found.threads, found.shared) == (threads, shared)
         check(layer, *problem, threads=threads)
 
 
@@ -508,16 +500,15 @@ def test_clips_in_chunks_on_threads(isa, kind, dtype):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_step_norm_with_shared_units(isa, kind, dtype, bidirectional):
     # A row's norm runs over units that several threads hold.
-    B, most = 2, 3
-    H, T = units_to_share(kind, B, most, bidirectional)
+    H, T, B = 49, 7, 2
     clip = rk.Clip(step_norm=0.3)
     options = {"clip": clip, "dtype": dtype, "bidirectional": bidirectional, "lengths": "random"}
     layer, problem, want = case(kind, 9, H, T, B, **options)
-    for threads in (1, 2, most):
-        found = plan_of(layer, T, B, threads)
+    for threads in (1, 2, 3):
         shared = "nothing" if threads == 1 else "units"
-        assert found.shared == ("directions" if bidirectional and threads == 2 else shared)
-        with rk.force_isa(isa):
+        with rk.force_isa(isa), forced_grid(threads, 1):
+            found = plan_of(layer, T, B, threads)
+            assert found.shared == ("directions" if bidirectional and threads == 2 else shared)
             check(layer, problem, want, clip, threads)
 
 

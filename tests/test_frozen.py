@@ -88,7 +88,7 @@ def test_few_steps_and_rows(kind, shape):
 @every_kind
 def test_threads_leave_no_trace(kind, size):
     steps, units, rows = size
-    layer = make_layer(kind, 33, units, num_layers=3)
+    layer = make_layer(kind, 33, units, num_layers=4)
     frozen, p = layer.freeze(), random_problem(layer, steps, rows)
     want = bits(on_threads(1, layer, p.x, p.state))
     for threads in (1, 2, 3):
@@ -96,9 +96,9 @@ def test_threads_leave_no_trace(kind, size):
 
 
 def test_the_sizes_above_reach_several_threads():
-    layer = make_layer("lstm", 33, 64, num_layers=3)
+    layer = make_layer("lstm", 33, 64, num_layers=4)
     assert plan_of(layer, 150, 2, 2).shared == "layers"
-    assert plan_of(make_layer("lstm", 33, 48, num_layers=3), 20, 17, 2).shared == "rows"
+    assert plan_of(make_layer("lstm", 33, 48, num_layers=4), 20, 17, 2).shared == "rows"
 
 
 def test_many_python_threads_call_one():

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import rnnkern as rk
-from rnnkern.machine import physical_cores, quota, usable_cores
+from rnnkern import _core
+from rnnkern.machine import caches, physical_cores, quota, usable_cores
 
 
 def write(root, files):
@@ -115,6 +116,60 @@ def test_a_system_without_affinity_says_nothing(monkeypatch):
     assert usable_cores() is None
 
 
+def cache_files(cpu, *given):
+    """The files of a CPU's caches: level, size and the CPUs that share it."""
+    return {
+        f"sys/devices/system/cpu/cpu{cpu}/cache/index{i}/{name}": f"{text}\n"
+        for i, texts in enumerate(given)
+        for name, text in zip(("level", "size", "shared_cpu_list"), texts, strict=True)
+        if text is not None
+    }
+
+
+L1 = (1, "32K", "0,4")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), (0, 0, 0)),
+        ((L1, L1, (2, "1024K", "0,4"), (3, "32768K", "0-7")), (1 << 20, 32 << 20, 4)),
+        ((L1, (2, "1M", "0,4"), (3, "96M", "0-1,4-5,128-300")), (1 << 20, 96 << 20, 2)),
+        ((L1, (2, "4M", "0-7")), (1 << 20, 0, 0)),
+        (((2, "2G", "0"), (3, "5", "0")), (2 << 30, 5, 1)),
+        (((2, "1024K", None), (3, "32M", None)), (1 << 20, 32 << 20, 0)),
+        (((2, "many", "0"), (3, "-3K", "x")), (0, 0, 0)),
+        (((2, "", "0-"), (3, None, "0-99999999999")), (0, 0, 4)),
+        (((None, "1024K", "0"), ("x", "1024K", "0")), (0, 0, 0)),
+    ],
+)
+def test_caches_are_those_of_the_first_cpu(tmp_path, monkeypatch, given, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    write(tmp_path, siblings([(0, 4), (1, 5), (2, 6), (3, 7)]))
+    write(tmp_path, cache_files(0, *given))
+    write(tmp_path, cache_files(1, L1, (2, "9M", "1"), (3, "9M", "1")))
+    assert caches(tmp_path) == expected
+
+
+def test_caches_count_the_cores_of_the_affinity_mask(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 6}, raising=False)
+    write(tmp_path, siblings([(0, 4), (1, 5), (2, 6), (3, 7)]))
+    write(tmp_path, cache_files(1, (2, "1M", "1,5"), (3, "16M", "0-7")))
+    assert caches(tmp_path) == (1 << 20, 16 << 20, 2)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert caches(tmp_path) == (0, 0, 0)
+
+
+def test_unknown_caches_leave_what_was_assumed():
+    before = _core.caches()
+    try:
+        _core.set_caches(1e6, 2e7, 5)
+        _core.set_caches(0, 0, 0)
+        assert _core.caches() == (1e6, 2e7, 5)
+    finally:
+        _core.set_caches(*before)
+
+
 def threads_of(code, **variables):
     env = {n: v for n, v in os.environ.items() if n != "OMP_NUM_THREADS"} | variables
     command = [sys.executable, "-c", code]
@@ -148,8 +203,6 @@ def test_what_openmp_is_told_later_wins():
 
 
 def test_fewer_cores_than_logical_cpus_are_the_default():
-    from rnnkern import _core
-
     logical = len(os.sched_getaffinity(0))
     if "OMP_NUM_THREADS" in os.environ or logical < 2 or rk.get_num_threads() < 2:
         pytest.skip("OpenMP has been told, or has one CPU")

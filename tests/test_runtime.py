@@ -139,10 +139,13 @@ def test_unknown_set_by_environment(name):
 
 def test_info():
     info = rk.info()
-    assert set(info) == {"version", "isa", "available", "threads", "compiler", "flags"}
+    assert set(info) == {
+        *("version", "isa", "available", "threads", "caches", "last_call", "compiler", "flags"),
+    }
     assert info["version"] == rk.__version__
     assert info["isa"] in info["available"] == sets()
     assert info["threads"] == rk.get_num_threads() >= 1
+    assert min(info["caches"].values()) >= 1
     assert info["compiler"].split()[0] in ("GNU", "Clang")
     assert "-ffp-contract=off" in info["flags"]
     assert "fast-math" not in info["flags"]

@@ -356,6 +356,28 @@ LayerStack::LayerStack(const std::string& kind, Index I, Index H, Index P, Index
   }
 }
 
+namespace {
+
+template <class T>
+CallPlan plan_of(const Sizes& s, Index steps, Index rows, Index threads) {
+  std::vector<Layer<T>> layers(static_cast<std::size_t>(s.L));
+  for (Index l = 0; l < s.L; ++l) layers[static_cast<std::size_t>(l)].inputs = s.inputs(l);
+  ForwardCall<T> call{};
+  call.kind = s.kind, call.constants = s.constants, call.residual = s.residual;
+  call.L = s.L, call.D = s.D, call.H = s.H, call.P = s.P, call.reverse = s.reverse;
+  call.rows.T = steps, call.rows.B = rows;
+  call.layers = layers.data(), call.threads = static_cast<int>(threads);
+  return kernels().of<T>().plan(call);
+}
+
+}  // namespace
+
+py::tuple LayerStack::plan(Index steps, Index rows, Index threads) const {
+  const CallPlan found =
+      (is_double_ ? plan_of<double> : plan_of<float>)(sizes_, steps, rows, threads);
+  return py::make_tuple(found.threads, found.shared, found.forward_chunk, found.backward_chunk);
+}
+
 py::list LayerStack::parameter_shapes() const {
   py::list out;
   for (const NamedParameter& p : parameters_) {
@@ -660,6 +682,8 @@ void bind_layer(py::module_& m) {
            py::arg("precision"))
       .def("parameter_shapes", method_of(&LayerStack::parameter_shapes))
       .def("state_names", method_of(&LayerStack::state_names))
+      .def("plan", method_of(&LayerStack::plan), py::arg("steps"), py::arg("rows"),
+           py::arg("threads"))
       .def("pack", method_of(&LayerStack::pack), py::arg("params"), py::arg("table") = py::none())
       .def("forward", method_of(&LayerStack::forward), py::arg("weights"), py::arg("x"),
            py::arg("state"), py::arg("lengths"), py::arg("mask"), py::arg("resets"),

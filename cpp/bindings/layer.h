@@ -85,6 +85,9 @@ class LayerStack {
   py::list parameter_shapes() const;
   py::tuple state_names() const;
 
+  // How a call is divided among at most `threads` threads, for tests: CallPlan's fields.
+  py::tuple plan(Index steps, Index rows, Index threads) const;
+
   // table: None, or [any, I] the rows that x of calls is numbers of; see PackedWeights.
   Packed pack(const py::dict& params, const py::object& table) const;
 

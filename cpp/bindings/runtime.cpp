@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "../core/threads/cores.h"
+#include "../core/threads/grid.h"
 #include "../core/threads/runtime.h"
 #include "layer.h"
 #include "unlocked.h"
@@ -36,6 +37,19 @@ void check_count(const char* name, Index count, Index most) {
   if (count < 1 || count > most)
     bad_value(name, "from 1 to " + std::to_string(most), std::to_string(count));
 }
+// What is not known, 0, stays what it is.
+void set_caches(double l2_bytes, double l3_bytes, int l3_cores) {
+  if (l2_bytes > 0) machine.l2_bytes = l2_bytes;
+  if (l3_bytes > 0) machine.l3_bytes = l3_bytes;
+  if (l3_cores > 0) machine.l3_cores = l3_cores;
+}
+
+// For tests: (0, 1) leaves the choice to the core.
+void force_grid(int threads, int row_groups) {
+  check_count("row_groups", row_groups, kMostThreads);
+  forced_grid = {threads, row_groups};
+}
+
 constexpr Index kMostRounds = Index{1} << 40;  // so that the work can be counted
 
 template <class Use>
@@ -64,6 +78,15 @@ void bind_runtime(py::module_& m) {
   m.def("is_forked_child", [] { return forks() > 0; });
   m.def("set_num_threads", &set_threads, py::arg("n"));
   m.def("set_usable_cores", &set_usable_cores, py::arg("n"));
+  m.def("caches",
+        [] { return py::make_tuple(machine.l2_bytes, machine.l3_bytes, machine.l3_cores); });
+  m.def("set_caches", &set_caches, py::arg("l2_bytes"), py::arg("l3_bytes"), py::arg("l3_cores"));
+  m.def("last_sharing", []() -> py::object {
+    const Sharing last = last_sharing();
+    if (!last.shared) return py::none();
+    return py::make_tuple(last.shared, last.planned, last.threads);
+  });
+  m.def("force_grid", &force_grid, py::arg("threads"), py::arg("row_groups"));
   m.def("release_memory", &release_cached);
   m.def(
       "activation",

@@ -13,6 +13,13 @@ struct Probe {
   double work, sum;
 };
 
+// How a call is divided, for tests: among threads, and into chunks of steps.
+struct CallPlan {
+  int threads;
+  const char* shared;  // see Sharing
+  Index forward_chunk, backward_chunk;
+};
+
 // What one instruction set offers for the modules around a layer. A workspace is memory of the
 // caller's, aligned to a cache line, of as many bytes as the function next to it says.
 template <class T>
@@ -43,6 +50,7 @@ struct ModuleKernels {
 // What one instruction set offers for one element type, with workspaces likewise.
 template <class T>
 struct TypedKernels {
+  CallPlan (*plan)(const ForwardCall<T>&);
   Index (*forward_workspace)(const ForwardCall<T>&);
   void (*forward)(const ForwardCall<T>&, void* workspace);
   // The same in two parts: the second may come any number of times. Each time it reads the call's

@@ -75,6 +75,20 @@ struct Functions {
   template <class W>
   using Backwards = BackwardStack<T, W>;
 
+  static CallPlan plan(const ForwardCall<T>& call) {
+    return with_format<T>(call.constants, [&](auto w) {
+      Arena arena{nullptr};
+      const auto stack = laid_out<Forwards<decltype(w)>>(call, arena);
+      const Index I = stack.most_inputs(), steps = stack.pipeline.chunk;
+      ForwardWorkspace<T, decltype(w)> forward;
+      forward.allocate(arena, stack.cell, call.constants, call.rows, I, call.H, call.P, false,
+                       steps);
+      BackwardWorkspace<T, decltype(w)> backward;
+      backward.allocate(arena, stack.cell, call.constants, call.rows, I, call.H, call.P, false,
+                        false, steps);
+      return CallPlan{stack.threads, stack.shared(), forward.chunk, backward.chunk};
+    });
+  }
   static Index forward_workspace(const ForwardCall<T>& call) {
     return with_format<T>(call.constants, [&](auto w) {
       Arena arena{nullptr};
@@ -136,7 +150,7 @@ struct Functions {
     const double flops = work_of(functions.layout, *calls) + ThreadingThresholds::flops_of_a_call;
     threads = capped(static_cast<int>(least(threads, n)), as_double(n) * flops / kFlopsOfAThread);
     Barrier end;  // where the calling thread still polls once its own members are done
-    parallel(threads, calls->interrupt, [&](CancelToken& token, int thread, int count) {
+    const auto work = [&](CancelToken& token, int thread, int count) {
       const Range mine = share(n, thread, count);
       for (Index i = mine.first; i < mine.last; ++i) {
         Arena arena{static_cast<char*>(workspaces) + thread * workspace};
@@ -146,7 +160,8 @@ struct Functions {
         done(stack, i);
       }
       wait(end, count, token);
-    });
+    };
+    record_sharing({"members", threads, parallel(threads, calls->interrupt, work)});
   }
   // Packed weights begin with the record of where they are.
   static Index packed_bytes(Kind kind, const CellConstants& constants, Index I, Index H, Index P) {
@@ -215,7 +230,8 @@ struct Functions {
 template <class T>
 constexpr TypedKernels<T> typed_table(const ModuleKernels<T>& modules) {
   using F = Functions<T>;
-  return {F::forward_workspace,
+  return {F::plan,
+          F::forward_workspace,
           F::forward,
           F::prepare_forward,
           F::run_forward,

@@ -1,12 +1,13 @@
-"""How many threads the machine has room for: physical cores, affinity, a container's quota."""
+"""What threads find on the machine: physical cores, affinity, a container's quota, caches."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["physical_cores", "quota", "usable_cores"]
+__all__ = ["caches", "physical_cores", "quota", "usable_cores"]
 
 
 def usable_cores(root: Path = Path("/")) -> int | None:
@@ -58,6 +59,33 @@ def quota(root: Path = Path("/")) -> float | None:
     return min(limits, default=None)
 
 
+def caches(root: Path = Path("/")) -> tuple[int, int, int]:
+    """Return the sizes of the caches of the first CPU that the process may use.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that has ``sys``.
+
+    Returns
+    -------
+    tuple of int
+        The bytes of the L2 cache for each core, the bytes of the L3 cache, and how many physical
+        cores that the process may use share the L3 cache; 0 for what the system does not say.
+    """
+    try:
+        allowed = os.sched_getaffinity(0)
+    except (AttributeError, OSError):  # not on this system
+        return 0, 0, 0
+    found = {}
+    for cache in (root / f"sys/devices/system/cpu/cpu{min(allowed)}/cache").glob("index*"):
+        cpus = allowed & set(_cpus(_read(cache / "shared_cpu_list") or "", max(allowed)))
+        found[_read(cache / "level")] = _bytes(_read(cache / "size") or ""), cpus
+    l2, l2_cpus = found.get("2", (0, set()))
+    l3, l3_cpus = found.get("3", (0, set()))
+    return l2 // physical_cores(l2_cpus, root), l3, physical_cores(l3_cpus, root) if l3_cpus else 0
+
+
 def _limits(root: Path) -> Iterator[tuple[str, str]]:
     """The texts of quota and period of all groups of this process, cgroup v2 and v1."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
@@ -95,3 +123,16 @@ def _read(path: Path) -> str | None:
         return path.read_text().strip()
     except (OSError, ValueError):
         return None
+
+
+def _cpus(text: str, last: int) -> Iterator[int]:
+    """The CPUs up to `last` of a list such as ``0-7,64-71``."""
+    for part in re.findall(r"(\d+)(?:-(\d+))?", text):
+        first, end = int(part[0]), int(part[1] or part[0])
+        yield from range(first, min(end, last) + 1)
+
+
+def _bytes(text: str) -> int:
+    """The bytes of a size such as ``1024K``; 0 of anything else."""
+    size = re.fullmatch(r"(\d+)([KMG]?)", text)
+    return int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]] if size else 0

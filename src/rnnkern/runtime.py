@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from . import _core
 from .checks import integer
-from .machine import usable_cores
+from .machine import caches, usable_cores
 
 __all__ = [
     "Info",
@@ -26,6 +26,14 @@ __all__ = [
 debugging = False  # see `debug`
 
 
+class LastCall(TypedDict):
+    """How the threads of a call shared its work."""
+
+    shared: str
+    planned: int
+    threads: int
+
+
 class Info(TypedDict):
     """What `info` returns."""
 
@@ -33,6 +41,8 @@ class Info(TypedDict):
     isa: str
     available: list[str]
     threads: int
+    caches: dict[str, int]
+    last_call: LastCall | None
     compiler: str
     flags: str
 
@@ -199,12 +209,22 @@ def debug() -> Iterator[None]:
 
 
 def info() -> Info:
-    """Return version, instruction set in use and available, threads, compiler and its flags.
+    """Return what was built, what was found on the machine, and how the last call used it.
 
     Returns
     -------
     dict
-        Keys ``version``, ``isa``, ``available``, ``threads``, ``compiler``, ``flags``.
+        Keys ``version``, ``isa``, ``available``, ``threads``, ``caches``, ``last_call``,
+        ``compiler``, ``flags``.
+
+        ``caches`` has the bytes of each core's L2 cache and of an L3 cache, and how many cores
+        share the latter. By these, a call chooses how its threads share rows and units.
+
+        ``last_call`` says how the last call of a layer in the calling thread was shared; None
+        before the first. Its threads shared ``"nothing"``, ``"directions"``, ``"rows"``,
+        ``"units"``, rows and units in a ``"grid"``, ``"layers"``, or ``"members"`` of an ensemble.
+        ``planned`` threads is what the call could use well, ``threads`` what it used: fewer where
+        parallel calls were slower lately, or where threads can't be started.
 
     Examples
     --------
@@ -212,14 +232,22 @@ def info() -> Info:
     >>> rk.info()["isa"] in rk.info()["available"]
     True
     """
+    l2, l3, l3_cores = _core.caches()
     return {
         "version": _core.__version__,
         "isa": _core.instruction_set(),
         "available": _core.available_instruction_sets(),
         "threads": _core.num_threads(),
+        "caches": {"l2": int(l2), "l3": int(l3), "l3_cores": l3_cores},
+        "last_call": _last_call(),
         "compiler": _core.compiler,
         "flags": _core.flags,
     }
+
+
+def _last_call() -> LastCall | None:
+    last = _core.last_sharing()
+    return last and {"shared": last[0], "planned": last[1], "threads": last[2]}
 
 
 def _use(name: str) -> None:
@@ -233,7 +261,8 @@ def _use(name: str) -> None:
 
 
 def _from_environment() -> None:
-    """Apply RNNKERN_ISA, and find the number of threads; called once, on import."""
+    """Apply RNNKERN_ISA, and find caches and the number of threads; called once, on import."""
+    _core.set_caches(*caches())
     if "OMP_NUM_THREADS" not in os.environ:
         _core.set_usable_cores(usable_cores() or 0)
     name = os.environ.get("RNNKERN_ISA")

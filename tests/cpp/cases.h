@@ -20,6 +20,7 @@
 #include "naive.h"
 #include "stack/network.h"
 #include "stack/schedule.h"
+#include "threads/grid.h"
 #include "threads/runtime.h"
 
 namespace rnnkern::testing {
@@ -86,6 +87,7 @@ struct Problem {
   unsigned layout[4];  // of x, y, dy, dx: see `strides`
   Index forward_set, backward_set;
   Bf16Sums sums;
+  Grid grid;  // forced; 0 threads: the core chooses
 
   explicit Problem(Draw& draw) {
     kind = static_cast<Kind>(draw.below(kKindCount));
@@ -147,6 +149,7 @@ struct Problem {
                                     Precision::bf16_weights};
     if (!is_double) constants.precision = precisions[draw.below(keep ? 2 : 3)];
     sums = draw.one_in(2) ? Bf16Sums::pairs : Bf16Sums::floats;
+    grid = {draw.one_in(4) ? threads : 0, static_cast<int>(1 + draw.below(threads))};
   }
 
   const KindInfo& info() const { return kKinds[static_cast<int>(kind)]; }
@@ -231,7 +234,7 @@ struct Problem {
   }
 
   std::string text() const {
-    char line[560];
+    char line[600];
     std::snprintf(
         line, sizeof line,
         "%s f%d T=%td B=%td I=%td H=%td P=%td heads=%d exp_forget=%d cell_clip=%g "
@@ -240,14 +243,14 @@ struct Problem {
         "keep=%d in_place=%d packed=%d precision=%d sums=%d reuse=%d from_end=%d dropout=%g "
         "clip=(%g, %g, %g, %g) "
         "trace=%d flow_penalty=%g resets=%zu noise=(%g, %g, %g) training=%d "
-        "threads=%d values=%d layout=(%u, %u, %u, %u) lengths=",
+        "threads=%d grid=(%d, %d) values=%d layout=(%u, %u, %u, %u) lengths=",
         info().name, is_double ? 64 : 32, T, B, I, H, P, constants.heads, constants.exp_forget,
         constants.cell_clip, constants.projection_clip, L, D, reverse, residual, bias, state, dy,
         dstate, keep, in_place, packed, static_cast<int>(constants.precision),
         static_cast<int>(sums), reuse, from_end, dropout.p, clip.step_value, clip.step_norm,
         clip.value, clip.norm, trace, flow_penalty, resets.size(), constants.noise[0],
-        constants.noise[1], constants.noise[2], dropout.training, threads, static_cast<int>(values),
-        layout[0], layout[1], layout[2], layout[3]);
+        constants.noise[1], constants.noise[2], dropout.training, threads, grid.threads,
+        grid.row_groups, static_cast<int>(values), layout[0], layout[1], layout[2], layout[3]);
     std::string out = line;
     if (!ragged) return out + "all";
     for (const Index n : lengths) out += std::to_string(n) + ",";
@@ -591,7 +594,7 @@ struct Folded {
 
 template <class T>
 std::string run(const Problem& p) {
-  bf16_sums = p.sums;
+  bf16_sums = p.sums, forced_grid = p.grid;
   const RowSchedule schedule = p.ragged ? RowSchedule(p.T, p.lengths) : RowSchedule(p.T, p.B);
   Schedule rows = schedule.view();
   if (!p.resets.empty()) rows.resets = p.resets.data();

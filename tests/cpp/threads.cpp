@@ -1,6 +1,6 @@
-// The core on many threads: the same bits as the naive reference's on 1 to 8 threads, whether they
-// share rows or units, also from several callers at once on the same weights; and calls that end
-// early. What they meet at, and what a thread learns from its calls. For ThreadSanitizer and
+// The core on many threads: the same bits as the naive reference's on 1 to 12 threads, whether they
+// share rows, units or both, also from several callers at once on the same weights; and calls that
+// end early. What they meet at, and what a thread learns from its calls. For ThreadSanitizer and
 // Valgrind, too. Exits with 1 and says so at the first fault.
 #include <algorithm>
 #include <chrono>
@@ -91,17 +91,21 @@ void same_bits(const Kernels& set, Kind kind, Index D, bool units_shared) {
   expected.norm = naive::backward(expected.backward_call(), lengths);
   leave_float_environment(saved);
 
-  Index workspace = 0;
-  for (const int threads : {1, 2, 3, 5, kThreads}) {
+  // The core's own choice; units or rows alone; teams of two and of three threads.
+  std::vector<Grid> grids{{0, 1}};
+  for (const int threads : {1, 2, 3, 5, kThreads})
+    grids.push_back({threads, units_shared ? 1 : threads});
+  const int directions = static_cast<int>(D);
+  grids.push_back({4 * directions, 2}), grids.push_back({6 * directions, 2});
+  for (const Grid grid : grids) {
     Outputs<T> ours = outputs();
-    run_kernels(kernels, ours, threads);
+    forced_grid = grid;
+    run_kernels(kernels, ours, grid.threads > 0 ? grid.threads : kThreads);
+    forced_grid = {0, 1};
     const std::string found = difference(ours, expected);
-    require(found.empty(), std::to_string(threads) + " threads: " + found + "\n  " + p.text());
-    ForwardCall<T> call = ours.forward_call();
-    call.threads = threads;
-    const Index more = kernels.forward_workspace(call);
-    require(more > workspace, "no more threads are used than before: " + p.text());
-    workspace = more;
+    require(found.empty(), std::to_string(grid.threads) + " threads, " +
+                               std::to_string(grid.row_groups) + " teams: " + found + "\n  " +
+                               p.text());
   }
 
   std::vector<Outputs<T>> each;

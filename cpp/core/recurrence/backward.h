@@ -274,7 +274,8 @@ struct Backward {
       }
     };
     const Index end = least(H, part.blocks.last * kLanes<T>);
-    for (int s = 0; part.rows.first == 0 && s < 1 + cell.carried; ++s)
+    const bool has_first_row = part.rows.first == 0 && part.rows.last > 0;
+    for (int s = 0; has_first_row && s < 1 + cell.carried; ++s)
       for (Index j = part.blocks.first * kLanes<T>; j < end; ++j)
         workspace.fresh[s * padded<T>(H) + j] = cell.template fresh<T>(s);
     constexpr Role sums[] = {input_gain, recurrent_gain, input_bias, recurrent_bias};

@@ -8,28 +8,26 @@
 
 namespace rnnkern::RNNKERN_ISA {
 
-// How many threads are worth their meeting. Below these, one thread more costs more than it gains.
+// Work thresholds below which another thread costs more than it saves.
 struct ThreadingThresholds {
-  static constexpr double flops_of_a_thread_and_step = 5e4;  // where units are shared
   // A step alone takes as long for one row as for so many: it reads all weights once.
   static constexpr Index rows_of_a_step = 3;
   static constexpr double flops_of_a_call = 2e5;  // what a member's call takes besides its products
 };
-// Flops of the products of a step that need the step before; and of a whole forward.
+// Weights of one direction that each step reads.
 template <class Call>
-inline double recurrent_flops_of_step(const CellLayout& cell, const Call& call) {
+inline double weights_of_step(const CellLayout& cell, const Call& call) {
   const Index rows = cell.elementwise ? 0 : cell.gates * call.H;
   const Index projection = cell.projects ? call.P * call.H : 0;
-  return 2.0 * as_double(rows * (call.P / call.constants.heads) + projection) *
-         as_double(call.rows.B * call.D);
+  return as_double(rows * (call.P / call.constants.heads) + projection);
 }
+// Flops of the products of a whole forward.
 template <class Call>
 inline double work_of(const CellLayout& cell, const Call& call) {
   const Index inputs = call.layers[0].inputs + (call.L - 1) * call.D * call.P;  // of all layers
-  const double input_flops =
-      2.0 * as_double(cell.gates * call.H) * as_double(call.rows.B * call.D) * as_double(inputs);
-  return as_double(call.rows.T) *
-         (input_flops + as_double(call.L) * recurrent_flops_of_step(cell, call));
+  const double weights =
+      as_double(cell.gates * call.H * inputs) + as_double(call.L) * weights_of_step(cell, call);
+  return 2 * as_double(call.rows.T * call.rows.B * call.D) * weights;
 }
 template <class T>
 inline double work_to_share(const CellLayout& cell, const BackwardCall<T>& call) {
@@ -42,44 +40,67 @@ inline double work_to_share(const CellLayout& cell, const ForwardCall<T>& call) 
   return work_of(cell, call) *
          (alone ? as_double(ThreadingThresholds::rows_of_a_step) / as_double(B) : 1);
 }
-template <class Call>
-inline int worthwhile(const CellLayout& cell, int threads, const Call& call) {
-  if (threads == 1) return 1;
-  int n = capped(threads, work_to_share(cell, call) / kFlopsOfAThread);
-  if (!cell.elementwise && call.rows.B * call.D < 4 * n)
-    n = capped(
-        n, recurrent_flops_of_step(cell, call) / ThreadingThresholds::flops_of_a_thread_and_step);
-  return n;
+template <class T, class Call>
+inline StepWork step_work_of(const CellLayout& cell, const Call& call) {
+  constexpr double flops_of_a_lane = 15;  // per nanosecond, on a core with two units at 3.75 GHz
+  const bool full = call.constants.precision == Precision::full;
+  const Index weight_bytes = full ? sizeof(T) : sizeof(Bf16Pair) / kTerms<Bf16Pair>;
+  const double steps = as_double(most(1, call.rows.T * call.L * call.D));
+  return {call.D,
+          call.rows.B,
+          blocks_of<T>(call.H),
+          work_of(cell, call) / steps,
+          flops_of_a_lane * kLanes<T>,
+          weights_of_step(cell, call) * as_double(weight_bytes),
+          cell.elementwise ? 0 : as_double(call.P) * sizeof(T)};
 }
 
-// Layers side by side: where there are too few rows and units to share, each thread runs whole
-// layers, some steps behind the layer that it gets its input from.
+// How the threads of a call share its work. Each thread has kFlopsOfAThread of it, or more.
+template <class T, class Call>
+inline Grid grid_of(const CellLayout& cell, const Call& call) {
+  if (call.threads == 1) return {1, 1};
+  if (forced_grid.threads > 0)
+    return {static_cast<int>(least(forced_grid.threads, call.threads)), forced_grid.row_groups};
+  const int threads = capped(call.threads, work_to_share(cell, call) / kFlopsOfAThread);
+  return threads > 1 ? choose_grid(machine, step_work_of<T>(cell, call), threads) : Grid{1, 1};
+}
+
+// Layers side by side: where a grid gains less, each thread runs whole layers, some steps behind
+// the layer that it gets its input from.
 struct LayerPipeline {
   int threads;  // 1: no line
   Index chunk;  // steps that a layer is behind: few, or threads wait; many, or weights come often
 };
-template <class Call>
-inline LayerPipeline pipeline_of(const CellLayout& cell, const Call& call) {
+template <class T, class Call>
+inline LayerPipeline pipeline_of(const CellLayout& cell, const Call& call, const Grid& grid) {
   constexpr Index fewest_steps = 32, chunks = 8;
+  const LayerPipeline none{1, call.rows.T};
   const Index n = least(call.threads, call.L);
-  if (call.D != 1 || n < 2 || call.rows.B >= kFewestRows * n || call.rows.T < 2 * fewest_steps)
-    return {1, call.rows.T};
+  if (call.D != 1 || n < 2 || call.rows.T < 2 * fewest_steps || forced_grid.threads > 0)
+    return none;
   const int threads = capped(static_cast<int>(n), work_of(cell, call) / kFlopsOfAThread);
-  if (threads == 1 || worthwhile(cell, call.threads, call) > 1) return {1, call.rows.T};
-  return {threads, most(fewest_steps, ceil_div(call.rows.T, chunks))};
+  if (threads == 1) return none;
+  const Index chunk = most(fewest_steps, ceil_div(call.rows.T, chunks));
+  const StepWork step = step_work_of<T>(cell, call);
+  const double time = pipeline_time(machine, step, call.L, threads, call.rows.T, chunk);
+  return time < step_time(machine, step, grid) ? LayerPipeline{threads, chunk} : none;
 }
 
-// The barriers of a call: all threads', and one for each direction.
+// The barriers of a call: all threads', and one for each team.
 struct Barriers {
+  int count;
   Barrier* of;
-  void allocate(Arena& arena) { of = arena.allocate<Barrier>(3); }
+  void allocate(Arena& arena, int threads) {
+    count = 1 + threads;
+    of = arena.allocate<Barrier>(count);
+  }
   void clear() const {
-    for (int i = 0; i < 3; ++i) of[i] = Barrier{};
+    for (int i = 0; i < count; ++i) of[i] = Barrier{};
   }
   Team all(CancelToken& token, int thread, int threads) const {
     return {thread, threads, &of[0], &token};
   }
-  Barrier* directions() const { return of + 1; }
+  Barrier* teams() const { return of + 1; }
 };
 
 // to = a + b on the rows alive; zeros behind a row's end.
@@ -108,6 +129,7 @@ struct Stack {
   const Call& call;
   const CellFunctions<T>& functions;
   const CellLayout& cell;
+  Grid grid;
   LayerPipeline pipeline;
   int threads;
   Barriers barriers;
@@ -117,20 +139,31 @@ struct Stack {
       : call(c),
         functions(of),
         cell(of.layout),
-        pipeline(pipeline_of(cell, c)),
-        threads(pipeline.threads > 1 ? pipeline.threads : worthwhile(cell, c.threads, c)) {}
+        grid(grid_of<T>(cell, c)),
+        pipeline(pipeline_of<T>(cell, c, grid)),
+        threads(pipeline.threads > 1 ? pipeline.threads : grid.threads) {}
 
   void allocate(Arena& arena) {
-    barriers.allocate(arena);
+    barriers.allocate(arena, threads);
     progress = arena.allocate<Progress>(call.L);
   }
   void begin() const {
     barriers.clear();
     for (Index l = 0; l < call.L; ++l) progress[l] = Progress{};
   }
+  const char* shared() const { return pipeline.threads > 1 ? "layers" : shared_in(grid, call.D); }
+  template <class Work>
+  void on_all_threads(const Work& work) const {
+    record_sharing({shared(), threads, parallel(threads, call.interrupt, work)});
+  }
   Index most_inputs() const {  // of a layer
     const Index first = call.layers[0].inputs;
     return call.L > 1 ? most(first, call.D * call.P) : first;
+  }
+  // What this one of `count` threads computes of each layer. There may be fewer than planned.
+  WorkShare share_of(CancelToken& token, int thread, int count) const {
+    return work_share_of(token, thread, {count, grid.row_groups}, call.D, call.rows.B,
+                         blocks_of<T>(call.H), barriers.teams());
   }
   // Workspaces: one a direction; in a pipeline, one a thread.
   Index workspace_count() const { return pipeline.threads > 1 ? threads : call.D; }
@@ -188,8 +221,8 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
 
   void run() const {
     Base::begin();
-    parallel(threads, call.interrupt,
-             [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
+    this->on_all_threads(
+        [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
   }
 
   void work(CancelToken& token, int thread, int count) const {
@@ -199,8 +232,7 @@ struct ForwardStack : Stack<T, ForwardCall<T>> {
       all.wait();  // here the calling thread asks whether to go on, when its own layers are done
       return;
     }
-    const WorkShare part = work_share_of(token, thread, count, call.D, call.rows.B,
-                                         blocks_of<T>(call.H), barriers.directions());
+    const WorkShare part = this->share_of(token, thread, count);
     for (Index l = 0; l < call.L; ++l) {
       drop_input(l, 0, call.rows.T, all);
       const ForwardWeights<T, W>* weights[2];
@@ -348,8 +380,8 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
   }
   GradientNorm run() const {
     begin();
-    parallel(threads, call.interrupt,
-             [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
+    this->on_all_threads(
+        [&](CancelToken& token, int thread, int count) { work(token, thread, count); });
     return *result;
   }
 
@@ -396,8 +428,7 @@ struct BackwardStack : Stack<T, BackwardCall<T>> {
     Backward<T, W> loops[2] = {loop(l, 0, workspace[0], row_ptrs[thread]),
                                loop(l, last, workspace[last], row_ptrs[thread])};
     loops[0].alone = loops[1].alone = count == 1;
-    const WorkShare part = work_share_of(*all.token, all.index, count, call.D, rows.B,
-                                         blocks_of<T>(call.H), barriers.directions());
+    const WorkShare part = this->share_of(*all.token, all.index, count);
     const bool both = call.D == 2 && count == 1;
     const auto mine = [&](Index d) { return !part.idle && (both || d == part.direction); };
 

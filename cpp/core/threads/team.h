@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include "simd/simd.h"
+#include "threads/grid.h"
 #include "threads/runtime.h"
 
 namespace rnnkern::RNNKERN_ISA {
@@ -39,10 +40,10 @@ RNNKERN_INLINE bool go_on(CancelToken& token, Index work) {
 // What a row costs a loop that touches some of its memory for the first time, in vector operations.
 inline constexpr Index kRowOperations = 64;
 
-// Runs body(watch, thread, threads) on up to `threads` threads, the calling thread being the first.
-// One thread does not enter OpenMP at all.
+// Runs body(watch, thread, threads) on up to `threads` threads, the calling thread being the first,
+// and returns how many there were. One thread does not enter OpenMP at all.
 template <class Body>
-void parallel(int threads, const Interrupt& interrupt, const Body& body) {
+int parallel(int threads, const Interrupt& interrupt, const Body& body) {
   Stop stop{interrupt, 0, 0};
   const auto one = [&](int thread, int count) {
     CancelToken token{&stop, thread == 0, enter_float_environment(), kWorkBetweenPolls, 0};
@@ -51,7 +52,10 @@ void parallel(int threads, const Interrupt& interrupt, const Body& body) {
     return token.spun;
   };
   if (threads > 1) threads = usable_threads(threads);
-  if (threads == 1) return static_cast<void>(one(0, 1));
+  if (threads == 1) {
+    one(0, 1);
+    return 1;
+  }
   const Nanoseconds begin = now();
   int started = 1;
 #pragma omp parallel num_threads(threads)
@@ -63,6 +67,7 @@ void parallel(int threads, const Interrupt& interrupt, const Body& body) {
     if (thread == 0) started = count;
   }
   if (started > 1) record_call(now() - begin, stop.computed);
+  return started;
 }
 
 // Threads that work on one thing together.
@@ -109,9 +114,8 @@ inline bool is_reset(const Schedule& s, Index t, Index r, bool reverse) {
   return s.resets && s.resets[(reverse ? t + 1 : t) * s.B + row_of(s, r)] != 0;
 }
 
-// Which part of a layer a thread works on: a direction, some of its rows, some of its units.
-// Rows are shared out where there are enough for every thread (no thread waits for another);
-// units where there are not (the team meets after each step).
+// Which part of a layer a thread works on: a direction, some of its rows, some of its units. Teams
+// do not wait for each other; the members of a team meet after each step.
 struct WorkShare {
   int direction;
   bool idle;
@@ -120,30 +124,23 @@ struct WorkShare {
   Team team;
 };
 
-inline constexpr Index kFewestRows = 4;  // that a thread takes for its own
-
-// barriers: one a direction.
-inline WorkShare work_share_of(CancelToken& token, int thread, int threads, Index D, Index B,
+// barriers: one for each thread. A team meets at that of its first thread.
+inline WorkShare work_share_of(CancelToken& token, int thread, const Grid& grid, Index D, Index B,
                                Index blocks, Barrier* barriers) {
-  const bool side_by_side = D == 2 && threads > 1;
   WorkShare part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr, &token}};
-  int index = thread, size = threads;
-  if (side_by_side) {
-    const int first = threads - threads / 2;
-    part.direction = thread >= first;
-    index = part.direction ? thread - first : thread;
-    size = part.direction ? threads - first : first;
-  }
-  if (B >= kFewestRows * size) {
-    part.rows = share(B, index, size);
-  } else {
-    size = static_cast<int>(least(size, blocks));
-    part.idle = index >= size;
-    if (!part.idle) {
-      part.blocks = share(blocks, index, size);
-      part.team = {index, size, &barriers[part.direction], &token};
-    }
-  }
+  if (grid.threads == 1) return part;                 // a step alone is too short for divisions
+  Index first = 0, size = ceil_div(grid.threads, D);  // of the direction's threads
+  if (thread >= size) part.direction = 1, first = size, size = grid.threads - size;
+  if (size == 1) return part;
+  const Index place = thread - first, groups = least(grid.row_groups, size);
+  const Range members = share(size, ((place + 1) * groups - 1) / size, groups);
+  part.rows = {B * members.first / size, B * members.last / size};
+  const auto index = static_cast<int>(place - members.first);
+  const auto sharing = static_cast<int>(least(members.size(), blocks));
+  part.idle = index >= sharing;
+  if (part.idle) return part;
+  part.blocks = share(blocks, index, sharing);
+  part.team = {index, sharing, &barriers[first + members.first], &token};
   return part;
 }
 
