@@ -158,10 +158,9 @@ def model(tmp_path_factory):
     if not CXX:
         pytest.skip("no g++ here")
     program = tmp_path_factory.mktemp("grid") / "grid"
-    sources = ["tests/cpp/grid.cpp", "cpp/core/threads/grid.cpp", "cpp/core/threads/runtime.cpp"]
+    sources = (CPP.parent / "tests/cpp/grid.cpp", *(CPP / "core/threads").glob("*.cpp"))
     flags = ("-std=c++17", "-fopenmp", "-DRNNKERN_ISA=baseline", f"-I{CPP / 'core'}")
-    command = (CXX, *flags, *(CPP.parent / source for source in sources), "-o", program)
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run((CXX, *flags, *sources, "-o", program), check=True, timeout=120)
 
     def run(lines):
         given = "".join(" ".join(map(str, line)) + "\n" for line in lines)
@@ -228,8 +227,8 @@ def line(
         # A larger L2 cache holds them.
         (line(1024, 64, 16, l2=32 * MIB), (16, 16)),
         # One row: as many threads as their meeting is worth.
-        (line(256, 1, 64), (8, 1)),
-        (line(1024, 1, 64), (32, 1)),
+        (line(256, 1, 64), (4, 1)),
+        (line(1024, 1, 64), (22, 1)),
     ],
 )
 def test_choices(model, case, expected):
@@ -271,8 +270,8 @@ def test_more_threads_and_larger_caches_are_never_slower(model):
                 assert after.time <= before.time * (1 + 1e-9), case
 
 
-def test_two_threads_choose_as_before_the_model_where_weights_stay_in_cache(model):
-    """Rows from eight on; below, units from about 1e5 flops of a step on."""
+def test_two_threads_choose_what_was_faster_where_weights_stay_in_cache(model):
+    """Rows from eight on; below, units from about 2e5 flops of a step on (docs/performance.md)."""
     cases = list(random_lines(3000, threads=2, D=1, G=4))
     cases = [case for case in cases if 16 * case["H"] ** 2 < MIB and case["H"] > 16]
     for case, found in zip(cases, model([line(**case) for case in cases]), strict=True):
@@ -280,9 +279,9 @@ def test_two_threads_choose_as_before_the_model_where_weights_stay_in_cache(mode
         flops = 2 * case["B"] * 4 * case["H"] * (case["H"] + case["I"])
         if case["B"] >= 8:
             assert grid == (2, 2), case
-        elif flops > 2e5:
+        elif flops > 3.3e5:  # more than 2e5: vectors of units may not divide by two
             assert grid == (2, 1), case
-        elif flops < 9e4:
+        elif flops < 1.9e5:
             assert grid == (1, 1), case
 
 
