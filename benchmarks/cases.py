@@ -7,11 +7,12 @@ bounds everybody.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1}
 LABELS = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN"}
 GRIDS = ("step", "block", "inference", "training", "deepbench", "tails", "bf16")
+SHARING, SHARING_FLOPS = "sharing", 1.5e9  # a grid of versions.py alone
 FLOAT_BYTES, BF16_BYTES = 4, 2
 
 
@@ -45,7 +46,7 @@ class Case:
     @property
     def name(self) -> str:
         words = ["bf16", self.grid, self.bf16] if self.bf16 else [self.grid]
-        if self.grid in ("deepbench", "tails"):
+        if self.grid in ("deepbench", "tails", SHARING):
             words.append("training" if self.training else "inference")
         size = f"{self.H}" if self.I == self.H else f"{self.I}>{self.H}"
         return " ".join([*words, LABELS[self.kind], f"{self.B},{self.T},{size}"])
@@ -185,6 +186,19 @@ def all_cases() -> list[Case]:
         for I, H in TAILS
     ]
     return cases + [bf16_case(*row) for row in BF16]
+
+
+def sharing_cases() -> list[Case]:
+    """How threads share rows and units: calls of about 10 ms, which no peer is compared with."""
+    cases = []
+    for kind in ("lstm", "gru"):
+        for H in (128, 256, 512, 1024, 2048):
+            for B in (1, 4, 8, 16, 64, 256):
+                for training in (False, True):
+                    one = Case(SHARING, kind, B, 1, H, H, training)
+                    steps = max(2, round(SHARING_FLOPS / one.flops))
+                    cases.append(replace(one, T=steps))
+    return cases
 
 
 def quick_cases() -> list[Case]:

@@ -7,6 +7,7 @@ results of the two differ by a bit::
 
     python benchmarks/versions.py --old main --new HEAD
     python benchmarks/versions.py --old old/venv/bin/python --grid step --rounds 20
+    python benchmarks/versions.py --old main --grid sharing --threads 2 --turn 0.1
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cases import GRIDS, Case, all_cases, quick_cases, selected
+from cases import GRIDS, SHARING, Case, all_cases, quick_cases, selected, sharing_cases
 from contenders import Arrays, Call, Rnnkern, problem_of
 from machine import ROOT, commit, environment, facts, pin
 from report import duration, facts_lines, table
@@ -41,7 +42,7 @@ def serve(threads: int) -> None:
     """Answer requests, a line of JSON each: prepare a case, or take a turn of its calls."""
     pin(threads)
     contender = Rnnkern(threads)
-    cases = {case.name: case for case in [*all_cases(), *quick_cases()]}
+    cases = {case.name: case for case in [*all_cases(), *sharing_cases(), *quick_cases()]}
     call: Call | None = None
     batch = 0
     folder = Path(rk.__file__).parent
@@ -181,7 +182,8 @@ def main() -> None:
     add("--new", default=sys.executable, help="the same of the new one (this interpreter)")
     add("--builds", type=Path, help="folder for commits' environments (builds in that of --out)")
     add("--quick", action="store_true", help="one tiny case a grid, two rounds")
-    add("--grid", action="append", default=[], choices=GRIDS, help="only this one; repeatable")
+    grids = (*GRIDS, SHARING)
+    add("--grid", action="append", choices=grids, help=f"repeatable; by default all but {SHARING}")
     add("--only", nargs="+", default=[], metavar="TEXT", help="only cases of such names")
     add("--threads", type=int, action="append", help="repeatable; by default 1")
     add("--rounds", type=int, help="turns of each version a case (5)")
@@ -197,7 +199,10 @@ def main() -> None:
     builds = (options.builds or options.out / "builds").absolute()
     interpreters = [interpreter_of(version, builds) for version in (options.old, options.new)]
     options.rounds = options.rounds or (2 if options.quick else 5)
-    chosen = selected(quick_cases() if options.quick else all_cases(), options.grid, options.only)
+    cases = quick_cases() if options.quick else [*all_cases(), *sharing_cases()]
+    chosen = selected(cases, options.grid or list(GRIDS), options.only)
+    if not chosen:
+        parser.error(f"--only: expected a part of a case's name, got {options.only}")
     lines: list[str] = []
     names: dict[str, str] = {}
     for threads in options.threads or [1]:
