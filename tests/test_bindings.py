@@ -157,6 +157,7 @@ def use(blank, name):
     """Read a property, or call a method with arguments of the right number and types."""
     found = getattr(blank, name)
     arguments = {
+        "plan": (1, 1, 1),
         "forward": ({}, *5 * (None,), False, 0, False, 0, (0.0, [0], 0, 0, False)),
         "pack": ({},),
         "backward": ({}, None, None, None, (1.0, 1.0, 1.0, 1.0), False, 0.0),
