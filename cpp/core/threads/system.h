@@ -18,7 +18,7 @@ void wake(int* word, int most);
 
 // Calls `call` in each child of a fork, from now on: false if it can't. `call` must be safe in a
 // signal handler.
-bool in_forked_children(void (*call)());
+bool in_forked_children(void (*call)()) noexcept;
 
 // How many of so many threads, at most kMostThreads, can be started at the same time: tries it.
 int startable(int threads);

@@ -40,7 +40,9 @@ void wake([[maybe_unused]] int* word, [[maybe_unused]] int most) {
 #endif
 }
 
-bool in_forked_children(void (*call)()) { return pthread_atfork(nullptr, nullptr, call) == 0; }
+bool in_forked_children(void (*call)()) noexcept {
+  return pthread_atfork(nullptr, nullptr, call) == 0;
+}
 
 int startable(int threads) {
   pthread_mutex_t hold = PTHREAD_MUTEX_INITIALIZER;
