@@ -32,6 +32,7 @@ def check_grids(grids, layer, problem):
     for threads, teams in grids:
         with forced_grid(threads, teams):
             got = bits(layer, problem, CLIP, forward=threads)
+            assert rk.info()["last_call"]["threads"] == threads
         assert not differing(got, want), f"{threads} threads, {teams} teams"
 
 
