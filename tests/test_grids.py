@@ -32,6 +32,7 @@ def check_grids(grids, layer, problem):
     for threads, teams in grids:
         with forced_grid(threads, teams):
             got = bits(layer, problem, CLIP, forward=threads)
+            assert rk.info()["last_call"]["threads"] == threads
         assert not differing(got, want), f"{threads} threads, {teams} teams"
 
 
@@ -255,6 +256,16 @@ def test_a_choice_uses_no_more_threads_than_it_may_and_gains_by_them(model):
         assert 1 <= found.teams <= -(-found.threads // case["D"]), case
         assert found.teams == 1 or case["B"] >= 4 * found.teams, case
         assert found.time <= found.time_alone, case
+
+
+def test_a_grid_gains_no_more_than_its_threads(model):
+    """Where weights stay in the L2 cache; teams of one direction may differ in size."""
+    sizes = itertools.product((16, 64, 128), (1, 8, 40), (1, 2))
+    grids = [(n, teams) for n in range(1, 17) for teams in range(1, n + 1)]
+    cases = [(H, B, *grid, D) for (H, B, D), grid in itertools.product(sizes, grids)]
+    lines = [line(H, B, n, teams, D=D) for H, B, n, teams, D in cases]
+    for case, n, found in zip(cases, (case[2] for case in cases), model(lines), strict=True):
+        assert found.time * n >= found.time_alone * (1 - 1e-5), case  # six digits are printed
 
 
 def test_more_threads_and_larger_caches_are_never_slower(model):

@@ -14,15 +14,17 @@ double largest_share(Index n, Index count) {
 
 // How a grid divides a step.
 struct Division {
-  Index size;          // threads of a direction; the other may have one more
-  Index members;       // threads of a team
-  Index together;      // threads that share an L3 cache
-  double rows, units;  // a thread's share of all: of rows on average, of units the largest
+  Index size;      // threads of a direction; the other may have one more
+  Index members;   // threads of a team; a smaller one has fewer rows
+  Index together;  // threads that share an L3 cache
+  double rows;     // the team's share of all, before it is rounded to whole rows
+  double units;    // the largest share that a member has
 };
 Division division_of(const Machine& m, const StepWork& work, const Grid& grid) {
   const Index size = std::max<Index>(1, grid.threads / work.directions);
   const Index groups = std::min<Index>(grid.row_groups, size), members = ceil_div(size, groups);
-  return {size, members, std::min<Index>(grid.threads, m.l3_cores), 1 / static_cast<double>(groups),
+  return {size, members, std::min<Index>(grid.threads, m.l3_cores),
+          static_cast<double>(members) / static_cast<double>(size),
           largest_share(work.blocks, members)};
 }
 
