@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from data import InputError, text_of
 from matplotlib.figure import Figure
 from run import Application, Training, learning_curve, main
 
@@ -187,12 +187,27 @@ def draw(axes: Any, phases: np.ndarray, values: np.ndarray, origin: int, drawn: 
     axes.legend()
 
 
-def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespace) -> None:
-    if len(args.input) != 1:
-        raise SystemExit("predict: expected a file with one number a line, oldest first")
-    values = np.array([float(line) for line in Path(args.input[0]).read_text().split()])
+def numbers_in(path: str) -> np.ndarray:
+    """The weeks of a user's file, nan where one is missing."""
+    found = []
+    for number, line in enumerate(text_of(path).split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(float(line))
+            except ValueError:
+                raise InputError(
+                    f"{path}, line {number}: expected a number, or nan, got {line.strip()!r}"
+                ) from None
+    values = np.array(found)
     if len(values) < CONTEXT:
-        raise SystemExit(f"{args.input[0]}: expected at least {CONTEXT} weeks, got {len(values)}")
+        raise InputError(f"{path}: expected at least {CONTEXT} weeks, got {len(values)}")
+    if np.isinf(values).any() or np.isnan(values[-YEAR:]).all():
+        raise InputError(f"{path}: expected finite numbers, and one in the last year")
+    return values
+
+
+def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespace) -> None:
+    values = numbers_in(*args.input)
     phases = np.arange(CONTEXT + YEAR) / YEAR
     drawn = paths(model, values[-CONTEXT:], phases, args.seed)
     print("week     10 %   median     90 %")
@@ -211,6 +226,8 @@ APPLICATION = Application(
     finish=finish,
     predict=predict,
     inputs="FILE",
+    count=1,
+    draws=True,
 )
 
 if __name__ == "__main__":
