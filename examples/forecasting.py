@@ -5,7 +5,8 @@ al. 2020, arXiv:1704.04110, for one series). A forecast draws many paths, each o
 own values back. Training uses the weeks up to 1992; the years after are held out. The seasonal
 naive forecast, the same week of the year before with or without its growth, is the baseline.
 
-`predict FILE` forecasts a year after the end of your own series: numbers, one week a line.
+`predict FILE [WEEK]` forecasts a year after the end of your own series: numbers, one week a line.
+WEEK is the last one's number in its year (52), since the model reads the season of the year, too.
 """
 
 from __future__ import annotations
@@ -207,8 +208,13 @@ def numbers_in(path: str) -> np.ndarray:
 
 
 def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespace) -> None:
-    values = numbers_in(*args.input)
-    phases = np.arange(CONTEXT + YEAR) / YEAR
+    path, *last = args.input
+    if len(last) > 1 or not all(each.isdecimal() and 1 <= int(each) <= YEAR for each in last):
+        expected = f"FILE and the last week's number in its year, 1 to {YEAR}"
+        raise InputError(f"predict: expected {expected}, got {' '.join(args.input)}")
+    values = numbers_in(path)
+    week = int(*last) if last else YEAR
+    phases = (week + np.arange(-CONTEXT, YEAR)) / YEAR
     drawn = paths(model, values[-CONTEXT:], phases, args.seed)
     print("week     10 %   median     90 %")
     for week, row in enumerate(np.quantile(drawn, [0.1, 0.5, 0.9], axis=1).T, 1):
@@ -225,8 +231,7 @@ APPLICATION = Application(
     prepare=prepare,
     finish=finish,
     predict=predict,
-    inputs="FILE",
-    count=1,
+    inputs="FILE [WEEK]",
     draws=True,
 )
 

@@ -6,6 +6,7 @@ Run by name, since it needs data and packages of its own::
     pytest tests/applications
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rnnkern as rk
@@ -291,6 +293,35 @@ def test_a_series_with_errors_is_refused(examples, tmp_path, text, expected):
     (tmp_path / "series").write_text(text)
     with pytest.raises(data.InputError, match=expected):
         forecasting.numbers_in(str(tmp_path / "series"))
+
+
+@pytest.mark.parametrize(("last", "first_phase"), [([], 1.0), (["52"], 1.0), (["26"], 0.5)])
+def test_a_forecast_begins_after_the_last_week_of_the_year(
+    examples, tmp_path, monkeypatch, last, first_phase
+):
+    import forecasting
+
+    (tmp_path / "series").write_text("1\n" * 104)
+    found = []
+
+    def paths(model, context, phases, seed):
+        found.append(phases[len(context)])
+        return np.zeros((52, 3))
+
+    monkeypatch.setattr(forecasting, "paths", paths)
+    args = argparse.Namespace(input=[str(tmp_path / "series"), *last], seed=0)
+    forecasting.predict({}, {}, args)
+    assert found == [first_phase]
+
+
+@pytest.mark.parametrize("last", [["0"], ["53"], ["June"], ["1", "2"]])
+def test_a_week_of_no_year_is_refused(examples, last):
+    import data
+    import forecasting
+
+    args = argparse.Namespace(input=["series", *last], seed=0)
+    with pytest.raises(data.InputError, match="the last week's number in its year, 1 to 52"):
+        forecasting.predict({}, {}, args)
 
 
 # ---- the cache of data ---------------------------------------------------------------------------
