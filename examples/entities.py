@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import Sentence, conll, japanese_entities
+from data import InputError, Sentence, conll, japanese_entities, text_of
 from matplotlib.figure import Figure
 from run import Application, Training, endless, learning_curve, main
 
@@ -30,7 +29,10 @@ WORD, CHARACTER, HIDDEN = 48, 24, 64
 def sentences_of(args: argparse.Namespace) -> tuple[list[Sentence], list[Sentence], list[Sentence]]:
     """To train on, to choose by, to test on; the last tenth of the training file is the second."""
     if args.data:
-        train, test = (list(conll(Path(f).read_text().splitlines())) for f in args.data)
+        train, test = (list(conll(text_of(name), name)) for name in args.data)
+        for name, found, least in zip(args.data, (train, test), (2, 1), strict=True):
+            if len(found) < least:
+                raise InputError(f"{name}: expected at least {least} sentences, got {len(found)}")
     else:
         train, test = japanese_entities()
     cut = max(1, len(train) // 10)
@@ -248,7 +250,7 @@ def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespa
     for text in args.input:
         words = text.split()
         if not words:
-            raise SystemExit(f"predict: expected words between spaces, got {text!r}")
+            raise InputError(f"predict: expected words between spaces, got {text!r}")
         (tags,) = tagged(model, encoder, about["tags"], [words])
         print(text)
         for first, end, kind in sorted(spans(tags)):

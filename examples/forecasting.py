@@ -5,17 +5,18 @@ al. 2020, arXiv:1704.04110, for one series). A forecast draws many paths, each o
 own values back. Training uses the weeks up to 1992; the years after are held out. The seasonal
 naive forecast, the same week of the year before with or without its growth, is the baseline.
 
-`predict FILE` forecasts a year after the end of your own series: numbers, one week a line.
+`predict FILE [WEEK]` forecasts a year after the end of your own series: numbers, one week a line.
+WEEK is the last one's number in its year (52), since the model reads the season of the year, too.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from data import InputError, text_of
 from matplotlib.figure import Figure
 from run import Application, Training, learning_curve, main
 
@@ -187,13 +188,33 @@ def draw(axes: Any, phases: np.ndarray, values: np.ndarray, origin: int, drawn: 
     axes.legend()
 
 
-def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespace) -> None:
-    if len(args.input) != 1:
-        raise SystemExit("predict: expected a file with one number a line, oldest first")
-    values = np.array([float(line) for line in Path(args.input[0]).read_text().split()])
+def numbers_in(path: str) -> np.ndarray:
+    """The weeks of a user's file, nan where one is missing."""
+    found = []
+    for number, line in enumerate(text_of(path).split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(float(line))
+            except ValueError:
+                raise InputError(
+                    f"{path}, line {number}: expected a number, or nan, got {line.strip()!r}"
+                ) from None
+    values = np.array(found)
     if len(values) < CONTEXT:
-        raise SystemExit(f"{args.input[0]}: expected at least {CONTEXT} weeks, got {len(values)}")
-    phases = np.arange(CONTEXT + YEAR) / YEAR
+        raise InputError(f"{path}: expected at least {CONTEXT} weeks, got {len(values)}")
+    if np.isinf(values).any() or np.isnan(values[-YEAR:]).all():
+        raise InputError(f"{path}: expected finite numbers, and one in the last year")
+    return values
+
+
+def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespace) -> None:
+    path, *last = args.input
+    if len(last) > 1 or not all(each.isdecimal() and 1 <= int(each) <= YEAR for each in last):
+        expected = f"FILE and the last week's number in its year, 1 to {YEAR}"
+        raise InputError(f"predict: expected {expected}, got {' '.join(args.input)}")
+    values = numbers_in(path)
+    week = int(*last) if last else YEAR
+    phases = (week + np.arange(-CONTEXT, YEAR)) / YEAR
     drawn = paths(model, values[-CONTEXT:], phases, args.seed)
     print("week     10 %   median     90 %")
     for week, row in enumerate(np.quantile(drawn, [0.1, 0.5, 0.9], axis=1).T, 1):
@@ -210,7 +231,8 @@ APPLICATION = Application(
     prepare=prepare,
     finish=finish,
     predict=predict,
-    inputs="FILE",
+    inputs="FILE [WEEK]",
+    draws=True,
 )
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ Pieces are split by their number: every tenth is held out, the one after it is f
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import SILENT, VOICES, chorales
+from data import SILENT, VOICES, InputError, chorales
 from matplotlib.figure import Figure
 from run import Application, Training, endless, learning_curve, main
 
@@ -287,12 +288,23 @@ def finish(training: Training, args: argparse.Namespace) -> tuple[dict[str, Any]
 
 def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespace) -> None:
     if about["model"] != "voices":
-        raise SystemExit("predict: expected a model of voices, got one of a piano roll")
-    seconds = float(args.input[0]) if args.input else 30.0
-    written = compose(model, about, max(8, round(8 * seconds)), args.seed)  # 120 quarters a minute
+        raise InputError("predict: expected a model of voices, got one of a piano roll")
+    sixteenths = round(8 * (args.input or 30.0))  # 120 quarters a minute
+    written = compose(model, about, sixteenths, args.seed)
     path = args.out / f"chorale-{args.seed}.mid"
     write_midi(path, written, about["known"])
     print(f"wrote {path}")
+
+
+def seconds(text: str) -> float:
+    """The length of a chorale, from a second to a day."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 1 <= found <= 86400:
+        raise argparse.ArgumentTypeError(f"expected seconds from 1 to 86400, got {text!r}")
+    return found
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -309,6 +321,9 @@ APPLICATION = Application(
     finish=finish,
     predict=predict,
     inputs="[SECONDS]",
+    count="?",
+    read=seconds,
+    draws=True,
     options=options,
 )
 

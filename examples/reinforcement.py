@@ -8,7 +8,7 @@ rollout of a fixed number of steps is one sequence, in which `resets` mark where
 The usual way cuts a rollout into episodes and pads them. `finish` compares the two: the gradients
 are the same, the padded way computes more.
 
-`predict LENGTH` walks through mazes of that length and says how often the turn is right.
+`predict [LENGTH...]` walks through mazes of that length and says how often the turn is right.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from run import Application, Training, learning_curve, main
+from run import Application, Training, at_least, learning_curve, main
 
 import rnnkern as rk
 
@@ -286,14 +286,13 @@ def seconds(call: Any, quick: bool) -> float:
 
 
 def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespace) -> None:
-    lengths = [int(text) for text in args.input] or [about["length"]]
-    for length in lengths:
+    for length in args.input or [about["length"]]:
         share = success(model, length, 8, args.seed)
         print(f"corridor of {length}: {share:.1%} of the turns right")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--length", type=int, help="of the corridor (40; 10 with --quick)")
+    parser.add_argument("--length", type=at_least(1), help="of the corridor (40; 10 with --quick)")
 
 
 APPLICATION = Application(
@@ -305,7 +304,10 @@ APPLICATION = Application(
     prepare=prepare,
     finish=finish,
     predict=predict,
-    inputs="LENGTH...",
+    inputs="[LENGTH...]",
+    count="*",
+    read=at_least(1),
+    draws=True,
     options=options,
 )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+from data import InputError
 from matplotlib.figure import Figure  # without pyplot: no display, nothing global
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -93,6 +95,9 @@ class Application:
     finish: Callable[[Training, argparse.Namespace], tuple[dict[str, Any], Figure]]
     predict: Callable[[dict[str, Any], dict[str, Any], argparse.Namespace], None]
     inputs: str  # what `predict` takes, for the help
+    count: str | int = "+"  # of inputs, and how each is read: as argparse takes them
+    read: Callable[[str], Any] = str
+    draws: bool = False  # whether `predict` depends on a seed
     options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 
 
@@ -105,6 +110,13 @@ def main(application: Application, arguments: list[str] | None = None) -> int:
             return _main(application, sys.argv[1:] if arguments is None else arguments, comm)
         except SystemExit as error:  # on all ranks alike; rank 0 says why
             raise SystemExit(1 if comm.rank > 0 and error.code else error.code) from None
+        except (InputError, rk.files.FileError, OSError) as error:
+            raise SystemExit(1 if comm.rank > 0 else str(error)) from error
+        except KeyboardInterrupt:  # before training, or the second one in it
+            if comm.size > 1:
+                raise  # which ends all ranks
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 def _main(application: Application, given: list[str], comm: Communicator) -> int:
@@ -113,7 +125,7 @@ def _main(application: Application, given: list[str], comm: Communicator) -> int
         parser.error = lambda message: sys.exit(2)  # type: ignore[method-assign, assignment]
     args = parser.parse_intermixed_args(given)  # inputs may stand before and after options
     path = args.out / f"{application.name}.safetensors"
-    about = comm.first(lambda: _metadata(path))
+    about = comm.first(lambda: _metadata(path, application.name))
     if given[:1] == ["predict"]:
         if about is None:
             sys.exit(f"{path}: expected a trained model; train it with python {sys.argv[0]}")
@@ -128,14 +140,18 @@ def _main(application: Application, given: list[str], comm: Communicator) -> int
     steps = whole if args.steps is None else args.steps
     if not 1 <= steps <= whole:  # schedules end with the whole run
         sys.exit(f"--steps: expected an integer from 1 to {whole}, the whole run, got {steps}")
-    settings = {"quick": args.quick, "seed": args.seed, "compute": args.compute}
-    settings["shards"] = comm.size if args.shards is None else args.shards
-    if about is not None:
+    settings = {n: v for n, v in vars(args).items() if n not in ("out", "resume", "steps")}
+    if about is None:
+        settings["shards"] = args.shards or comm.size
+    else:
         saved = json.loads(about["settings"])
         if args.shards is None:
             settings["shards"] = saved["shards"]
-        if saved != settings:
-            sys.exit(f"{path}: expected a run with {settings}, got one with {saved}")
+        for name, value in settings.items():
+            if value != saved.get(name):
+                sys.exit(f"--{name}: expected {saved.get(name)}, as in {path}, got {value}")
+        if steps < (done := len(json.loads(about["history"]))):
+            sys.exit(f"--steps: expected at least the {done} of {path}, got {steps}")
     try:
         comm = comm.divided(settings["shards"])
     except ValueError as error:
@@ -145,11 +161,13 @@ def _main(application: Application, given: list[str], comm: Communicator) -> int
         return _run(application, args, path, steps, settings, comm)
 
 
-def _metadata(path: Path) -> dict[str, str] | None:
+def _metadata(path: Path, name: str) -> dict[str, str] | None:
     """What a run keeps in its file, beside arrays; None without a file."""
     if not path.exists():
         return None
     with rk.files.Reader(path) as file:
+        if (other := file.metadata.get("application")) != name:
+            raise InputError(f"{path}: expected a run of {name}, got one of {other}")
         return file.metadata
 
 
@@ -161,19 +179,22 @@ def _run(
     settings: dict[str, Any],
     comm: Communicator,
 ) -> int:
-    if comm.rank == 0:  # which fetches the data
+    prepared: list[Training] = []
+
+    def prepare() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
-        training = application.prepare(args)
-    comm.gather(None)
-    if comm.rank > 0:
-        training = application.prepare(args)
+        prepared.append(application.prepare(args))
+
+    comm.first(prepare)  # which fetches the data
+    training = prepared[0] if comm.rank == 0 else application.prepare(args)
     if args.resume:
         metadata = comm.restore(path, training.saved)
         training.history = json.loads(metadata["history"])
         training.held_out = [(n, figures) for n, figures in json.loads(metadata["held_out"])]
     comm.broadcast(training.saved)
-    every = max(1, steps // 4) if args.quick else application.evaluate_every
-    number = _train(training, steps, every, lambda: _save(path, training, settings, comm), comm)
+    every = max(1, application.quick_steps // 4) if args.quick else application.evaluate_every
+    kept = {"application": application.name, "settings": json.dumps(settings)}
+    number = _train(training, steps, every, lambda: _save(path, training, kept, comm), comm)
     if number:
         print(f"interrupted at step {len(training.history)}; --resume goes on", flush=True)
         return 128 + number
@@ -195,25 +216,37 @@ def parser_of(application: Application, predicts: bool) -> argparse.ArgumentPars
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path(f"{application.name}-run"), help="folder (%(default)s)")
-    add("--seed", type=int, default=0, help="of parameters, order and noise (0)")
+    if application.draws or not predicts:
+        add("--seed", type=at_least(0), default=0, help="of parameters, order and noise (0)")
     if predicts:
         add("command", choices=["predict"])
-        add("input", nargs="*", help=application.inputs)
-    else:
-        add("--quick", action="store_true", help="under a minute: smaller sizes, fewer steps")
-        add("--resume", action="store_true", help="go on with the run in the folder")
-        add("--steps", type=int, help=f"stop at this step of {application.steps}")
-        add("--compute", choices=["bf16"], help="products of the recurrent layers in bf16")
-        add("--shards", type=int, help="parts of a batch, a multiple of the ranks (their number)")
+        add("input", nargs=application.count, type=application.read, help=application.inputs)
+        return parser
+    add("--quick", action="store_true", help="under a minute: smaller sizes, fewer steps")
+    add("--resume", action="store_true", help="go on with the run in the folder")
+    add("--steps", type=int, help=f"stop at this step of {application.steps}")
+    add("--compute", choices=["bf16"], help="products of the recurrent layers in bf16")
+    add("--shards", type=at_least(1), help="parts of a batch, a multiple of the ranks")
     application.options(parser)
     return parser
 
 
-def _save(path: Path, training: Training, settings: dict[str, Any], comm: Communicator) -> None:
-    kept = {"about": training.about, "settings": settings}
-    kept |= {"history": training.history, "held_out": training.held_out}
-    metadata = {name: json.dumps(value) for name, value in kept.items()}
-    comm.save(path, training.saved, metadata)
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of options and inputs: integers from a least one on."""
+
+    def integer(text: str) -> int:
+        if not (text.isdecimal() and int(text) >= least):
+            expected = f"expected an integer of at least {least}"
+            raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+        return int(text)
+
+    return integer
+
+
+def _save(path: Path, training: Training, kept: dict[str, str], comm: Communicator) -> None:
+    names = "about", "history", "held_out"
+    of_run = {name: json.dumps(getattr(training, name)) for name in names}
+    comm.save(path, training.saved, {**kept, **of_run})
 
 
 def _train(

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from data import reviews, split, words_of
+from data import InputError, reviews, split, words_of
 from matplotlib.figure import Figure
 from run import Application, Training, endless, learning_curve, main
 
@@ -173,7 +173,7 @@ def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespa
     for text in args.input:
         words = words_of(text)
         if not words:
-            raise SystemExit(f"predict: expected words, got {text!r}")
+            raise InputError(f"predict: expected words, got {text!r}")
         x = encoded(words, vocabulary_of(about))
         z = float(logits(model, x[:, None], np.array([len(x)]))[0])
         moved = importance(model, x)

@@ -17,7 +17,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from data import pronunciations, split, verses
+from data import InputError, pronunciations, split, verses
 from matplotlib.figure import Figure
 from run import Application, Training, endless, learning_curve, main
 
@@ -342,6 +342,11 @@ def predict(model: dict[str, Any], about: dict[str, Any], args: argparse.Namespa
     tie(model)
     text, translator = Text(about), Translator(model, 4)
     for source in args.input:
+        if not source.strip():
+            raise InputError(f"predict: expected text, got {source!r}")
+        if text.phonemes and (other := set("".join(source.lower().split())) - set(text.source)):
+            known = "".join(text.source)
+            raise InputError(f"predict: expected letters of {known!r}, got {min(other)!r}")
         for line in source.split() if text.phonemes else [source]:
             x = text.read(line)
             print(f"{line}\n  {text.write(translator.best(x, 2 * len(x) + 10)[0])}")
