@@ -528,7 +528,7 @@ def of_bf16(contenders: list[Any]) -> list[Any]:
 # missing bias or a lost state is off by more than 1e-2.
 OUTPUT_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
-# A rounding to bf16 is off by up to 2^-9 of a power of two. PyTorch's modules also round h and, of
+# A rounding to bf16 moves a number by up to 2^-8 of itself. PyTorch's modules also round h and, of
 # a GRU, gates at every step: over 100 steps outputs are off by 0.014, gradients by 0.024 of the
 # largest. A wrong gate order is off by more.
 BF16_OUTPUT_TOLERANCE = 5e-2

@@ -11,6 +11,8 @@ import copy
 import itertools
 import math
 import pickle
+import shutil
+import subprocess
 from dataclasses import replace
 from fractions import Fraction
 
@@ -30,6 +32,7 @@ from helpers import (
     run_reference,
     sets,
 )
+from plan import CPP
 from test_bits import CASES, SHAPES, Case, bits, by_row, changed, differing, rows_of
 
 import rnnkern as rk
@@ -971,6 +974,27 @@ def test_the_baseline_set_is_near_too(isa):
         got = bits(layer, p)
     array = np.frombuffer(got["y"], np.float32).reshape(want["y"].shape)
     assert_close(array, want["y"].astype(np.float64), np.float32, "y")
+
+
+CXX = shutil.which("g++")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CXX and "avx512" in sets()), reason="needs g++ and AVX-512")
+def test_the_instruction_for_pairs_adds_two_links_of_the_chain(tmp_path):
+    """Random operands of all binades, and the roundings of all 2^32 floats (decision 0020)."""
+    flags = ("-std=c++17", "-O2", "-ffp-contract=off", "-Wno-psabi", "-mavx2", "-mfma")
+    flags += tuple(f"-mavx512{part}" for part in ("f", "dq", "bw", "vl"))
+    flags += ("-DRNNKERN_ISA=avx512", f"-I{CPP / 'core'}")
+    source, program = CPP.parent / "tests/cpp/pairs.cpp", tmp_path / "pairs"
+    subprocess.run([CXX, *flags, source, "-o", program], check=True, timeout=120)
+    done = subprocess.run([program], capture_output=True, text=True, check=True, timeout=300)
+    if done.stdout == "none\n":
+        pytest.skip("needs AVX-512 BF16")
+    other, other_in_reverse, sums, other_rounded, roundings = map(int, done.stdout.split())
+    assert (other, other_rounded) == (0, 0)
+    assert (sums, roundings) == (4 * 2**24, 2**32)
+    assert other_in_reverse > sums // 100  # the operands tell the two orders apart
 
 
 @pytest.mark.parametrize("weights", [None, "bf16"])

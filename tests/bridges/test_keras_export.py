@@ -173,6 +173,7 @@ def test_stateful():
         (rk.GRU(3, 5, layer_norm="haste"), r"without layer_norm"),
         (rk.GRU(3, 5, 2, residual=True), r"without residual"),
         (rk.GRU(3, 5, ensemble=2), r"without ensemble"),
+        (rk.GRU(3, 5, compute="bf16"), r"without compute, .* got compute='bf16'"),
         (rk.GRU(3, 5, 2, bidirectional=True), r"expected num_layers=1 with bidirectional"),
         (rk.RNN(3, 5, activations=(("ScaledTanh", 1.0, 2.0),)), r"got ScaledTanh\(1.0, 2.0\)"),
         (rk.GRU(3, 5, activations=("Sigmoid", ("Affine", 2.0))), r"got Affine\(2.0, 0.0\)"),

@@ -194,6 +194,7 @@ REFUSED = {
     "layer_norm": (rk.GRU, {"layer_norm": "haste"}, "layer_norm='haste'"),
     "zoneout": (rk.LSTM, {"zoneout": (0.0, 0.5)}, "zoneout=(0.0, 0.5)"),
     "ensemble": (rk.RNN, {"ensemble": 2}, "ensemble=2"),
+    "compute": (rk.GRU, {"compute": "bf16"}, "compute='bf16'"),
 }
 
 

@@ -56,8 +56,8 @@ def to_keras(layer: Any, into: Any = None, *, batch_size: int | None = None, **o
     ------
     TypeError, ValueError
         If Keras has no such layer: an ensemble, ``proj_size``, ``cell_clip``, ``forward_clip``,
-        ``peephole``, ``input_forget``, ``layer_norm``, ``zoneout``, ``residual``, an activation
-        that Keras does not have, g and c of an LSTM with different ones, or a stack of
+        ``peephole``, ``input_forget``, ``layer_norm``, ``zoneout``, ``residual``, ``compute``, an
+        activation that Keras does not have, g and c of an LSTM with different ones, or a stack of
         bidirectional layers. If `into` computes something else. No weight is written then.
     ImportError
         If Keras 3 is not installed.
@@ -116,7 +116,7 @@ def refuse_others(layer: Any) -> None:
         got = type(layer).__name__
         raise TypeError(f"layer: expected one of {names}, or a Recurrent, got {got}")
     refused = ("ensemble", "proj_size", "cell_clip", "forward_clip", "peephole", "input_forget")
-    for option in (*refused, "layer_norm", "zoneout", "residual"):
+    for option in (*refused, "layer_norm", "zoneout", "residual", "compute"):
         value = getattr(layer, option, None)
         if value not in (None, 0, (0, 0)):
             expected = f"expected one without {option}, which Keras's layers do not have"

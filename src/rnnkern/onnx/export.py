@@ -64,7 +64,8 @@ def export(
     ------
     TypeError, ValueError
         If ONNX has no such layer. Those are all but `RNN`, `LSTM` and `GRU`, ensembles, and layers
-        with ``proj_size``, ``cell_clip``, ``layer_norm`` or ``zoneout``. Nothing is written then.
+        with ``proj_size``, ``cell_clip``, ``layer_norm``, ``zoneout`` or ``compute``. Nothing is
+        written then.
 
     Examples
     --------
@@ -91,7 +92,7 @@ def operator_of(layer: Any) -> str:
         hint = " (its as_layer() gives one)" if hasattr(layer, "as_layer") else ""
         got = f"{type(layer).__name__}{hint}"
         raise TypeError(f"layer: expected one of rnnkern's {names}, got {got}")
-    for option in ("ensemble", "proj_size", "cell_clip", "layer_norm", "zoneout"):
+    for option in ("ensemble", "proj_size", "cell_clip", "layer_norm", "zoneout", "compute"):
         value = getattr(layer, option, None)
         if value not in (None, 0, (0, 0)):
             expected = f"expected one without {option}, which ONNX's operators do not have"

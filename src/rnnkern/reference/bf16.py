@@ -85,8 +85,8 @@ def to_bf16(x: npt.ArrayLike) -> Float32:
     Returns
     -------
     array of float32
-        Of the same shape. An element changes by at most 2^-9 of a power of two that it is not
-        below, unless it is flushed or overflows.
+        Of the same shape. An element changes by at most 2^-8 of itself, unless it is flushed or
+        overflows.
 
     Examples
     --------

@@ -859,13 +859,9 @@ class Recurrent(_Calls):
     def _prepare(self) -> None:
         self._has_one_state = len(self._layer._state_names) == 1
         self._is_noisy = any(self._layer._cell.noise)
-        in_bf16 = copy.copy(self._layer)
-        in_bf16._compute, in_bf16._dtype = "bf16", DTYPES[torch.float32]
-        self._describe(
-            self._layer._stack._arguments,
-            in_bf16._new_stack(in_bf16._ensemble or 0)._arguments,
-            tuple(self._layer._shapes),
-        )
+        arguments = self._layer._stack._arguments
+        in_bf16 = arguments | {"precision": "bf16_products"}
+        self._describe(arguments, in_bf16, tuple(self._layer._shapes))
         if self._layer.compute:
             del self._descriptions[torch.float64]
 
