@@ -23,9 +23,13 @@ class DrawsMasks:
     @property
     def _draws(self) -> bool:
         """Whether any probability of the masks is above zero."""
-        names = ("_p", "_dropout", "_zoneout", "_recurrent_dropout")
-        given = (getattr(self, name, 0.0) for name in names)
-        return any(any(p) if isinstance(p, tuple) else p > 0 for p in given)
+        cell = getattr(self, "_cell", None)  # of a layer
+        given = (
+            getattr(self, "_p", 0.0),
+            getattr(self, "_dropout", 0.0),
+            *(cell.noise if cell else ()),
+        )
+        return any(p > 0 for p in given)
 
     @property
     def first_row(self) -> int:
