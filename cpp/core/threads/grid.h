@@ -76,8 +76,8 @@ Grid choose_grid(const Machine& machine, const StepWork& work, int threads);
 // so fewer gain nothing.
 inline constexpr Index kFewestRows = 4;
 
-// Tests and drivers set it: calls then take this grid, with no more threads than they may use.
-// No threads: the core chooses.
+// Tests and drivers set it: calls then take this grid, with no more threads than they may use, also
+// where threads were seen to be no gain lately. No threads: the core chooses.
 extern Grid forced_grid;
 
 }  // namespace rnnkern

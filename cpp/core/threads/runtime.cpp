@@ -1,6 +1,7 @@
 #include "threads/runtime.h"
 
 #include "threads/cores.h"
+#include "threads/grid.h"
 #include "threads/system.h"
 
 #include <omp.h>
@@ -86,7 +87,8 @@ int usable_threads(int n) {
     adaptive = AdaptiveThreads{};
     adaptive.choices = made;
   }
-  if (adaptive.alone_until != 0 && now() < adaptive.alone_until) return 1;
+  const bool rests = adaptive.alone_until != 0 && now() < adaptive.alone_until;
+  if (rests && forced_grid.threads == 0) return 1;
   return startable_threads(n);
 }
 
