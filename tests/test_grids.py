@@ -246,7 +246,10 @@ def line(
         (line(1024, 64, 16, l2=32 * MIB), (16, 16)),
         # One row: as many threads as their meeting is worth.
         (line(256, 1, 64), (4, 1)),
-        (line(1024, 1, 64), (22, 1)),
+        (line(320, 1, 64), (5, 1)),
+        # More than eight meet in groups, so that many are worth it for large weights.
+        (line(512, 1, 64), (32, 1)),
+        (line(1024, 1, 64), (64, 1)),
     ],
 )
 def test_choices(model, case, expected):

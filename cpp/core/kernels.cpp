@@ -147,9 +147,8 @@ struct Functions {
   static void members(const Call* calls, Index n, int threads, void* workspaces, Index workspace,
                       const Done& done) {
     const CellFunctions<T>& functions = cell_of<T>(calls->kind);
-    const double flops = work_of(functions.layout, *calls) + ThreadingThresholds::flops_of_a_call;
-    threads = capped(static_cast<int>(least(threads, n)), as_double(n) * flops / kFlopsOfAThread);
-    Barrier end;  // where the calling thread still polls once its own members are done
+    // Where the calling thread still polls once its own members are done.
+    Barrier end[barrier_places(kMostThreads)];
     const auto work = [&](CancelToken& token, int thread, int count) {
       const Range mine = share(n, thread, count);
       for (Index i = mine.first; i < mine.last; ++i) {
@@ -159,7 +158,7 @@ struct Functions {
         stack.work(token, 0, 1);
         done(stack, i);
       }
-      wait(end, count, token);
+      wait(end, thread, count, token);
     };
     record_sharing({"members", threads, parallel(threads, calls->interrupt, work)});
   }

@@ -296,9 +296,9 @@ CancelToken watch_of(Stop& stop, bool calling) {
 
 // Far more threads than cores meet again and again: nobody passes before all have arrived, though
 // most of them sleep meanwhile.
-void crowded_barrier() {
-  constexpr int size = 40, times = 300;
-  Barrier barrier;
+void crowded_barrier(int size) {
+  constexpr int times = 300;
+  std::vector<Barrier> barrier(barrier_places(size));
   Stop stop{asked_in_vain(), 0, 0};
   std::vector<int> reached(size, 0);  // each written by one, read by all after they met
   std::vector<int> wrong(size, 0);
@@ -308,14 +308,15 @@ void crowded_barrier() {
       CancelToken token = watch_of(stop, i == 0);
       for (int time = 1; time <= times; ++time) {
         reached[i] = time;
-        if (!wait(barrier, size, token)) ++wrong[i];
+        if (!wait(barrier.data(), i, size, token)) ++wrong[i];
         wrong[i] += static_cast<int>(std::count(reached.begin(), reached.end(), time)) != size;
-        if (!wait(barrier, size, token)) ++wrong[i];
+        if (!wait(barrier.data(), i, size, token)) ++wrong[i];
       }
       leave_float_environment(token.environment);
     });
   for (std::thread& one : group) one.join();
-  require(std::count(wrong.begin(), wrong.end(), 0) == size, "a crowded barrier let some pass");
+  require(std::count(wrong.begin(), wrong.end(), 0) == size,
+          "a crowded barrier of " + std::to_string(size) + " let some pass");
 }
 
 // Who waits for a thread that does not come goes on asking the caller, and does not keep its core
@@ -338,11 +339,11 @@ void long_wait(bool end) {
   std::thread other([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(500));
     CancelToken token = watch_of(stop, false);
-    late = wait(barrier, 2, token);
+    late = wait(&barrier, 1, 2, token);
   });
   CancelToken token = watch_of(stop, true);
   const Nanoseconds before = thread_time(), begin = now();
-  early = wait(barrier, 2, token);
+  early = wait(&barrier, 0, 2, token);
   const Nanoseconds busy = thread_time() - before, took = now() - begin;
   leave_float_environment(token.environment);
   other.join();
@@ -420,7 +421,8 @@ void learning() {
 }  // namespace
 
 int main() {
-  crowded_barrier();
+  for (const int size : {2, kBarrierGroup, kBarrierGroup + 1, 40})  // also in groups, one of one
+    crowded_barrier(size);
   long_wait(false), long_wait(true);
   parts_of_a_call();
   learning();

@@ -95,19 +95,20 @@ inline LayerPipeline pipeline_of(const CellLayout& cell, const Call& call, const
 
 // The barriers of a call: all threads', and one for each team.
 struct Barriers {
-  int count;
+  int threads;
   Barrier* of;
-  void allocate(Arena& arena, int threads) {
-    count = 1 + threads;
-    of = arena.allocate<Barrier>(count);
+  int count() const { return barrier_places(threads) + threads; }
+  void allocate(Arena& arena, int n) {
+    threads = n;
+    of = arena.allocate<Barrier>(count());
   }
   void clear() const {
-    for (int i = 0; i < count; ++i) of[i] = Barrier{};
+    for (int i = 0; i < count(); ++i) of[i] = Barrier{};
   }
-  Team all(CancelToken& token, int thread, int threads) const {
-    return {thread, threads, &of[0], &token};
+  Team all(CancelToken& token, int thread, int started) const {
+    return {thread, started, of, &token};
   }
-  Barrier* teams() const { return of + 1; }
+  Barrier* teams() const { return of + barrier_places(threads); }  // one place for each thread
 };
 
 // to = a + b on the rows alive; zeros behind a row's end.

@@ -1,5 +1,7 @@
 #include "threads/grid.h"
 
+#include "threads/runtime.h"
+
 #include <algorithm>
 
 namespace rnnkern {
@@ -66,7 +68,7 @@ double step_time(const Machine& m, const StepWork& work, const Grid& grid) {
   double time = arithmetic + traffic.from_l3 / m.l3_rate + traffic.from_memory / memory_rate;
   if (d.members > 1 && work.meetings > 0) {
     const double others = d.rows * static_cast<double>(work.rows) * work.row_bytes * (1 - d.units);
-    const double barrier = static_cast<double>(d.members) * m.barrier;
+    const double barrier = barrier_arrivals(static_cast<int>(d.members)) * m.barrier;
     time += arithmetic * m.waiting + work.meetings * barrier + others / m.exchange_rate;
   }
   return grid.threads < work.directions ? 2 * time : time;  // one direction after the other

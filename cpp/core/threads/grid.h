@@ -33,7 +33,7 @@ struct Machine {
   double memory_rate = 80;       // from memory to one core
   double all_memory_rate = 300;  // from memory to all cores; not measured
   double exchange_rate = 40;     // to one core, of what others have just written
-  double barrier = 180;          // of a barrier, for each thread that meets there
+  double barrier = 180;          // of a barrier, for each arrival one after another
   // The share of a step's arithmetic by which the slowest member of a team is behind the average.
   double waiting = 0.05;
   // What layers on different threads take longer than their steps and the wait for the first chunk.

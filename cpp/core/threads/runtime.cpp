@@ -190,23 +190,37 @@ bool reached(Progress& progress, int done, CancelToken& token) {
   return !canceled(token);
 }
 
-bool wait(Barrier& barrier, int size, CancelToken& token) {
-  const int generation = __atomic_load_n(&barrier.generation, __ATOMIC_RELAXED);
-  if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == size) {
+namespace {
+// Whether all of `count` have arrived with this one. Then the place is as before, for their next
+// time.
+bool last_to_arrive(Barrier& place, int count) {
+  if (__atomic_add_fetch(&place.arrived, 1, __ATOMIC_ACQ_REL) != count) return false;
+  __atomic_store_n(&place.arrived, 0, __ATOMIC_RELAXED);
+  return true;
+}
+}  // namespace
+
+bool wait(Barrier* barrier, int thread, int threads, CancelToken& token) {
+  Barrier& all = *barrier;
+  const int generation = __atomic_load_n(&all.generation, __ATOMIC_RELAXED);
+  const int groups = barrier_groups(threads), group = thread / kBarrierGroup;
+  const int size = std::min(kBarrierGroup, threads - group * kBarrierGroup);
+  const bool last = groups == 0
+                        ? last_to_arrive(all, threads)
+                        : last_to_arrive(barrier[1 + group], size) && last_to_arrive(all, groups);
+  if (last) {
     // The last to arrive decides for all, or some would wait for others that have left.
-    barrier.stopped = canceled(token) ? 1 : 0;
-    const bool go_on = barrier.stopped == 0;
-    __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&barrier.asleep, __ATOMIC_SEQ_CST) != 0)
-      os::wake(&barrier.generation, size);
+    const bool go_on = !canceled(token);
+    all.stopped = go_on ? 0 : 1;
+    __atomic_store_n(&all.generation, generation + 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&all.asleep, __ATOMIC_SEQ_CST) != 0) os::wake(&all.generation, threads);
     return go_on;
   }
   const auto all_arrived = [&] {
-    return __atomic_load_n(&barrier.generation, __ATOMIC_SEQ_CST) != generation;
+    return __atomic_load_n(&all.generation, __ATOMIC_SEQ_CST) != generation;
   };
-  wait_for(all_arrived, barrier.generation, [&] { return generation; }, barrier.asleep, token);
-  return barrier.stopped == 0;
+  wait_for(all_arrived, all.generation, [&] { return generation; }, all.asleep, token);
+  return all.stopped == 0;
 }
 
 #if defined(__x86_64__)

@@ -80,15 +80,28 @@ class ThrottledPoll {
   bool over_ = false;
 };
 
-// A barrier for a fixed group of threads: spins briefly, then sleeps.
+// A barrier for a fixed number of threads: spins briefly, then sleeps. Few threads count themselves
+// at one place. More do so in groups, each at a place of its own, and the last of each group counts
+// the group: fewer threads then wait for the same cache line.
 struct alignas(64) Barrier {
   int arrived = 0;
   int generation = 0;
   int stopped = 0;
   int asleep = 0;
 };
-// False for all of the group or for none: leave.
-bool wait(Barrier& barrier, int size, CancelToken& token);
+inline constexpr int kBarrierGroup = 8;
+constexpr int barrier_groups(int threads) {
+  return threads > kBarrierGroup ? (threads + kBarrierGroup - 1) / kBarrierGroup : 0;
+}
+// The places of a barrier, one after another. Never more than its threads.
+constexpr int barrier_places(int threads) { return 1 + barrier_groups(threads); }
+// How many threads count themselves one after another before a barrier opens.
+constexpr int barrier_arrivals(int threads) {
+  const int groups = barrier_groups(threads);
+  return groups > 0 ? kBarrierGroup + groups : threads;
+}
+// False for all threads or for none: leave. `thread` counts from 0.
+bool wait(Barrier* barrier, int thread, int threads, CancelToken& token);
 
 // How far the work of one thread is, for others that follow: waits as at a barrier.
 struct alignas(64) Progress {

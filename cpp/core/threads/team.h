@@ -77,7 +77,7 @@ struct Team {
   CancelToken* token;  // the thread's
   // False for all of the team or for none: leave.
   bool wait() const {
-    if (size > 1) return rnnkern::wait(*barrier, size, *token);
+    if (size > 1) return rnnkern::wait(barrier, index, size, *token);
     return !stopped();
   }
   bool stopped() const { return canceled(*token); }
@@ -124,7 +124,7 @@ struct WorkShare {
   Team team;
 };
 
-// barriers: one for each thread. A team meets at that of its first thread.
+// barriers: one place for each thread. A team meets at those of its own threads.
 inline WorkShare work_share_of(CancelToken& token, int thread, const Grid& grid, Index D, Index B,
                                Index blocks, Barrier* barriers) {
   WorkShare part{0, false, {0, B}, {0, blocks}, {0, 1, nullptr, &token}};
