@@ -6,7 +6,6 @@ the case. The core itself says how it divides a call; the constants are read fro
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -47,33 +46,13 @@ def kinds():
     }
 
 
-def threshold(name):
-    return constant("core/stack/stack.h", name)
-
-
-def flops_of_a_thread():
-    return constant("core/threads/team.h", "kFlopsOfAThread")
-
-
-def capped(threads, most):
-    return max(1, math.floor(most)) if most < threads else threads
-
-
-def flops(kind, I, H, P, T, B, L, D, heads=1):
-    """Of the products of a forward."""
-    of = kinds()[kind]
-    recurrent = 0 if of.elementwise else of.gates * H * (P // heads)
-    inputs = of.gates * H * (I + (L - 1) * D * P)
-    return 2 * T * B * D * (inputs + L * (recurrent + of.projects * P * H))
-
-
 @dataclass(frozen=True)
 class Plan:
     """How the core runs a call.
 
     `threads` are those of a forward; a backward's differ for a single step only. They share
-    "directions", "rows", "units", rows and units in a "grid", or "layers"; a single thread shares
-    "nothing".
+    "directions", "rows", "units", rows and units in a "grid", "layers" or "members"; a single
+    thread shares "nothing". Of members that run in turn, it is the plan of each one's call.
     """
 
     threads: int
@@ -83,14 +62,5 @@ class Plan:
 
 
 def plan_of(layer, T, B, threads=1):
-    """Return the plan of a call of a layer that is no ensemble."""
+    """Return the plan of a call of a layer."""
     return Plan(*layer._stack.plan(T, B, threads))
-
-
-def threads_of_members(layer, T, B, threads):
-    """Return how many threads share the members of an ensemble."""
-    I, H, P, E = layer.input_size, layer.hidden_size, layer.output_size, layer.ensemble
-    L, D = layer.num_layers, 1 + layer.bidirectional
-    work = flops(layer._kind, I, H, P, T, B, L, D, layer._cell.heads)
-    of_all = E * (work + threshold("flops_of_a_call"))
-    return capped(min(threads, E), of_all / flops_of_a_thread())

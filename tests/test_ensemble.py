@@ -8,6 +8,7 @@ import pytest
 from helpers import (
     KINDS,
     both_ways,
+    forced_grid,
     fused_sets,
     in_each_dtype,
     joined,
@@ -17,7 +18,7 @@ from helpers import (
     random_problem,
     wide,
 )
-from plan import threads_of_members
+from plan import plan_of
 
 import rnnkern as rk
 
@@ -139,18 +140,63 @@ def test_same_bits_for_any_threads_and_set(kind, shared):
 
     want = results(1)
     for threads in (2, 3, 8):
-        assert threads_of_members(layer, T, B, threads) == threads
+        plan = plan_of(layer, T, B, threads)
+        assert (plan.shared, plan.threads) == ("members", threads)
         for name in fused_sets():
             with rk.force_isa(name):
                 for got, expected in zip(results(threads), want, strict=True):
                     same(got, expected)
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "options"), [(None, {}), (4, {"num_layers": 2, "dropout": 0.3})]
+)
+def test_few_large_members_run_in_turn_on_all_threads(checkpoint, options):
+    T, B, E = 9, 16, 3
+    layer = make_layer("lstm", 64, 256, ensemble=E, **options)
+    problem = problem_of(layer, T, B)
+
+    def results(threads):
+        y, state, tape = on_threads(threads, problem.forward, layer, checkpoint=checkpoint)
+        forward = rk.info()["last_call"]
+        grads = on_threads(threads, problem.backward, layer, tape)
+        values = [y, *parts(state), grads.x, *parts(grads.state), *grads.params.values()]
+        return [*values, grads.norm], forward
+
+    want, _ = results(1)
+    # Side by side, two of the three would be one thread's, or each would have one of the four.
+    for threads in (2, 4):
+        assert plan_of(layer, T, B, threads).shared == "rows"
+        got, forward = results(threads)
+        assert (forward["shared"], forward["planned"]) == ("rows", threads)
+        for one, expected in zip(got, want, strict=True):
+            same(one, expected)
+    assert plan_of(layer, T, B, 3).shared == "members"
+
+
+def test_members_take_a_forced_grid():
+    layer = make_layer("gru", 9, 33, num_layers=2, ensemble=2)
+    problem = problem_of(layer, 4, 6)
+
+    def results():
+        y, _, tape = problem.forward(layer)
+        return [y, *problem.backward(layer, tape).params.values()]
+
+    want = on_threads(1, results)
+    for threads, teams in ((2, 1), (3, 3), (4, 2), (16, 4)):
+        with forced_grid(threads, teams):
+            got = on_threads(threads, results)
+            assert rk.info()["last_call"]["threads"] == threads
+        for one, expected in zip(got, want, strict=True):
+            same(one, expected)
+
+
 def test_many_members_on_many_threads_are_layers_alone():
     layer = make_layer("lstm", 16, 32, ensemble=7)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 7, 4, 16)).astype(np.float32)
-    assert threads_of_members(layer, 60, 4, 4) == 4
+    plan = plan_of(layer, 60, 4, 4)
+    assert (plan.shared, plan.threads) == ("members", 4)
     y, _, tape = on_threads(4, layer.forward, x)
     grads = on_threads(4, layer.backward, tape, np.ones_like(y))
     for e in range(7):

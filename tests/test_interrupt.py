@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import make_layer, random_problem
-from plan import constant, threads_of_members
+from plan import constant, plan_of
 
 import rnnkern as rk
 
@@ -320,7 +320,8 @@ def test_ctrl_c_ends_an_ensemble_after_the_calling_threads_share():
         return np.broadcast_to(np.float32(1), (T, 3, 1, 256))
 
     T = size_of(LONG / 2, lambda T: layer.member(0)(x(T)[:, 0]))
-    assert threads_of_members(layer, T, 1, 2) == 2
+    plan = plan_of(layer, T, 1, 2)
+    assert (plan.shared, plan.threads) == ("members", 2)
     clock, sent = time.pthread_getcpuclockid(threading.get_ident()), []
     ran = [time.clock_gettime(clock)]
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from helpers import KINDS, make_layer
-from plan import constant, kinds, threads_of_members
+from plan import constant, kinds, plan_of
 
 from rnnkern.reference import CELLS
 
@@ -39,7 +39,7 @@ def test_threads_of_members_are_those_that_start():
     """
     for E, expected in ((5, 1), (6, 2), (12, 4)):  # sizes at which each count differs
         T, B, I, H, n = 70, 3, 4, 9, 4
-        assert threads_of_members(make_layer("gru", I, H, ensemble=E), T, B, n) == expected
+        assert plan_of(make_layer("gru", I, H, ensemble=E), T, B, n).threads == expected
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, (E, T, B, I, H, n))],
             capture_output=True,

@@ -367,7 +367,13 @@ CallPlan plan_of(const Sizes& s, Index steps, Index rows, Index threads) {
   call.L = s.L, call.D = s.D, call.H = s.H, call.P = s.P, call.reverse = s.reverse;
   call.rows.T = steps, call.rows.B = rows;
   call.layers = layers.data(), call.threads = static_cast<int>(threads);
-  return kernels().of<T>().plan(call);
+  const TypedKernels<T>& use = kernels().of<T>();
+  const int side_by_side = s.members ? use.threads_of_forwards(call, s.count()) : 0;
+  if (side_by_side == 0) return use.plan(call);
+  call.threads = 1;
+  CallPlan of_member = use.plan(call);
+  of_member.threads = side_by_side, of_member.shared = "members";
+  return of_member;
 }
 
 }  // namespace

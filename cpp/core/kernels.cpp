@@ -128,6 +128,10 @@ struct Functions {
       return laid_out<Backwards<decltype(w)>>(call, arena).run();
     });
   }
+  template <class Call>
+  static int threads_of(const Call& call, Index n) {
+    return threads_of_members<T>(cell_of<T>(call.kind).layout, call, n);
+  }
   static void forward_members(const ForwardCall<T>* calls, Index n, int threads, void* workspaces) {
     with_format<T>(calls->constants, [&](auto w) {
       using Stack = Forwards<decltype(w)>;
@@ -236,6 +240,8 @@ constexpr TypedKernels<T> typed_table(const ModuleKernels<T>& modules) {
           F::run_forward,
           F::backward_workspace,
           F::backward,
+          F::template threads_of<ForwardCall<T>>,
+          F::template threads_of<BackwardCall<T>>,
           F::forward_members,
           F::backward_members,
           F::packed_bytes,

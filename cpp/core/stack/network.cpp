@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 
 #include "stack/masked.h"
 #include "stack/steps.h"
@@ -222,7 +223,7 @@ const T* PackedWeights<T>::of(Index member, Index layer, Index direction) const 
 
 namespace {
 
-// The calls of a run: one, or one for each member of an ensemble, side by side.
+// The calls of a run: one, or one for each member of an ensemble, side by side or in turn.
 template <class Call, class T>
 class Calls {
  public:
@@ -230,6 +231,7 @@ class Calls {
       : ensemble_(s.members != 0),
         L_(s.L),
         threads_(threads()),
+        side_by_side_(0),
         calls_(static_cast<std::size_t>(s.count())),
         layers_(static_cast<std::size_t>(s.count() * s.L)) {
     for (Index e = 0; e < s.count(); ++e) {
@@ -238,26 +240,34 @@ class Calls {
       call.L = s.L, call.D = s.D, call.H = s.H, call.P = s.P;
       call.reverse = s.reverse;
       call.layers = layers(e);
-      call.threads = ensemble_ ? 1 : threads_;
+      call.threads = threads_;
     }
   }
   Call& of(Index member) { return calls_[static_cast<std::size_t>(member)]; }
   Layer<T>* layers(Index member) { return layers_.data() + member * L_; }
-  Index workspaces(Index of_one) const {
-    return ensemble_ ? of_one * std::min<Index>(threads_, count()) : of_one;
+  // Once the calls have their rows: how members share the threads.
+  void arrange(const TypedKernels<T>& use) {
+    if (!ensemble_) return;
+    calls_[0].threads = threads_;
+    if constexpr (std::is_same_v<Call, ForwardCall<T>>)
+      side_by_side_ = use.threads_of_forwards(calls_[0], count());
+    else
+      side_by_side_ = use.threads_of_backwards(calls_[0], count());
+    for (Call& call : calls_) call.threads = side_by_side_ > 0 ? 1 : threads_;
   }
+  Index workspaces(Index of_one) const { return of_one * std::max(1, side_by_side_); }
   void forward(const TypedKernels<T>& use, const Interrupt& interrupt, void* workspaces) {
     for (Call& call : calls_) call.interrupt = interrupt;
-    if (!ensemble_) return use.forward(calls_[0], workspaces);
-    use.forward_members(calls_.data(), count(), threads_, workspaces);
+    if (side_by_side_ > 0)
+      return use.forward_members(calls_.data(), count(), side_by_side_, workspaces);
+    for (const Call& call : calls_) use.forward(call, workspaces);
   }
   void backward(const TypedKernels<T>& use, const Interrupt& interrupt, void* workspaces,
                 GradientNorm* norms) {
     for (Call& call : calls_) call.interrupt = interrupt;
-    if (!ensemble_)
-      *norms = use.backward(calls_[0], workspaces);
-    else
-      use.backward_members(calls_.data(), count(), threads_, workspaces, norms);
+    if (side_by_side_ > 0)
+      return use.backward_members(calls_.data(), count(), side_by_side_, workspaces, norms);
+    for (const Call& call : calls_) *norms++ = use.backward(call, workspaces);
   }
 
  private:
@@ -265,6 +275,7 @@ class Calls {
   bool ensemble_;
   Index L_;
   int threads_;
+  int side_by_side_;  // threads with members of their own; 0: a single call, or members in turn
   std::vector<Call> calls_;
   std::vector<Layer<T>> layers_;
 };
@@ -418,6 +429,7 @@ struct ForwardRun<T>::Plan {
       call.dropout = from_step(tape.dropouts[static_cast<std::size_t>(e)], step);
       call.dropped = tape.drops() ? dropped.get() + e * between : nullptr;
     }
+    calls.arrange(use);
   }
 
   // After all segments: y and the layers' h, which stand at the real steps' own places, or of y in
@@ -554,6 +566,7 @@ struct BackwardRun<T>::Plan {
       back.clip = to.clip, back.flow_penalty = to.flow_penalty;
       back.accumulate = i + 1 < segments.count, back.defer_finalize = i > 0;
     }
+    forward.arrange(use), backward.arrange(use);
   }
 
   // Where a member's layer reads and writes gradients in segment i.
