@@ -140,12 +140,14 @@ def test_unknown_set_by_environment(name):
 def test_info():
     info = rk.info()
     assert set(info) == {
-        *("version", "isa", "available", "threads", "caches", "last_call", "compiler", "flags"),
+        *("version", "isa", "available", "threads", "caches", "last_call", "single_thread_for"),
+        *("compiler", "flags"),
     }
     assert info["version"] == rk.__version__
     assert info["isa"] in info["available"] == sets()
     assert info["threads"] == rk.get_num_threads() >= 1
     assert min(info["caches"].values()) >= 1
+    assert 0 <= info["single_thread_for"] <= 0.5
     assert info["compiler"].split()[0] in ("GNU", "Clang")
     assert "-ffp-contract=off" in info["flags"]
     assert "fast-math" not in info["flags"]

@@ -81,6 +81,10 @@ void bind_runtime(py::module_& m) {
   m.def("caches",
         [] { return py::make_tuple(machine.l2_bytes, machine.l3_bytes, machine.l3_cores); });
   m.def("set_caches", &set_caches, py::arg("l2_bytes"), py::arg("l3_bytes"), py::arg("l3_cores"));
+  m.def(
+      "alone_for", [] { return 1e-9 * static_cast<double>(alone_for()); },
+      "Return for how many seconds, at most, calls of this thread use one thread, since more were "
+      "no gain lately.");
   m.def("last_sharing", []() -> py::object {
     const Sharing last = last_sharing();
     if (!last.shared) return py::none();

@@ -43,6 +43,7 @@ class Info(TypedDict):
     threads: int
     caches: dict[str, int]
     last_call: LastCall | None
+    single_thread_for: float
     compiler: str
     flags: str
 
@@ -215,7 +216,7 @@ def info() -> Info:
     -------
     dict
         Keys ``version``, ``isa``, ``available``, ``threads``, ``caches``, ``last_call``,
-        ``compiler``, ``flags``.
+        ``single_thread_for``, ``compiler``, ``flags``.
 
         ``caches`` has the bytes of each core's L2 cache and of an L3 cache, and how many cores
         share the latter. By these, a call chooses how its threads share rows and units.
@@ -225,6 +226,9 @@ def info() -> Info:
         ``"units"``, rows and units in a ``"grid"``, ``"layers"``, or ``"members"`` of an ensemble.
         ``planned`` threads is what the call could use well, ``threads`` what it used: fewer where
         parallel calls were slower lately, or where threads can't be started.
+
+        ``single_thread_for`` is 0.0, or, if parallel calls of the calling thread were slower
+        lately, the seconds until it tries several threads again, at the latest.
 
     Examples
     --------
@@ -240,6 +244,7 @@ def info() -> Info:
         "threads": _core.num_threads(),
         "caches": {"l2": int(l2), "l3": int(l3), "l3_cores": l3_cores},
         "last_call": _last_call(),
+        "single_thread_for": _core.alone_for(),
         "compiler": _core.compiler,
         "flags": _core.flags,
     }

@@ -3,6 +3,7 @@
 // end early. What they meet at, and what a thread learns from its calls. For ThreadSanitizer and
 // Valgrind, too. Exits with 1 and says so at the first fault.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -418,6 +419,52 @@ void learning() {
   require(usable_threads(3) == 3, "learning: a choice of the program's does not count");
 }
 
+// A long rest ends once a busy thread of this process stops, and not because none is busy.
+void neighbours() {
+  constexpr Nanoseconds ms = 1000000;
+  const auto fail = [] {  // so often that the rest is the longest
+    set_threads(0);
+    usable_threads(3);
+    for (int i = 0; i < 8; ++i) record_call(5 * ms, 1 * ms);
+    return now();
+  };
+  const auto still_alone = [](int looks) {
+    bool alone = true;
+    for (int i = 0; i < looks && alone; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      alone = usable_threads(3) == 1;
+    }
+    return alone;
+  };
+  const auto late = [](Nanoseconds begin) { return now() - begin > 400 * ms; };  // a slow machine
+
+  Nanoseconds begin = fail();
+  const bool alone = still_alone(40);
+  require(alone || late(begin), "neighbours: no rest, though none was seen to stop");
+  require(late(begin) || alone_for() > 50 * ms, "neighbours: how long the rest is");
+  // Where other processes leave the busy thread less than most of a core, this says nothing.
+  for (int trial = 0; trial < 20; ++trial) {
+    std::atomic<bool> over{false};
+    Nanoseconds had = 0;
+    begin = fail();
+    std::thread busy([&] {
+      while (!over.load()) {
+      }
+      had = thread_time();
+    });
+    const bool beside = still_alone(30);
+    const Nanoseconds took = now() - begin;
+    over.store(true);
+    busy.join();
+    const bool after = still_alone(20);
+    if (late(begin) || 10 * had < 7 * took) continue;
+    require(beside && !after, "neighbours: it does not matter whether one stops");
+    require(alone_for() == 0, "neighbours: how long a rest is that has ended");
+    break;
+  }
+  set_threads(0);
+}
+
 }  // namespace
 
 int main() {
@@ -426,6 +473,7 @@ int main() {
   long_wait(false), long_wait(true);
   parts_of_a_call();
   learning();
+  neighbours();
   require(!comparable_sets().empty(),
           "threads: no instruction set here that rounds as the naive does");
   for (const Kernels* set : comparable_sets()) {

@@ -36,16 +36,43 @@ void pause() {
 
 // Whether working together is a gain: each calling thread sees for itself. Where another process
 // keeps a core busy, the threads of a call wait for the one that has none, time slice after time
-// slice. Then it is left to work alone for a while, twice as long after each trial that fails.
+// slice. Then it is left to work alone for a while, twice as long after each trial that fails. If
+// the busy thread is of this process, such as one of another library that spins until its next
+// call, the while ends as soon as it no longer is.
 struct AdaptiveThreads {
   static constexpr Nanoseconds most_gain = 5000000;    // one slice lost now and then is forgiven
   static constexpr Nanoseconds first_gain = 200000;    // a trial's first call wakes threads up
-  static constexpr Nanoseconds first_rest = 20000000;  // a few slices
+  static constexpr Nanoseconds first_rest = 20000000;  // a few slices; OpenMP's threads spin less
   static constexpr Nanoseconds most_rest = 500000000;  // some percent of it are lost in a trial
+  static constexpr Nanoseconds shortest_look = 1000000;
   int choices = 0;
   Nanoseconds gain = first_gain;
   Nanoseconds rest = first_rest;
   Nanoseconds alone_until = 0;
+  // The last look at the other threads of this process, the first one being after first_rest.
+  Nanoseconds look_at = 0;
+  Nanoseconds others_time = 0;
+  bool looked = false;
+  bool others_were_busy = false;
+
+  void work_alone(Nanoseconds from) {
+    alone_until = from + rest;
+    look_at = from + first_rest;
+    looked = others_were_busy = false;
+    rest = std::min(2 * rest, most_rest);
+  }
+  // Whether another thread of this process had half of a core or more, and now has less than a
+  // tenth.
+  bool others_stopped(Nanoseconds at) {
+    if (at < (looked ? look_at + shortest_look : look_at)) return false;
+    const Nanoseconds others = os::process_clock() - os::thread_clock();
+    const Nanoseconds passed = at - look_at, busy = others - others_time;
+    const bool first = !looked;
+    looked = true, look_at = at, others_time = others;
+    if (first) return false;
+    others_were_busy = others_were_busy || 2 * busy >= passed;
+    return others_were_busy && 10 * busy < passed;
+  }
 };
 thread_local AdaptiveThreads adaptive;
 
@@ -87,9 +114,16 @@ int usable_threads(int n) {
     adaptive = AdaptiveThreads{};
     adaptive.choices = made;
   }
-  const bool rests = adaptive.alone_until != 0 && now() < adaptive.alone_until;
-  if (rests && forced_grid.threads == 0) return 1;
+  if (adaptive.alone_until != 0 && forced_grid.threads == 0) {
+    const Nanoseconds at = now();
+    if (adaptive.others_stopped(at)) adaptive.alone_until = 0;
+    if (at < adaptive.alone_until) return 1;
+  }
   return startable_threads(n);
+}
+
+Nanoseconds alone_for() {
+  return adaptive.alone_until == 0 ? 0 : std::max<Nanoseconds>(0, adaptive.alone_until - now());
 }
 
 Nanoseconds now() { return os::wall_clock(); }
@@ -103,8 +137,7 @@ void record_call(Nanoseconds took, Nanoseconds computed) {
     e.rest = AdaptiveThreads::first_rest;
   } else if (e.gain < 0) {
     e.gain = AdaptiveThreads::first_gain;
-    e.alone_until = now() + e.rest;
-    e.rest = std::min(2 * e.rest, AdaptiveThreads::most_rest);
+    e.work_alone(now());
   }
 }
 

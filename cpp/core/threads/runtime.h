@@ -23,6 +23,7 @@ int forks();
 int usable_threads(int n);
 
 using Nanoseconds = std::int64_t;
+Nanoseconds alone_for();    // how long that is one for the calling thread, at most
 Nanoseconds now();          // the wall clock
 Nanoseconds thread_time();  // what the calling thread has had of a core
 // What the calling thread learns from a call on many threads: how long it took, and how long all of

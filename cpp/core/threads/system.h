@@ -8,8 +8,9 @@
 
 namespace rnnkern::os {
 
-Nanoseconds wall_clock();    // steady
-Nanoseconds thread_clock();  // what the calling thread has had of a core
+Nanoseconds wall_clock();     // steady
+Nanoseconds thread_clock();   // what the calling thread has had of a core
+Nanoseconds process_clock();  // the same of all threads of the process
 
 // Until woken, or not for long; at once where `word` is not `expected`, and at any time for
 // nothing.

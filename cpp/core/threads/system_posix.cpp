@@ -24,6 +24,7 @@ Nanoseconds read(clockid_t clock) {
 
 Nanoseconds wall_clock() { return read(CLOCK_MONOTONIC); }
 Nanoseconds thread_clock() { return read(CLOCK_THREAD_CPUTIME_ID); }
+Nanoseconds process_clock() { return read(CLOCK_PROCESS_CPUTIME_ID); }
 
 void sleep([[maybe_unused]] int* word, [[maybe_unused]] int expected) {
 #if defined(__linux__)
