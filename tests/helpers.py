@@ -9,6 +9,7 @@ from functools import partial, wraps
 from typing import Any
 
 import numpy as np
+import pytest
 
 import rnnkern as rk
 from rnnkern import _core, reference
@@ -171,6 +172,21 @@ def in_each(name, values):
         return run
 
     return decorated
+
+
+# A test of a full product of options takes `half` and leaves out each case of which `in_half` is
+# false. One half runs by default, and the other with `pytest -m slow`.
+each_half = pytest.mark.parametrize(
+    "half", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["first", "second"]
+)
+
+
+def in_half(half, *places):
+    """Whether a case belongs to this half. `places` are those of its values among their options.
+
+    Each half has every combination of all options but one, whichever that is.
+    """
+    return sum(map(int, places)) % 2 == half
 
 
 in_each_set = in_each("isa", sets)

@@ -18,11 +18,13 @@ from helpers import (
     LOOPS,
     QUIET,
     assert_same,
+    each_half,
     forced_grid,
     fused_sets,
     in_each,
     in_each_dtype,
     in_each_set,
+    in_half,
     make_layer,
     on_threads,
     parts,
@@ -152,9 +154,14 @@ def test_the_clips_act(kind, sizes):
 @in_each_set
 @every_shape
 @every_case
+@each_half
 @in_each_dtype
 @every_loop
-def test_threads(kind, dtype, case, shape, isa):
+def test_threads(kind, dtype, half, case, shape, isa):
+    places = [list(CASES.values()).index(case), list(SHAPES.values()).index(shape)]
+    places += [LOOPS.index(kind), dtype is np.float64, sets().index(isa)]
+    if not in_half(half, *places):
+        return
     I, H, T, B = shape
     T = shortest(make_layer(kind, I, H, dtype=dtype, **case.options), T, B, 8)
     layer, problem = case.make(kind, dtype, I, H, T, B)

@@ -17,11 +17,13 @@ from helpers import (
     assert_close,
     assert_same,
     both_ways,
+    each_half,
     forced_grid,
     handed_through,
     in_each,
     in_each_dtype,
     in_each_set,
+    in_half,
     is_elementwise,
     joined,
     make_layer,
@@ -84,12 +86,16 @@ def check(layer, problem, want, clip=None, threads=1, chain=10_000):
 
 @in_each_set
 @each_loop
+@each_half
 @in_each_dtype
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_every_option_with_every_other(isa, kind, dtype, bidirectional, num_layers):
+def test_every_option_with_every_other(isa, kind, half, dtype, bidirectional, num_layers):
     layouts = ({"B": 3}, {"B": 3, "batch_first": True}, {"B": 3, "lengths": "random"}, {"B": None})
-    for bias, state, layout in product([True, False], [True, False], layouts):
+    for bias, state, (i, layout) in product([True, False], [True, False], enumerate(layouts)):
+        places = (bias, state, i, dtype is np.float64, bidirectional, num_layers)
+        if not in_half(half, *places):
+            continue
         options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": num_layers}
         with rk.force_isa(isa):
             check(*case(kind, 5, 7, 4, bias=bias, state=state, **layout, **options))
@@ -97,10 +103,13 @@ def test_every_option_with_every_other(isa, kind, dtype, bidirectional, num_laye
 
 @in_each_set
 @each_kind
+@each_half
 @in_each_dtype
 @pytest.mark.parametrize("H", ODD)
-def test_odd_sizes(isa, kind, dtype, H):
-    for I, B in ((1, 1), (7, 5), (15, 2), (17, 1), (33, 9), (65, 3)):
+def test_odd_sizes(isa, kind, half, dtype, H):
+    for i, (I, B) in enumerate(((1, 1), (7, 5), (15, 2), (17, 1), (33, 9), (65, 3))):
+        if not in_half(half, dtype is np.float64, ODD.index(H), i):
+            continue
         with rk.force_isa(isa):
             check(*case(kind, I, H, 3, B, dtype=dtype, num_layers=2, bidirectional=I > 15))
 
@@ -167,8 +176,8 @@ def three_chunks(layer, B, threads=1):
 
 @in_each_set
 @each_loop
-@in_each_dtype
-@pytest.mark.parametrize("lengths", [None, "random"])
+@each_half
+@in_each("lengths", [None, "random"])
 @pytest.mark.parametrize(
     ("H", "B", "num_layers"),
     [
@@ -176,7 +185,9 @@ def three_chunks(layer, B, threads=1):
         pytest.param(17, 600, 1, id="one-step"),
     ],
 )
-def test_chunks_of_steps(isa, kind, dtype, lengths, H, B, num_layers):
+def test_chunks_of_steps(isa, kind, half, lengths, H, B, num_layers):
+    places = LOOPS.index(kind), lengths == "random", num_layers
+    dtype = DTYPES[in_half(half, *places)]
     options = {"dtype": dtype, "num_layers": num_layers, "bidirectional": True}
     layer = make_layer(kind, 9, H, **options)
     T = three_chunks(layer, B)

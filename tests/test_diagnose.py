@@ -13,6 +13,8 @@ from helpers import (
     QUIET,
     at_held_m,
     both_ways,
+    each_half,
+    in_half,
     joined,
     make_layer,
     parts,
@@ -680,8 +682,9 @@ def test_saturation_of_nothing_but_nan_is_nan(kind):
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-@pytest.mark.parametrize("all_rows", [False, True])
-def test_pictures_of_nan(kind, all_rows):
+@each_half
+def test_pictures_of_nan(kind, half):
+    all_rows = in_half(half, LOOPS.index(kind))
     layer = make_layer(kind, 2, 6, dtype=np.float64)
     p = random_problem(layer, 12, 3)
     p.x[5, slice(None) if all_rows else 1] = np.nan
