@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from helpers import (
     KINDS,
+    LOOPS,
     QUIET,
     assert_close,
     config_of,
@@ -33,7 +34,7 @@ from helpers import (
     sets,
 )
 from plan import CPP
-from test_bits import CASES, SHAPES, Case, bits, by_row, changed, differing, rows_of
+from test_bits import CASES, SHAPES, Case, bits, by_row, changed, differing, rows_of, shortest
 
 import rnnkern as rk
 from rnnkern import reference
@@ -607,10 +608,11 @@ def test_instruction_sets(kind, case, shape):
 
 @in_each_set
 @every_case
-@every_kind
+@pytest.mark.parametrize("kind", LOOPS)
 def test_threads(kind, case, isa):
-    for shape in SHAPES.values():
-        layer, problem = case.make(kind, np.float32, *shape)
+    for I, H, T, B in SHAPES.values():
+        T = shortest(make_layer(kind, I, H, **case.options), T, B, 8)
+        layer, problem = case.make(kind, np.float32, I, H, T, B)
         with rk.force_isa(isa):
             want = bits(layer, problem, case.clip)
             for forward, backward in ((2, 3), (5, 1), (8, 7)):
@@ -833,9 +835,8 @@ def size_of_terms(layer, want):
     return max(of_params) if "gain_ih_l0" in layer.params else 0.0
 
 
-@in_each_set
 @every_kind
-def test_one_step_is_the_reference_s(kind, isa, monkeypatch):
+def test_one_step_is_the_reference_s(kind, monkeypatch):
     """Outputs, states and all gradients, each to float32's precision in one problem at least."""
     firm, names, changed_most = set(), set(), 0.0
     for seed in range(64):
@@ -843,12 +844,13 @@ def test_one_step_is_the_reference_s(kind, isa, monkeypatch):
         p = random_problem(layer, 1, 2, seed=seed)
         size = NORM_STEP if "gain_ih_l0" in layer.params else STEP
         wants = references(layer, p, monkeypatch, size)
-        with rk.force_isa(isa):
-            y, state, tape = p.forward(layer)
-            grads = p.backward(layer, tape)
-        # Chains of 5 and 8 terms, an activation and a few more operations: 40 units.
-        firm |= assert_near((y, state, grads), wants, chain=100)
-        names |= set(named((y, state, grads)))
+        for isa in sets():
+            with rk.force_isa(isa):
+                y, state, tape = p.forward(layer)
+                grads = p.backward(layer, tape)
+            # Chains of 5 and 8 terms, an activation and a few more operations: 40 units.
+            firm |= assert_near((y, state, grads), wants, chain=100)
+            names |= set(named((y, state, grads)))
         changed_most = max(changed_most, np.abs(run_reference(layer, p).y - wants[0].y).max())
     assert firm == names
     assert changed_most > 1e-4  # ten times the bound, or more
