@@ -2,10 +2,12 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples" / "answers"
@@ -17,6 +19,25 @@ def run(name, out, *options):
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "NO_COLOR": "1"}
     )
+
+
+@pytest.fixture
+def stopped(monkeypatch, capsys):
+    """Run a script that stops before its work: its exit status and standard error.
+
+    It runs in this process: its imports would take longer than all else.
+    """
+
+    def stopped(name, out, *options):
+        script = FOLDER / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [script.name, "--quick", "--out", str(out), *options])
+        monkeypatch.syspath_prepend(str(FOLDER))
+        with matplotlib.rc_context(), pytest.raises(SystemExit) as exited:
+            runpy.run_path(str(script), run_name="__main__")
+        code = exited.value.code  # of a text, which the interpreter would print, too
+        return (code, capsys.readouterr().err) if isinstance(code, int) else (1, str(code))
+
+    return stopped
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -81,30 +102,30 @@ def test_reformatted_draws_what_is_kept_without_training_and_fills_the_page(tmp_
         assert f"| {cell} | 0.12 (0.12, 0.12) | 1.5 | 5 | 20 | 0.25 | 7 | 0.01 |" in text
 
 
-def test_reformatted_refuses_kept_runs_of_another_length(tmp_path):
+def test_reformatted_refuses_kept_runs_of_another_length(tmp_path, stopped):
     kept = tmp_path / "reformatted.json"
     kept.write_text(json.dumps(kept_runs(5.0)))
     before = kept.read_bytes()
-    done = run("reformatted", tmp_path)
-    assert done.returncode == 1
-    assert "expected runs with {'seconds': 0.1, 'quick': True}" in done.stderr
-    assert "got {'seconds': 5.0, 'quick': True}" in done.stderr
+    status, text = stopped("reformatted", tmp_path)
+    assert status == 1
+    assert "expected runs with {'seconds': 0.1, 'quick': True}" in text
+    assert "got {'seconds': 5.0, 'quick': True}" in text
     assert kept.read_bytes() == before
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
-def test_reformatted_refuses_a_time_that_is_none(seconds, tmp_path):
-    done = run("reformatted", tmp_path, "--seconds", seconds)
-    assert done.returncode == 2
-    assert "--seconds: expected a finite number above 0, got" in done.stderr
+def test_reformatted_refuses_a_time_that_is_none(seconds, tmp_path, stopped):
+    status, text = stopped("reformatted", tmp_path, "--seconds", seconds)
+    assert status == 2
+    assert "--seconds: expected a finite number above 0, got" in text
     assert not list(tmp_path.iterdir())
 
 
-def test_reformatted_refuses_a_page_without_the_marks(tmp_path):
+def test_reformatted_refuses_a_page_without_the_marks(tmp_path, stopped):
     page = tmp_path / "page.md"
     page.write_text("no marks\n")
-    done = run("reformatted", tmp_path, "--fill", str(page))
-    assert done.returncode == 2
-    assert "--fill: expected a page with <!-- reformatted.py fills this in -->" in done.stderr
+    status, text = stopped("reformatted", tmp_path, "--fill", str(page))
+    assert status == 2
+    assert "--fill: expected a page with <!-- reformatted.py fills this in -->" in text
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]  # before any run
     assert page.read_text() == "no marks\n"
