@@ -63,7 +63,7 @@ from numpy.lib.stride_tricks import as_strided
 import rnnkern as rk
 from rnnkern.layers import LAYERS
 
-SEQUENCES = int(os.environ.get("RNNKERN_SEQUENCES", "2000"))
+SEQUENCES = int(os.environ.get("RNNKERN_SEQUENCES", "1000"))
 STEPS = 8
 SEEN = Counter()  # sequences, calls, and each kind of call by how it went
 
