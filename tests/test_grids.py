@@ -186,20 +186,7 @@ def batched(values, n):
 
 
 def line(
-    H,
-    B,
-    threads,
-    teams=0,
-    *,
-    I=None,
-    D=1,
-    G=4,
-    size=4,
-    lanes=16,
-    meetings=1,
-    l2=MIB,
-    l3=32 * MIB,
-    l3_cores=8,
+    H, B, threads, teams=0, *, I=None, D=1, G=4, size=4, lanes=16, l2=MIB, l3=32 * MIB, l3_cores=8
 ):
     """A layer of G gates on a machine of Zen 5; `size` is that of a weight in bytes.
 
@@ -207,7 +194,7 @@ def line(
     """
     weights = G * H * H
     flops = 2 * B * (weights + G * H * (H if I is None else I))
-    step = (D, B, -(-H // lanes), flops, 15 * lanes, weights * size, H * 4, meetings)
+    step = (D, B, -(-H // lanes), flops, 15 * lanes, weights * size, H * 4)
     return (l2, l3, l3_cores, *step, threads, teams)
 
 
@@ -222,10 +209,6 @@ def line(
         (line(512, 7, 2), (2, 1)),
         (line(256, 1, 2), (2, 1)),
         (line(64, 1, 2, I=1), (1, 1)),
-        # Members of a team meet again for each layer norm, or never where no unit reads another.
-        (line(160, 1, 2), (2, 1)),
-        (line(160, 1, 2, meetings=5), (1, 1)),
-        (line(64, 1, 2, I=1, meetings=0), (2, 1)),
         # Two directions: one thread each, however short a step is.
         (line(16, 1, 2, D=2), (2, 1)),
         (line(512, 64, 8, D=2), (8, 4)),

@@ -2,7 +2,7 @@
 // and a step of a call, in the order of their records:
 //
 //   l2_bytes  l3_bytes  l3_cores   directions  rows  blocks  flops  flops_rate  weights_bytes
-//   row_bytes  meetings   threads  row_groups
+//   row_bytes   threads  row_groups
 //
 // 0 row_groups: the model chooses the grid, of at most so many threads. Each line of the output is
 // the grid, the time of its step and that of a step on one thread, the bytes from the L3 cache and
@@ -18,9 +18,9 @@ int main() {
   Machine m;
   StepWork w;
   int threads, row_groups;
-  while (std::scanf("%lf %lf %d %td %td %td %lf %lf %lf %lf %d %d %d", &m.l2_bytes, &m.l3_bytes,
+  while (std::scanf("%lf %lf %d %td %td %td %lf %lf %lf %lf %d %d", &m.l2_bytes, &m.l3_bytes,
                     &m.l3_cores, &w.directions, &w.rows, &w.blocks, &w.flops, &w.flops_rate,
-                    &w.weights_bytes, &w.row_bytes, &w.meetings, &threads, &row_groups) == 13) {
+                    &w.weights_bytes, &w.row_bytes, &threads, &row_groups) == 12) {
     const Grid grid = row_groups > 0 ? Grid{threads, row_groups} : choose_grid(m, w, threads);
     const Traffic traffic = step_traffic(m, w, grid);
     std::printf("%d %d %g %g %g %g", grid.threads, grid.row_groups, step_time(m, w, grid),

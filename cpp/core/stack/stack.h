@@ -40,12 +40,6 @@ inline double work_to_share(const CellLayout& cell, const ForwardCall<T>& call) 
   return work_of(cell, call) *
          (alone ? as_double(ThreadingThresholds::rows_of_a_step) / as_double(B) : 1);
 }
-// How often a team meets in a step of forward.
-inline int meetings_of_step(const CellLayout& cell) {
-  if (cell.elementwise) return 0;
-  const int norms = cell.normalizes ? (cell.normalizes_state ? 2 : 1) : 0;
-  return cell.phases + (cell.projects ? 1 : 0) + 2 * norms;  // before a norm's sums, and after
-}
 template <class T, class Call>
 inline StepWork step_work_of(const CellLayout& cell, const Call& call) {
   constexpr double flops_of_a_lane = 15;  // per nanosecond, on a core with two units at 3.75 GHz
@@ -58,8 +52,7 @@ inline StepWork step_work_of(const CellLayout& cell, const Call& call) {
           work_of(cell, call) / steps,
           flops_of_a_lane * kLanes<T>,
           weights_of_step(cell, call) * as_double(weight_bytes),
-          as_double(call.P) * sizeof(T),
-          meetings_of_step(cell)};
+          cell.elementwise ? 0 : as_double(call.P) * sizeof(T)};
 }
 
 // How the threads of a call share its work. Each thread has kFlopsOfAThread of it, or more.

@@ -66,10 +66,10 @@ double step_time(const Machine& m, const StepWork& work, const Grid& grid) {
       std::min(static_cast<double>(d.together) * m.memory_rate, m.all_memory_rate / caches);
   const double arithmetic = work.flops * d.rows * d.units / work.flops_rate;
   double time = arithmetic + traffic.from_l3 / m.l3_rate + traffic.from_memory / memory_rate;
-  if (d.members > 1 && work.meetings > 0) {
+  if (d.members > 1 && work.row_bytes > 0) {
     const double others = d.rows * static_cast<double>(work.rows) * work.row_bytes * (1 - d.units);
     const double barrier = barrier_arrivals(static_cast<int>(d.members)) * m.barrier;
-    time += arithmetic * m.waiting + work.meetings * barrier + others / m.exchange_rate;
+    time += arithmetic * m.waiting + barrier + others / m.exchange_rate;
   }
   return grid.threads < work.directions ? 2 * time : time;  // one direction after the other
 }

@@ -50,9 +50,8 @@ struct StepWork {
   double flops_rate;     // flops of one core per nanosecond
   double weights_bytes;  // of the matrices that are read again in each step
   // What each member of a team reads in each step of what the others have written, of a row, if
-  // all units are others'.
+  // all units are others'. 0: the members never meet.
   double row_bytes;
-  int meetings;  // of a team in each step, all of which have the cost of a barrier
 };
 
 // Bytes of weights that a step brings to the caches of one core from its L3 cache, and to one L3
