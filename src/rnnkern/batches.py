@@ -172,7 +172,7 @@ class Batches:
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

@@ -772,7 +772,7 @@ class SGD(_Optimizer):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be, or a pattern matches no name; the message says which.
+        If an argument is invalid, or a pattern matches no name; the message says which.
 
     Notes
     -----

@@ -81,7 +81,7 @@ def save(
     OSError
         The operating system can't write it.
     TypeError, ValueError
-        An argument is not what it must be; the message names it.
+        An argument is invalid; the message names it.
 
     Examples
     --------
@@ -224,7 +224,7 @@ def restore(path: str | os.PathLike[str], run: Any) -> dict[str, str]:
     OSError
         The operating system can't open or read it.
     TypeError, ValueError
-        An argument is not what it must be; the message names it.
+        An argument is invalid; the message names it.
 
     Examples
     --------

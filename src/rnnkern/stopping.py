@@ -36,7 +36,7 @@ class EarlyStopping:
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------
@@ -102,7 +102,7 @@ class EarlyStopping:
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be; the message names it. Nothing has changed then.
+            If an argument is invalid; the message names it. Nothing has changed then.
 
         Examples
         --------

@@ -205,7 +205,7 @@ def truncated_bptt(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be, at once; the message names it. If a further chunk is
+        If an argument is invalid, at once; the message names it. If a further chunk is
         not like the first, when its window is asked for.
 
     Notes

@@ -47,7 +47,7 @@ class IndRNN(_Layer[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

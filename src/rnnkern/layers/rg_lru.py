@@ -52,7 +52,7 @@ class RGLRU(_Layer[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

@@ -60,7 +60,7 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

@@ -55,7 +55,7 @@ class CRF(Parametrized):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -205,7 +205,7 @@ class CRF(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument or a parameter is not what it must be; the message names it, and a
+            If an argument or a parameter is invalid; the message names it, and a
             label's place.
 
         Examples

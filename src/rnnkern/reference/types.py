@@ -39,7 +39,7 @@ class Parameter(NamedTuple):
 class StateInfo(NamedTuple):
     """One row of a cell's table of states."""
 
-    name: str
+    name: str  #: as in the formulas
     width: str  #: "P" or "H"
     activation: str = ""  #: through which the cell's output reads the state, as in `Gate`
     fresh: float = 0.0  #: its elements where a sequence begins
@@ -65,7 +65,7 @@ class Gate(NamedTuple):
 class Step(NamedTuple):
     """One step of one layer and direction, on the rows it is alive in (n of them)."""
 
-    t: int
+    t: int  #: the time step
     rows: npt.NDArray[np.bool_]  #: [B], True where t < length, or where the mask is
     cut: npt.NDArray[np.bool_]  #: [B], True where a reset, here, ends the state before
     kept: Kept  #: [n], False where the state before was reset to a fresh one
@@ -80,7 +80,7 @@ class StepBack(NamedTuple):
 
     x: Array  #: [n, I] or [n, D*P]
     prev: State  #: h [n, P], c [n, H]
-    weights: Weights
+    weights: Weights  #: of the parameters, by name
     da: Array  #: [n, G*H], of the gates' arguments, clipped
     da_h: Array | None = None  #: [n, G*H], of W_hh h_prev, if `Cell.has_flow_penalty`
 
