@@ -174,7 +174,7 @@ class Attention(Parametrized):
     ----------
     params : dict of str to ndarray
         general: ``weight`` (Q, K). additive: ``weight_q`` (A, Q), ``weight_k`` (A, K), ``v`` (A,).
-        Writable; the next call sees what is written. Each call checks names, shapes and dtypes.
+        Writable; the next call uses the new values. Each call checks names, shapes and dtypes.
 
     Raises
     ------

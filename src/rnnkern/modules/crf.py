@@ -50,7 +50,7 @@ class CRF(Parametrized):
     params : dict of str to ndarray
         ``start_transitions`` (L,), ``end_transitions`` (L,) and ``transitions`` (L, L) from the
         label of a row to the label of a column: names and layout of pytorch-crf and AllenNLP.
-        Writable; the next call sees what is written. Each call checks names, shapes and dtypes.
+        Writable; the next call uses the new values. Each call checks names, shapes and dtypes.
 
     Raises
     ------

@@ -41,7 +41,7 @@ class Embedding(Parametrized):
     Attributes
     ----------
     params : dict of str to ndarray
-        ``weight`` (N, E). Writable; the next call sees what is written. Each call checks name,
+        ``weight`` (N, E). Writable; the next call uses the new values. Each call checks name,
         shape and dtype.
 
     Raises

@@ -37,7 +37,7 @@ class LayerNorm(Parametrized):
     Attributes
     ----------
     params : dict of str to ndarray
-        ``weight`` (C,) and ``bias`` (C,). Writable; the next call sees what is written. Each call
+        ``weight`` (C,) and ``bias`` (C,). Writable; the next call uses the new values. Each call
         checks names, shapes and dtypes.
 
     Raises

@@ -39,7 +39,7 @@ class Linear(Parametrized):
     Attributes
     ----------
     params : dict of str to ndarray
-        ``weight`` (O, I) and ``bias`` (O,). Writable; the next call sees what is written. Each call
+        ``weight`` (O, I) and ``bias`` (O,). Writable; the next call uses the new values. Each call
         checks names, shapes and dtypes.
 
     Raises
