@@ -174,10 +174,10 @@ class Tape:
 
 
 class Trace(NamedTuple):
-    """What `backward` saw on its way: [L*D, T, B] each; norms are L2."""
+    """Observations of `backward`: [L*D, T, B] each; norms are L2."""
 
     dh: Array  #: norm of dL/dh_t, complete
-    dh_before: Array  #: norm of what step t hands back to h_prev, before `step_norm`
+    dh_before: Array  #: norm of the gradient that step t passes to h_prev, before `step_norm`
     dc_before: Array  #: the same for c_prev; zeros for a cell without c
     scale: Array  #: the factor that `step_norm` applied
     clipped: Array  #: share of the elements of da that `step_value` limited

@@ -98,7 +98,7 @@ class ClipLike(Protocol):
 
     @property
     def step_norm(self) -> float | None:
-        """Bound of the L2 norm of each row that a step hands back to h_prev."""
+        """Bound of the L2 norm of each row that a step passes to h_prev."""
 
     @property
     def value(self) -> float | None:
