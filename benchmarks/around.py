@@ -1,10 +1,11 @@
-"""Around the kernels: memory, import, size, threads, neighbours, clips, growth, lengths, cells.
+"""Around the kernels: memory, import, build, threads, neighbours, clips, growth, lengths, cells.
 
 Needs what `peers.py` needs; a library that can't be imported is left out. One against two threads
-is read from that benchmark's results::
+is read from that benchmark's results. The build takes minutes, and is measured only by name::
 
     python benchmarks/around.py --quick
     python benchmarks/around.py --wheel dist/rnnkern-*.whl --peers benchmarks/results/peers.json
+    python benchmarks/around.py --only import build wheel --wheel dist/rnnkern-*.whl
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.metadata
 import json
 import math
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 from cases import GATES, Case
 from contenders import Call, Problem, Rnnkern, Torch, difference, importable, problem_of
-from machine import environment, facts, pin
+from machine import ROOT, environment, facts, pin
 from report import duration, facts_lines, table, times, write_report
 from timing import interleaved
 
@@ -385,9 +387,14 @@ MEASURED: dict[str, tuple[int, Callable[[Settings], Any]]] = {
     "slstm": (1, slstm),
 }
 SECTIONS = (
-    *("memory", "import", "wheel", "threads", "neighbour", "clips", "growth", "lengths", "cells"),
-    "slstm",
+    *("memory", "import", "wheel", "build", "threads", "neighbour", "clips", "growth", "lengths"),
+    *("cells", "slstm"),
 )
+# What the package promises to those who install it.
+MOST_IMPORT = 0.015  # seconds beyond NumPy
+MOST_WHEEL = 4 << 20  # bytes, with libgomp
+MOST_BUILD = 300.0  # seconds of `pip install .`, on two cores
+BUILD_CORES = 2
 
 
 def in_process(name: str, settings: Settings) -> Any:
@@ -406,11 +413,35 @@ def import_times(settings: Settings) -> dict[str, Any]:
     """Seconds that importing rnnkern takes where NumPy is there already."""
     code = "import time, numpy; t = time.perf_counter(); import rnnkern; "
     code += "print(time.perf_counter() - t)"
+    # As pip leaves the package: with its bytecode, which the first process writes.
+    env = {name: v for name, v in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     found = []
-    for _ in range(3 if settings["quick"] else 15):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    for _ in range(4 if settings["quick"] else 16):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, env=env
+        )
         found.append(float(done.stdout))
+    found = found[1:]
     return {"median": statistics.median(found), "min": min(found), "processes": len(found)}
+
+
+def build_time(_: Settings) -> dict[str, Any]:
+    """Seconds of `pip install .` into a new folder, on two cores, without a compiler cache."""
+    cores = sorted(os.sched_getaffinity(0))[:BUILD_CORES]
+    left_out = ("CMAKE_BUILD_PARALLEL_LEVEL", "CMAKE_CXX_COMPILER_LAUNCHER", "CMAKE_ARGS")
+    env = {name: value for name, value in os.environ.items() if name not in left_out}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", str(ROOT)]
+        command += ["--target", f"{folder}/package", "-C", f"build-dir={folder}/build"]
+        start = time.perf_counter()
+        subprocess.run(
+            command, check=True, env=env, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+        )
+        seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "processor": processor, "cores": len(cores)}
 
 
 NOISE = 0.03  # equal work on both sides has been seen to differ by as much
@@ -462,11 +493,23 @@ def memory_lines(found: list[dict[str, Any]]) -> list[str]:
 
 def import_lines(found: dict[str, Any]) -> list[str]:
     line = f"Beyond NumPy: {duration(found['median'])} (minimum {duration(found['min'])};"
-    return [line + f" {found['processes']} fresh processes). Target: 15 ms.", ""]
+    line += f" {found['processes']} fresh processes)."
+    return [f"{line} {limit(found['median'], MOST_IMPORT, duration(MOST_IMPORT))}", ""]
 
 
 def wheel_lines(found: dict[str, Any]) -> list[str]:
-    return [f"{found['name']}: {found['bytes'] / 2**20:.2f} MiB. Limit: 4 MiB with libgomp.", ""]
+    line = f"{found['name']}: {found['bytes'] / 2**20:.2f} MiB."
+    return [f"{line} {limit(found['bytes'], MOST_WHEEL, '4 MiB with libgomp')}", ""]
+
+
+def build_lines(found: dict[str, Any]) -> list[str]:
+    line = f"`pip install .` on {found['cores']} cores: {found['seconds']:.0f} s"
+    line += f" ({found['processor']:.0f} s of processor time)."
+    return [f"{line} {limit(found['seconds'], MOST_BUILD, '5 minutes on two cores')}", ""]
+
+
+def limit(value: float, most: float, text: str) -> str:
+    return f"Limit: {text}; {'met' if value <= most else '**exceeded**'}."
 
 
 def threads_lines(found: list[dict[str, Any]]) -> list[str]:
@@ -562,6 +605,7 @@ LINES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "memory": ("Memory of one training step", memory_lines),
     "import": ("Import", import_lines),
     "wheel": ("The wheel", wheel_lines),
+    "build": ("The build", build_lines),
     "threads": ("Speedup of two threads over one", threads_lines),
     "neighbour": ("With another process on one core", neighbour_lines),
     "clips": ("Clips: time of a training step relative to no clip", clips_lines),
@@ -576,8 +620,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="small sizes, two rounds")
-    add("--only", nargs="+", default=SECTIONS, choices=SECTIONS, help="these sections")
-    add("--wheel", type=Path, help="whose size to say")
+    default = [name for name in SECTIONS if name != "build"]
+    help_only = "these sections (all but build)"
+    add("--only", nargs="+", default=default, choices=SECTIONS, help=help_only)
+    add("--wheel", type=Path, help="a wheel, whose size is compared with the limit")
     add("--peers", type=Path, help="results of peers.py (peers.json in the folder for results)")
     add("--rounds", type=int, help="turns of each contender (5)")
     add("--turn", type=float, default=0.03, help="seconds of calls a turn (0.03)")
@@ -604,6 +650,8 @@ def measure(section: str, options: argparse.Namespace, settings: Settings) -> An
         ]
     if section == "import":
         return import_times(settings)
+    if section == "build":
+        return build_time(settings)
     if section == "wheel":
         wheel = options.wheel
         return wheel and {"name": wheel.name, "bytes": wheel.stat().st_size}

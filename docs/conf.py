@@ -43,6 +43,8 @@ html_theme = "furo"
 html_title = "rnnkern"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+pygments_dark_style = "github-dark"  # Furo's default underlines modules, like links
 html_copy_source = False
 html_additional_pages = {"index": "redirect.html"}
 copybutton_exclude = ".linenos, .gp, .go"  # prompts and output
@@ -72,9 +74,14 @@ def constructor(app, what, name, obj, options, signature, annotation):
 
 
 def skipped(app, what, name, obj, skip, options):
-    """Skip fields of named tuples, which the class's docstring describes, and the mocks' call."""
+    """Skip fields of named tuples, which the class's docstring describes, and the mocks' call.
+
+    In the reference, a comment at each field describes it.
+    """
     doc = obj.__doc__ or ""
-    return True if doc.startswith(("Alias for field number", "Call self as a function")) else None
+    if doc.startswith("Alias for field number"):
+        return None if app.env.docname.startswith("docs/reference/rnnkern.reference.") else True
+    return True if doc.startswith("Call self as a function") else None
 
 
 def setup(app):

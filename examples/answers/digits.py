@@ -113,7 +113,7 @@ def learn(
     seconds = time.perf_counter() - begin
     name = f"{kind.__name__}, T = {64 * hold}"
     print(
-        f"{name:16}{epochs:8d}{losses[-1]:12.4f}{100 * right[-1]:12.1f} %{seconds:9.0f} s",
+        f"{name:16}{epochs:8d}{losses[-1]:12.4f}{100 * right[-1]:12.1f}%{seconds:9.0f} s",
         flush=True,
     )
     return {"net": name, "loss": losses, "held_out_right": right, "seconds": seconds}

@@ -407,7 +407,7 @@ def tables(runs: list[dict[str, Any]], problems: dict[str, Problem], seconds: fl
     for name, problem in problems.items():
 
         def shown(value: float, exact: bool = name == "adding") -> str:
-            return f"{value:.2g}" if exact else f"{100 * value:.1f} %"
+            return f"{value:.2g}" if exact else f"{100 * value:.1f}%"
 
         head = (
             *(problem.title, f"{problem.unit} (from, to)", "ms a step", f"steps in {seconds:g} s"),

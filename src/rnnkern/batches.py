@@ -141,29 +141,30 @@ class Batches:
     """Batches of sequences of different lengths, in an order that a seed and the epoch determine.
 
     Each epoch shuffles the sequences, sorts each bucket of them by length, cuts the buckets into
-    batches, and shuffles the batches: little padding, in a random order [1]_. Only the batch at
-    hand is padded.
+    batches, and shuffles the batches: little padding, in a random order [1]_. Only the current
+    batch is padded.
 
     Parameters
     ----------
     x : list of ndarray, each of shape (T_i, ...)
-        The sequences, of one dtype; some may be empty. Tensors of the CPU are taken where they are.
+        The sequences, of one dtype; some may be empty. CPU tensors are not copied.
     y : ndarray, list of ndarray, or dict of str to these, optional
-        The targets: an array (N, ...) has one for each sequence; a list has N arrays (S_i, ...),
-        which are padded as those of `x` are: the tags of its steps, or a translation of it.
+        The targets. An array (N, ...) has one for each sequence. A list has N arrays (S_i, ...),
+        such as the tags of the steps, or a translation, which are padded like those of `x`.
     batch_size : int, optional
-        Sequences of a batch; the last one of an epoch may have fewer.
+        The number of sequences of a batch; the last batch of an epoch may have fewer.
     tokens : int, optional
-        In place of `batch_size`: a batch has as many sequences as fit into so many steps, padding
-        included, ``T * B`` of x or of a padded y, whichever is longer. At least the longest
-        sequence.
+        Instead of `batch_size`: a batch has as many sequences as fit into this number of steps,
+        including padding, ``T * B`` of x or of a padded y, whichever is longer. It must be at
+        least the length of the longest sequence.
     seed : int or numpy.random.SeedSequence, optional
-        Of all orders; from the system if not given.
+        The seed of all orders; by default from the operating system.
     shuffle : bool
-        If not, the order is the same in each epoch, and batches are sorted within a bucket only.
+        Whether to shuffle. If False, the order is the same in each epoch, and sequences are sorted
+        only within a bucket.
     bucket : int
-        How many batches' sequences are sorted together, at least 1. 1 sorts nothing; many leave
-        less to chance.
+        The number of batches whose sequences are sorted together, at least 1. With 1, nothing is
+        sorted; with more, there is less padding, and the order is less random.
     drop_last : bool
         Whether to leave out a batch of fewer than `batch_size` sequences; not with `tokens`.
     pad_value, y_pad_value : number
@@ -172,13 +173,13 @@ class Batches:
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
-    Iterating goes on where the last iteration was left, and ends with the epoch. A state that is
-    saved in the loop counts the batch at hand as done, so a run that is resumed goes on with the
-    next one. Orders are those of NumPy's generator, which may change between versions of NumPy.
+    An iteration continues where the last one was left, and ends with the epoch. A state that is
+    saved in the loop counts the current batch as done, so a resumed run continues with the next
+    one. Orders are those of NumPy's generator, which may change between versions of NumPy.
 
     References
     ----------

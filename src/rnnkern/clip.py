@@ -19,15 +19,15 @@ class Clip:
     Parameters
     ----------
     step_value : float, optional
-        Every step, each element of dL/da (a: the arguments of the gates' sigmoid, tanh or relu)
-        is limited to ``[-step_value, step_value]`` before it is passed on [1]_.
+        At every time step, limits each element of dL/da (a: the arguments of the gates' sigmoid,
+        tanh or relu) to ``[-step_value, step_value]``, before it is used further [1]_.
     step_norm : float, optional
-        Every step, each row of the gradient that the step hands back to the hidden state before
-        it is scaled to at most this L2 norm, per layer and direction (the per-step form of [2]_).
+        At every time step, scales each row of the gradient that the step passes to the previous
+        hidden state to at most this L2 norm, per layer and direction (the per-step form of [2]_).
     value : float, optional
-        Each element of every parameter gradient is limited to ``[-value, value]`` [3]_.
+        Limits each element of every parameter gradient to ``[-value, value]`` [3]_.
     max_norm : float, optional
-        All parameter gradients are scaled by ``min(1, max_norm / (norm + 1e-6))``, where norm is
+        Scales all parameter gradients by ``min(1, max_norm / (norm + 1e-6))``, where norm is
         their joint L2 norm [2]_. The `max_norm` of an optimizer's `step` does the same for the
         gradients of several layers together.
 

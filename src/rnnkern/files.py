@@ -63,7 +63,7 @@ MAX_DIGITS = 19  # of a number in the header
 
 
 class FileError(ValueError):
-    """A file does not hold what it must, or can't; the message begins with its path."""
+    """Raised when a file is invalid, or cannot be read or written; the message names its path."""
 
 
 class Spec(NamedTuple):

@@ -80,47 +80,47 @@ class Inference(Generic[S]):
         outputs: Literal["all", "last"] = ALL,
         hiddens: bool = False,
     ) -> tuple[Array, S] | tuple[Array, S, list[Array]]:
-        """Run over a sequence for inference: nothing is kept, nothing is drawn at random.
+        """Run over a sequence for inference: no tape, dropout or noise.
 
         Parameters
         ----------
         x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
             The input, of the layer's dtype. T and B may be 0. An ensemble takes (T, E, B, I), or
             (T, B, I) for all of its members. CPU tensors (DLPack) and buffers of that dtype are
-            read where they are; this holds for every array here. Masked arrays are refused.
+            read without a copy, here and for all other arrays. Masked arrays are refused.
         state : ndarray or tuple of ndarray, optional
             The initial h (L*D, B, P), for an LSTM the pair (h, c) with c (L*D, B, H), for an sLSTM
             the tuple (h, c, n, m); without the B for one row, (L*D, E, B, ...) for an ensemble. P
-            is `output_size`, H but for an LSTM with a projection. A fresh state if not given:
-            zeros, but m of an sLSTM -inf.
+            is `output_size`, which is H unless an LSTM has a projection. The default is a fresh
+            state: zeros, and -inf for m of an sLSTM.
         lengths : ndarray of integers, shape (B,), optional
-            Each row's number of steps, 0 to T, in any order; what lies behind is never read. All
+            Each row's number of steps, 0 to T, in any order. Later steps are never read. All
             members of an ensemble share `lengths`, `mask` and `resets`, which have no axis E.
         mask : ndarray of bool, shape (T, B), optional
             (B, T) with ``batch_first``, (T,) for one row. True at real steps; not with `lengths`.
-            At the others, which may be anywhere in a row, the state stays as it is, x is not read,
-            and y and every gradient are zero. A row's results are those of its real steps alone, to
-            the bit, wherever the others are.
+            Masked steps may be anywhere in a row. There, the state does not change, x is not read,
+            and y and all gradients are zero. The results of a row have the same bits as if it
+            consisted of its real steps only.
         resets : ndarray of bool, shaped like `mask`, optional
-            Where another sequence begins in a row. Its steps and those before them do not see each
-            other: a fresh state starts there, in both directions. Several short sequences
-            can share a row, and episodes need no loop. A reset at a masked step acts too, with
-            `lengths` none behind a row's end.
+            True where another sequence begins in a row. A fresh state starts there, in both
+            directions, so the sequences of a row do not affect each other. Several short sequences
+            can share a row, and episodes need no loop. Resets at masked steps take effect, resets
+            after the end of a row do not.
         outputs : {"all", "last"}
-            Which steps' outputs: all, or for each row its last one's alone, without memory for the
-            others. A classifier of whole sequences needs no more.
+            Which outputs to return: those of all steps, or only each row's last one, as for a
+            classifier of whole sequences. No memory is allocated for the others.
         hiddens : bool
-            Whether to return h of every layer, too. Not with ``outputs="last"``.
+            Whether to also return h of every layer. Not with ``outputs="last"``.
 
         Returns
         -------
         y : ndarray, shape (T, B, D*P)
             (B, T, D*P) with ``batch_first``, (T, D*P) for one row, (T, E, B, D*P) for an ensemble.
-            The last layer's output of every step, directions side by side (h; with ``residual``,
-            plus the layer's input); zero behind a row's end and at masked steps. With
-            ``outputs="last"`` (B, D*P) at the row's own last real step, the reverse direction at
-            its own last, the sequence's first; zero for a row without steps; (E, B, D*P) for an
-            ensemble, (D*P,) for one row.
+            The outputs of the last layer: h of both directions, concatenated; with ``residual``,
+            plus the layer's input. They are zero after a row's end and at masked steps. With
+            ``outputs="last"``: (B, D*P), at each row's own last real step; of the reverse
+            direction at the first step, which it reads last; zero for a row without steps;
+            (E, B, D*P) for an ensemble, (D*P,) for one row.
         state : ndarray or tuple of ndarray
             The state at each row's own last real step (the reverse direction's: at its first),
             shaped like the initial state.
@@ -130,7 +130,7 @@ class Inference(Generic[S]):
         Raises
         ------
         TypeError, ValueError
-            If an argument has another dtype, rank or size than it must; the message names it.
+            If an argument has the wrong dtype, rank or size; the message names it.
 
         Examples
         --------
@@ -139,14 +139,14 @@ class Inference(Generic[S]):
         >>> y.shape, state.shape
         ((7, 2, 5), (1, 2, 5))
 
-        Padding in front, as Keras's ``pad_sequences`` makes it, gives what padding behind gives:
+        Padding at the start, as by Keras's ``pad_sequences``, gives the same as padding at the end:
 
         >>> gru, x = rk.GRU(3, 5, seed=0), np.ones((7, 1, 3), np.float32)
-        >>> in_front, behind = np.arange(7)[:, None] >= 3, np.arange(7)[:, None] < 4
-        >>> bool((gru(x, mask=in_front)[0][3:] == gru(x, mask=behind)[0][:4]).all())
+        >>> at_start, at_end = np.arange(7)[:, None] >= 3, np.arange(7)[:, None] < 4
+        >>> bool((gru(x, mask=at_start)[0][3:] == gru(x, mask=at_end)[0][:4]).all())
         True
 
-        Of a classifier, the last outputs; and what each layer makes of a sequence:
+        The last outputs, as for a classifier, and the outputs of each layer:
 
         >>> lstm = rk.LSTM(3, 5, 2, bidirectional=True, seed=0)
         >>> x, lengths = np.ones((7, 2, 3), np.float32), np.array([7, 4])
@@ -194,23 +194,22 @@ def _wanted(outputs: Any, hiddens: Any) -> int:
 
 
 class Frozen(Inference[S]):
-    """A snapshot of a recurrent layer for inference, whose weights were packed once.
+    """A snapshot of a recurrent layer for inference, whose weights are packed once.
 
-    Made by ``layer.freeze()``. It is called like the layer and gives the same bits, but spares each
-    call the packing of the weights: of a single step with few rows that is most of the time. Many
-    threads can call it at once. It keeps the instruction set that was in use when it was made.
-    Later changes of the layer are not seen; `is_stale` looks for them.
+    Made by ``layer.freeze()``. It is called like the layer and gives the same bits, but its calls
+    do not pack the weights, which takes most of the time of a single step with few rows. Several
+    threads can call it at the same time. It keeps the instruction set that was in use when it was
+    made. Later changes of the layer have no effect; `is_stale` detects them.
 
-    It holds the packed weights and one copy of the parameters, of which a pickle is made; all of
-    its streams share both.
+    It holds the packed weights and one copy of the parameters, which pickles contain; all of its
+    streams share both.
 
-    With an `embedding`, calls and streams take integers in place of vectors: ``frozen(ids)`` is
-    ``layer(embedding(ids))``, to the bit, where ids are shaped like x without its last axis. The
-    products of the embedding's rows with the first layer's input matrices are computed here, by the
-    product of a call, each a sum over the inputs in rising order that starts from the biases. A
-    call reads them instead of computing them. All ids are checked, those of padding, too. The
-    products take ``N * D * G * H`` elements, of an ensemble for each member (H rounded up to whole
-    cache lines), beside a copy of the table.
+    With an `embedding`, calls and streams take integers instead of vectors: ``frozen(ids)`` has the
+    same bits as ``layer(embedding(ids))``, where ids are shaped like x without its last axis. The
+    products of the embedding's rows with the first layer's input matrices are computed once, here,
+    in the same order as in a call. Calls read them instead of computing them. All ids are checked,
+    including those of padding. The products take ``N * D * G * H`` elements, in an ensemble for
+    each member (H rounded up to whole cache lines), in addition to a copy of the table.
 
     Parameters
     ----------
@@ -218,8 +217,8 @@ class Frozen(Inference[S]):
         An ensemble, too.
     weights : {None, "bf16"}
         With "bf16", the matrices are rounded to bf16 (to nearest even, subnormal numbers to zero)
-        and stored so, here and in pickles; see ``docs/bf16.md``. Of float32 layers only. `is_stale`
-        compares rounded matrices then.
+        and stored in bf16, also in pickles; see ``docs/bf16.md``. For float32 layers only.
+        `is_stale` then compares rounded matrices.
     embedding : Embedding, optional
         Of the layer's dtype, with ``embedding_dim`` equal to its ``input_size``, and for float32 at
         most 2**24 rows. An ensemble's members share it. Not for an `RGLRU`, which reads x itself.
@@ -332,7 +331,7 @@ class Frozen(Inference[S]):
             If the layer or the embedding is gone: a frozen layer does not keep them alive. If this
             is a deep copy or from a pickle, which belong to no layer.
         TypeError, ValueError
-            If a parameter is not what it must be.
+            If a parameter is invalid.
 
         Examples
         --------

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from os.path import join
 
 __all__ = ["caches", "physical_cores", "quota", "usable_cores"]
 
+# Not pathlib's: importing it takes longer than all that this module does at import.
+# ruff: noqa: PTH118, PTH123, PTH208
+Path = str | os.PathLike[str]
 
-def usable_cores(root: Path = Path("/")) -> int | None:
+
+def usable_cores(root: Path = "/") -> int | None:
     """Return how many threads can compute at the same time at full speed.
 
     The physical cores that the process may use, or fewer where a control group limits its time. Two
@@ -36,20 +40,20 @@ def usable_cores(root: Path = Path("/")) -> int | None:
     return cores if most is None else max(1, min(cores, int(most)))
 
 
-def physical_cores(allowed: set[int], root: Path = Path("/")) -> int:
+def physical_cores(allowed: set[int], root: Path = "/") -> int:
     """Count the physical cores that these logical CPUs belong to.
 
     A CPU whose siblings the system does not name counts as a core of its own.
     """
     cores = set()
     for cpu in allowed:
-        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        siblings = _read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list")
+        folder = join(root, f"sys/devices/system/cpu/cpu{cpu}/topology")
+        siblings = _read(folder, "core_cpus_list") or _read(folder, "thread_siblings_list")
         cores.add(siblings or str(cpu))
     return max(1, len(cores))
 
 
-def quota(root: Path = Path("/")) -> float | None:
+def quota(root: Path = "/") -> float | None:
     """Return how many CPUs' time the process's control groups grant it; None for no limit.
 
     Each group and all those above it limit the process, so the smallest limit counts. A limit of
@@ -59,7 +63,7 @@ def quota(root: Path = Path("/")) -> float | None:
     return min(limits, default=None)
 
 
-def caches(root: Path = Path("/")) -> tuple[int, int, int]:
+def caches(root: Path = "/") -> tuple[int, int, int]:
     """Return the sizes of the caches of the first CPU that the process may use.
 
     Parameters
@@ -78,9 +82,11 @@ def caches(root: Path = Path("/")) -> tuple[int, int, int]:
     except (AttributeError, OSError):  # not on this system
         return 0, 0, 0
     found = {}
-    for cache in (root / f"sys/devices/system/cpu/cpu{min(allowed)}/cache").glob("index*"):
-        cpus = allowed & set(_cpus(_read(cache / "shared_cpu_list") or "", max(allowed)))
-        found[_read(cache / "level")] = _bytes(_read(cache / "size") or ""), cpus
+    folder = join(root, f"sys/devices/system/cpu/cpu{min(allowed)}/cache")
+    for cache in _listed(folder):
+        if cache.startswith("index"):
+            cpus = allowed & set(_cpus(_read(folder, cache, "shared_cpu_list") or "", max(allowed)))
+            found[_read(folder, cache, "level")] = _bytes(_read(folder, cache, "size") or ""), cpus
     l2, l2_cpus = found.get("2", (0, set()))
     l3, l3_cpus = found.get("3", (0, set()))
     return l2 // physical_cores(l2_cpus, root), l3, physical_cores(l3_cpus, root) if l3_cpus else 0
@@ -88,26 +94,26 @@ def caches(root: Path = Path("/")) -> tuple[int, int, int]:
 
 def _limits(root: Path) -> Iterator[tuple[str, str]]:
     """The texts of quota and period of all groups of this process, cgroup v2 and v1."""
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+    for line in (_read(root, "proc/self/cgroup") or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if number == "0" and not controllers:
-            for folder in _upward(root / "sys/fs/cgroup", group):
-                limit, _, period = (_read(folder / "cpu.max") or "").partition(" ")
+            for folder in _upward(join(root, "sys/fs/cgroup"), group):
+                limit, _, period = (_read(folder, "cpu.max") or "").partition(" ")
                 yield limit, period
         elif "cpu" in controllers.split(","):
             # One of the two names is a link to the other, or is there alone.
             for name in dict.fromkeys((controllers, "cpu")):
-                for folder in _upward(root / "sys/fs/cgroup" / name, group):
-                    limit = _read(folder / "cpu.cfs_quota_us") or ""
-                    yield limit, _read(folder / "cpu.cfs_period_us") or ""
+                for folder in _upward(join(root, "sys/fs/cgroup", name), group):
+                    limit = _read(folder, "cpu.cfs_quota_us") or ""
+                    yield limit, _read(folder, "cpu.cfs_period_us") or ""
 
 
-def _upward(mount: Path, group: str) -> Iterator[Path]:
+def _upward(mount: str, group: str) -> Iterator[str]:
     """The folder of a group and those above it, up to the mount, which a container sees alone."""
-    parts = [part for part in PurePosixPath(group).parts if part not in ("/", "..")]
+    parts = [part for part in group.split("/") if part not in ("", ".", "..")]
     for count in range(len(parts), -1, -1):
-        yield mount.joinpath(*parts[:count])
+        yield join(mount, *parts[:count])
 
 
 def _ratio(limit: str, period: str) -> float | None:
@@ -118,9 +124,17 @@ def _ratio(limit: str, period: str) -> float | None:
     return ratio if ratio > 0 else None
 
 
-def _read(path: Path) -> str | None:
+def _listed(folder: str) -> list[str]:
     try:
-        return path.read_text().strip()
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _read(folder: Path, *names: str) -> str | None:
+    try:
+        with open(join(folder, *names)) as file:
+            return file.read().strip()
     except (OSError, ValueError):
         return None
 

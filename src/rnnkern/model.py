@@ -31,7 +31,7 @@ def num_parameters(model: Any) -> int:
     Raises
     ------
     TypeError, ValueError
-        If `model` is not what it must be; the message says where.
+        If `model` is invalid; the message says where.
 
     Examples
     --------

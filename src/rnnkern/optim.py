@@ -744,48 +744,48 @@ class SGD(_Optimizer):
     Parameters
     ----------
     params : layer or dict of str to ndarray; a dict by group, or a list, of these
-        What is updated in place: a layer's ``params``, or writable C-contiguous arrays, each
-        float32 or float64. They are looked up by name at each step, so an array may be replaced by
-        one of its shape and dtype. Of several layers, ``{"enc": enc, "dec": dec}`` makes named
-        groups, and `step` takes a dict with the same names; a list makes groups "0", "1" and so on.
-        A module without parameters may be among them. The same array may be at several places (see
-        Notes); arrays that overlap in any other way are refused.
+        The arrays to update in place: a layer's ``params``, or writable C-contiguous arrays, each
+        float32 or float64. Each step looks them up by name, so an array may be replaced by another
+        one with the same shape and dtype. For several layers, ``{"enc": enc, "dec": dec}`` creates
+        named groups, and `step` takes a dict with the same names; a list creates the groups "0",
+        "1" and so on. Modules without parameters are allowed. The same array may occur several
+        times (see Notes); arrays that overlap in any other way are refused.
     lr : float, callable, or dict of str to these
-        Learning rate, at least 0; see also the attribute. Or a schedule, such as
-        ``rk.schedules.Cosine(1e-3, steps=1000)``, or any function of the step, from 0: the number
-        of calls of `step` before this one, skipped ones included (of an ensemble, the same for each
-        member). For all parameters, or by name, as `l1` and `l2`, where each parameter needs a
-        pattern: ``{"emb/*": 1e-2, "*": 1e-3}``. In a dict no schedule is a `Plateau`.
+        The learning rate, at least 0; see also the attribute. Or a schedule, such as
+        ``rk.schedules.Cosine(1e-3, steps=1000)``, or any function of the step: the number of
+        previous calls of `step`, including skipped ones (in an ensemble, the same for each
+        member). For all parameters, or by name like `l1` and `l2`, where a pattern must match each
+        parameter: ``{"emb/*": 1e-2, "*": 1e-3}``. A dict must not contain a `Plateau`.
     momentum : float
-        From 0 to below 1.
+        The momentum, from 0 to below 1.
     nesterov : bool
-        Whether to look ahead; needs a momentum.
+        Whether to use Nesterov's momentum; needs a `momentum` above 0.
     l1, l2 : float or dict of str to float
         Strengths, at least 0, of the penalties ``l1 sum |p|`` and ``l2/2 sum p^2`` on the loss;
         for all parameters, or by name: ``{"weight_*": 1e-4}``, or ``{"enc/weight_*": 1e-4}`` in one
-        group. Keys are patterns of `fnmatch` for the name, or for group and name; the first that
-        matches counts, and what none matches has no penalty.
+        group. Keys are patterns of `fnmatch` for the name, or for group and name. The first pattern
+        that matches is used; parameters that match no pattern have no penalty.
     ensemble : int, optional
-        E: each array holds E members' parameters, (E, ...), and each member is stepped on its own:
-        its joint norm, clip, skipped steps and count of steps.
+        E: each array holds the parameters of E members, (E, ...). Each member is updated
+        separately, with its own joint norm, clip, skipped steps and count of steps.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be, or a pattern matches no name; the message says which.
+        If an argument is invalid, or a pattern matches no name; the message says which.
 
     Notes
     -----
-    An array that is at several places when the optimizer is made is a tied parameter. Each step
-    adds up its gradients, in the order of the places, before it computes the norm, and updates it
-    once. It must stay one array, and needs the same `lr`, `l1` and `l2` (and `AdamW.weight_decay`)
-    at each place. Its moments are kept once.
+    An array that occurs several times when the optimizer is made is a tied parameter. Each step
+    adds up its gradients, in order, before it computes the norm, and updates the array once. It
+    must remain one array, and needs the same `lr`, `l1` and `l2` (and `AdamW.weight_decay`) at each
+    place. It has one set of moments.
 
-    Of a gradient that is `SparseRows`, as ``Embedding(..., sparse=True)`` returns it, a step
-    updates the rows that it has. All other rows of the parameter and of its moments stay as they
-    are: they are not decayed, not penalized, and velocities do not move them. So rows are penalized
-    as often as they are used. Adam divides by ``1 - beta^t`` with the t of all steps. Norm, clip
-    and skipped steps are as with zeros at all other rows. PyTorch's SparseAdam does the same; its
+    If a gradient is `SparseRows`, as from ``Embedding(..., sparse=True)``, a step updates only
+    these rows. All other rows of the parameter and of its moments do not change: they are not
+    decayed or penalized, and velocities do not move them. So a row is penalized as often as it is
+    used. Adam divides by ``1 - beta^t`` with the t of all steps. Norm, clip and skipped steps are
+    as with zeros at all other rows. PyTorch's SparseAdam does the same; its
     other optimizers refuse such gradients, or decay the moments of all rows.
 
     An optimizer copies and pickles. ``copy.copy`` shares the parameters and has its own moments;

@@ -138,7 +138,7 @@ class Parametrized:
         Raises
         ------
         TypeError, ValueError
-            If a parameter is not what it must be, or the prefix is no str.
+            If a parameter is invalid, or the prefix is no str.
 
         Examples
         --------
@@ -260,7 +260,7 @@ class Parametrized:
         OSError
             The operating system can't write it.
         TypeError, ValueError
-            If a parameter or the path is not what it must be.
+            If a parameter or the path is invalid.
 
         Examples
         --------

@@ -54,7 +54,7 @@ class SparseRows:
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it. Arguments are copied.
+        If an argument is invalid; the message names it. Arguments are copied.
 
     Notes
     -----

@@ -57,31 +57,32 @@ def _about(part: Parametrized) -> dict[str, Any]:
 def save(
     path: str | os.PathLike[str], model: Any, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a model, and all that a run needs to go on, to a safetensors file, all or nothing.
+    """Write a model, and all that is needed to resume a run, to a safetensors file, all or nothing.
 
-    `load` makes the layers and modules again, `restore` resumes a run. In the file each array has
-    the name of its part and its own, such as ``gru.weight_ih_l0``, as in PyTorch's ``state_dict``;
-    the classes, sizes and options are in the metadata.
+    `load` creates the layers and modules from the file; `restore` resumes a run. The name of an
+    array in the file consists of the name of its part and its own name, such as
+    ``gru.weight_ih_l0``, as in PyTorch's ``state_dict``. The metadata contain the classes, sizes
+    and options.
 
     Parameters
     ----------
     path : str or path
         As in `files.save`.
     model : dict of str to parts
-        Layers, modules and dicts of arrays; and what has a ``state_dict`` and a
-        ``load_state_dict``: optimizers, `Batches`, `EarlyStopping`. Names are without "." and "/".
-        One layer or module is saved by its own ``save``.
+        Layers, modules and dicts of arrays; and objects with ``state_dict`` and
+        ``load_state_dict``: optimizers, `Batches`, `EarlyStopping`. Names must not contain "." or
+        "/". To save a single layer or module, use its method ``save``.
     metadata : dict of str to str, optional
-        What else to keep, such as a history in JSON. `restore` returns it.
+        Further texts to save, such as a history in JSON. `restore` returns them.
 
     Raises
     ------
     FileError
         As in `files.save`.
     OSError
-        The operating system can't write it.
+        If the operating system cannot write the file.
     TypeError, ValueError
-        An argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -224,7 +225,7 @@ def restore(path: str | os.PathLike[str], run: Any) -> dict[str, str]:
     OSError
         The operating system can't open or read it.
     TypeError, ValueError
-        An argument is not what it must be; the message names it.
+        An argument is invalid; the message names it.
 
     Examples
     --------

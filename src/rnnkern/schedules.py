@@ -158,7 +158,7 @@ class Constant(_Schedule):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------
@@ -204,7 +204,7 @@ class Cosine(_Schedule):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------
@@ -258,7 +258,7 @@ class Steps(_Schedule):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -308,7 +308,7 @@ class Exponential(_Schedule):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -353,7 +353,7 @@ class OneCycle(_Schedule):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------
@@ -425,7 +425,7 @@ class Plateau(_Schedule):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

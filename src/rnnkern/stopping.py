@@ -22,12 +22,12 @@ MOST = 2**62
 
 
 class EarlyStopping:
-    """Stop once a metric no longer improves, and go back to the best parameters [1]_.
+    """Stop when a metric no longer improves, and restore the best parameters [1]_.
 
     Parameters
     ----------
     patience : int
-        After how many updates in a row without a better metric to stop, at least 1.
+        The number of successive updates without a better metric after which to stop, at least 1.
     min_delta : float
         A metric is better if it improves the best one by more than this, at least 0.
     mode : {"min", "max"}
@@ -36,7 +36,7 @@ class EarlyStopping:
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------
@@ -102,7 +102,7 @@ class EarlyStopping:
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be; the message names it. Nothing has changed then.
+            If an argument is invalid; the message names it. Nothing has changed then.
 
         Examples
         --------

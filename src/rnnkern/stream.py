@@ -25,27 +25,27 @@ class Stream(_core.Stream, Generic[S]):
 
     Made by ``layer.stream(batch_size)``, or by ``frozen.stream(batch_size)`` of a frozen layer,
     all of whose streams share the packed weights. `step` takes one step, `run` a block of steps.
-    The parameters are taken as they are when the weights are packed: later changes of the layer are
-    not seen. Results are those of calling the layer on the whole sequence, to the bit. A call that
-    fails, or that Ctrl-C ends, leaves the state as it was.
+    The weights are packed when the stream or the frozen layer is made; later changes of the layer
+    have no effect. Results have the same bits as those of calling the layer on the whole sequence.
+    A call that fails, or that Ctrl-C ends, does not change the state.
 
     The layer's ``batch_first`` does not apply to streams: `run` always takes x (T, B, I), and
     returns y (T, B, P).
 
-    A stream belongs to one thread at a time. Another one gets a `RuntimeError`, and so does a
+    Only one thread at a time may use a stream. Another thread gets a `RuntimeError`, and so does a
     process that was forked while a thread used the stream; a new stream works there.
 
-    Room for blocks of up to 128 rows (T * B) is made with the stream. A longer block makes more
-    when it first comes, and so may one that more threads share; any other call with `out`
-    allocates nothing.
+    The stream allocates memory for blocks of up to 128 rows (T * B) when it is made. The first call
+    with a longer block, or with more threads, may allocate more. All other calls with `out`
+    allocate nothing.
 
-    A copy, also one that a pickle makes in another process, is a stream of its own that goes on
-    from the same state. ``copy.copy`` shares the packed weights.
+    A copy, also one by a pickle in another process, is an independent stream that continues from
+    the same state. ``copy.copy`` shares the packed weights.
 
     Parameters
     ----------
     frozen : Frozen
-        Whose weights it shares.
+        The frozen layer, whose weights the stream shares.
     batch_size : int
         B, at least 1.
 
@@ -53,13 +53,13 @@ class Stream(_core.Stream, Generic[S]):
     ----------
     state : ndarray or tuple of ndarray
         h (L, B, P), for an LSTM the pair (h, c), c (L, B, H), for an sLSTM (h, c, n, m). Reading
-        copies; assigning sets it. `row_state` and `set_row_state` are for some rows.
+        returns a copy; assign to it to set the state. For some rows: `row_state`, `set_row_state`.
 
     Notes
     -----
-    A stream may serve B clients, of which some have no input at a step: ``stream.step(x,
-    mask=has_input)`` leaves the others as they are, and computes nothing for them. Clients leave by
-    `row_state` and come by `set_row_state` or `reset`.
+    A stream can serve B clients, even if some have no input at a step: ``stream.step(x,
+    mask=has_input)`` computes nothing for these clients and does not change their state.
+    `row_state` returns the state of a client that leaves; `set_row_state` or `reset` add a client.
 
     Examples
     --------
@@ -70,7 +70,7 @@ class Stream(_core.Stream, Generic[S]):
     >>> steps = [stream.step(x_t) for x_t in x]
     >>> bool((np.stack(steps) == gru(x)[0]).all())
     True
-    >>> branch = copy.copy(stream)  # goes on by itself from here
+    >>> branch = copy.copy(stream)  # independent from here on
     >>> bool((branch.step(x[0]) == stream.step(x[0])).all())
     True
     """
@@ -113,8 +113,8 @@ class Stream(_core.Stream, Generic[S]):
         Parameters
         ----------
         rows : array of bool (B,) or of integers (n,), optional
-            Which rows: True for each one to reset, or their numbers from 0 to B - 1. All if not
-            given. The other rows keep their state to the bit.
+            The rows to reset: True for each one, or their numbers from 0 to B - 1. The default is
+            all rows. The other rows keep their state, bit for bit.
 
         Raises
         ------

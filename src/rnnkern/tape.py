@@ -75,21 +75,21 @@ def check(name: str, array: Any, mark: Mark | None, read: Callable[[Array], byte
 class Tape:
     """What a recurrent layer's `forward` keeps for its `backward`.
 
-    A value: several may be alive, and each may be used more than once. It belongs to its process:
-    it can't be copied or pickled.
+    Several tapes can exist at the same time, and each can be used more than once. A tape belongs to
+    its process: it cannot be copied or pickled.
 
     Attributes
     ----------
     gates, cells, hiddens : list of ndarray
-        What was saved of each layer: the vectors that the cell's backward reads (T, B, n, H), with
-        D n for two directions; c (T, B, H), if the cell carries one besides h; h (T, B, D*P).
-        Read-only. T steps are the caller's: zeros are after a row's end and at masked steps. A
+        The saved values of each layer: the vectors that the cell's backward reads (T, B, n, H),
+        with D n for two directions; c (T, B, H), if the cell has a state besides h; h (T, B, D*P).
+        Read-only. The T steps are those of x, with zeros after a row's end and at masked steps. A
         tape with a checkpoint has none of them.
     real_steps : ndarray of bool, shape (T, B)
-        Where each row has a step: not behind its end, and not where it was masked.
+        True at the steps of each row, False after its end and at masked steps.
     nbytes : int
-        Memory that the tape keeps: all of these, y where backward reads it again, initial states;
-        without x, which stays the caller's. Rows are padded to whole cache lines.
+        The memory that the tape keeps: all of these, y if backward reads it again, and initial
+        states, but not x, which belongs to the caller. Rows are padded to whole cache lines.
 
     Examples
     --------

@@ -99,20 +99,20 @@ class Window(Generic[S]):
         clip : Clip, optional
             Gradient clips, of this window's gradients.
         trace, flow_penalty
-            As of the layer's `backward`.
+            As in the layer's `backward`.
 
         Returns
         -------
         Gradients
-            ``x`` is of the steps of `reach`, and ``state`` of the state before them: what this
-            window's errors alone have to say.
+            ``x`` is the gradient of the steps of `reach`, and ``state`` that of the state before
+            them. They come only from the errors of this window.
 
         Raises
         ------
         TypeError, ValueError
-            As of the layer's `backward`; the window's backward may then be called again.
+            As in the layer's `backward`; the window's backward may then be called again.
         RuntimeError
-            If it is called a second time, or after the next window was asked for.
+            If it is called a second time, or after the next window has been requested.
 
         Examples
         --------
@@ -171,42 +171,41 @@ def truncated_bptt(
 ) -> Iterator[Window[S]]:
     """Go through a long sequence for training: BPTT(h; h') [1]_, with h' = k1 and h = k2.
 
-    Every `k1` steps the errors of these steps are backpropagated, all together, as far back as the
-    last `k2` steps reach. Time is that of ``k2 / k1`` full passes; memory is that of k2 steps, for
-    any T: only slices of `x` are read, and copied, if at all. `x` may also come in chunks, without
-    end.
+    After every `k1` steps, the errors of these steps are backpropagated together over the last `k2`
+    steps. It takes the time of ``k2 / k1`` full passes and the memory of k2 steps, for any T: only
+    slices of `x` are read. `x` may also be an endless iterable of chunks.
 
     Parameters
     ----------
     layer : recurrent layer
-        Of one direction, forward in time.
+        A layer with one direction, forward in time.
     x : ndarray, shape (T, B, I), (B, T, I) with ``batch_first``, or (T, I) for one row
         The sequence, also as a ``np.memmap``, a CPU tensor (DLPack) or a buffer, which is read
-        where it is; an ensemble's as for the layer. Or chunks of it, such as a generator yields:
-        arrays, tensors or buffers of this shape with any number of steps each. They are copied, so
-        one buffer may be yielded again and again. The first is taken at once, the others when a
-        window needs them, and the windows are those of all chunks joined.
+        without a copy; for an ensemble, shaped as for the layer. Or an iterable of chunks, such as
+        a generator: arrays, tensors or buffers of this shape with any number of steps each. Chunks
+        are copied, so a generator may yield the same buffer repeatedly. The first chunk is read at
+        once, the others when a window needs them. The windows do not depend on the chunks.
     k1 : int
-        New steps a window, at least 1; the last window has what is left.
+        The number of new steps of a window, at least 1; the last window has the remaining steps.
     k2 : int, optional
-        How far back gradients go, at least k1; k1 if not given.
+        The number of steps over which gradients flow back, at least k1. The default is k1.
     state : ndarray or tuple of ndarray, optional
-        The state before the first step, as for the layer; the ``state`` of the last window of one
-        sequence lets another go on from there. It is copied.
+        The state before the first step, as for the layer. To continue a sequence, pass the
+        ``state`` of its last window. It is copied.
 
     Returns
     -------
     iterator of Window
-        ``ceil(T / k1)`` windows, none of a batch without rows, each computed when it is asked for.
-        Call ``window.backward(dy)``, or leave it, and update the parameters, before the next one.
-        If `x` is an array, ``len`` gives how many windows are left, which progress bars such as
-        tqdm show.
+        ``ceil(T / k1)`` windows, or none for a batch without rows, each computed when requested.
+        Call ``window.backward(dy)``, if you need it, and update the parameters before you request
+        the next one. If `x` is an array, ``len`` returns the number of remaining windows, for
+        progress bars such as tqdm.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be, at once; the message names it. If a further chunk is
-        not like the first, when its window is asked for.
+        At once, if an argument is invalid; the message names it. When a window is requested, if
+        a chunk does not match the first one.
 
     Notes
     -----

@@ -122,7 +122,7 @@ def from_state_dict(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be, there is no such layer, the shapes are no layer's,
+        If an argument is invalid, there is no such layer, the shapes are no layer's,
         arrays are missing or extra, or an option is for no layer that was found.
 
     Examples

@@ -119,24 +119,27 @@ def _limit(text: str) -> float | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rnnkern", description=__doc__)
+    about = "Train a character-level model, write text with it, time the layers, show the build."
+    parser = argparse.ArgumentParser(prog="rnnkern", description=about)
     parser.add_argument("--version", action="version", version=f"rnnkern {rk.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     count, positive = _number(int, 1, 2**20), _number(float, 0, above=True)
     seed = _number(int, 0, 2**32 - 1)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--threads", type=_number(int, 1, 1024), help="of the kernels")
+        threads = "largest number of threads (default: physical cores that the process may use)"
+        sub.add_argument("--threads", type=_number(int, 1, 1024), metavar="N", help=threads)
         sub.set_defaults(run=run)
         return sub
 
     training = command(
-        "train", train.train, "Train a character-level model and draw a sample from it."
+        "train", train.train, "Train a character-level model, and write a sample with it."
     )
     training.add_argument(
-        "files", nargs="*", type=_path, metavar="FILE", help="UTF-8 text files, or folders of such;"
-        " default: the source of Python's standard library. The last tenth of each is held out.",
+        "files", nargs="*", type=_path, metavar="FILE", help="a UTF-8 text file, or a folder of"
+        " text files (default: the source of Python's standard library). The last tenth of each"
+        " file is held out for evaluation.",
     )  # fmt: skip
     defaults = Settings()
 
@@ -144,54 +147,69 @@ def _parser() -> argparse.ArgumentParser:
         value = getattr(defaults, name)
         text = f"{text} (default: {'off' if value is None else value})"
         option = "--" + name.replace("_", "-")
+        if "choices" not in more:
+            more.setdefault("metavar", "N" if isinstance(value, int) else "X")
         # Suppressed, so that what was given can be told from what was not: see --resume.
         training.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, **more)
 
-    setting("cell", str, "recurrent layer", choices=list(LAYERS))
-    setting("hidden", count, "hidden units")
-    text = "size of a character's embedding; with a cell whose inputs are its units, --hidden"
+    setting("cell", str, "kind of the recurrent layer", choices=list(LAYERS))
+    setting("hidden", count, "number of hidden units")
+    text = "size of a character's embedding; cells with as many inputs as units use --hidden"
     setting("embedding", count, text)
-    setting("layers", _number(int, 1, 64), "stacked layers")
-    setting("dropout", _number(float, 0, 0.99), "share of outputs dropped between layers")
-    setting("batch", count, "lanes of text read side by side")
-    setting("length", count, "steps of truncated BPTT")
+    setting("layers", _number(int, 1, 64), "number of layers")
+    setting("dropout", _number(float, 0, 0.99), "probability of dropout between layers")
+    setting("batch", count, "number of parts of the text that are read in parallel")
+    setting("length", count, "characters over which gradients flow back in time")
     setting("lr", _number(float, 0, LARGEST, above=True), "learning rate of Adam")
-    setting("max_norm", _limit, "joint L2 norm of all gradients, or off")
-    setting("clip_value", _limit, "each element of each parameter's gradient, or off")
-    setting("clip_step_value", _limit, "each step's gate gradients, elementwise, or off")
-    setting("clip_step_norm", _limit, "L2 norm of each row's gradient handed back a step, or off")
-    setting("l2", _number(float, 0, LARGEST), "L2 penalty on the weights, not on the biases")
-    text = "what the recurrent layer's products round their operands to"
+    setting("max_norm", _limit, "limit of the joint L2 norm of all gradients, or off")
+    text = "limit of each element of the parameters' gradients, or off"
+    setting("clip_value", _limit, text, metavar="X")
+    text = "limit of each element of the gates' gradients at each time step, or off"
+    setting("clip_step_value", _limit, text, metavar="X")
+    text = "limit of the L2 norm of the gradient that each time step passes back, or off"
+    setting("clip_step_norm", _limit, text, metavar="X")
+    setting("l2", _number(float, 0, LARGEST), "L2 penalty on the weights, but not on the biases")
+    text = "round the operands of the recurrent layer's products to this format"
     setting("compute", str, text, choices=["bf16"])
-    setting("seed", seed, "of parameters, dropout, order and sample")
-    text = "parts of a batch, which mpiexec's processes share; under mpiexec as many as these"
+    setting("seed", seed, "seed of the parameters, dropout, order and sample")
+    text = "number of parts of a batch, which the processes of mpiexec share; under mpiexec the"
+    text += " default is the number of processes"
     setting("shards", _number(int, 1, MOST_SHARDS), text)
     training.add_argument(
         "--steps",
         type=count,
-        help=f"stop at this step (default: {train.STEPS}, none with --seconds)",
+        metavar="N",
+        help=f"stop at step N (default: {train.STEPS}; with --seconds: no limit)",
     )
-    training.add_argument("--seconds", type=positive, help="stop after this time (default: none)")
+    text = "stop after X seconds (default: no limit)"
+    training.add_argument("--seconds", type=positive, metavar="X", help=text)
     training.add_argument("--out", type=_path, default=Path("rnnkern-run"), metavar="FOLDER",
-                       help="for model and picture; two runs at once into one folder are refused"
-                       " (default: %(default)s)")  # fmt: skip
-    training.add_argument("--resume", action="store_true", help="go on with the run in FOLDER")
-    training.add_argument("--save-every", type=count, default=500, metavar="STEPS",
-                       help="save in between (default: %(default)s); a save that fails is"
-                       " reported and tried again at the next and at the end")  # fmt: skip
+                       help="folder for the model and the picture; only one run at a time may"
+                       " use it (default: %(default)s)")  # fmt: skip
+    training.add_argument("--resume", action="store_true", help="continue the run in FOLDER")
+    training.add_argument("--save-every", type=count, default=500, metavar="N",
+                       help="save the run every N steps (default: %(default)s); a failed save is"
+                       " reported, and tried again at the next save and at the end")  # fmt: skip
     training.set_defaults(error=training.error)
 
-    sample = command("sample", train.sample, "Write text with a trained model, one step at a time.")
-    sample.add_argument("model", type=_path, metavar="MODEL", help="a model.safetensors of train")
-    sample.add_argument("--prompt", default="def ", help="text to go on from (default: 'def ')")
-    sample.add_argument("--length", type=count, default=500, help="characters (default: 500)")
-    sample.add_argument("--temperature", type=_number(float, 0, 100), default=0.8,
-                        help="0: always the likeliest character (default: 0.8)")  # fmt: skip
-    sample.add_argument("--seed", type=seed, default=0, help="of the draws (default: 0)")
+    sample = command("sample", train.sample, "Write text with a trained model.")
+    text = "the model.safetensors that train wrote"
+    sample.add_argument("model", type=_path, metavar="MODEL", help=text)
+    text = "text to continue (default: 'def ')"
+    sample.add_argument("--prompt", default="def ", metavar="TEXT", help=text)
+    text = "number of characters (default: 500)"
+    sample.add_argument("--length", type=count, default=500, metavar="N", help=text)
+    sample.add_argument("--temperature", type=_number(float, 0, 100), default=0.8, metavar="X",
+                        help="randomness of the text; 0 always writes the most probable character"
+                        " (default: 0.8)")  # fmt: skip
+    text = "seed of the random choices (default: 0)"
+    sample.add_argument("--seed", type=seed, default=0, metavar="N", help=text)
 
-    measure = command("bench", _bench, "Time forward and training against NumPy and Python.")
-    measure.add_argument("--quick", action="store_true", help="small sizes, under 15 s")
-    command("info", _info, "Show version, instruction sets, threads and build.")
+    text = "Compare the speed with that of the NumPy reference and of plain Python."
+    measure = command("bench", _bench, text)
+    text = "use small sizes; takes less than 15 s"
+    measure.add_argument("--quick", action="store_true", help=text)
+    command("info", _info, "Show the version, instruction sets, number of threads and compiler.")
     return parser
 
 

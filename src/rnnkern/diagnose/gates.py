@@ -88,7 +88,7 @@ def saturation(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------

@@ -63,7 +63,7 @@ def plot_flow(
     ImportError
         If matplotlib is missing: ``pip install 'rnnkern[cli]'``.
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------

@@ -141,7 +141,7 @@ class Communicator:
         If there are several processes, and mpi4py or MPI is missing, or belongs to another
         launcher.
     TypeError, ValueError
-        If an argument is not what it must be, or differs between ranks, or the ranks have different
+        If an argument is invalid, or differs between ranks, or the ranks have different
         versions of rnnkern or, some of them, the baseline instruction set; all ranks raise it.
 
     Notes

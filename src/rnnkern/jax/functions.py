@@ -316,7 +316,7 @@ def rnn(
     Raises
     ------
     TypeError, ValueError
-        If an argument has another type, dtype or shape than it must; the message names it.
+        If an argument has the wrong type, dtype or shape; the message names it.
     jax.errors.JaxRuntimeError, ValueError
         If lengths are not from 0 to T, which a compiled program sees when it runs: JAX raises the
         first where it waits for results, the second where the call itself runs the program.
@@ -601,7 +601,7 @@ def init(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -677,7 +677,7 @@ def to_layer(cell: CellName, params: Params, **options: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------

@@ -55,7 +55,7 @@ class Recurrent:
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -206,7 +206,7 @@ class Recurrent:
         Raises
         ------
         TypeError, ValueError
-            If an argument has another dtype, rank or size than it must; the message names it.
+            If an argument has the wrong dtype, rank or size; the message names it.
 
         Examples
         --------

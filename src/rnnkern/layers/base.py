@@ -256,29 +256,29 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         resets: Array | None = None,
         checkpoint: int | Literal["sqrt"] | None = None,
     ) -> tuple[Array, S, Tape]:
-        """Run over a sequence for training: what backward needs is kept, dropout and noise act.
+        """Run over a sequence for training, with a tape for backward, dropout and noise.
 
         Parameters
         ----------
         x, state, lengths, mask, resets
-            As in calling the layer. `x` is not copied: leave it, and the parameters, as they are
-            until backward is done.
+            As in calling the layer. `x` is not copied: do not change it or the parameters until
+            backward has returned.
         checkpoint : int or "sqrt", optional
-            Keep the state of every so many steps only (of every sqrt(T) steps), and let backward
-            run each such segment forward again [1]_: the same bits, with the memory of the states
-            and of one segment, for a third more time. Not with ``bidirectional``, whose directions
-            need each other's whole outputs.
+            Keep only the state of every n-th step (with "sqrt", of every sqrt(T)-th step), and let
+            backward run each segment between them forward again [1]_. The bits are the same. It
+            needs the memory of these states and of one segment, and up to a third more time. Not
+            with ``bidirectional``, whose directions need each other's complete outputs.
 
         Returns
         -------
         y : ndarray
-            As in calling the layer, but read-only where the tape reads it again.
+            As in calling the layer, but read-only if the tape refers to it.
         state : ndarray or tuple of ndarray
             As in calling the layer.
         tape : Tape
-            What `backward` takes. A value: several may be alive, each may be used more than once,
-            and what it holds can be read (``tape.gates``, ``tape.cells``, ``tape.hiddens``, which
-            has every layer's h), but for what a checkpoint leaves out.
+            The argument of `backward`. Several tapes can exist at the same time, and each can be
+            used more than once. ``tape.gates``, ``tape.cells`` and ``tape.hiddens`` (h of every
+            layer) give its contents, except what a checkpoint leaves out.
 
         Raises
         ------
@@ -371,26 +371,26 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         clip : Clip, optional
             Gradient clips, fused into the kernels.
         trace : bool
-            Whether to gather, inside the kernels, the norms that `Trace` describes.
+            Whether to record the norms that `Trace` describes, inside the kernels.
         flow_penalty : float
-            The weight, at least 0, of a penalty on gradients that vanish or explode on their way
-            back: Omega = mean over rows, sum over steps, layers and directions of
-            ``(|u_t| / |v_t| - 1)^2`` [1]_, eq. 9, with v_t = dL/dh_t and u_t what step t hands
-            back to h_{t-1}, before `Clip.step_norm`. The gradient of W_hh gets the weight times
-            Omega's immediate derivative, v_t and dL/da_t held fixed (eq. 10). Steps where v_t or
-            u_t is zero do not count. For `RNN` and the reset-after `GRU`, whose state is h
-            alone and whose recurrent products all act on it.
+            The weight, at least 0, of a penalty on gradients that vanish or explode as they flow
+            back in time: Omega = mean over rows, sum over steps, layers and directions of
+            ``(|u_t| / |v_t| - 1)^2`` [1]_, eq. 9, with v_t = dL/dh_t and u_t the gradient that
+            step t passes to h_{t-1}, before `Clip.step_norm`. The gradient of W_hh gets the weight
+            times Omega's immediate derivative, with v_t and dL/da_t held fixed (eq. 10). Steps
+            where v_t or u_t is zero do not count. For `RNN` and the reset-after `GRU` only, whose
+            only state is h and whose recurrent products all act on it.
 
         Returns
         -------
         Gradients
-            `EnsembleGradients` of an ensemble.
+            `EnsembleGradients` if the layer is an ensemble.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument has another type, dtype or shape than it must, or the tape is another
-            layer's; the message names it.
+            If an argument has the wrong type, dtype or shape, or the tape is that of another layer;
+            the message names it.
         RuntimeError
             If a parameter or x has changed since the tape's forward; the message names it. 64
             evenly spaced elements of each array are compared, or all of them (see `rnnkern.debug`).
@@ -485,7 +485,7 @@ class _Layer(DrawsMasks, Parametrized, Inference[S]):
         Raises
         ------
         TypeError, ValueError
-            If a parameter, the embedding or `weights` is not what it must be.
+            If a parameter, the embedding or `weights` is invalid.
 
         Examples
         --------

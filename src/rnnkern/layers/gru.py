@@ -34,7 +34,7 @@ class GRU(_Layer[Array]):
         True (cuDNN, PyTorch; v1 of [1]_): n = tanh(W_in x + b_in + r (W_hn h' + b_hn)). False (v3
         of [1]_; ONNX's default): n = tanh(W_in x + b_in + W_hn (r h') + b_hn).
     activations : tuple of two, optional
-        Those of r and z, and of n; ``("Sigmoid", "Tanh")`` if not given. As in `LSTM`.
+        The activations of r and z, and of n; by default ``("Sigmoid", "Tanh")``. As in `LSTM`.
     forward_clip : float, optional
         As in `LSTM`.
     layer_norm : str, optional
@@ -53,7 +53,7 @@ class GRU(_Layer[Array]):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

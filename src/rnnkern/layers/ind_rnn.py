@@ -18,11 +18,11 @@ __all__ = ["IndRNN"]
 
 
 class IndRNN(_Layer[Array]):
-    """IndRNN: h = act(W_ih x + b_ih + u h'), each unit with its own state alone [1]_.
+    """IndRNN: h = act(W_ih x + b_ih + u h'), where a unit reads its own state only [1]_.
 
     u is one recurrent weight for each unit, so the recurrence is elementwise: the products of all
-    time steps are computed together. Units mix in the next layer, hence these networks are deep.
-    Over n steps a unit's gradient changes by u**n at most: with act ReLU and u near 1 it neither
+    time steps are computed together. Only the next layer combines units, so use several layers.
+    Over n steps, a unit's gradient changes by at most u**n: with ReLU and u near 1, it neither
     vanishes nor explodes.
 
     Parameters
@@ -42,12 +42,12 @@ class IndRNN(_Layer[Array]):
     ----------
     params : dict of str to ndarray
         ``weight_ih_l{k}{_reverse}`` (H, inputs), ``weight_hh_l{k}{_reverse}`` (H,), which is u, and
-        ``bias_ih_l{k}{_reverse}`` (H,). Writable; the next call sees what is written.
+        ``bias_ih_l{k}{_reverse}`` (H,). Writable; the next call uses the new values.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

@@ -23,7 +23,7 @@ class LSTM(_Layer[tuple[Array, Array]]):
     """LSTM: i, f, o = sigmoid(.), g = tanh(.); c = f c' + i g; h = o tanh(c) [1]_ [2]_.
 
     The order of gates is i, f, g, o. A state is the pair (h, c). With `proj_size`,
-    h = W_hr (o tanh(c)) [4]_ has P channels: so have the outputs, and W_hh is (4H, P).
+    h = W_hr (o tanh(c)) [4]_. Then h and the outputs have P channels, and W_hh is (4H, P).
 
     Parameters
     ----------
@@ -33,31 +33,32 @@ class LSTM(_Layer[tuple[Array, Array]]):
     seed, init, params
         As in `RNN`.
     forget_bias : float, optional
-        What the forget gate's bias starts at (``bias_ih`` holds it, ``bias_hh`` zero) [3]_; as
-        `init` says if not given. Needs ``bias=True``. Not with `params`.
+        The initial bias of the forget gate (in ``bias_ih``; ``bias_hh`` is zero) [3]_. By default,
+        `init` determines it. Needs ``bias=True``. Not with `params`.
     proj_size : int, optional
         P, from 1 to below H: the width of h after a projection ``weight_hr_l{k}{_reverse}``
         (P, H), as PyTorch's ``proj_size``. None or 0: no projection, and P = H.
     cell_clip : float, optional
-        Above 0. Limits each element of c to ``[-cell_clip, cell_clip]``, before its tanh and as
-        carried (TFLite, ELMo). Its gradient passes where c was within the bound.
+        Above 0. Limits each element of c to ``[-cell_clip, cell_clip]``, both before its tanh and
+        for the next step (TFLite, ELMo). The gradient passes where c was within the bound.
     proj_clip : float, optional
         The same for h, after the projection. Needs `proj_size`.
     peephole : bool
-        Whether gates see c by one weight for each unit [5]_: i and f see c', o sees c. The
+        Whether gates depend on c by one weight for each unit [5]_: i and f on c', o on c. The
         weights are ``weight_ch_l{k}{_reverse}`` (3H,), rows i, f, o.
     input_forget : bool
         Whether the gates are coupled [6]_: f = 1 - i. Parameters then have rows i, g, o (3H), and
         peepholes rows i, o (2H,). ONNX's ``input_forget``.
     activations : tuple of three, optional
-        Those of the gates, of g, and of c where h sees it; ``("Sigmoid", "Tanh", "Tanh")`` if not
-        given. Each is a name of ONNX's list or a tuple of a name and its constants alpha and beta:
+        The activations of the gates, of g, and of c in the formula of h; by default
+        ``("Sigmoid", "Tanh", "Tanh")``. Each is a name from ONNX's list, or a tuple of a name and
+        its constants alpha and beta (with defaults):
         Relu, Tanh, Sigmoid, Affine (alpha a + beta; 1, 0), LeakyRelu (alpha; 0.01), ThresholdedRelu
         (alpha; 1), ScaledTanh (alpha tanh(beta a)), HardSigmoid (alpha a + beta within [0, 1]; 0.2,
         0.5), Elu (alpha; 1), Softsign, Softplus.
     forward_clip : float, optional
         Above 0. Limits the arguments of the gates' activations to ``[-forward_clip,
-        forward_clip]``; their gradient passes where they were within. ONNX's ``clip``.
+        forward_clip]``. The gradient passes where they were within the bound. ONNX's ``clip``.
     layer_norm : str, optional
         Layer norm [7]_, LN(v) = gain (v - mean) / sqrt(variance + 1e-5), whose moments are those of
         all 4H values of a product, or of all H of c. Not with other options than `proj_size`.
@@ -80,7 +81,7 @@ class LSTM(_Layer[tuple[Array, Array]]):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

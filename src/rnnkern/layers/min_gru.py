@@ -23,9 +23,9 @@ CANDIDATES = get_args(Candidate)
 class MinGRU(_Layer[Array]):
     """minGRU: z = sigmoid(W_z x + b_z), v = g(W_v x + b_v); h = (1 - z) h' + z v [1]_.
 
-    The gate and the candidate see x alone, not h'. So the products of all time steps are computed
-    together, and what remains of the recurrence is elementwise: it is faster than a `GRU`, above
-    all with few rows, and has no recurrent matrix.
+    The gate and the candidate depend on x only, not on h'. So the products of all time steps are
+    computed together, the recurrence is elementwise, and there is no recurrent matrix. It is faster
+    than a `GRU`, especially with few rows.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ class MinGRU(_Layer[Array]):
         As in `RNN`.
     candidate : {"positive", "identity", "tanh"}
         g. ``positive`` is the paper's choice for its log-space form: a + 1/2 where a >= 0, and
-        sigmoid(a) elsewhere, so that states that start at or above zero stay there. ``identity`` is
-        that of its plain form, and ``tanh`` the GRU's.
+        sigmoid(a) elsewhere, so that states that are not negative stay so. ``identity`` is the
+        choice for its plain form, and ``tanh`` that of the GRU.
     bias, batch_first, dropout, bidirectional, reverse, residual, ensemble, dtype, compute,
     seed, params
         As in `RNN`.
@@ -48,12 +48,12 @@ class MinGRU(_Layer[Array]):
     ----------
     params : dict of str to ndarray
         ``weight_ih_l{k}{_reverse}`` (2H, inputs) and ``bias_ih_l{k}{_reverse}`` (2H,), rows z then
-        v. Writable; the next call sees what is written.
+        v. Writable; the next call uses the new values.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

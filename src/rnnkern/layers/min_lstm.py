@@ -19,7 +19,7 @@ __all__ = ["MinLSTM"]
 
 
 class MinLSTM(_Layer[Array]):
-    """minLSTM: a forget and an input gate of x alone, which add up to one; h = f h' + i v [1]_.
+    """minLSTM: gates that depend on x only and add up to one; h = f h' + i v [1]_.
 
     With s_f = sigmoid(W_f x + b_f) and s_i = sigmoid(W_i x + b_i), f = s_f / (s_f + s_i) and
     i = s_i / (s_f + s_i); v = g(W_v x + b_v). There is no cell state and no recurrent matrix: the
@@ -39,12 +39,12 @@ class MinLSTM(_Layer[Array]):
     ----------
     params : dict of str to ndarray
         ``weight_ih_l{k}{_reverse}`` (3H, inputs) and ``bias_ih_l{k}{_reverse}`` (3H,), rows f, i,
-        then v. Writable; the next call sees what is written.
+        then v. Writable; the next call uses the new values.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

@@ -43,22 +43,22 @@ else:
 
 
 class Trace(NamedTuple):
-    """What a backward pass saw on its way: float64 arrays (L*D, T, B), layer-major, then direction.
+    """Observations of a backward pass: float64 arrays (L*D, T, B), layer-major, then direction.
 
-    An ensemble's are (L*D, T, E, B). Behind a row's end, and at masked steps, norms and shares are
-    0, and `scale` is 1.
+    For an ensemble, they are (L*D, T, E, B). After a row's end and at masked steps, norms and
+    shares are 0, and `scale` is 1.
 
     Attributes
     ----------
     dh : ndarray
-        L2 norm of dL/dh_t, complete: what came back through time plus dL/dy_t.
+        L2 norm of the complete dL/dh_t: the gradient from later steps plus dL/dy_t.
     dh_before : ndarray
-        L2 norm of what step t hands back to the state before it, before `Clip.step_norm`. The
-        quotient ``dh_before / dh`` is the growth of one step.
+        L2 norm of the gradient that step t passes to the previous state, before `Clip.step_norm`.
+        The quotient ``dh_before / dh`` is the growth of one step.
     dc_before : ndarray or None
         The same for c of an LSTM or sLSTM.
     scale : ndarray
-        The factor that `Clip.step_norm` applied to what step t hands back; 1.0 if none.
+        The factor by which `Clip.step_norm` scaled this gradient; 1.0 if it did not.
     clipped : ndarray
         The share of the elements of dL/da_t that `Clip.step_value` limited, 0 to 1.
     """
@@ -77,10 +77,10 @@ class Trace(NamedTuple):
 class ParameterGradients:
     """dL/dp of one layer's parameters: what `Gradients` and `ModuleGradients` have in common.
 
-    They are read-only, so that `norm` stays true: ``2 * g``, ``g / 4``, ``g + h`` and
-    ``sum([g, h])`` make new ones, with a new norm. So a step can take the gradients of several
-    batches: add them up, and divide by their number. For other changes copy ``params`` into a dict;
-    optimizers take that, too, and measure it. They copy and pickle.
+    They are read-only, so that `norm` stays valid. ``2 * g``, ``g / 4``, ``g + h`` and
+    ``sum([g, h])`` return new gradients with a new norm. To step along the mean gradient of several
+    batches, add their gradients and divide by their number. For other changes, copy ``params`` into
+    a dict; optimizers also take dicts, and compute their norm. Gradients can be copied and pickled.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class ParameterGradients:
 
     Examples
     --------
-    A step along the mean gradient of four batches, for which there is no memory at once:
+    A step along the mean gradient of four batches, which need not fit into memory together:
 
     >>> import numpy as np, rnnkern as rk
     >>> layers = {"rnn": rk.GRU(3, 5, seed=0), "out": rk.Linear(5, 2, seed=1)}

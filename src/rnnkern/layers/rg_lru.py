@@ -21,12 +21,12 @@ class RGLRU(_Layer[Array]):
     """RG-LRU, the real-gated linear recurrent unit: h = a h' + sqrt(1 - a^2) (i x) [1]_.
 
     With r = sigmoid(W_r x + b_r) and i = sigmoid(W_i x + b_i), log a = -8 softplus(lambda) r: each
-    unit forgets at a rate of its own, lambda, and the gate r slows it down. x enters unit by unit,
-    by a factor that keeps the variance of h, so I is H. The gates see x alone: the products of all
-    time steps are computed together, and there is no recurrent matrix.
+    unit forgets at its own rate, lambda, which the gate r reduces. x is added unit by unit, with a
+    factor that preserves the variance of h, so I equals H. The gates depend on x only, so the
+    products of all time steps are computed together, and there is no recurrent matrix.
 
-    Where `resets` begins another sequence, a is 0 and the factor of x is 1, as in the authors'
-    code; not at the first step, which starts from the given state, or zeros.
+    Where `resets` starts another sequence, a is 0 and the factor of x is 1, as in the authors'
+    code. This does not apply to the first step, which starts from the given state or zeros.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ class RGLRU(_Layer[Array]):
     num_layers : int
         As in `RNN`.
     bidirectional : bool
-        As in `RNN`. With one layer only, as the two directions' outputs would be 2H inputs of the
-        next.
+        As in `RNN`. With one layer only, because the outputs of two directions would be 2H inputs
+        of the next layer.
     bias, batch_first, dropout, reverse, residual, ensemble, dtype, compute, seed, params
         As in `RNN`.
     init : {"uniform", "xavier", "identity", "zeros"}
@@ -47,12 +47,12 @@ class RGLRU(_Layer[Array]):
     ----------
     params : dict of str to ndarray
         ``weight_ih_l{k}{_reverse}`` (2H, H) and ``bias_ih_l{k}{_reverse}`` (2H,), rows r then i,
-        and ``lambda_l{k}{_reverse}`` (H,). Writable; the next call sees what is written.
+        and ``lambda_l{k}{_reverse}`` (H,). Writable; the next call uses the new values.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

@@ -26,9 +26,9 @@ class RNN(_Layer[Array]):
     input_size, hidden_size : int
         I and H, at least 1.
     num_layers : int
-        L, at least 1; each layer takes the outputs of the one below.
+        L, at least 1. Each layer takes the outputs of the layer below.
     nonlinearity : {"tanh", "relu"}
-        act.
+        The activation act.
     activations : tuple of one, optional
         Another act, as in `LSTM`; ``nonlinearity`` is then left out.
     forward_clip : float, optional
@@ -44,56 +44,59 @@ class RNN(_Layer[Array]):
     batch_first : bool
         Whether sequences are (B, T, C) instead of (T, B, C). States are not affected.
     dropout : float
-        From 0 to below 1; acts between layers, in `forward` only. Above 0 it needs two layers.
+        Probability of dropout, from 0 to below 1. It acts between layers, in `forward` only. A
+        value above 0 needs at least two layers.
     bidirectional : bool
-        Whether each layer also runs backward in time, its outputs beside the forward ones.
+        Whether each layer also runs backward in time. The outputs of both directions are
+        concatenated.
     reverse : bool
-        Whether all layers run backward in time only, each row from its own last step to its first.
-        y is aligned with x, as the reverse half of a bidirectional layer's is; the last state is
-        that at the first step. Parameters have no ``_reverse`` in their names. Keras's
-        ``go_backwards=True`` also turns y round: there, it is ``y[::-1]`` of rows of T steps. Not
-        with ``bidirectional``, and not for streams.
+        Whether all layers run only backward in time, each row from its own last step to its first.
+        y is aligned with x, like the reverse half of a bidirectional layer; the last state is that
+        at the first step. Parameters have no ``_reverse`` in their names. Keras's
+        ``go_backwards=True`` also reverses y: for rows of T steps, it returns ``y[::-1]``. Not with
+        ``bidirectional``, and not for streams.
     residual : bool
-        Whether each layer above the first outputs its h plus its input (before dropout), both of
-        D*H channels [5]_. Needs two layers.
+        Whether each layer above the first outputs the sum of its h and its input (before dropout),
+        both of D*H channels [5]_. Needs at least two layers.
     ensemble : int, optional
-        E: that many layers of the same sizes, side by side in each call, on as many threads as
-        there are. Parameters are (E, ...); each member is trained on its own, on its part of x
-        (T, E, B, I) or on one x (T, B, I) for all. All members share the lengths (B,), the mask
-        and the resets (T, B). Member e has the bits, of dropout too, of a layer alone whose seed
-        is ``np.random.SeedSequence(seed, spawn_key=(e,))``. Not with ``batch_first``.
+        E: compute E layers of the same sizes (members) in each call, in parallel on the available
+        threads. Parameters are (E, ...). Each member is trained separately, on its part of x
+        (T, E, B, I) or on one x (T, B, I) for all members. All members share the lengths (B,), the
+        mask and the resets (T, B). Member e has the same bits, including dropout, as a single layer
+        with the seed ``np.random.SeedSequence(seed, spawn_key=(e,))``. Not with ``batch_first``.
     dtype : {float32, float64}
-        Of parameters, inputs and outputs. Nothing is cast.
+        The dtype of parameters, inputs and outputs. Arrays of other dtypes are refused.
     compute : {None, "bf16"}
-        What both operands of every product are rounded to, in calls and in backward: weights,
-        inputs, h and dL/da. Sums, states, parameters, gradients and all other maths stay float32,
-        in which the layer must be. Twice as fast where the machine multiplies bf16 twice as fast,
-        and the same bits on machines that do not; see ``docs/bf16.md``.
+        The format to which both operands of every product are rounded, in calls and in backward:
+        weights, inputs, h and dL/da. Sums, states, parameters, gradients and all other computations
+        stay float32; other dtypes are refused. Up to twice as fast on machines that multiply bf16
+        faster, with the same bits on all machines; see ``docs/bf16.md``.
     seed : int or numpy.random.SeedSequence, optional
-        Of the initial parameters and of dropout; from the system if not given. Ensembles of
-        different seeds share no member.
+        The seed of the initial parameters and of dropout; by default from the operating system.
+        Ensembles with different seeds have no member in common.
     init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
-        How parameters start. ``uniform``: all from U(-1/sqrt(H), 1/sqrt(H)), as PyTorch does.
+        The initial values of the parameters. ``uniform``: all from U(-1/sqrt(H), 1/sqrt(H)), as in
+        PyTorch.
         ``xavier``: each gate's matrices from U(-b, b), b = sqrt(6 / (rows + columns)) [2]_.
         ``orthogonal``: input matrices as xavier, each gate's recurrent matrix orthogonal [3]_.
         ``identity``: input matrices from N(0, 0.001), recurrent matrices the identity, for
         ``nonlinearity="relu"`` [4]_. Biases are zero in all but uniform. ``zeros``: all zero, and
         nothing is drawn.
     params : mapping of str to ndarray, optional
-        The parameters, which are copied; nothing is drawn for them. Names, shapes and dtype as in
-        the attribute `params`. `seed` is then of dropout alone, and `init` is left out.
+        The parameters, which are copied. Names, shapes and dtype are those of the attribute
+        `params`. `seed` is then the seed of dropout only, and `init` cannot be given.
 
     Attributes
     ----------
     params : dict of str to ndarray
         ``weight_ih_l{k}{_reverse}`` (G*H, inputs), ``weight_hh_l{k}{_reverse}`` (G*H, H),
         ``bias_ih_l{k}{_reverse}`` and ``bias_hh_l{k}{_reverse}`` (G*H,): PyTorch's names, order
-        and gate order. Writable; the next call sees what is written.
+        and gate order. You may write to them; the next call uses the new values.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     References
     ----------

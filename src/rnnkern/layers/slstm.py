@@ -24,13 +24,13 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
     log f + m'), i = exp(a_i - m) and f = exp(log f + m' - m); c = f c' + i tanh(a_z),
     n = f n' + i, and h = sigmoid(a_o) c / n: the mean of all past inputs tanh(a_z), weighted by
     their gates. The order of gates is i, f, z, o. R consists of one block for each gate and
-    head: a head's units see the h of this head alone, so the recurrent product takes 1/N of an
-    LSTM's time.
+    head: the units of a head read only the h of this head, so the recurrent product takes 1/N
+    of the time of an LSTM's.
 
-    A state is the tuple (h, c, n, m). c and n are held relative to exp(m), so that no gate
-    overflows. In a fresh state, which the first step, `resets` and a stream's ``reset`` start from,
-    h, c and n are zeros and m is -inf. h does not depend on m, given c and n: the gradient of m is
-    zero, and one that is given for it has no effect.
+    A state is the tuple (h, c, n, m). c and n are relative to exp(m), so that no gate overflows. In
+    a fresh state, from which the first step, `resets` and a stream's ``reset`` start, h, c and n
+    are zeros and m is -inf. Given c and n, h does not depend on m: the gradient of m is zero, and a
+    gradient that is passed for m has no effect.
 
     Parameters
     ----------
@@ -46,27 +46,27 @@ class SLSTM(_Layer[tuple[Array, Array, Array, Array]]):
     init : {"uniform", "xavier", "orthogonal", "identity", "zeros"}
         As in `RNN`. Each block of R counts as a matrix of H/N rows.
     forget_bias : float, optional
-        What the forget gate's bias starts at; as `init` says if not given, which makes f about 1/2
-        (``exp_forget``: about 1), and a state then lasts for a few steps. With 3 to 6 it lasts for
-        20 to 400. Needs ``bias=True``.
+        The initial bias of the forget gate. By default, `init` determines it; then f is about 1/2
+        (with ``exp_forget``: about 1), and a state lasts for a few steps. With 3 to 6, it lasts for
+        20 to 400 steps. Needs ``bias=True``.
 
     Attributes
     ----------
     params : dict of str to ndarray
         ``weight_ih_l{k}{_reverse}`` (4H, inputs), ``weight_hh_l{k}{_reverse}`` (4H, H/N), whose row
         of unit j is for the h of the head that j is in, and ``bias_ih_l{k}{_reverse}`` (4H,).
-        Writable; the next call sees what is written.
+        Writable; the next call uses the new values.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
-    Where H/N is no multiple of a cache line (16 float32 or 8 float64 numbers), heads that share a
-    line are multiplied together, with zeros for one another's h: the result is the same, but an
-    infinite or nan h of one head can make those of its neighbours nan.
+    If H/N is not a multiple of a cache line (16 float32 or 8 float64 numbers), heads that share a
+    line are multiplied together, with zeros for each other's h. The result is the same, but an
+    infinite or nan h of one head can make the h of its neighbours nan.
 
     References
     ----------

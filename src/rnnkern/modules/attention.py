@@ -174,12 +174,12 @@ class Attention(Parametrized):
     ----------
     params : dict of str to ndarray
         general: ``weight`` (Q, K). additive: ``weight_q`` (A, Q), ``weight_k`` (A, K), ``v`` (A,).
-        Writable; the next call sees what is written. Each call checks names, shapes and dtypes.
+        Writable; the next call uses the new values. Each call checks names, shapes and dtypes.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -319,7 +319,7 @@ class Attention(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument or a parameter is not what it must be; the message names it.
+            If an argument or a parameter is invalid; the message names it.
         RuntimeError
             If a memory's keys, values or the module's parameters have changed since it was made;
             the message names the array.
@@ -405,7 +405,7 @@ class Attention(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument or a parameter is not what it must be; the message names it.
+            If an argument or a parameter is invalid; the message names it.
 
         Examples
         --------
@@ -538,7 +538,7 @@ class Attention(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument or a parameter is not what it must be; the message names it.
+            If an argument or a parameter is invalid; the message names it.
         RuntimeError
             If an array that forward read has changed since; the message names it.
 

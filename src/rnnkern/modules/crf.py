@@ -50,12 +50,12 @@ class CRF(Parametrized):
     params : dict of str to ndarray
         ``start_transitions`` (L,), ``end_transitions`` (L,) and ``transitions`` (L, L) from the
         label of a row to the label of a column: names and layout of pytorch-crf and AllenNLP.
-        Writable; the next call sees what is written. Each call checks names, shapes and dtypes.
+        Writable; the next call uses the new values. Each call checks names, shapes and dtypes.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -205,7 +205,7 @@ class CRF(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument or a parameter is not what it must be; the message names it, and a
+            If an argument or a parameter is invalid; the message names it, and a
             label's place.
 
         Examples

@@ -47,7 +47,7 @@ class Dropout(DrawsMasks, Parametrized):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -150,7 +150,7 @@ class Dropout(DrawsMasks, Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be; the message names it.
+            If an argument is invalid; the message names it.
 
         Examples
         --------
@@ -200,7 +200,7 @@ class Dropout(DrawsMasks, Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be; the message names it.
+            If an argument is invalid; the message names it.
 
         Examples
         --------

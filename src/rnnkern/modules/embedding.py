@@ -41,13 +41,13 @@ class Embedding(Parametrized):
     Attributes
     ----------
     params : dict of str to ndarray
-        ``weight`` (N, E). Writable; the next call sees what is written. Each call checks name,
+        ``weight`` (N, E). Writable; the next call uses the new values. Each call checks name,
         shape and dtype.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -146,7 +146,7 @@ class Embedding(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If x or a parameter is not what it must be; the message names it, and the place of a
+            If x or a parameter is invalid; the message names it, and the place of a
             bad x.
 
         Examples
@@ -207,7 +207,7 @@ class Embedding(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be; the message names it.
+            If an argument is invalid; the message names it.
 
         Examples
         --------

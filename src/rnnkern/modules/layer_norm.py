@@ -37,13 +37,13 @@ class LayerNorm(Parametrized):
     Attributes
     ----------
     params : dict of str to ndarray
-        ``weight`` (C,) and ``bias`` (C,). Writable; the next call sees what is written. Each call
+        ``weight`` (C,) and ``bias`` (C,). Writable; the next call uses the new values. Each call
         checks names, shapes and dtypes.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -130,7 +130,7 @@ class LayerNorm(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument or a parameter has another dtype or shape than it must; the message
+            If an argument or a parameter has the wrong dtype or shape; the message
             names it.
 
         Examples
@@ -220,7 +220,7 @@ class LayerNorm(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument or a parameter has another dtype or shape than it must; the message
+            If an argument or a parameter has the wrong dtype or shape; the message
             names it.
         RuntimeError
             If x or ``weight`` has changed since the tape's forward; the message names it.

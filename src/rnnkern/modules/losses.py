@@ -83,7 +83,7 @@ def cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it, and a target's place.
+        If an argument is invalid; the message names it, and a target's place.
 
     Notes
     -----
@@ -205,7 +205,7 @@ def binary_cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -276,7 +276,7 @@ def mean_squared_error(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -340,7 +340,7 @@ def huber(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -405,7 +405,7 @@ def quantile(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----
@@ -473,7 +473,7 @@ def gaussian_nll(
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Notes
     -----

@@ -86,7 +86,7 @@ class Pooling(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be; the message names it.
+            If an argument is invalid; the message names it.
 
         Examples
         --------
@@ -170,7 +170,7 @@ class Pooling(Parametrized):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be; the message names it.
+            If an argument is invalid; the message names it.
 
         Examples
         --------

@@ -167,34 +167,34 @@ class Config:
 class Tape:
     """What `forward` saves for `backward`."""
 
-    x_shape: tuple[int, int, int]  # (T, B, I)
-    masks: list[Array] | None  # L-1 arrays [T, B, D*P]
-    steps: list[list[Step]]  # [L*D][T], layer-major, then direction; in the order they were run
-    noise: list[dict[str, Array]] | None  # [L*D], by the names of `Cell.noise`: [T, B, H] each
+    x_shape: tuple[int, int, int]  #: (T, B, I)
+    masks: list[Array] | None  #: L-1 arrays [T, B, D*P]
+    steps: list[list[Step]]  #: [L*D][T], layer-major, then direction; in the order they were run
+    noise: list[dict[str, Array]] | None  #: [L*D], by the names of `Cell.noise`: [T, B, H] each
 
 
 class Trace(NamedTuple):
-    """What `backward` saw on its way: [L*D, T, B] each; norms are L2."""
+    """Observations of `backward`: [L*D, T, B] each; norms are L2."""
 
-    dh: Array  # norm of dL/dh_t, complete
-    dh_before: Array  # norm of what step t hands back to h_prev, before `step_norm`
-    dc_before: Array  # the same for c_prev; zeros for a cell without c
-    scale: Array  # the factor that `step_norm` applied
-    clipped: Array  # share of the elements of da that `step_value` limited
+    dh: Array  #: norm of dL/dh_t, complete
+    dh_before: Array  #: norm of the gradient that step t passes to h_prev, before `step_norm`
+    dc_before: Array  #: the same for c_prev; zeros for a cell without c
+    scale: Array  #: the factor that `step_norm` applied
+    clipped: Array  #: share of the elements of da that `step_value` limited
 
 
 @dataclass(frozen=True)
 class Gradients:
     """What `backward` returns."""
 
-    params: dict[str, Array]  # PyTorch's names, order and shapes
-    x: Array  # [T, B, I]
-    state: Array | State  # as the state: h [L*D, B, P], for LSTM (h, c [L*D, B, H])
-    norm: float  # joint L2 norm of params, after the value clip, before the norm clip
-    finite: bool  # whether all of params was finite, before the value clip
-    scale: float  # the factor that the norm clip applied, 1.0 if none
+    params: dict[str, Array]  #: PyTorch's names, order and shapes
+    x: Array  #: [T, B, I]
+    state: Array | State  #: as the state: h [L*D, B, P], for LSTM (h, c [L*D, B, H])
+    norm: float  #: joint L2 norm of params, after the value clip, before the norm clip
+    finite: bool  #: whether all of params was finite, before the value clip
+    scale: float  #: the factor that the norm clip applied, 1.0 if none
     trace: Trace
-    flow_penalty: float  # Omega, without its weight; 0 if it was not asked for
+    flow_penalty: float  #: Omega, without its weight; 0 if it was not asked for
 
 
 @dataclass(frozen=True)

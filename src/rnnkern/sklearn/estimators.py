@@ -246,7 +246,7 @@ class RNNClassifier(ClassifierMixin, _Labels):
     Raises
     ------
     TypeError, ValueError
-        `fit` and `partial_fit`, if a parameter is not what it must be; the message names it.
+        `fit` and `partial_fit`, if a parameter is invalid; the message names it.
 
     Examples
     --------
@@ -283,7 +283,7 @@ class RNNClassifier(ClassifierMixin, _Labels):
         Raises
         ------
         TypeError, ValueError
-            If an argument or parameter is not what it must be; the message names it.
+            If an argument or parameter is invalid; the message names it.
         """
         return self._fit(X, y, lengths, sample_weight)
 
@@ -315,7 +315,7 @@ class RNNClassifier(ClassifierMixin, _Labels):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be. Before `fit`, NotFittedError.
+            If an argument is invalid. Before `fit`, NotFittedError.
         """
         _, z = self._predicted(X, lengths)
         labels: Array = self.classes_[z.argmax(-1)]
@@ -452,7 +452,7 @@ class RNNRegressor(RegressorMixin, Recurrent):
         Raises
         ------
         TypeError, ValueError
-            If an argument or parameter is not what it must be; the message names it.
+            If an argument or parameter is invalid; the message names it.
         """
         return self._fit(X, y, lengths, sample_weight)
 
@@ -513,7 +513,7 @@ class RNNRegressor(RegressorMixin, Recurrent):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be. Before `fit`, NotFittedError.
+            If an argument is invalid. Before `fit`, NotFittedError.
         """
         z = self._predicted(X, lengths)[1]
         values = self._in_units(z)
@@ -611,7 +611,7 @@ class RNNTagger(_Labels):
         Raises
         ------
         TypeError, ValueError
-            If an argument or parameter is not what it must be; the message names it.
+            If an argument or parameter is invalid; the message names it.
         """
         return self._fit(X, y, lengths, sample_weight)
 
@@ -645,7 +645,7 @@ class RNNTagger(_Labels):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be. Before `fit`, NotFittedError.
+            If an argument is invalid. Before `fit`, NotFittedError.
         """
         data, z = self._predicted(X, lengths)
         return data.in_layout(self.classes_[z.argmax(-1)], self.classes_[0])
@@ -817,7 +817,7 @@ class RNNForecaster(Recurrent):
         Raises
         ------
         TypeError, ValueError
-            If an argument or parameter is not what it must be; the message names it.
+            If an argument or parameter is invalid; the message names it.
         """
         return self._fit(X, y, lengths, sample_weight)
 
@@ -877,7 +877,7 @@ class RNNForecaster(Recurrent):
         Raises
         ------
         TypeError, ValueError
-            If an argument is not what it must be. Before `fit`, NotFittedError.
+            If an argument is invalid. Before `fit`, NotFittedError.
         """
         check_is_fitted(self)
         horizon, data = size("horizon", self.horizon), self._read(X, lengths)

@@ -407,7 +407,7 @@ class _DropIn(_Calls, torch.nn.RNNBase):
         Raises
         ------
         RuntimeError, ValueError
-            If an argument has another shape, dtype or device than it must; the message names it.
+            If an argument has the wrong shape, dtype or device; the message names it.
         """
         carries = self.mode == "LSTM"
         states = () if hx is None else tuple(hx) if carries else (hx,)
@@ -464,7 +464,7 @@ class RNN(_DropIn):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -513,7 +513,7 @@ class LSTM(_DropIn):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -557,7 +557,7 @@ class GRU(_DropIn):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -648,7 +648,7 @@ class _DropInCell(_Calls, torch.nn.modules.rnn.RNNCellBase):
         Raises
         ------
         RuntimeError, ValueError
-            If an argument has another shape, dtype or device than it must; the message names it.
+            If an argument has the wrong shape, dtype or device; the message names it.
         """
         carries = self._mode() == "LSTM"
         states = () if hx is None else tuple(hx) if carries else (hx,)
@@ -691,7 +691,7 @@ class RNNCell(_DropInCell):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -740,7 +740,7 @@ class LSTMCell(_DropInCell):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -783,7 +783,7 @@ class GRUCell(_DropInCell):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -826,7 +826,7 @@ class Recurrent(_Calls):
     Raises
     ------
     TypeError, ValueError
-        If an argument is not what it must be; the message names it.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -902,7 +902,7 @@ class Recurrent(_Calls):
         Raises
         ------
         RuntimeError, ValueError
-            If an argument has another shape, dtype or device than it must; the message names it.
+            If an argument has the wrong shape, dtype or device; the message names it.
         """
         one = self._has_one_state
         states = () if hx is None else (hx,) if one else tuple(hx)
