@@ -152,7 +152,7 @@ struct Functions {
                       const Done& done) {
     const CellFunctions<T>& functions = cell_of<T>(calls->kind);
     // Where the calling thread still polls once its own members are done.
-    Barrier end[barrier_places(kMostThreads)];
+    Barrier end[kMostBarrierPlaces];
     const auto work = [&](CancelToken& token, int thread, int count) {
       const Range mine = share(n, thread, count);
       for (Index i = mine.first; i < mine.last; ++i) {

@@ -224,6 +224,10 @@ bool reached(Progress& progress, int done, CancelToken& token) {
 }
 
 namespace {
+int barrier_groups(int threads) {
+  return threads > kBarrierGroup ? (threads + kBarrierGroup - 1) / kBarrierGroup : 0;
+}
+
 // Whether all of `count` have arrived with this one. Then the place is as before, for their next
 // time.
 bool last_to_arrive(Barrier& place, int count) {
@@ -232,6 +236,13 @@ bool last_to_arrive(Barrier& place, int count) {
   return true;
 }
 }  // namespace
+
+int barrier_places(int threads) { return 1 + barrier_groups(threads); }
+
+int barrier_arrivals(int threads) {
+  const int groups = barrier_groups(threads);
+  return groups > 0 ? kBarrierGroup + groups : threads;
+}
 
 bool wait(Barrier* barrier, int thread, int threads, CancelToken& token) {
   Barrier& all = *barrier;

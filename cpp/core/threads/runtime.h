@@ -91,16 +91,11 @@ struct alignas(64) Barrier {
   int asleep = 0;
 };
 inline constexpr int kBarrierGroup = 8;
-constexpr int barrier_groups(int threads) {
-  return threads > kBarrierGroup ? (threads + kBarrierGroup - 1) / kBarrierGroup : 0;
-}
 // The places of a barrier, one after another. Never more than its threads.
-constexpr int barrier_places(int threads) { return 1 + barrier_groups(threads); }
+int barrier_places(int threads);
+inline constexpr int kMostBarrierPlaces = 1 + kMostThreads / kBarrierGroup;
 // How many threads count themselves one after another before a barrier opens.
-constexpr int barrier_arrivals(int threads) {
-  const int groups = barrier_groups(threads);
-  return groups > 0 ? kBarrierGroup + groups : threads;
-}
+int barrier_arrivals(int threads);
 // False for all threads or for none: leave. `thread` counts from 0.
 bool wait(Barrier* barrier, int thread, int threads, CancelToken& token);
 
