@@ -28,7 +28,7 @@ except ImportError:
 # The loop, as docs/answers.md shows it.
 def train(text, T=64, B=32, E=32, H=128, lr=4e-3):
     characters, ids = np.unique(list(text), return_inverse=True)
-    lanes = ids[: len(ids) // B * B].reshape(B, -1).T  # text that is read side by side
+    lanes = ids[: len(ids) // B * B].reshape(B, -1).T  # B parts of the text, side by side
     embedding = rk.Embedding(len(characters), E, seed=0)
     gru = rk.GRU(E, H, seed=1)
     output = rk.Linear(H, len(characters), seed=2)
