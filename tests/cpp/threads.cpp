@@ -431,10 +431,10 @@ void neighbours() {
     for (int i = 0; i < 8; ++i) record_call(5 * ms, 1 * ms);
     return now();
   };
-  const auto still_alone = [](int looks) {
+  const auto still_alone = [](int looks) {  // as often as short calls come
     bool alone = true;
     for (int i = 0; i < looks && alone; ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
       alone = usable_threads(3) == 1;
     }
     return alone;
@@ -442,7 +442,7 @@ void neighbours() {
   const auto late = [](Nanoseconds begin) { return now() - begin > 400 * ms; };  // a slow machine
 
   Nanoseconds begin = fail();
-  const bool alone = still_alone(40);
+  const bool alone = still_alone(150);
   require(alone || late(begin), "neighbours: no rest, though none was seen to stop");
   require(late(begin) || alone_for() > 50 * ms, "neighbours: how long the rest is");
   // Where other processes leave the busy thread less than most of a core, this says nothing.
@@ -455,11 +455,11 @@ void neighbours() {
       }
       had = thread_time();
     });
-    const bool beside = still_alone(30);
+    const bool beside = still_alone(120);
     const Nanoseconds took = now() - begin;
     over.store(true);
     busy.join();
-    const bool after = still_alone(20);
+    const bool after = still_alone(100);
     if (late(begin) || 10 * had < 7 * took) continue;
     require(beside && !after, "neighbours: it does not matter whether one stops");
     require(alone_for() == 0, "neighbours: how long a rest is that has ended");

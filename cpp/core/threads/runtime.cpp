@@ -40,11 +40,13 @@ void pause() {
 // the busy thread is of this process, such as one of another library that spins until its next
 // call, the while ends as soon as it no longer is.
 struct AdaptiveThreads {
-  static constexpr Nanoseconds most_gain = 5000000;    // one slice lost now and then is forgiven
-  static constexpr Nanoseconds first_gain = 200000;    // a trial's first call wakes threads up
-  static constexpr Nanoseconds first_rest = 20000000;  // a few slices; OpenMP's threads spin less
+  static constexpr Nanoseconds most_gain = 5000000;  // one slice lost now and then is forgiven
+  static constexpr Nanoseconds first_gain = 200000;  // a trial's first call wakes threads up
+  static constexpr Nanoseconds first_rest =
+      20000000;  // a few slices; GNU OpenMP's threads spin less
   static constexpr Nanoseconds most_rest = 500000000;  // some percent of it are lost in a trial
-  static constexpr Nanoseconds shortest_look = 1000000;
+  // Linux adds up the times of threads that run elsewhere once a tick, every 4 to 10 ms.
+  static constexpr Nanoseconds between_looks = 20000000;
   int choices = 0;
   Nanoseconds gain = first_gain;
   Nanoseconds rest = first_rest;
@@ -64,7 +66,7 @@ struct AdaptiveThreads {
   // Whether another thread of this process had half of a core or more, and now has less than a
   // tenth.
   bool others_stopped(Nanoseconds at) {
-    if (at < (looked ? look_at + shortest_look : look_at)) return false;
+    if (at < (looked ? look_at + between_looks : look_at)) return false;
     const Nanoseconds others = os::process_clock() - os::thread_clock();
     const Nanoseconds passed = at - look_at, busy = others - others_time;
     const bool first = !looked;
@@ -108,21 +110,28 @@ void set_threads(int n) {
   choices.fetch_add(1, std::memory_order_relaxed);
 }
 
+namespace {
+// Whoever chooses a number gets it, to begin with.
+void heed_choice() {
+  const int made = choices.load(std::memory_order_relaxed);
+  if (made == adaptive.choices) return;
+  adaptive = AdaptiveThreads{};
+  adaptive.choices = made;
+}
+}  // namespace
+
 int usable_threads(int n) {
-  // Whoever chooses a number gets it, to begin with.
-  if (const int made = choices.load(std::memory_order_relaxed); made != adaptive.choices) {
-    adaptive = AdaptiveThreads{};
-    adaptive.choices = made;
-  }
+  heed_choice();
   if (adaptive.alone_until != 0 && forced_grid.threads == 0) {
     const Nanoseconds at = now();
-    if (adaptive.others_stopped(at)) adaptive.alone_until = 0;
-    if (at < adaptive.alone_until) return 1;
+    if (at < adaptive.alone_until && !adaptive.others_stopped(at)) return 1;
+    adaptive.alone_until = 0;
   }
   return startable_threads(n);
 }
 
 Nanoseconds alone_for() {
+  heed_choice();
   return adaptive.alone_until == 0 ? 0 : std::max<Nanoseconds>(0, adaptive.alone_until - now());
 }
 
