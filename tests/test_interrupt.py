@@ -335,6 +335,21 @@ def test_ctrl_c_ends_an_ensemble_after_the_calling_threads_share():
     assert_all_is_well()
 
 
+def test_ctrl_c_ends_an_ensemble_whose_members_run_in_turn():
+    layer = make_layer("gru", 64, 256, ensemble=3)
+
+    def x(T):
+        return np.broadcast_to(np.float32(1), (T, 3, 16, 64))
+
+    T = size_of(LONG / 2, lambda T: layer.member(0)(x(T)[:, 0], outputs="last"))
+    assert plan_of(layer, T, 16, 2).shared == "rows"
+    sent = []
+    with rk.num_threads(2), pytest.raises(KeyboardInterrupt):
+        signalled(lambda: layer(x(T), outputs="last"), LONG / 2, sent=sent)
+    sent[0].assert_in_time()
+    assert_all_is_well()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_ends_a_long_loss(threads):
     def arguments(n):

@@ -59,13 +59,13 @@ struct TypedKernels {
   void (*run_forward)(const void* workspace);
   Index (*backward_workspace)(const BackwardCall<T>&);
   GradientNorm (*backward)(const BackwardCall<T>&, void* workspace);
-  // `n` calls of the same cell, sizes and interrupt side by side, each on one of at most `threads`
-  // threads. Workspaces: one for each of these threads, one behind the other, for a call on one
-  // thread.
   // On how many threads n members of an ensemble run side by side, each on one. 0: in turn, each on
   // all threads of its call.
   int (*threads_of_forwards)(const ForwardCall<T>&, Index n);
   int (*threads_of_backwards)(const BackwardCall<T>&, Index n);
+  // `n` calls of the same cell, sizes and interrupt side by side, each on one of at most `threads`
+  // threads. Workspaces: one for each of these threads, one behind the other, for a call on one
+  // thread.
   void (*forward_members)(const ForwardCall<T>* calls, Index n, int threads, void* workspaces);
   void (*backward_members)(const BackwardCall<T>* calls, Index n, int threads, void* workspaces,
                            GradientNorm* norms);

@@ -256,18 +256,20 @@ class Calls {
     for (Call& call : calls_) call.threads = side_by_side_ > 0 ? 1 : threads_;
   }
   Index workspaces(Index of_one) const { return of_one * std::max(1, side_by_side_); }
-  void forward(const TypedKernels<T>& use, const Interrupt& interrupt, void* workspaces) {
-    for (Call& call : calls_) call.interrupt = interrupt;
+  void forward(const TypedKernels<T>& use, ThrottledPoll& poll, void* workspaces) {
+    for (Call& call : calls_) call.interrupt = poll.interrupt();
     if (side_by_side_ > 0)
       return use.forward_members(calls_.data(), count(), side_by_side_, workspaces);
-    for (const Call& call : calls_) use.forward(call, workspaces);
+    for (const Call& call : calls_)
+      if (poll.go_on()) use.forward(call, workspaces);
   }
-  void backward(const TypedKernels<T>& use, const Interrupt& interrupt, void* workspaces,
+  void backward(const TypedKernels<T>& use, ThrottledPoll& poll, void* workspaces,
                 GradientNorm* norms) {
-    for (Call& call : calls_) call.interrupt = interrupt;
+    for (Call& call : calls_) call.interrupt = poll.interrupt();
     if (side_by_side_ > 0)
       return use.backward_members(calls_.data(), count(), side_by_side_, workspaces, norms);
-    for (const Call& call : calls_) *norms++ = use.backward(call, workspaces);
+    for (const Call& call : calls_)
+      if (poll.go_on()) *norms++ = use.backward(call, workspaces);
   }
 
  private:
@@ -462,7 +464,7 @@ void ForwardRun<T>::run(const Interrupt& interrupt) {
   plan.x.gather(poll);
   for (Index i = 0; i < plan.segments.count && poll.go_on(); ++i) {
     if (plan.segments.count > 1) plan.prepare(i);  // a single one is already
-    plan.calls.forward(plan.use, poll.interrupt(), plan.workspace.get());
+    plan.calls.forward(plan.use, poll, plan.workspace.get());
   }
   plan.spread(poll);
   cut_states(plan.tape, plan.last);
@@ -636,8 +638,8 @@ void BackwardRun<T>::run(const Interrupt& interrupt) {
   plan.dy.gather(poll);
   for (Index i = plan.segments.count - 1; i >= 0 && poll.go_on(); --i) {
     if (plan.segments.count > 1) plan.prepare(i);  // a single one is already
-    if (plan.again) plan.forward.forward(plan.use, poll.interrupt(), plan.workspace.get());
-    plan.backward.backward(plan.use, poll.interrupt(), plan.workspace.get(), plan.norms.data());
+    if (plan.again) plan.forward.forward(plan.use, poll, plan.workspace.get());
+    plan.backward.backward(plan.use, poll, plan.workspace.get(), plan.norms.data());
   }
   plan.spread(poll);
 }

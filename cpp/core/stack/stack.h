@@ -73,12 +73,13 @@ inline int threads_of_members(const CellLayout& cell, const Call& call, Index n)
   const int threads =
       capped(static_cast<int>(least(call.threads, n)), as_double(n) * flops / kFlopsOfAThread);
   const Grid grid = grid_of<T>(cell, call);
+  if (forced_grid.threads > 0) return grid.threads > 1 ? 0 : 1;
   if (grid.threads == 1) return threads;
   const StepWork step = step_work_of<T>(cell, call);
   constexpr double loss = 1.1;  // threads start for each member; their rows are not quite even
   const double in_turn = loss * as_double(n) * step_time(machine, step, grid);
   const double side_by_side = as_double(ceil_div(n, threads)) * step_time(machine, step, {1, 1});
-  return forced_grid.threads > 0 || in_turn < side_by_side ? 0 : threads;
+  return in_turn < side_by_side ? 0 : threads;
 }
 
 // Layers side by side: where a grid gains less, each thread runs whole layers, some steps behind
