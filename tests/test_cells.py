@@ -94,7 +94,7 @@ def test_every_option_with_every_other(isa, kind, half, dtype, bidirectional, nu
     layouts = ({"B": 3}, {"B": 3, "batch_first": True}, {"B": 3, "lengths": "random"}, {"B": None})
     for bias, state, (i, layout) in product([True, False], [True, False], enumerate(layouts)):
         places = (bias, state, i, dtype is np.float64, bidirectional, num_layers)
-        if not in_half(half, *places):
+        if not in_half(half, *places, LOOPS.index(kind), sets().index(isa)):
             continue
         options = {"dtype": dtype, "bidirectional": bidirectional, "num_layers": num_layers}
         with rk.force_isa(isa):
@@ -108,7 +108,8 @@ def test_every_option_with_every_other(isa, kind, half, dtype, bidirectional, nu
 @pytest.mark.parametrize("H", ODD)
 def test_odd_sizes(isa, kind, half, dtype, H):
     for i, (I, B) in enumerate(((1, 1), (7, 5), (15, 2), (17, 1), (33, 9), (65, 3))):
-        if not in_half(half, dtype is np.float64, ODD.index(H), i):
+        places = dtype is np.float64, ODD.index(H), i, KINDS.index(kind), sets().index(isa)
+        if not in_half(half, *places):
             continue
         with rk.force_isa(isa):
             check(*case(kind, I, H, 3, B, dtype=dtype, num_layers=2, bidirectional=I > 15))
@@ -186,7 +187,7 @@ def three_chunks(layer, B, threads=1):
     ],
 )
 def test_chunks_of_steps(isa, kind, half, lengths, H, B, num_layers):
-    places = LOOPS.index(kind), lengths == "random", num_layers
+    places = LOOPS.index(kind), lengths == "random", num_layers, sets().index(isa)
     dtype = DTYPES[in_half(half, *places)]
     options = {"dtype": dtype, "num_layers": num_layers, "bidirectional": True}
     layer = make_layer(kind, 9, H, **options)

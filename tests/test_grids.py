@@ -63,6 +63,12 @@ def test_every_grid_of_16_threads(kind, bidirectional):
     check_grids(GRIDS, *random_case(kind, bidirectional, dtype=dtype))
 
 
+def test_teams_that_meet_in_groups():
+    """More than eight members of a team, of two teams at a time, too."""
+    layer = make_layer("gru_reset_before", 5, 330)
+    check_grids([(9, 1), (18, 2), (20, 2)], layer, random_problem(layer, 3, 9))
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru_reset_before", "lstm_projected"])
 def test_grids_of_products_in_bf16(kind):
     grids = [grid for grid in GRIDS if grid[0] <= 5]

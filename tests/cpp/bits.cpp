@@ -3,7 +3,7 @@
 //
 //   bits [set [few]]    the set to use; the best that runs here if none is named
 //
-// `few`: a quarter of the cases, for Valgrind (see `among_few`).
+// `few`: a quarter of the cases, for Valgrind and emulators (see `among_few`).
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
