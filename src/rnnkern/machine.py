@@ -11,10 +11,10 @@ __all__ = ["caches", "physical_cores", "quota", "usable_cores"]
 
 # Not pathlib's: importing it takes longer than all that this module does at import.
 # ruff: noqa: PTH118, PTH123, PTH208
-Path = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 
 
-def usable_cores(root: Path = "/") -> int | None:
+def usable_cores(root: AnyPath = "/") -> int | None:
     """Return how many threads can compute at the same time at full speed.
 
     The physical cores that the process may use, or fewer where a control group limits its time. Two
@@ -22,7 +22,7 @@ def usable_cores(root: Path = "/") -> int | None:
 
     Parameters
     ----------
-    root : Path
+    root : str or os.PathLike
         The folder that has ``proc`` and ``sys``.
 
     Returns
@@ -40,7 +40,7 @@ def usable_cores(root: Path = "/") -> int | None:
     return cores if most is None else max(1, min(cores, int(most)))
 
 
-def physical_cores(allowed: set[int], root: Path = "/") -> int:
+def physical_cores(allowed: set[int], root: AnyPath = "/") -> int:
     """Count the physical cores that these logical CPUs belong to.
 
     A CPU whose siblings the system does not name counts as a core of its own.
@@ -53,7 +53,7 @@ def physical_cores(allowed: set[int], root: Path = "/") -> int:
     return max(1, len(cores))
 
 
-def quota(root: Path = "/") -> float | None:
+def quota(root: AnyPath = "/") -> float | None:
     """Return how many CPUs' time the process's control groups grant it; None for no limit.
 
     Each group and all those above it limit the process, so the smallest limit counts. A limit of
@@ -63,12 +63,12 @@ def quota(root: Path = "/") -> float | None:
     return min(limits, default=None)
 
 
-def caches(root: Path = "/") -> tuple[int, int, int]:
+def caches(root: AnyPath = "/") -> tuple[int, int, int]:
     """Return the sizes of the caches of the first CPU that the process may use.
 
     Parameters
     ----------
-    root : Path
+    root : str or os.PathLike
         The folder that has ``sys``.
 
     Returns
@@ -92,7 +92,7 @@ def caches(root: Path = "/") -> tuple[int, int, int]:
     return l2 // physical_cores(l2_cpus, root), l3, physical_cores(l3_cpus, root) if l3_cpus else 0
 
 
-def _limits(root: Path) -> Iterator[tuple[str, str]]:
+def _limits(root: AnyPath) -> Iterator[tuple[str, str]]:
     """The texts of quota and period of all groups of this process, cgroup v2 and v1."""
     for line in (_read(root, "proc/self/cgroup") or "").splitlines():
         number, _, rest = line.partition(":")
@@ -131,7 +131,7 @@ def _listed(folder: str) -> list[str]:
         return []
 
 
-def _read(folder: Path, *names: str) -> str | None:
+def _read(folder: AnyPath, *names: str) -> str | None:
     try:
         with open(join(folder, *names)) as file:
             return file.read().strip()

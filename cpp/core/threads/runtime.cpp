@@ -40,10 +40,9 @@ void pause() {
 // the busy thread is of this process, such as one of another library that spins until its next
 // call, the while ends as soon as it no longer is.
 struct AdaptiveThreads {
-  static constexpr Nanoseconds most_gain = 5000000;  // one slice lost now and then is forgiven
-  static constexpr Nanoseconds first_gain = 200000;  // a trial's first call wakes threads up
-  static constexpr Nanoseconds first_rest =
-      20000000;  // a few slices; GNU OpenMP's threads spin less
+  static constexpr Nanoseconds most_gain = 5000000;    // one slice lost now and then is forgiven
+  static constexpr Nanoseconds first_gain = 200000;    // a trial's first call wakes threads up
+  static constexpr Nanoseconds first_rest = 20000000;  // a few slices; GNU's threads spin less
   static constexpr Nanoseconds most_rest = 500000000;  // some percent of it are lost in a trial
   // Linux adds up the times of threads that run elsewhere once a tick, every 4 to 10 ms.
   static constexpr Nanoseconds between_looks = 20000000;
@@ -63,8 +62,7 @@ struct AdaptiveThreads {
     looked = others_were_busy = false;
     rest = std::min(2 * rest, most_rest);
   }
-  // Whether another thread of this process had half of a core or more, and now has less than a
-  // tenth.
+  // Whether other threads of this process had half of a core or more, and now less than a tenth.
   bool others_stopped(Nanoseconds at) {
     if (at < (looked ? look_at + between_looks : look_at)) return false;
     const Nanoseconds others = os::process_clock() - os::thread_clock();
