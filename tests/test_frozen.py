@@ -5,10 +5,10 @@ Copies and pickles of them are in test_copies.py, hostile hosts in test_hostile.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import pickle
 import re
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -125,10 +125,10 @@ def test_it_is_a_snapshot(kind):
         values[...] = np.nan
     assert bits(frozen(p.x, p.state)) == want
     layer.params = {}
-    gc.collect()
     assert bits(frozen(p.x, p.state)) == want
-    del layer
-    gc.collect()
+    gone = weakref.ref(layer)
+    del layer, values
+    assert gone() is None
     assert bits(frozen(p.x, p.state)) == want
 
 
@@ -183,8 +183,9 @@ def test_a_layer_that_is_gone_or_wrong():
     layer.params = layer.params | {"bias_hh_l0": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match=r"^params\['bias_hh_l0'\]: expected shape \(27,\), got"):
         frozen.is_stale()
+    gone = weakref.ref(layer)
     del layer
-    gc.collect()
+    assert gone() is None
     with pytest.raises(RuntimeError, match="is_stale: expected the layer that was frozen, got non"):
         frozen.is_stale()
 
