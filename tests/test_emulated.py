@@ -2,8 +2,8 @@
 
 Slow (it compiles the core three times and boots Linux in an emulator): ``pytest -m slow
 tests/test_emulated.py``. RNNKERN_RELEASED names a folder where AVX2's drivers are already built.
-With RNNKERN_FEW, NEON computes a quarter of the problems of bits, and none of fuzz. It needs Debian's
-packages
+With RNNKERN_FEW, NEON computes a quarter of the problems of ``bits``, none of ``fuzz``. It needs
+Debian's packages
 
 - for NEON: g++-aarch64-linux-gnu, qemu-user;
 - for AVX-512: bochs, bochs-term, isolinux, syslinux-common, genisoimage, cpio, busybox-static, and
