@@ -198,6 +198,13 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The flat places of the largest values, largest first; of equal ones, the first first."""
+    flat = values.ravel()
+    near = np.flatnonzero(flat >= np.partition(flat, -count)[-count])
+    return near[np.argsort(-flat[near], kind="stable")][:count]
+
+
 class Translator:
     """Beam search, sentence by sentence; weights are packed once."""
 
@@ -228,9 +235,8 @@ class Translator:
             bent = np.tanh(model["mix"](np.concatenate([h, context], axis=-1)))
             total = scores[:, None] + log_softmax(model["output"](bent))
             total[:, [PAD, BEGIN]] = -np.inf
-            flat = np.argsort(-total, axis=None, kind="stable")[: 2 * beam]
             alive: list[tuple[float, int, int]] = []
-            for place in flat:
+            for place in largest(total, 2 * beam):
                 row, symbol = divmod(int(place), total.shape[1])
                 score = float(total[row, symbol])
                 if symbol == END:

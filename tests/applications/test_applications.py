@@ -324,6 +324,18 @@ def test_a_week_of_no_year_is_refused(examples, last):
         forecasting.predict({}, {}, args)
 
 
+@pytest.mark.parametrize("count", [1, 8, 24])
+def test_a_beam_goes_on_with_the_largest_sums(examples, count):
+    """Many are equal, and some are those of paths that cannot be."""
+    import translation
+
+    sums = np.random.default_rng(0).integers(-3, 3, (4, 6)).astype(float)
+    sums[:, :2], sums[3] = -np.inf, -np.inf
+    assert list(translation.largest(sums, count)) == list(
+        np.argsort(-sums, axis=None, kind="stable")[:count]
+    )
+
+
 # ---- the cache of data ---------------------------------------------------------------------------
 
 SDIST = "hironsancorpus-0.1.2.tar.gz"
