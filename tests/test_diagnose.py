@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import (
+    DTYPES,
     KINDS,
     LOOPS,
     QUIET,
@@ -705,6 +706,9 @@ def test_pictures_of_nan(kind, half):
 # ---- NumPy's traps -----------------------------------------------------------------------------
 
 
+FACTORS = [0.0, 1e-30, 1e-3, 1.0, 30.0, 1e30, np.nan]
+
+
 def extreme(kind, dtype, factor):
     """A problem whose gradients vanish, explode or are nan, as `factor` of the parameters says."""
     layer = make_layer(kind, 2, 5, num_layers=2, dtype=dtype)
@@ -717,9 +721,10 @@ def extreme(kind, dtype, factor):
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e-3, 1.0, 30.0, 1e30, np.nan])
-def test_traps_of_numpy_change_nothing(kind, dtype, factor):
+@each_half
+@pytest.mark.parametrize("factor", FACTORS)
+def test_traps_of_numpy_change_nothing(kind, half, factor):
+    dtype = DTYPES[in_half(half, LOOPS.index(kind), FACTORS.index(factor))]
     layer, p, tape, grads = extreme(kind, dtype, factor)
     for call in (
         lambda: diagnose.lyapunov(layer, p.x, p.state, settle=3),
