@@ -199,7 +199,7 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """The flat places of the largest values, largest first; of equal ones, the first first."""
+    """The flat indices of the largest values, in descending order; equal values by index."""
     flat = values.ravel()
     near = np.flatnonzero(flat >= np.partition(flat, -count)[-count])
     return near[np.argsort(-flat[near], kind="stable")][:count]

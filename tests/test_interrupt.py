@@ -25,11 +25,9 @@ import rnnkern as rk
 # asks for signals every 0.1 s; the rest is for its work between two looks at the clock, for the
 # other threads to reach a barrier, and for memory to be released.
 SECONDS = 0.2
-# Core time of a complete call. Shared by as many threads as a test takes, at most 5, the call still
-# takes twice as long as SECONDS: a call that never asks for signals fails its test.
-LONG = 2 * SECONDS * min(5, max(2, os.cpu_count() or 1))
-# Core time of one of the members that two threads run, of a loss, and of two calls of a module.
-PART = 1.0
+# Core time of a complete call. Shared by 5 threads, the call still takes twice as long as SECONDS:
+# a call that never asks for signals fails its test.
+LONG = 2.0
 
 # I, H, L, B of calls with many rows to share, few rows and many units, or layers side by side.
 # Fewer units for calls in segments: each segment packs the weights again, and their memory has to
@@ -321,7 +319,7 @@ def test_ctrl_c_ends_an_ensemble_after_the_calling_threads_share():
     def x(T):
         return np.broadcast_to(np.float32(1), (T, 3, 1, 16))
 
-    T = size_of(PART, lambda T: layer.member(0)(x(T)[:, 0], outputs="last"))
+    T = size_of(LONG / 2, lambda T: layer.member(0)(x(T)[:, 0], outputs="last"))
     plan = plan_of(layer, T, 1, 2)
     assert (plan.shared, plan.threads) == ("members", 2)
     clock, sent = time.pthread_getcpuclockid(threading.get_ident()), []
@@ -329,7 +327,7 @@ def test_ctrl_c_ends_an_ensemble_after_the_calling_threads_share():
 
     def the_caller_waits():
         ran.append(time.clock_gettime(clock))
-        return ran[-1] - ran[0] > PART / 2 and ran[-1] - ran[-2] < 0.005  # in 0.1 s
+        return ran[-1] - ran[0] > LONG / 4 and ran[-1] - ran[-2] < 0.005  # in 0.1 s
 
     with rk.num_threads(2), pytest.raises(KeyboardInterrupt):
         signalled(lambda: layer(x(T), outputs="last"), 0.1, sent=sent, until=the_caller_waits)
@@ -343,11 +341,11 @@ def test_ctrl_c_ends_an_ensemble_whose_members_run_in_turn():
     def x(T):
         return np.broadcast_to(np.float32(1), (T, 3, 16, 64))
 
-    T = size_of(PART, lambda T: layer.member(0)(x(T)[:, 0], outputs="last"))
+    T = size_of(LONG / 2, lambda T: layer.member(0)(x(T)[:, 0], outputs="last"))
     assert plan_of(layer, T, 16, 2).shared == "rows"
     sent = []
     with rk.num_threads(2), pytest.raises(KeyboardInterrupt):
-        signalled(lambda: layer(x(T), outputs="last"), PART, sent=sent)
+        signalled(lambda: layer(x(T), outputs="last"), LONG / 2, sent=sent)
     sent[0].assert_in_time()
     assert_all_is_well()
 
@@ -357,7 +355,7 @@ def test_ctrl_c_ends_a_long_loss(threads):
     def arguments(n):
         return np.zeros((n, 3), np.float32), np.zeros(n, int)
 
-    logits, targets = arguments(size_of(PART, lambda a: rk.cross_entropy(*a), arguments))
+    logits, targets = arguments(size_of(LONG / 2, lambda a: rk.cross_entropy(*a), arguments))
     out, sent = np.full_like(logits, np.nan), []
     with rk.num_threads(threads), pytest.raises(KeyboardInterrupt):
         signalled(lambda: rk.cross_entropy(logits, targets, out=out), sent=sent)
@@ -409,7 +407,7 @@ def module_of(name):
 )
 def test_ctrl_c_ends_a_modules_call(name):
     given, use = module_of(name)
-    arguments, sent = given(size_of(PART / 2, use, given)), []
+    arguments, sent = given(size_of(LONG / 4, use, given)), []
     for threads in (1, 2):
         with rk.num_threads(threads), pytest.raises(KeyboardInterrupt):
             signalled(lambda: forever(lambda: use(arguments)), sent=sent)
